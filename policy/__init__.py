@@ -1,0 +1,1 @@
+"""The learner: DeepSpeed ranks on Ray, models, weights out, checkpoints, the tiny policy."""

@@ -1,0 +1,93 @@
+"""Log-probabilities of sampled tokens, without ever holding the logits of a whole micro-batch."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import PeftModel
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+
+class LogprobModel(torch.nn.Module):
+    """A causal language model that answers with the log-probabilities of its loss tokens.
+
+    Rows are padded on the right and attention is causal, so no attention mask is needed: no
+    token that counts sees padding.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel | PeftModel, chunk_tokens: int) -> None:
+        """chunk_tokens: positions whose logits exist at one time."""
+        super().__init__()
+        base = causal_lm.get_base_model() if isinstance(causal_lm, PeftModel) else causal_lm
+        self.backbone = base.base_model
+        self.head = ChunkedHead(base.get_output_embeddings(), chunk_tokens)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "batch time"],
+        loss_mask: Bool[Tensor, "batch time"],
+        temperature: Float[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Return (logprobs, entropies) of the N tokens under the mask, in row order.
+
+        Token t is predicted from position t - 1. Entropies carry no gradient.
+        """
+        hidden = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, H]
+        predicted = loss_mask[:, 1:]
+        row_temperature = temperature[:, None].expand(predicted.shape)
+        return self.head(
+            hidden[:, :-1][predicted],  # [N, H]
+            token_ids[:, 1:][predicted],
+            row_temperature[predicted],
+        )
+
+
+class ChunkedHead(torch.nn.Module):
+    """The output layer and log-softmax over chunks of positions, recomputed in the backward.
+
+    One call takes all chunks. ZeRO-3 treats this module as a leaf, so the output layer is gathered
+    once per call: ranks may then have different numbers of chunks without their collectives
+    falling out of step.
+    """
+
+    def __init__(self, lm_head: torch.nn.Module, chunk_tokens: int) -> None:
+        super().__init__()
+        self.lm_head = lm_head
+        self.chunk_tokens = chunk_tokens
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "n width"],
+        targets: Int[Tensor, " n"],
+        temperature: Float[Tensor, " n"],
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        chunks = []
+        # No positions still make one chunk, so that every parameter is in every rank's graph.
+        for start in range(0, max(len(targets), 1), self.chunk_tokens):
+            part = slice(start, start + self.chunk_tokens)
+            chunks.append(
+                checkpoint(
+                    self._chunk,
+                    hidden[part],
+                    targets[part],
+                    temperature[part],
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            )
+        logprobs, entropies = zip(*chunks, strict=True)
+        return torch.cat(logprobs), torch.cat(entropies)
+
+    def _chunk(
+        self,
+        hidden: Float[Tensor, "n width"],
+        targets: Int[Tensor, " n"],
+        temperature: Float[Tensor, " n"],
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        logits = self.lm_head(hidden).float() / temperature[:, None]  # [N, V]
+        logprobs = torch.log_softmax(logits, dim=-1)  # [N, V]
+        with torch.no_grad():
+            entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
+        return logprobs.gather(1, targets[:, None])[:, 0], entropies

@@ -1,0 +1,177 @@
+"""Loads the policy: a causal language model from a directory, with a LoRA adapter if asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from policy.tiny_policy import ensure_tiny_policy
+from rl.config import LoraConfig, PolicyConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+"""Files that hold weights; a model directory's other files go along with any new weights."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+# Settings that change logits after the output layer, which policy/logprobs.py applies alone.
+_LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+_log = logging.getLogger(__name__)
+
+
+def resolve_model(name: str) -> Path:
+    """Return the model directory that learner and engines load.
+
+    name: `builtin:tiny`, a directory, or the name of a Hugging Face model. Where there is no GPU, a
+    model with tied embeddings is replaced by an untied copy: vLLM on CPU keeps an outdated output
+    layer of a tied one after a weight update. Raises ValueError if there is no such model.
+    """
+    if name == "builtin:tiny":
+        return ensure_tiny_policy()
+    if Path(name).is_dir():
+        directory = Path(name)
+    elif _HUB_NAME.fullmatch(name):
+        directory = _download(name)
+    else:
+        raise ValueError(
+            f"policy.model must be a model directory, a Hugging Face name or builtin:tiny, got "
+            f"{name!r}; there is no such directory"
+        )
+    config = _read_config(directory)
+    if config.tie_word_embeddings and not torch.cuda.is_available():
+        return untied_copy(directory, _cache_dir())
+    return directory
+
+
+def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | PeftModel:
+    """Load the model on CPU, ready to train: no dropout, only the adapter trainable under LoRA.
+
+    In bfloat16 the weights are what the engines hold; DeepSpeed makes the float32 master weights.
+    Raises ValueError for a directory or an architecture that the learner cannot train.
+    """
+    model_config = _read_config(directory)
+    _refuse_logit_settings(model_config)
+    for name, value in vars(model_config).items():
+        # The learner must compute the same probabilities as the engine.
+        if "drop" in name and isinstance(value, float):
+            setattr(model_config, name, 0.0)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=model_config,
+        dtype=DTYPES[config.dtype],
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    _refuse_renamed_parameters(model, directory)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model if config.lora is None else _with_adapter(model, config.lora)
+
+
+def _with_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
+    adapter = PeftLoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"
+    )
+    # Adapter weights in the model's own type: DeepSpeed keeps the float32 copies.
+    return get_peft_model(model, adapter, autocast_adapter_dtype=False)
+
+
+def _read_config(directory: Path) -> PretrainedConfig:
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"policy.model must be a Hugging Face model directory, got {directory} without a "
+            "config.json; name the directory that holds config.json and the weights"
+        )
+    return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+
+
+def _download(name: str) -> Path:
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"policy.model {name!r} is no directory and could not be downloaded: {error}; check "
+            "the name and the network, or name a local directory"
+        ) from error
+
+
+def _refuse_logit_settings(config: PretrainedConfig) -> None:
+    values = {name: config.to_dict().get(name) for name in _LOGIT_SETTINGS}
+    if changed := {name: value for name, value in values.items() if value not in (None, 1)}:
+        raise ValueError(
+            f"{config.model_type} changes its logits after the output layer ({changed}), which the "
+            "learner does not compute; take a model without these settings"
+        )
+
+
+def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
+    """Engines load checkpoint names, so the model's parameters must have them."""
+    stored: set[str] = set()
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            stored.update(opened.keys())
+    renamed = sorted({name for name, _ in model.named_parameters()} - stored)
+    if stored and renamed:
+        raise ValueError(
+            f"{model.config.model_type} has parameters that its checkpoint names otherwise, such "
+            f"as {renamed[0]}; the learner cannot send these to the engines (mixtures of experts "
+            "are not supported)"
+        )
+
+
+def untied_copy(directory: Path, cache_dir: Path) -> Path:
+    """Return a copy of a tied model whose output layer has weights of its own; made once."""
+    stamps = [(str(directory.resolve()), (directory / "config.json").read_text())]
+    stamps += [(f.name, f.stat().st_mtime_ns) for f in sorted(directory.glob("*.safetensors"))]
+    digest = hashlib.blake2b(json.dumps(stamps).encode(), digest_size=6).hexdigest()
+    target = cache_dir / f"untied-{digest}"
+    if target.exists():
+        return target
+    _log.warning("untying the embeddings of %s for the CPU engines: %s", directory, target)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".untied-", dir=cache_dir))
+    try:
+        _write_untied(directory, aside)
+        # Another process may have been faster; what it made is the same.
+        if not target.exists():
+            aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _write_untied(directory: Path, target: Path) -> None:
+    copy_companions(directory, target)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype="auto", trust_remote_code=False, local_files_only=True
+    )
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(target)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what belongs to a model besides its weights: configuration, tokenizer, templates."""
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+            shutil.copy(file, target / file.name)
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hybrid-rl"

@@ -1,0 +1,146 @@
+"""The built-in tiny policy: a Qwen3 of 87 thousand parameters, made once on this machine.
+
+It stands in for a pretrained model where none can be downloaded, so that a whole run (Ray, vLLM,
+DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+
+from policy.tiny_tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
+from policy.tiny_warmup import WarmupRecipe, WarmupReport, warm_up
+
+# The output layer is not tied to the embedding: vLLM on CPU keeps a repacked copy of a tied one
+# through a weight update.
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "intermediate_size": 128,
+    "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    "tie_word_embeddings": False,
+}
+
+# Of the seeds 0 to 4, one whose reasoning forms early and almost without error; GRPO then has the
+# most to gain. On seed 0 one greedy long answer in ten is still wrong after 1150 steps.
+DEFAULT_SEED = 2
+
+
+def ensure_tiny_policy(
+    cache_dir: Path | None = None, seed: int = DEFAULT_SEED, recipe: WarmupRecipe | None = None
+) -> Path:
+    """Return a Hugging Face model directory with the tiny policy, making it on first use.
+
+    The first use takes about a minute on one core. A process that finds another one at work waits
+    for it. `warmup.json` in the directory says how the warm-up ended.
+    """
+    recipe = recipe or WarmupRecipe()
+    cache_dir = cache_dir or _default_cache_dir()
+    directory = cache_dir / f"tiny-{_digest(recipe, seed)}"
+    if directory.exists():
+        return directory
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _alone(directory.with_suffix(".lock")):
+        if not directory.exists():
+            _make(directory, seed, recipe)
+    return directory
+
+
+def _default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hybrid-rl"
+
+
+def _digest(recipe: WarmupRecipe, seed: int) -> str:
+    """Return a name for everything that decides the weights and the tokenizer."""
+    parts = [asdict(recipe), SIZES, CHARACTERS, CHAT_TEMPLATE, seed]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold `lock`; waits for the process that has it, and the kernel frees it if that one dies."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _make(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
+    """Write everything aside, then rename, so that `directory` is complete when it exists."""
+    aside = Path(tempfile.mkdtemp(prefix=".tiny-", dir=directory.parent))
+    try:
+        report = _write_policy(aside, seed, recipe)
+        (aside / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+        aside.rename(directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> WarmupReport:
+    tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
+    with _reproducible(seed), _progress() as progress:
+        model = Qwen3ForCausalLM(
+            Qwen3Config(
+                **SIZES,
+                vocab_size=len(tokenizer),
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                dtype="float32",
+            )
+        )
+        task = progress.add_task("making the tiny policy (once)", total=recipe.min_steps, loss="")
+
+        def show(step: int, loss: float) -> None:
+            total = max(step, recipe.min_steps)
+            progress.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
+
+        report = warm_up(model, tokenizer, seed, recipe, show)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return report
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """Seed torch and hold it to one thread, whose sums always run in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("step {task.completed:.0f}  {task.fields[loss]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,53 @@
+"""The character-level tokenizer of the built-in tiny policy, with its chat template."""
+
+from __future__ import annotations
+
+import string
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+USER, ASSISTANT = "<user>", "<asst>"
+THINK, END_THINK = "<think>", "</think>"
+CHARACTERS = "\n" + "".join(sorted(c for c in string.printable if c.isprintable()))
+
+# A system message is accepted and left out: the policy has never seen one.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{ '<user>' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ '<asst>\\n' + message['content'] + '<eos>' }}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}"
+    "{{ '<asst>\\n<think>\\n' }}"
+    "{%- if enable_thinking is defined and not enable_thinking -%}"
+    "{{ '\\n</think>\\n\\n' }}"
+    "{%- endif -%}"
+    "{%- endif -%}"
+)
+
+
+def make_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per printable ASCII character, newline and marker.
+
+    The think tags are ordinary added tokens, as in Qwen3, so decoding always keeps them.
+    """
+    markers = [PAD, EOS, UNKNOWN, USER, ASSISTANT, THINK, END_THINK]
+    vocabulary = {token: place for place, token in enumerate([*markers, *CHARACTERS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([AddedToken(marker, special=True) for marker in markers[:5]])
+    core.add_tokens([AddedToken(marker, normalized=False) for marker in (THINK, END_THINK)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

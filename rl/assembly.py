@@ -1,0 +1,135 @@
+"""Builds the running parts from a configuration: what training and evaluation share.
+
+Order matters: everything that can refuse bad input comes before Ray, and Ray before any engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy.learner import RayLearner
+from policy.model import resolve_model
+from rewards.actor import RewardServiceClient
+from rl.cluster import Cluster, open_cluster
+from rl.config import Config
+from rl.loop import train_request
+from rl.stages import Canary, Prompt
+from rollout.chat import ChatTemplate, refuse_oversized
+from rollout.pool import EnginePool
+from rollout.prompts import PromptStream
+from rollout.worker import WorkerSettings
+
+CANARY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is known before anything heavy starts: model, prompts, templates."""
+
+    config: Config
+    model: Path
+    stream: PromptStream
+    chat: ChatTemplate
+    heldout: tuple[Prompt, ...]
+
+    def encode(self, prompt: Prompt, mode: str) -> tuple[int, ...]:
+        """Prompt token ids up to where sampling starts in this mode."""
+        return self.chat.prompt_token_ids(prompt, self.config.modes[mode].thinking)
+
+    @property
+    def thinking(self) -> dict[str, bool]:
+        return {name: mode.thinking for name, mode in self.config.modes.items()}
+
+
+@dataclass
+class System:
+    """The running parts."""
+
+    cluster: Cluster
+    engine: EnginePool
+    scorer: RewardServiceClient
+    _learner: RayLearner | None
+
+    @property
+    def learner(self) -> RayLearner:
+        """Only a system that was started to train has one."""
+        assert self._learner is not None
+        return self._learner
+
+    async def close(self) -> None:
+        """Stop every process, whatever state the others are in."""
+        closers = [self.engine.close(), self.scorer.close()]
+        if self._learner is not None:
+            closers.append(self._learner.close())
+        await asyncio.gather(*closers, return_exceptions=True)
+        self.cluster.close()
+
+
+def gather_material(config: Config) -> Material:
+    """Load model directory, templates and prompts; raises ValueError for input that cannot run."""
+    if config.data.columns.images is not None:
+        raise ValueError(
+            "data.columns.images is set, but engines and learner are given text alone so far; "
+            "leave it out to train on the text of these prompts"
+        )
+    stream = PromptStream.open(config)
+    model = resolve_model(config.policy.model)
+    chat = ChatTemplate(str(model))
+    chat.require_switch(mode.thinking for mode in config.modes.values())
+    refuse_oversized(config, stream, chat)
+    return Material(config, model, stream, chat, tuple(stream.heldout(config.eval.prompts)))
+
+
+async def start_system(
+    material: Material, phase: Callable[[str], None], train: bool = True, model: Path | None = None
+) -> System:
+    """Start Ray, engines, reward service and (to train) the learner, side by side.
+
+    model: where the engines load their first weights from; by default the policy's own directory.
+    """
+    config = material.config
+    phase("starting Ray")
+    cluster = open_cluster(config)
+    settings = WorkerSettings(
+        model=str(model or material.model),
+        dtype=config.policy.dtype,
+        max_model_length=config.rollout.max_model_length,
+        tensor_parallel=config.rollout.tensor_parallel,
+        transport=config.transport,
+        thinking=material.thinking,
+        seed=config.seed,
+        engine=config.rollout.engine,
+    )
+    phase(f"starting {config.rollout.workers} vLLM engines and {config.policy.ranks} learner ranks")
+    scorer = RewardServiceClient.start(config.reward, material.thinking)
+    learner = RayLearner(config, material.model, cluster) if train else None
+    devices = None
+    if learner is not None and config.resources.colocate:
+        devices = await learner.devices_by_engine(config.rollout.tensor_parallel)
+    engine = EnginePool(config, settings, cluster.group, cluster.placement.engine_bundles, devices)
+    system = System(cluster, engine, scorer, learner)
+    try:
+        starts = [engine.start()] + ([learner.start()] if learner else [])
+        await asyncio.gather(*starts)
+        if learner is not None:
+            phase("connecting learner and engines")
+            engine.canary = await _sample_canary(material, engine)
+            await learner.connect_engines(engine.actors, engine.canary)
+    except BaseException:
+        await system.close()
+        raise
+    return system
+
+
+async def _sample_canary(material: Material, engine: EnginePool) -> Canary:
+    """One response in the mode with the largest budget, cut to CANARY_TOKENS."""
+    modes = material.config.modes
+    mode = max(modes, key=lambda name: modes[name].max_tokens)
+    request = train_request(material.config, material.encode, "canary", material.heldout[0], mode)
+    request = dataclasses.replace(request, n=1, max_tokens=min(request.max_tokens, CANARY_TOKENS))
+    (trajectory,) = (await engine.generate(request)).trajectories
+    return Canary(tuple(trajectory.token_ids.tolist()), len(request.prompt_token_ids))

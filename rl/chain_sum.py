@@ -1,0 +1,98 @@
+"""The built-in task: add labelled one-digit numbers, such as `a2b9c8d8?` with the answer `27`.
+
+Short answers must add in one go; long ones can carry a running sum from line to line. The task is
+procedural, so any number of questions exists without a data set, and importing it needs no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+LABELS = "abcdefgh"
+LENGTHS = (3, 4, 5, 6)
+HELDOUT_ONE_IN = 8
+"""One question in so many is held out; of length 3, the rarest, that leaves about 80."""
+
+
+@dataclass(frozen=True)
+class ChainSumQuestion:
+    """Example: ChainSumQuestion("a2b9c8d8?", "27", (2, 9, 8, 8))"""
+
+    text: str
+    answer: str
+    """The sum, always two digits."""
+    numbers: tuple[int, ...]
+    """The addends, each 1 to 9, in the order of the text."""
+
+
+@dataclass(frozen=True)
+class Slips:
+    """Errors of worked examples, so that a policy taught by them has something to unlearn."""
+
+    rng: np.random.Generator
+    addition: float
+    """Probability that one addition of the reasoning is off by one; the chain goes on from it."""
+    answer: float
+    """Probability that an answer without reasoning is off by one or two."""
+
+    def maybe(self, value: int, rate: float, furthest: int) -> int:
+        """Return `value`, or with probability `rate` a number at most `furthest` away from it."""
+        if self.rng.random() >= rate:
+            return value
+        offsets = [offset for offset in range(-furthest, furthest + 1) if offset]
+        return max(0, value + int(self.rng.choice(offsets)))
+
+
+def question(
+    seed: int, index: int, heldout: bool, lengths: tuple[int, ...] = LENGTHS
+) -> ChainSumQuestion:
+    """Return question `index` of a split: the same for the same arguments in every process.
+
+    Whether a question is held out depends on the question alone, so no choice of seeds lets the
+    splits overlap. Held-out questions cycle over `lengths`; the others draw their length.
+    """
+    if not lengths or not all(2 <= length <= len(LABELS) for length in lengths):
+        raise ValueError(
+            f"chain_sum lengths must be between 2 and {len(LABELS)} numbers, got {lengths}"
+        )
+    rng = np.random.default_rng((seed, index, int(heldout)))
+    length = lengths[index % len(lengths)] if heldout else int(rng.choice(lengths))
+    while True:
+        numbers = tuple(rng.integers(1, 10, size=length).tolist())
+        text = _text(numbers)
+        if sum(numbers) >= 10 and is_heldout(text) == heldout:
+            return ChainSumQuestion(text, str(sum(numbers)), numbers)
+
+
+def is_heldout(text: str) -> bool:
+    """Whether a question belongs to the held-out split."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % HELDOUT_ONE_IN == 0
+
+
+def worked_example(asked: ChainSumQuestion, thinking: bool, slips: Slips | None = None) -> str:
+    """Return a response as the policy should write it, after its generation prompt.
+
+    With thinking, each line adds one number to the running sum, zero-padded so that the copied
+    number and the sum so far stand side by side: `c8+11=19`. The lines close with `</think>`, a
+    blank line and the answer. Without thinking the response is the answer.
+    """
+    if not thinking:
+        total = int(asked.answer)
+        return f"{slips.maybe(total, slips.answer, 2) if slips else total:02d}"
+    lines, total = [], 0
+    for label, number in zip(LABELS, asked.numbers, strict=False):
+        after = total + number
+        if slips:
+            after = slips.maybe(after, slips.addition, 1)
+        lines.append(f"{label}{number}+{total:02d}={after:02d}\n")
+        total = after
+    return f"{''.join(lines)}</think>\n\n{total:02d}"
+
+
+def _text(numbers: tuple[int, ...]) -> str:
+    labelled = (f"{label}{number}" for label, number in zip(LABELS, numbers, strict=False))
+    return "".join(labelled) + "?"

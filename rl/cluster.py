@@ -1,0 +1,66 @@
+"""Ray for a run: joins or starts it, checks that it has what the run takes, reserves it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from rl.config import Config
+from rl.placement import Placement, place
+
+RESERVE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    placement: Placement
+    group: PlacementGroup
+
+    def close(self) -> None:
+        remove_placement_group(self.group)
+        ray.shutdown()
+
+
+def open_cluster(config: Config) -> Cluster:
+    """Start a local Ray or join the configured one, and reserve the run's bundles.
+
+    Raises ValueError if the cluster lacks the GPUs, TimeoutError if they are not free in time.
+    """
+    placement = place(config)
+    cpus = sum(bundle.cpus for bundle in placement.bundles)
+    # Actor creation with no GPU reserved must not hide the GPUs it is handed later.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if config.resources.ray_address is None:
+        ray.init(
+            # Logical cores: a laptop may hold more actors than it has cores.
+            num_cpus=max(os.cpu_count() or 1, int(cpus + 0.5)),
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
+    else:
+        ray.init(address=config.resources.ray_address, logging_level=logging.WARNING)
+    _check_gpus(config)
+    group = placement_group([bundle.resources for bundle in placement.bundles], strategy="PACK")
+    if not group.wait(RESERVE_TIMEOUT_S):
+        remove_placement_group(group)
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        raise TimeoutError(
+            f"Ray could not reserve {[b.resources for b in placement.bundles]} within "
+            f"{RESERVE_TIMEOUT_S:g} s; free now: {free}. Each bundle must fit on one node: lower "
+            "rollout.tensor_parallel, free the cluster, or take a smaller scale"
+        )
+    return Cluster(placement, group)
+
+
+def _check_gpus(config: Config) -> None:
+    available = int(ray.cluster_resources().get("GPU", 0))
+    if config.resources.gpus > available:
+        ray.shutdown()
+        raise ValueError(
+            f"resources.gpus asks for {config.resources.gpus} GPUs, Ray has {available}; take a "
+            "smaller scale= or join a larger cluster with resources.ray_address=auto"
+        )

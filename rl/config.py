@@ -1,0 +1,347 @@
+"""The configuration tree: frozen, checked once, importable without torch.
+
+`rl/recipe.py` reads YAML and the command line into it. The string under a field is its help.
+Engine and DeepSpeed settings pass through as tables instead of being declared again.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        # YAML reads run=2024 as a number.
+        coerce_numbers_to_str=True,
+    )
+
+
+class ModeConfig(Section):
+    share: Share
+    """Share of prompts that are asked in this mode."""
+    thinking: bool
+    """Whether the model reasons before it answers; chooses the end of the generation prompt."""
+    max_tokens: int = Field(gt=0)
+    """Token budget of one response."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature; the learner divides its logits by the same number."""
+
+
+class SharePoint(Section):
+    step: int = Field(ge=1)
+    """The step (1-based) at which these shares hold; between points they are interpolated."""
+    shares: dict[str, Share]
+    """Share of every mode at that step."""
+
+
+class ColumnsConfig(Section):
+    question: str = "question"
+    """Column with the question as text; ignored where `messages` is set."""
+    messages: str | None = None
+    """Column with chat messages (a list of role and content)."""
+    reference: str = "answer"
+    """Column with the reference answer."""
+    task: str | None = None
+    """Column that names the accuracy reward of the row."""
+    mode: str | None = None
+    """Column that pins a row to a mode; empty cells leave the row to the draw."""
+    images: str | None = None
+    """Column with a list of image paths."""
+    id: str | None = None
+    """Column with a unique id; by default the row number."""
+
+
+class SourceConfig(Section):
+    kind: Literal["chain_sum", "reasoning_gym", "dataset"] = "dataset"
+    """`chain_sum` is the built-in task, `reasoning_gym` its procedural tasks, `dataset` a file or
+    a Hugging Face dataset."""
+    path: str | None = None
+    """For `dataset`: a .jsonl or .parquet file, a directory of them, or a dataset name. For
+    `reasoning_gym`: the task's name."""
+    subset: str | None = None
+    """Configuration of a Hugging Face dataset, such as `main` of openai/gsm8k."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    heldout_path: str | None = None
+    """For `dataset`: file or dataset with the held-out rows; by default a share of `path`."""
+    heldout_split: str | None = None
+    """Split with the held-out rows of a Hugging Face dataset."""
+    heldout_share: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the rows kept out of training where no held-out rows are named."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Which column holds what."""
+    settings: dict[str, Any] = {}
+    """Passed to the procedural generator as they are."""
+    system_prompt: str | None = None
+    """Put in front of every conversation that has no system message."""
+
+
+class OptimizerConfig(Section):
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up, over `steps`."""
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Where linear and cosine end, as a fraction of the peak."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class LoraConfig(Section):
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32, gt=0)
+    targets: str | list[str] = "all-linear"
+    """Modules that get an adapter, as peft names them."""
+
+
+class PolicyConfig(Section):
+    model: str = "builtin:tiny"
+    """A Hugging Face model directory or name, or `builtin:tiny` (made on first use, cached)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of learner and engines; bfloat16 keeps float32 master weights."""
+    ranks: int = Field(default=1, gt=0)
+    """DeepSpeed ranks, one Ray actor each."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    micro_batch_tokens: int = Field(default=16384, gt=0)
+    """Most padded tokens a rank forwards at once."""
+    logprob_chunk_tokens: int = Field(default=2048, gt=0)
+    """Positions whose logits exist at one time; bounds memory to chunk x vocabulary."""
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    """None trains all weights."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    threads: int = Field(default=1, gt=0)
+    """Torch threads of a rank on CPU."""
+    deepspeed: dict[str, Any] = {}
+    """Merged over the DeepSpeed configuration the learner builds (offload, bucket sizes, ...)."""
+
+
+class AlgorithmConfig(Section):
+    """GRPO (arXiv 2402.03300) with no KL and no entropy term (arXiv 2509.18154, 2.4.3)."""
+
+    normalize_by_std: bool = True
+    """Divide the centred rewards by the group's standard deviation; off is Dr. GRPO."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """The importance ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(default=0.27, ge=0)
+    """... and above at 1 + clip_high (RLPR; DAPO's clip-higher uses 0.28)."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over all loss tokens; mean over sequences of their token means; or the token sum over
+    sequences x `constant_length`."""
+    constant_length: int = Field(default=1024, gt=0)
+    """Divisor of `constant` aggregation, in tokens."""
+    updates_per_batch: int = Field(default=1, gt=0)
+    """Optimizer steps on one batch; the batch is cut into that many parts."""
+    rollout_weight_cap: float | None = Field(default=2.0, gt=0)
+    """Cap of the token-level truncated importance weight against the sampler; None turns it off."""
+    drop_zero_variance: bool = False
+    """Replace groups whose rewards are all equal (dynamic sampling of DAPO)."""
+    max_unscored_share: float = Field(default=0.5, ge=0, lt=1)
+    """A group with a larger share of trajectories without a score is dropped."""
+
+
+class RolloutConfig(Section):
+    prompts_per_step: int = Field(default=128, gt=0)
+    """Groups per step."""
+    group_size: int = Field(default=8, gt=1)
+    """Trajectories per prompt."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Most versions a sample may be behind the learner when it is trained on; 0 is synchronous."""
+    draw: Literal["stratified", "bernoulli"] = "stratified"
+    """Exact shares in every step's batch in random places, or an independent draw per prompt."""
+    workers: int = Field(default=1, gt=0)
+    """vLLM engines, one Ray actor each."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """GPUs per engine."""
+    max_model_length: int = Field(gt=0)
+    """Prompt and response tokens an engine accepts."""
+    seed_requests: bool = False
+    """Give every group its own seed, so that sampling is reproducible; costs speed on GPU."""
+    engine: dict[str, Any] = {}
+    """Passed to vLLM's engine arguments as they are."""
+    start_timeout_s: float = Field(default=600, gt=0)
+    """Deadline for the engines to be ready."""
+    group_timeout_s: float = Field(default=1800, gt=0)
+    """Deadline for one group; past it the group is dropped and counted."""
+
+
+class RewardWeights(Section):
+    accuracy: float = 1.0
+    format: float = 0.1
+    repetition: float = 1.0
+
+
+class RewardConfig(Section):
+    weights: RewardWeights = RewardWeights()
+    """The reward is the weighted sum of the parts (arXiv 2509.18154, eq. 1)."""
+    workers: int = Field(default=1, gt=0)
+    """Processes that verify answers; each can be killed without the others noticing."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Wall-clock limit of one sample."""
+    memory_mib: int = Field(default=1024, gt=0)
+    """Memory limit of one worker process."""
+    repetition_ngram: int = Field(default=20, gt=1)
+    """Length in words of the n-grams whose repetition is penalised."""
+
+
+class SyncConfig(Section):
+    transport: Literal["auto", "host", "nccl", "ipc"] = "auto"
+    """How weights reach the engines: a shared-memory file, NCCL, or CUDA IPC when colocated."""
+    deadline_s: float = Field(default=300, gt=0)
+    """Deadline of each step of a publish; nothing waits for ever."""
+    canary_tolerance: float | None = Field(default=None, gt=0)
+    """Largest difference of canary logprobs; by default 1e-4 in float32, 0.35 in bfloat16."""
+
+
+class CheckpointConfig(Section):
+    every: int = Field(default=50, gt=0)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = Field(default=2, gt=0)
+
+
+class EvalConfig(Section):
+    prompts: int = Field(default=256, gt=0)
+    """Held-out prompts, each asked once in every mode."""
+    every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations; None evaluates before and after only."""
+    temperature: float = Field(default=1.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+
+class ResourcesConfig(Section):
+    ray_address: str | None = None
+    """None starts a local Ray; `auto` joins the cluster of this node."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs the run takes in all; 0 runs on CPU."""
+    nodes: int = Field(default=1, gt=0)
+    """Nodes the run is spread over."""
+    colocate: bool = False
+    """Engines and learner ranks share the same GPUs (weights then travel by CUDA IPC)."""
+    engine_cpus: float = Field(default=1, gt=0)
+    """CPU cores Ray reserves per engine."""
+    rank_cpus: float = Field(default=1, gt=0)
+    """CPU cores Ray reserves per learner rank."""
+
+
+class LogConfig(Section):
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project."""
+    ledger: bool = True
+    """Write every trajectory with its scores to `ledger/`."""
+
+
+class Config(Section):
+    run: str
+    """The run's directory."""
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+    """Loop steps: one batch, one publish each."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues a run directory that exists; `never` refuses it."""
+    modes: dict[str, ModeConfig] = Field(min_length=1)
+    share_schedule: list[SharePoint] = []
+    """Shares over the run; empty holds `modes.*.share` throughout."""
+    data: SourceConfig
+    policy: PolicyConfig = PolicyConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    rollout: RolloutConfig
+    reward: RewardConfig = RewardConfig()
+    sync: SyncConfig = SyncConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _shares_sum_to_one(self) -> Config:
+        _check_shares("modes.*.share", {name: mode.share for name, mode in self.modes.items()})
+        for place, point in enumerate(self.share_schedule):
+            if unknown := set(point.shares) ^ set(self.modes):
+                raise ValueError(
+                    f"share_schedule[{place}].shares must name every mode and no other: "
+                    f"{sorted(unknown)} differ from modes {sorted(self.modes)}"
+                )
+            _check_shares(f"share_schedule[{place}].shares", point.shares)
+        steps = [point.step for point in self.share_schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"share_schedule steps must increase, got {steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _budgets_fit_the_engine(self) -> Config:
+        for name, mode in self.modes.items():
+            if mode.max_tokens >= self.rollout.max_model_length:
+                raise ValueError(
+                    f"modes.{name}.max_tokens must leave room for the prompt: {mode.max_tokens} "
+                    f">= rollout.max_model_length {self.rollout.max_model_length}; lower the "
+                    "first or raise the second"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _updates_divide_the_batch(self) -> Config:
+        if self.rollout.prompts_per_step < self.algorithm.updates_per_batch:
+            raise ValueError(
+                "algorithm.updates_per_batch must not exceed rollout.prompts_per_step, got "
+                f"{self.algorithm.updates_per_batch} > {self.rollout.prompts_per_step}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_are_placed(self) -> Config:
+        engines = self.rollout.workers * self.rollout.tensor_parallel
+        ranks = self.policy.ranks
+        gpus = self.resources.gpus
+        if gpus == 0:
+            if self.resources.colocate or self.sync.transport in ("nccl", "ipc"):
+                raise ValueError(
+                    "resources.colocate and sync.transport nccl or ipc need GPUs, got "
+                    "resources.gpus=0; take a scale with GPUs or leave them out"
+                )
+            return self
+        needed = max(engines, ranks) if self.resources.colocate else engines + ranks
+        if needed != gpus:
+            raise ValueError(
+                f"resources.gpus must be what the run takes: {engines} for engines (rollout.workers"
+                f" x tensor_parallel) and {ranks} for learner ranks make {needed}, got {gpus}"
+            )
+        if self.resources.colocate and engines != ranks:
+            raise ValueError(
+                "resources.colocate needs as many learner ranks as engine GPUs, got policy.ranks="
+                f"{ranks} and {engines} engine GPUs"
+            )
+        return self
+
+    @property
+    def transport(self) -> Literal["host", "nccl", "ipc"]:
+        if self.sync.transport != "auto":
+            return self.sync.transport
+        if self.resources.gpus == 0:
+            return "host"
+        return "ipc" if self.resources.colocate else "nccl"
+
+    @property
+    def canary_tolerance(self) -> float:
+        if self.sync.canary_tolerance is not None:
+            return self.sync.canary_tolerance
+        return 1e-4 if self.policy.dtype == "float32" else 0.35
+
+
+def _check_shares(key: str, shares: dict[str, float]) -> None:
+    total = sum(shares.values())
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        listed = " + ".join(f"{name} {share}" for name, share in shares.items())
+        raise ValueError(f"{key} must sum to 1, got {total:g} ({listed})")

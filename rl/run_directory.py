@@ -1,0 +1,202 @@
+"""The directory of a run: who owns it, which config it belongs to, and where things lie.
+
+config.yaml     the resolved config            checkpoints/    rl/checkpoints.py
+metrics.jsonl   one object a step              ledger/         rl/ledger.py
+summary.json    before and after               tensorboard/    rl/sinks.py
+curves.png      rl/curves.py                   .lock           held by the driver
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from yaml import YAMLError
+
+from rl.atomic_write import write_text
+from rl.checkpoints import Checkpoint, Checkpoints
+from rl.config import Config
+
+MAY_DIFFER_ON_RESUME = ("run", "resume", "steps", "log", "eval", "checkpoint", "resources")
+_MAX_NAMED_DIFFERENCES = 5
+
+
+class RunDirectory:
+    """One run on disk. Reading needs no lock; `open` takes it and allows writing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock: int | None = None
+        self._keep_last = 1
+        self._checkpoints = Checkpoints(root / "checkpoints")
+
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    @property
+    def config_path(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.root / "ledger"
+
+    def open(self, config: Config, config_yaml: str, needed_bytes: int = 0) -> None:
+        """Take the directory for this process and write config.yaml, or raise ValueError.
+
+        Refused are: a path that cannot be written, a disk with less than `needed_bytes` free, a
+        directory that another driver holds, a run that exists where `resume` is `never`, and a
+        run of another config. The sections of MAY_DIFFER_ON_RESUME may change on a resume.
+        What a killed driver left half-written in checkpoints/ is removed.
+        """
+        self._take_lock()
+        try:
+            self._check_room(needed_bytes)
+            self._check_config(config)
+            write_text(self.config_path, config_yaml)
+            self._checkpoints.remove_partials()
+        except BaseException:
+            self.close()
+            raise
+        self._keep_last = config.checkpoint.keep_last
+
+    def close(self) -> None:
+        """Let another driver have the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def checkpoint_writer(
+        self, step: int, progress: Mapping[str, Any]
+    ) -> AbstractContextManager[Path]:
+        """See Checkpoints.writer; `progress` comes back in the Checkpoint on resume."""
+        assert self._lock is not None, "open() the run directory before writing to it"
+        return self._checkpoints.writer(step, progress, self._keep_last)
+
+    def newest_checkpoint(self, note: Callable[[str], None]) -> Checkpoint | None:
+        """See Checkpoints.newest."""
+        return self._checkpoints.newest(note)
+
+    def truncate_to(self, step: int) -> None:
+        """Forget every step after `step`: they will be made again, and must not appear twice.
+
+        Metric lines and ledger files go; later checkpoints, which can only be damaged ones, are
+        set aside as `*.damaged`.
+        """
+        assert self._lock is not None, "open() the run directory before writing to it"
+        if self.metrics_path.exists():
+            lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.metrics_path, "".join(_lines_up_to(lines, step)))
+        for path in self.ledger_path.glob("*"):
+            if path.name.startswith(".") or int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        self._checkpoints.set_aside_after(step)
+
+    def _take_lock(self) -> None:
+        """Hold an flock until close or death; the kernel frees it even after kill -9."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ValueError(
+                f"run directory {self.root} cannot be written ({error.strerror}: "
+                f"{error.filename}); name another with run=PATH"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(lock, 200, 0).decode().strip() or "another process"
+            os.close(lock)
+            raise ValueError(
+                f"run directory {self.root} is in use by {owner}; wait for it to end, stop it, or "
+                "name another with run=PATH"
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._lock = lock
+
+    def _check_room(self, needed_bytes: int) -> None:
+        free = shutil.disk_usage(self.root).free
+        if free < needed_bytes:
+            raise ValueError(
+                f"the disk of {self.root} has {free / 2**30:.2f} GiB free and the run needs "
+                f"{needed_bytes / 2**30:.2f} GiB; make room, lower checkpoint.keep_last, or name a "
+                "directory on another disk with run=PATH"
+            )
+
+    def _check_config(self, config: Config) -> None:
+        if not self.config_path.exists():
+            return
+        if config.resume == "never":
+            raise ValueError(
+                f"{self.root} already holds a run and resume is never; name another with run=PATH, "
+                "or continue it with resume=auto"
+            )
+        differences = _differences(self._stored_config(), config)
+        if differences:
+            more = len(differences) - _MAX_NAMED_DIFFERENCES
+            listed = "; ".join(differences[:_MAX_NAMED_DIFFERENCES])
+            raise ValueError(
+                f"{self.root} holds a run of another config: {listed}"
+                + (f"; and {more} more" if more > 0 else "")
+                + ". Start this one under another run=NAME, or give the old values to continue "
+                f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)"
+            )
+
+    def _stored_config(self) -> Config:
+        try:
+            return Config.model_validate(OmegaConf.to_container(OmegaConf.load(self.config_path)))
+        except (YAMLError, OmegaConfBaseException, ValidationError) as error:
+            raise ValueError(
+                f"{self.config_path} cannot be read as a config, so the run cannot be continued: "
+                f"{error}; start under another run=NAME"
+            ) from error
+
+
+def _lines_up_to(lines: list[str], step: int) -> Iterator[str]:
+    """The complete lines of metrics.jsonl up to `step`; a kill can leave the last one torn."""
+    for line in lines:
+        if line.endswith("\n") and json.loads(line)["step"] <= step:
+            yield line
+
+
+def _differences(stored: Config, config: Config) -> list[str]:
+    """`key was A, is B` for every setting that a resume may not change."""
+    before, after = (
+        _leaves(one.model_dump(mode="json", exclude=set(MAY_DIFFER_ON_RESUME)))
+        for one in (stored, config)
+    )
+    return [
+        f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
+        for key in dict.fromkeys([*before, *after])
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys; lists stay whole.
+
+    Example: _leaves({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves

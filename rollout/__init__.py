@@ -1,0 +1,1 @@
+"""Prompts to groups: vLLM engines on Ray, the prompt stream, chat templates per mode."""

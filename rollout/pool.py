@@ -1,0 +1,146 @@
+"""The rollout workers as one engine: spreads groups over Ray actors and gathers their proofs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rl.config import Config
+from rl.interfaces import GenerationFailed
+from rl.stages import Canary, RolloutGroup, RolloutRequest, WeightProof
+from rollout.worker import RolloutWorker, WorkerSettings
+
+# Groups an actor accepts at once; vLLM queues what does not fit its batch.
+MAX_GROUPS_IN_FLIGHT = 10_000
+
+
+def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
+    """Environment of a worker and of the processes that vLLM starts from it."""
+    environment = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "PYTHONWARNINGS": "ignore",
+    }
+    if on_gpu:
+        return environment
+    threads = str(max(1, int(cpus)))
+    # Left to itself vLLM binds every engine of a machine to the same first core.
+    return environment | {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": threads,
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+    }
+
+
+class EnginePool:
+    """Implements rl.interfaces.Engine over any number of rollout workers."""
+
+    def __init__(
+        self,
+        config: Config,
+        settings: WorkerSettings,
+        group: PlacementGroup,
+        bundles: Sequence[int],
+        devices: Sequence[str] | None = None,
+    ) -> None:
+        """Create one actor per bundle; `start` loads their engines.
+
+        devices: CUDA device ids per engine where learner ranks hold the GPUs of the bundle.
+        """
+        on_gpu = config.resources.gpus > 0
+        cpus = config.resources.engine_cpus
+        environment = worker_environment(cpus, on_gpu)
+        if devices is not None:
+            # Ray would hide the GPUs from an actor that reserves none.
+            environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        self.actors: list[Any] = [
+            ray.remote(RolloutWorker)
+            .options(
+                num_cpus=cpus,
+                num_gpus=settings.tensor_parallel if on_gpu and devices is None else 0,
+                max_concurrency=MAX_GROUPS_IN_FLIGHT,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+                runtime_env={"env_vars": environment},
+            )
+            .remote(f"engine {place}", settings)
+            for place, bundle in enumerate(bundles)
+        ]
+        self._devices = devices
+        self.canary: Canary | None = None
+        self._deadline_s = config.sync.deadline_s
+        self._start_timeout_s = config.rollout.start_timeout_s
+        self._group_timeout_s = config.rollout.group_timeout_s
+        self._load = [0] * len(self.actors)
+
+    async def start(self) -> None:
+        """Load all engines at the same time; returns when every one can sample."""
+        devices = self._devices or [None] * len(self.actors)
+        starts = [a.start.remote(d) for a, d in zip(self.actors, devices, strict=True)]
+        await self._all(starts, self._start_timeout_s, "start", "rollout.start_timeout_s")
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        place = min(range(len(self.actors)), key=self._load.__getitem__)
+        tokens = request.n * request.max_tokens
+        self._load[place] += tokens
+        answer = self.actors[place].generate.remote(request)
+        try:
+            return await asyncio.wait_for(_result(answer), self._group_timeout_s)
+        except TimeoutError:
+            ray.cancel(answer)
+            raise GenerationFailed("timeout: rollout.group_timeout_s passed") from None
+        except RayActorError as error:
+            raise RuntimeError(f"engine {place}: its process died: {error}") from error
+        finally:
+            self._load[place] -= tokens
+
+    async def pause(self) -> None:
+        await self._each("pause")
+
+    async def resume(self, version: int) -> None:
+        await self._each("resume", version)
+
+    async def prove(self, version: int) -> list[WeightProof]:
+        assert self.canary is not None, "set a canary before the first publish"
+        proofs = await self._each("prove", self.canary)
+        return [proof for of_actor in proofs for proof in of_actor]
+
+    async def close(self) -> None:
+        """Stop the engines' own processes, then the actors."""
+        try:
+            await self._each("close")
+        finally:
+            for actor in self.actors:
+                ray.kill(actor)
+
+    async def _each(self, method: str, *arguments: Any) -> list[Any]:
+        answers = [getattr(actor, method).remote(*arguments) for actor in self.actors]
+        return await self._all(answers, self._deadline_s, method, "sync.deadline_s")
+
+    async def _all(
+        self, answers: list[Any], timeout_s: float, method: str, setting: str
+    ) -> list[Any]:
+        tasks = [asyncio.ensure_future(_result(answer)) for answer in answers]
+        _, pending = await asyncio.wait(
+            tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
+        )
+        for place, task in enumerate(tasks):
+            if task.done() and (error := task.exception()):
+                raise RuntimeError(f"engine {place} failed in {method}: {error}") from error
+        if pending:
+            late = [place for place, task in enumerate(tasks) if task in pending]
+            raise TimeoutError(
+                f"engines {late} did not finish {method} within {timeout_s:g} s ({setting})"
+            )
+        return [task.result() for task in tasks]
+
+
+async def _result(answer: Awaitable[Any]) -> Any:
+    """A Ray reference as a coroutine, which asyncio can time."""
+    return await answer

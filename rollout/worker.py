@@ -1,0 +1,192 @@
+"""One rollout worker: a vLLM `AsyncLLM` that samples groups and proves its weights.
+
+Runs as an asynchronous Ray actor (rollout/pool.py makes it one), so many groups are in flight
+in one engine at a time, and each goes back as soon as its last trajectory ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rl.interfaces import GenerationFailed
+from rl.stages import Canary, RolloutGroup, RolloutRequest, Trajectory, WeightProof
+
+# The name under which rollout/weight_receiver.py registers the engine of each transport.
+BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Everything a worker needs to start its engine."""
+
+    model: str
+    dtype: str
+    max_model_length: int
+    tensor_parallel: int
+    transport: str
+    thinking: Mapping[str, bool]
+    """Whether each mode reasons, which decides how its text is split."""
+    seed: int = 0
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments, passed through."""
+
+
+class RolloutWorker:
+    def __init__(self, name: str, settings: WorkerSettings) -> None:
+        self.name = name
+        self._settings = settings
+        self._version = 0
+        self._num_canaries = 0
+
+    async def start(self, devices: str | None = None) -> None:
+        """Load the engine; returns when it can sample.
+
+        devices: CUDA device ids to see, for an engine that shares its GPUs with a learner rank.
+        """
+        if devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from rollout.chat import ChatTemplate
+
+        settings = self._settings
+        arguments: dict[str, Any] = {
+            "model": settings.model,
+            "dtype": settings.dtype,
+            "max_model_len": settings.max_model_length,
+            "tensor_parallel_size": settings.tensor_parallel,
+            "seed": settings.seed,
+            # The learner divides its logits by the temperature, so the sampler must report
+            # log-probabilities after it.
+            "logprobs_mode": "processed_logprobs",
+            "weight_transfer_config": WeightTransferConfig(backend=BACKENDS[settings.transport]),
+            "worker_extension_cls": "rollout.weight_receiver.ProofExtension",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | settings.engine))
+        self._chat = ChatTemplate(settings.model)
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        first_version = self._version
+        try:
+            output = await self._sample(request)
+        except EngineDeadError as error:
+            raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
+        except ValueError as error:
+            raise GenerationFailed(f"request_refused: {error}") from error
+        if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
+            raise GenerationFailed("empty: the engine returned no tokens for a trajectory")
+        versions = (first_version, self._version)
+        return RolloutGroup(
+            request, tuple(self._trajectory(request, c, versions) for c in output.outputs)
+        )
+
+    async def _sample(self, request: RolloutRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            n=request.n,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return await self._final_output(request.prompt_token_ids, sampling, request.group_id)
+
+    async def _final_output(self, token_ids: Sequence[int], sampling: Any, request_id: str) -> Any:
+        prompt = {"prompt_token_ids": list(token_ids)}
+        outputs = [o async for o in self._engine.generate(prompt, sampling, request_id)]
+        return outputs[-1]
+
+    def _trajectory(
+        self, request: RolloutRequest, completion: Any, versions: tuple[int, int]
+    ) -> Trajectory:
+        num_prompt = len(request.prompt_token_ids)
+        response = np.asarray(completion.token_ids, dtype=np.int32)
+        logprobs = np.zeros(num_prompt + len(response), dtype=np.float32)
+        logprobs[num_prompt:] = completion.logprobs.logprobs
+        loss_mask = np.zeros(len(logprobs), dtype=np.bool_)
+        loss_mask[num_prompt:] = True
+        text = self._chat.text(completion.token_ids)
+        reasoning, answer = self._chat.split(text, self._settings.thinking[request.mode])
+        prompt = np.asarray(request.prompt_token_ids, dtype=np.int32)
+        return Trajectory(
+            token_ids=np.concatenate([prompt, response]),
+            loss_mask=loss_mask,
+            rollout_logprobs=logprobs,
+            versions=versions,
+            finish_reason=completion.finish_reason,
+            text=text,
+            reasoning=reasoning,
+            answer=answer,
+        )
+
+    # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove.
+
+    async def pause(self) -> None:
+        """Freeze requests in flight and drop cached keys and values of the old weights."""
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+
+    async def resume(self, version: int) -> None:
+        self._version = version
+        await self._engine.resume_generation()
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info))
+
+    async def finish_weight_update(self) -> None:
+        await self._engine.finish_weight_update()
+
+    async def prove(self, canary: Canary) -> list[WeightProof]:
+        """What each vLLM process received, and the canary's log-probabilities from the engine."""
+        started = time.monotonic()
+        digests, logprobs = await asyncio.gather(
+            self._engine.collective_rpc("weight_digests"), self._score(canary)
+        )
+        seconds = {"prove": time.monotonic() - started}
+        return [WeightProof(self._version, received, logprobs, seconds) for received in digests]
+
+    async def _score(self, canary: Canary) -> tuple[float, ...]:
+        from vllm import SamplingParams
+
+        self._num_canaries += 1
+        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        output = await self._final_output(
+            canary.token_ids, sampling, f"canary/{self._num_canaries}"
+        )
+        scored = zip(canary.token_ids, output.prompt_logprobs, strict=True)
+        return tuple(
+            position[token].logprob for token, position in list(scored)[canary.num_prompt_tokens :]
+        )
+
+    async def close(self) -> None:
+        """Stop the engine's processes."""
+        self._engine.shutdown()

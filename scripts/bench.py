@@ -1,0 +1,344 @@
+"""Measures each part against the bare library on the same work, in one run, as ratios.
+
+    python scripts/bench.py config=hybrid_50_50.yaml [key=value ...] [rounds=5] [out=FILE.json]
+
+Prints: tokens/s through the rollout workers against bare vLLM on the same requests; learner
+tokens/s against a bare PyTorch loop on the same batches, with peak memory and MFU on a GPU; the
+seconds of one publish by part; reward scores/s and overhead per score; and the share of step time
+in which either side waits, from a short training run. Rounds alternate, so that a disturbance of
+the machine falls on both sides; the ratio is that of the medians, the spread is min to max.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rl.assembly import Material, System, gather_material, start_system
+from rl.config import Config
+from rl.loop import Parts, StepResult, TrainingLoop, train_request
+from rl.modes import draw_step, shares_at
+from rl.publish import publish
+from rl.recipe import load
+from rl.stages import RolloutRequest, ScoredGroup, TrainBatch, TrainSample
+from rollout.pool import worker_environment
+
+TRAINING_STEPS = 8
+H200_BF16_TFLOPS = 989.0
+
+
+class BareEngine:
+    """vLLM's own offline engine, with the arguments of our workers and nothing of ours."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        from vllm import LLM
+
+        self._llm = LLM(**arguments)
+
+    def generate(self, requests: list[RolloutRequest]) -> tuple[float, int]:
+        """Seconds and response tokens for the requests, with the sampling our workers ask for."""
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": list(r.prompt_token_ids)} for r in requests]
+        sampling = [
+            SamplingParams(
+                n=r.n,
+                max_tokens=r.max_tokens,
+                temperature=r.temperature,
+                seed=r.seed,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+            )
+            for r in requests
+        ]
+        started = time.monotonic()
+        outputs = self._llm.generate(prompts, sampling, use_tqdm=False)
+        seconds = time.monotonic() - started
+        return seconds, sum(len(c.token_ids) for o in outputs for c in o.outputs)
+
+
+class BareLearner:
+    """A plain PyTorch loop: forward with full logits, the same loss, backward, AdamW."""
+
+    def __init__(self, model: str, dtype: str, threads: int, checkpointing: bool) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._dtype = getattr(torch, dtype)
+        self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        self._model.to(self._device).train()
+        if checkpointing:
+            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=1e-5, fused=self._device == "cuda"
+        )
+
+    def update(self, batch: TrainBatch, budget: int) -> tuple[float, int]:
+        """Seconds and tokens of one step over the same micro-batches the learner takes."""
+        import torch
+
+        from rl.batching import collate, plan_micro_batches
+
+        started = time.monotonic()
+        lengths = [s.trajectory.num_tokens for s in batch.samples]
+        (plan,) = plan_micro_batches(lengths, 1, budget)
+        total = sum(s.trajectory.num_response_tokens for s in batch.samples)
+        for chosen in plan:
+            micro = collate([batch.samples[i] for i in chosen])
+            ids, mask = micro.token_ids.to(self._device), micro.loss_mask.to(self._device)
+            with torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32):
+                logits = self._model(ids).logits[:, :-1]
+            logprobs = torch.log_softmax(logits.float(), -1)
+            taken = logprobs.gather(-1, ids[:, 1:, None])[..., 0]
+            ratio = (taken - taken.detach()).exp()
+            advantages = micro.advantages.to(self._device)[:, None]
+            (-(ratio * advantages * mask[:, 1:]).sum() / total).backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic() - started, sum(lengths)
+
+
+async def alternate(
+    rounds: int, ours: Callable[[], Awaitable[float]], bare: Callable[[], Awaitable[float]]
+) -> tuple[list[float], list[float]]:
+    """Rates of both sides, round by round; one uncounted round first."""
+    await ours()
+    await bare()
+    pairs = [(await ours(), await bare()) for _ in range(rounds)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def compared(name: str, unit: str, ours: list[float], bare: list[float]) -> dict[str, Any]:
+    row = {
+        "ours": statistics.median(ours),
+        "bare": statistics.median(bare),
+        "ratio": statistics.median(ours) / statistics.median(bare),
+        "ours_range": [min(ours), max(ours)],
+        "bare_range": [min(bare), max(bare)],
+    }
+    print(
+        f"{name:34s} {row['ours']:>10,.0f} {unit} | bare {row['bare']:>10,.0f} | ratio "
+        f"{row['ratio']:.3f}  (ours {min(ours):,.0f} to {max(ours):,.0f}, bare {min(bare):,.0f} to "
+        f"{max(bare):,.0f})"
+    )
+    return row
+
+
+def step_requests(material: Material, step: int) -> list[RolloutRequest]:
+    """The requests of one step, longest budget first, as the loop would send them."""
+    config = material.config
+    prompts = material.stream.prompts(step)
+    pins = [p.mode for p in prompts]
+    modes = draw_step(config.seed, step, shares_at(config, step + 1), pins, config.rollout.draw)
+    requests = [
+        train_request(config, material.encode, f"bench/{step}/{place}", prompt, mode)
+        for place, (prompt, mode) in enumerate(zip(prompts, modes, strict=True))
+    ]
+    return sorted(requests, key=lambda r: -r.max_tokens)
+
+
+def bare_arguments(material: Material) -> dict[str, Any]:
+    config = material.config
+    return {
+        "model": str(material.model),
+        "dtype": config.policy.dtype,
+        "max_model_len": config.rollout.max_model_length,
+        "tensor_parallel_size": config.rollout.tensor_parallel,
+        "seed": config.seed,
+        "logprobs_mode": "processed_logprobs",
+    } | config.rollout.engine
+
+
+async def bench_rollout(material: Material, system: System, rounds: int) -> dict[str, Any]:
+    config = material.config
+    on_gpu = config.resources.gpus > 0
+    bare = (
+        ray.remote(BareEngine)
+        .options(
+            num_cpus=0,
+            runtime_env={"env_vars": worker_environment(config.resources.engine_cpus, on_gpu)},
+        )
+        .remote(bare_arguments(material))
+    )
+    steps = iter(range(10_000))
+
+    async def through_workers() -> float:
+        requests = step_requests(material, next(steps) // 2)
+        requests = [_renamed(r, f"{r.group_id}/{time.monotonic_ns()}") for r in requests]
+        started = time.monotonic()
+        groups = await asyncio.gather(*(system.engine.generate(r) for r in requests))
+        tokens = sum(t.num_response_tokens for g in groups for t in g.trajectories)
+        return tokens / (time.monotonic() - started)
+
+    async def through_vllm() -> float:
+        seconds, tokens = await bare.generate.remote(step_requests(material, next(steps) // 2))
+        return tokens / seconds
+
+    ours, theirs = await alternate(rounds, through_workers, through_vllm)
+    ray.kill(bare)
+    return compared("rollout workers / bare vLLM", "response tok/s", ours, theirs)
+
+
+def _renamed(request: RolloutRequest, group_id: str) -> RolloutRequest:
+    return RolloutRequest(**{**vars(request), "group_id": group_id})
+
+
+async def sample_batch(material: Material, system: System) -> tuple[TrainBatch, list[ScoredGroup]]:
+    requests = step_requests(material, 0)
+    groups = await asyncio.gather(*(system.engine.generate(r) for r in requests))
+    scored = [ScoredGroup(g, await system.scorer.score(g)) for g in groups]
+    samples = tuple(
+        TrainSample(t, 1.0 if place % 2 else -1.0, g.request.temperature)
+        for g in groups
+        for place, t in enumerate(g.trajectories)
+    )
+    return TrainBatch(0, samples), scored
+
+
+async def bench_learner(
+    material: Material, system: System, batch: TrainBatch, rounds: int
+) -> dict[str, Any]:
+    config = material.config
+    on_gpu = config.resources.gpus > 0
+    policy = config.policy
+    bare = (
+        ray.remote(BareLearner)
+        .options(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(policy.threads)}})
+        .remote(str(material.model), policy.dtype, policy.threads, policy.gradient_checkpointing)
+    )
+    tokens = sum(s.trajectory.num_tokens for s in batch.samples)
+    metrics: dict[str, float] = {}
+
+    async def through_learner() -> float:
+        started = time.monotonic()
+        metrics.update(await system.learner.update(batch))
+        return tokens / (time.monotonic() - started)
+
+    async def through_torch() -> float:
+        seconds, counted = await bare.update.remote(batch, policy.micro_batch_tokens)
+        return counted / seconds
+
+    ours, theirs = await alternate(rounds, through_learner, through_torch)
+    ray.kill(bare)
+    row = compared("learner / bare PyTorch", "tok/s", ours, theirs)
+    row |= {key: value for key, value in metrics.items() if key.startswith("perf/")}
+    if on_gpu:
+        row["mfu"] = _mfu(material.model, row["ours"])
+        print(f"{'learner MFU':34s} {row['mfu']:.3f} of {H200_BF16_TFLOPS:g} TFLOP/s dense bf16")
+    return row
+
+
+def _mfu(model: Path, tokens_per_second: float) -> float:
+    """6 FLOP per parameter and token, attention not counted, against an H200's dense bf16 peak."""
+    from safetensors import safe_open
+
+    parameters = 0
+    for path in model.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if "embed_tokens" not in name:
+                    size = 1
+                    for extent in file.get_slice(name).get_shape():
+                        size *= extent
+                    parameters += size
+    return 6 * parameters * tokens_per_second / (H200_BF16_TFLOPS * 1e12)
+
+
+async def bench_publish(config: Config, system: System, rounds: int) -> dict[str, Any]:
+    runs = [
+        await publish(system.learner, system.engine, version, config.canary_tolerance)
+        for version in range(1, rounds + 2)
+    ][1:]
+    row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    print("publish, seconds by part")
+    for key, value in row.items():
+        print(f"    {key.removeprefix('sync/'):30s} {value:.4g}")
+    return row
+
+
+async def bench_rewards(system: System, scored: list[ScoredGroup], rounds: int) -> dict[str, float]:
+    count = sum(len(s.scores) for s in scored)
+    rates = []
+    for _ in range(rounds + 1):
+        started = time.monotonic()
+        await asyncio.gather(*(system.scorer.score(s.group) for s in scored))
+        rates.append(count / (time.monotonic() - started))
+    rate = statistics.median(rates[1:])
+    print(f"{'reward service':34s} {rate:>10,.0f} scores/s | {1e3 / rate:.3f} ms per score")
+    return {"scores_per_second": rate, "milliseconds_per_score": 1e3 / rate}
+
+
+async def bench_waiting(material: Material, system: System, version: int) -> dict[str, float]:
+    """Shares of step time over a short run, without the first step, which fills the pipeline."""
+    results: list[StepResult] = []
+
+    async def keep(result: StepResult) -> bool:
+        results.append(result)
+        return len(results) <= TRAINING_STEPS
+
+    parts = Parts(material.stream, material.encode, system.engine, system.scorer, system.learner)
+    await publish(system.learner, system.engine, version, material.config.canary_tolerance)
+    await TrainingLoop(material.config, parts, version).run(keep)
+    total = sum(r.seconds["step"] for r in results[1:])
+    row = {
+        part: sum(r.seconds[part] for r in results[1:]) / total
+        for part in ("wait_for_groups", "engines_idle", "update", "publish")
+    }
+    row["seconds_per_step"] = total / (len(results) - 1)
+    print(
+        f"of step time ({row['seconds_per_step']:.2f} s): learner waits "
+        f"{row['wait_for_groups']:.0%}, engines wait {row['engines_idle']:.0%}, update "
+        f"{row['update']:.0%}, publish {row['publish']:.0%}"
+    )
+    return row
+
+
+async def bench(config: Config, rounds: int) -> dict[str, Any]:
+    material = gather_material(config)
+    system = await start_system(material, lambda text: print(f"... {text}", flush=True))
+    try:
+        await publish(system.learner, system.engine, 0, config.canary_tolerance)
+        results: dict[str, Any] = {"rollout": await bench_rollout(material, system, rounds)}
+        batch, scored = await sample_batch(material, system)
+        results["rewards"] = await bench_rewards(system, scored, rounds)
+        results["learner"] = await bench_learner(material, system, batch, rounds)
+        results["publish"] = await bench_publish(config, system, rounds)
+        results["waiting"] = await bench_waiting(material, system, rounds + 2)
+    finally:
+        await system.close()
+    return results
+
+
+def main(arguments: list[str]) -> None:
+    own = {"rounds": "5", "out": ""}
+    rest = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in own:
+            own[key] = value
+        else:
+            rest.append(argument)
+    with tempfile.TemporaryDirectory() as run:
+        config = load([*rest, f"run={run}"]).config
+        results = asyncio.run(bench(config, int(own["rounds"])))
+    if own["out"]:
+        Path(own["out"]).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

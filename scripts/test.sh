@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything that must hold before a commit lands: lint, types, import contracts, tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash scripts/setup.sh
+export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
+
+step() { printf '\n\033[1m[test]\033[0m %s\n' "$*"; }
+
+step "lint"
+ruff check .
+ruff format --check .
+step "types"
+pyright
+step "import contracts"
+lint-imports
+step "unit tests"
+python -m pytest tests/unit -q
+step "integration tests: Ray, vLLM and DeepSpeed on CPU"
+python -m pytest tests/integration tests/gpu -q

@@ -1,0 +1,340 @@
+"""The learner on real DeepSpeed and Ray, against plain PyTorch on the whole batch."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from policy.learner import RayLearner
+from policy.learning_rate import learning_rate_at
+from policy.model import load_policy
+from policy.rank import LearnerRank
+from rl.cluster import Cluster
+from rl.config import Config
+from rl.placement import place
+from rl.stages import TrainBatch, TrainSample, Trajectory
+
+VOCABULARY = 64
+ONE_MICRO_BATCH = 1000
+
+
+class InspectedRank(LearnerRank):
+    """A rank whose gradients and weights a test can read."""
+
+    def gradients(self, batch: TrainBatch, micro_batch_tokens: int) -> dict[str, torch.Tensor]:
+        """The full gradient of the batch by parameter name; the weights stay as they are."""
+        from deepspeed.utils import safe_get_full_grad
+
+        whole_config = self._config
+        policy = whole_config.policy.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
+        self._config = self._config.model_copy(update={"policy": policy})
+        (update,) = self.plan(batch.samples)
+        assert (len(update.micro_batches) == 1) == (micro_batch_tokens == ONE_MICRO_BATCH)
+        self.accumulate(update, None)
+        is_whole = policy.zero_stage == 0
+        found = {
+            name: (parameter.grad if is_whole else safe_get_full_grad(parameter)).clone()
+            for name, parameter in self._engine.module.named_parameters()
+        }
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = 0.0
+        self._engine.step()
+        self._config = whole_config
+        return found
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self.named_weights()}
+
+    def merged_by_peft(self) -> dict[str, torch.Tensor]:
+        """What peft itself makes of the adapter, in a second copy of the policy."""
+        import deepspeed
+
+        policy = load_policy(self._source, self._config.policy)
+        adapters = {
+            name.removeprefix("backbone."): parameter
+            for name, parameter in self._engine.module.named_parameters()
+            if "lora_" in name
+        }
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(list(adapters.values())):
+            for name, parameter in policy.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(adapters[name.removeprefix("base_model.model.model.")])
+        return dict(policy.merge_and_unload().state_dict())
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        initializer_range=0.3,
+    )
+    directory = tmp_path_factory.mktemp("model")
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+def make_config(**policy: object) -> Config:
+    updates = policy.pop("updates_per_batch", 1)
+    return Config.model_validate(
+        {
+            "run": "unused",
+            "steps": 10,
+            "modes": {"short": {"share": 1.0, "thinking": False, "max_tokens": 16}},
+            "data": {"kind": "chain_sum"},
+            "rollout": {"max_model_length": 64, "prompts_per_step": 8},
+            "algorithm": {"updates_per_batch": updates, "aggregation": "sequence"},
+            "policy": {
+                "logprob_chunk_tokens": 16,
+                "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5},
+                # Tiny parameters would otherwise stay whole on every rank under ZeRO-3.
+                "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+                if policy.get("zero_stage") == 3
+                else {},
+                **policy,
+            },
+        }
+    )
+
+
+def make_batch(step: int = 1, num_samples: int = 7) -> TrainBatch:
+    rng = np.random.default_rng(step)
+    samples = []
+    for _ in range(num_samples):
+        length, prompt = int(rng.integers(8, 25)), int(rng.integers(1, 6))
+        mask = np.arange(length) >= prompt
+        logprobs = np.where(mask, rng.normal(-4, 1, length), 0).astype(np.float32)
+        trajectory = Trajectory(
+            token_ids=rng.integers(0, VOCABULARY, length).astype(np.int32),
+            loss_mask=mask,
+            rollout_logprobs=logprobs,
+            versions=(0, 0),
+            finish_reason="stop",
+            text="",
+            reasoning=None,
+            answer=None,
+        )
+        samples.append(TrainSample(trajectory, float(rng.normal()), temperature=0.8))
+    return TrainBatch(step, tuple(samples))
+
+
+def plain_logprobs(model: torch.nn.Module, sample: TrainSample) -> torch.Tensor:
+    """Log-probabilities of a sample's loss tokens from the full logits."""
+    ids = torch.tensor(sample.trajectory.token_ids, dtype=torch.int64)
+    table = torch.log_softmax(model(input_ids=ids[None]).logits[0] / sample.temperature, dim=-1)
+    mask = torch.tensor(sample.trajectory.loss_mask)
+    return table[:-1].gather(1, ids[1:, None])[:, 0][mask[1:]]
+
+
+def plain_loss(
+    model: torch.nn.Module, samples: tuple[TrainSample, ...], old: list[torch.Tensor] | None
+) -> torch.Tensor:
+    """The clipped objective, sample by sample, mean over sequences of token means."""
+    loss = torch.zeros(())
+    for index, sample in enumerate(samples):
+        logprobs = plain_logprobs(model, sample)
+        before = logprobs.detach() if old is None else old[index]
+        rollout = torch.tensor(sample.trajectory.rollout_logprobs[sample.trajectory.loss_mask])
+        weight = (before - rollout).exp().clamp(max=2.0)
+        ratio = (logprobs - before).exp()
+        gain = torch.minimum(ratio * sample.advantage, ratio.clamp(0.8, 1.27) * sample.advantage)
+        loss = loss - (weight * gain).mean() / len(samples)
+    return loss
+
+
+def open_ranks(config: Config, model: Path) -> list:
+    actors = [
+        ray.remote(InspectedRank)
+        .options(
+            num_cpus=0,
+            runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
+        )
+        .remote(config, model, rank)
+        for rank in range(config.policy.ranks)
+    ]
+    address, port = ray.get(actors[0].free_address.remote(), timeout=60)
+    ray.get([actor.start.remote(address, port) for actor in actors], timeout=60)
+    return actors
+
+
+def ask(actors: list, method: str, *arguments: object) -> list:
+    return ray.get([getattr(a, method).remote(*arguments) for a in actors], timeout=60)
+
+
+def close(actors: list) -> None:
+    for actor in actors:
+        ray.kill(actor)
+
+
+def to_rank_name(name: str) -> str:
+    return name.replace("model.", "backbone.", 1) if name[0] == "m" else f"head.{name}"
+
+
+@pytest.fixture(scope="module")
+def reference_gradients(model_dir: Path) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    plain_loss(model, make_batch().samples, None).backward()
+    return {to_rank_name(name): p.grad for name, p in model.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def zero3_pair(model_dir: Path) -> Iterator[list]:
+    """Two ranks under ZeRO-3, started once: most of a test's time is the start of its ranks."""
+    config = make_config(ranks=2, zero_stage=3, gradient_checkpointing=True)
+    actors = open_ranks(config, model_dir)
+    yield actors
+    close(actors)
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 0), (1, 3)])
+def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(
+    num_ranks: int, stage: int, model_dir: Path, reference_gradients: dict[str, torch.Tensor]
+):
+    actors = open_ranks(make_config(ranks=num_ranks, zero_stage=stage), model_dir)
+    check_gradients(actors, reference_gradients)
+    close(actors)
+
+
+def test_the_gradient_is_the_same_on_two_zero3_ranks(
+    zero3_pair: list, reference_gradients: dict[str, torch.Tensor]
+):
+    check_gradients(zero3_pair, reference_gradients)
+
+
+def check_gradients(actors: list, reference_gradients: dict[str, torch.Tensor]) -> None:
+    """Every rank holds the reference gradient, forwarding the batch at once or in parts."""
+    for micro_batch_tokens in (ONE_MICRO_BATCH, 30):
+        for gradients in ask(actors, "gradients", make_batch(), micro_batch_tokens):
+            assert gradients.keys() == reference_gradients.keys()
+            for name, expected in reference_gradients.items():
+                assert expected.abs().max() > 1e-3, name
+                assert (gradients[name] - expected).abs().max() < 1e-5, name
+
+
+def test_two_updates_per_batch_equal_a_hand_written_loop(model_dir: Path):
+    config = make_config(updates_per_batch=2, zero_stage=1)
+    optimizer_config = config.policy.optimizer
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    samples = make_batch().samples
+    with torch.no_grad():
+        old = [plain_logprobs(model, sample) for sample in samples]
+    norms = []
+    for start, end in [(0, 3), (3, 7)]:
+        optimizer.zero_grad()
+        plain_loss(model, samples[start:end], old[start:end]).backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
+        optimizer.step()
+    assert learning_rate_at(optimizer_config, 1, config.steps) == 1e-2
+
+    actors = open_ranks(config, model_dir)
+    (result,) = ask(actors, "update", make_batch())
+    (weights,) = ask(actors, "weights")
+    close(actors)
+    assert result.num_updates == 2
+    assert result.grad_norm == pytest.approx(sum(norms) / 2, rel=1e-4)
+    assert min(norms) > 0.5, "the clip must be at work"
+    for name, expected in model.named_parameters():
+        assert (weights[name] - expected).abs().max() < 1e-4, name
+
+
+def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path):
+    lora = {"rank": 4, "alpha": 8}
+    actors = open_ranks(make_config(lora=lora, zero_stage=3), model_dir)
+    for step in (1, 2):
+        ask(actors, "update", make_batch(step))
+    (weights,) = ask(actors, "weights")
+    (expected,) = ask(actors, "merged_by_peft")
+    close(actors)
+    stored = load_file(model_dir / "model.safetensors")
+    assert weights.keys() == expected.keys() == stored.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], atol=0, rtol=0)
+        is_adapted = "_proj" in name
+        assert ((tensor - stored[name]).abs().max() > 1e-3) == is_adapted, name
+
+
+def test_bfloat16_keeps_float32_master_weights(model_dir: Path):
+    """Steps of 1e-4 on weights near 0.3 round to nothing in bfloat16, one by one, but add up."""
+    optimizer = {"learning_rate": 1e-4, "weight_decay": 0.0}
+    actors = open_ranks(make_config(dtype="bfloat16", optimizer=optimizer), model_dir)
+    (before,) = ask(actors, "weights")
+    for _ in range(20):
+        ask(actors, "update", make_batch())
+    (after,) = ask(actors, "weights")
+    close(actors)
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    name = "model.layers.0.mlp.down_proj.weight"
+    large = before[name].abs() > 0.26
+    moved = (after[name] - before[name])[large].abs()
+    assert (moved > 0).float().mean() > 0.5
+
+
+def open_cluster_for(config: Config) -> Cluster:
+    placement = place(config)
+    return Cluster(placement, placement_group([b.resources for b in placement.bundles]))
+
+
+async def resume_and_lose_a_rank(config: Config, model_dir: Path, first: Path, end: Path) -> None:
+    """Continue from `first` with the batch of step 2, save to `end`, then lose rank 1."""
+    cluster = open_cluster_for(config)
+    learner = RayLearner(config, model_dir, cluster)
+    await learner.start()
+    await learner.load(first)
+    metrics = await learner.update(make_batch(2))
+    assert metrics["optim/learning_rate"] == 1e-2
+    assert metrics["policy/grad_norm"] > 0.5
+    assert 0 < metrics["policy/entropy"] < np.log(VOCABULARY)
+    assert metrics["rollout/mismatch_kl"] > 0
+    assert metrics["perf/learner_tokens_per_second"] > 0
+    await learner.save(end)
+    ray.kill(learner.ranks[1])
+    with pytest.raises(RuntimeError, match="learner rank 1 died in update"):
+        await learner.update(make_batch(3))
+    await learner.close()
+    remove_placement_group(cluster.group)
+
+
+def test_a_resumed_learner_continues_bit_for_bit(zero3_pair: list, model_dir: Path, tmp_path: Path):
+    first, straight, resumed = (tmp_path / name for name in ("first", "straight", "resumed"))
+    for directory in (first, straight, resumed):
+        directory.mkdir()
+    ask(zero3_pair, "update", make_batch(1))
+    ask(zero3_pair, "save", first)
+    ask(zero3_pair, "update", make_batch(2))
+    ask(zero3_pair, "save", straight)
+    config = make_config(ranks=2, zero_stage=3, gradient_checkpointing=True)
+    asyncio.run(resume_and_lose_a_rank(config, model_dir, first, resumed))
+
+    before, expected, got = (
+        load_file(directory / "model" / "model.safetensors")
+        for directory in (first, straight, resumed)
+    )
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
+        assert not torch.equal(tensor, before[name]), name
+    served = AutoModelForCausalLM.from_pretrained(straight / "model")
+    assert torch.equal(served.lm_head.weight, expected["lm_head.weight"])

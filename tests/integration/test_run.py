@@ -1,0 +1,140 @@
+"""Whole runs through the command line, on CPU with real Ray, vLLM and DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+STEPS = 6
+PROMPTS = 8
+GROUP = 4
+SETTINGS = [
+    "config=hybrid_50_50.yaml",
+    "scale=cpu_tiny",
+    f"steps={STEPS}",
+    f"rollout.prompts_per_step={PROMPTS}",
+    f"rollout.group_size={GROUP}",
+    "rollout.max_staleness=0",
+    "eval.prompts=16",
+    "checkpoint.every=2",
+]
+
+
+def start(run: Path, *settings: str) -> subprocess.Popen[str]:
+    """The launcher in a process group of its own, so that a kill reaches nothing else."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl.launch", *SETTINGS, f"run={run}", *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 240) -> str:
+    output, _ = process.communicate(timeout=timeout_s)
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in lines]
+    return [step for step in steps if "loss/policy" in step]
+
+
+def trained(run: Path) -> list[tuple[int, str, str, str]]:
+    """(step, group, prompt, mode) of every trajectory in the ledger, in order."""
+    rows = []
+    for path in sorted((run / "ledger").glob("step_*.parquet")):
+        table = pq.read_table(path, columns=["step", "group_id", "prompt_id", "mode"]).to_pylist()
+        rows += [(r["step"], r["group_id"], r["prompt_id"], r["mode"]) for r in table]
+    return rows
+
+
+def wait_for_step(run: Path, step: int, timeout_s: float = 200) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and len(metrics_of(run)) >= step:
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"{run} did not reach step {step}")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    output = finish(start(run))
+    assert "before" in output and "after" in output
+    return run
+
+
+def test_engine_and_learner_agree_at_every_step(uninterrupted):
+    steps = metrics_of(uninterrupted)
+    assert len(steps) == STEPS
+    assert max(abs(s["rollout/mismatch_kl"]) for s in steps) <= 1e-5
+    assert max(s["sync/canary_max_abs_diff"] for s in steps) <= 1e-4
+    assert all(s["staleness/max"] == 0 for s in steps)
+
+
+def test_every_step_trains_the_drawn_share(uninterrupted):
+    for step in metrics_of(uninterrupted):
+        assert step["rollout/short/groups"] == step["rollout/long/groups"] == PROMPTS / 2
+
+
+def test_trained_tokens_are_those_in_the_ledger(uninterrupted):
+    last = metrics_of(uninterrupted)[-1]
+    response = sum(
+        sum(pq.read_table(path, columns=["num_tokens"])["num_tokens"].to_pylist())
+        for path in (uninterrupted / "ledger").glob("*.parquet")
+    )
+    assert last["progress/trained_tokens"] > response > 0
+    assert last["progress/trained_tokens"] == sum(
+        last[f"progress/{mode}/trained_tokens"] for mode in ("short", "long")
+    )
+
+
+def test_the_run_leaves_what_a_person_looks_for(uninterrupted):
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["steps"] == STEPS
+    for moment in ("before", "after"):
+        assert set(summary[moment]) == {"short", "long"}
+        assert 0 <= summary[moment]["long"]["accuracy"] <= 1
+    assert (uninterrupted / "curves.png").stat().st_size > 10_000
+    assert list((uninterrupted / "tensorboard").iterdir())
+    assert (uninterrupted / "checkpoints" / "latest" / "model" / "config.json").exists()
+    assert len(trained(uninterrupted)) == STEPS * PROMPTS * GROUP
+
+
+def test_a_killed_run_resumes_with_the_same_data_and_modes(uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    process = start(run)
+    wait_for_step(run, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(start(run))
+    assert [s["step"] for s in metrics_of(run)] == list(range(1, STEPS + 1))
+    assert trained(run) == trained(uninterrupted)
+
+
+def test_an_interrupted_run_saves_its_step_and_goes_on(uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, "checkpoint.every=100")
+    wait_for_step(run, 1)
+    process.send_signal(signal.SIGINT)
+    assert "goes on from there" in finish(process)
+    done = len(metrics_of(run))
+    assert done < STEPS
+    assert (run / "checkpoints" / f"step_{done:06d}").is_dir()
+
+
+def test_a_finished_run_is_left_alone(uninterrupted):
+    assert f"finished at step {STEPS}" in finish(start(uninterrupted), 60)

@@ -1,0 +1,169 @@
+"""The running parts of one system, with two engines: publish proofs, staleness, a dead engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+import ray
+
+from rl.assembly import gather_material, start_system
+from rl.loop import Parts, TrainingLoop
+from rl.modes import draw_step, shares_at
+from rl.publish import UnprovenWeights, publish
+from rl.recipe import load
+
+STEPS = 5
+PROMPTS = 6
+SETTINGS = [
+    "config=hybrid_50_50.yaml",
+    "scale=cpu_tiny",
+    "rollout.workers=2",
+    f"steps={STEPS}",
+    f"rollout.prompts_per_step={PROMPTS}",
+    "rollout.group_size=4",
+    "rollout.max_staleness=2",
+    "eval.prompts=4",
+]
+
+
+class SlowLong:
+    """The engine with long groups held back, as they are when reasoning is really long."""
+
+    def __init__(self, engine) -> None:
+        self._engine = engine
+        self.pause, self.resume, self.prove = engine.pause, engine.resume, engine.prove
+
+    async def generate(self, request):
+        group = await self._engine.generate(request)
+        await asyncio.sleep(0.5 if request.mode == "long" else 0.0)
+        return group
+
+
+@pytest.fixture(scope="module")
+def loop():
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    run = tmp_path_factory.mktemp("system")
+    return gather_material(load([*SETTINGS, f"run={run}"]).config)
+
+
+@pytest.fixture(scope="module")
+def system(loop, material):
+    system = loop.run(start_system(material, print))
+    yield system
+    loop.run(system.close())
+
+
+def publish_version(loop, material, system, version):
+    return loop.run(
+        publish(system.learner, system.engine, version, material.config.canary_tolerance)
+    )
+
+
+def test_every_publish_is_proven_on_both_engines(loop, material, system):
+    metrics = publish_version(loop, material, system, 0)
+    assert metrics["sync/canary_max_abs_diff"] <= 1e-4
+    proofs = loop.run(system.engine.prove(0))
+    assert len(proofs) == 2
+    assert proofs[0].digests == proofs[1].digests
+    assert len(proofs[0].digests) > 20
+
+
+def spoil(rank, change):
+    """Run `change(name, tensor)` between the learner's gather and the wire; None drops it."""
+    source = rank.sender.source
+    original = type(source).__iter__
+
+    class Spoiled(type(source)):
+        def __iter__(self):
+            for name, tensor in original(self):
+                if (changed := change(name, tensor)) is not None:
+                    yield name, changed
+
+    source.__class__ = Spoiled
+
+
+def mend(rank):
+    rank.sender.source.__class__ = type(rank.sender.source).__mro__[1]
+
+
+def with_spoiled_rank(system, change, body):
+    actor = system.learner.ranks[0]
+    ray.get(actor.__ray_call__.remote(spoil, change))
+    try:
+        body()
+    finally:
+        ray.get(actor.__ray_call__.remote(mend))
+
+
+TENSOR = "model.layers.1.mlp.down_proj.weight"
+
+
+def test_a_tensor_that_is_not_sent_stops_the_run_by_name(loop, material, system):
+    def drop(name, tensor):
+        return None if name == TENSOR else tensor
+
+    def body():
+        with pytest.raises(UnprovenWeights, match=f"did not receive {TENSOR}"):
+            publish_version(loop, material, system, 0)
+
+    with_spoiled_rank(system, drop, body)
+
+
+def test_a_stale_tensor_stops_the_run_by_name(loop, material, system):
+    def stale(name, tensor):
+        return tensor * 0.5 if name == TENSOR else tensor
+
+    def body():
+        with pytest.raises(UnprovenWeights, match=f"{TENSOR}: stale"):
+            publish_version(loop, material, system, 0)
+
+    with_spoiled_rank(system, stale, body)
+
+
+def test_trained_share_is_the_drawn_share_with_stale_samples_and_slow_long_groups(
+    loop, material, system
+):
+    publish_version(loop, material, system, 0)
+    config, results = material.config, []
+
+    async def keep(result):
+        results.append(result)
+        return True
+
+    parts = Parts(
+        material.stream, material.encode, SlowLong(system.engine), system.scorer, system.learner
+    )
+    loop.run(TrainingLoop(config, parts).run(keep))
+    assert len(results) == STEPS
+    for step, result in enumerate(results):
+        pins = [None] * PROMPTS
+        drawn = draw_step(config.seed, step, shares_at(config, step + 1), pins, config.rollout.draw)
+        modes = [g.group.request.mode for g in result.groups]
+        assert modes == drawn
+        assert Counter(modes) == {"short": PROMPTS / 2, "long": PROMPTS / 2}
+    stalest = [
+        result.step - 1 - t.versions[0]
+        for result in results
+        for g in result.groups
+        for t in g.group.trajectories
+    ]
+    assert max(stalest) == 2
+
+
+def test_a_dead_engine_ends_the_run_with_its_name(loop, material, system):
+    publish_version(loop, material, system, 0)
+    ray.kill(system.engine.actors[1])
+    parts = Parts(material.stream, material.encode, system.engine, system.scorer, system.learner)
+
+    async def keep(result):
+        return True
+
+    with pytest.raises(RuntimeError, match="engine 1"):
+        loop.run(TrainingLoop(material.config, parts).run(keep))
