@@ -22,7 +22,7 @@ from policy.full_weights import FullWeights, WeightMetadata, write_model_directo
 from policy.learning_rate import learning_rate_at
 from policy.logprobs import LogprobModel
 from policy.model import DTYPES, load_policy
-from policy.weight_sender import DigestedSource, EngineClient, Rendezvous, WeightSender
+from policy.weight_sender import EngineClient, Rendezvous, WeightSender
 from rl.batching import MicroBatch, collate, plan_micro_batches, split_updates
 from rl.config import Config
 from rl.losses import GlobalCounts, LossInputs, policy_loss, reduce_sums, token_weights
@@ -202,9 +202,14 @@ class LearnerRank:
         """Meet the rollout workers (Ray actors); all ranks take part."""
         self._canary = canary
         sync = self._config.sync
-        source = DigestedSource(self.weight_metadata, self.named_weights, self._rank == 0)
-        client = EngineClient(workers, sync.deadline_s)
-        self.sender = WeightSender(self._config.transport, self._rank, source, client, rendezvous)
+        self.sender = WeightSender(
+            self._config.transport,
+            self._rank,
+            self.weight_metadata,
+            self.named_weights,
+            EngineClient(workers, sync.deadline_s),
+            rendezvous,
+        )
 
     def send_weights(self, version: int) -> WeightProof:
         """Transfer every tensor and return this rank's proof; only rank 0's has digests."""

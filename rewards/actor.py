@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import __main__
 import asyncio
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,9 @@ class RewardActor:
     """RewardService with the coroutines that Ray calls."""
 
     def __init__(self, config: RewardConfig, thinking: Mapping[str, bool]) -> None:
+        # A worker first imports the main script of its parent, which here is Ray's own and would
+        # bring all of Ray into every worker; without a file there is nothing to import.
+        vars(__main__).pop("__file__", None)
         self._service = RewardService(config, thinking)
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:

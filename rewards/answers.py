@@ -1,48 +1,119 @@
-"""Finds the final answer in what stands after the reasoning.
+"""Finds what an answer text states as its final answer, in linear time.
 
-Accepted forms, strongest first: `\\boxed{...}`, `<answer>...</answer>`, a line `Answer: ...`, and
-else the whole text. Linear in the length of the text; nothing is evaluated here.
+Recognised are `\\boxed{...}`, `<answer>...</answer>` and `Answer: ...` (also "the answer is ...");
+a text with none of them is its own answer when it is short. Nothing is evaluated here.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
+from dataclasses import dataclass
 
 MAX_CHARACTERS = 20_000
-"""Longer answers are cut from the front: a final answer stands at the end."""
+"""A longer answer text states nothing: no question is answered by a book."""
+MAX_BARE_CHARACTERS = 200
+"""Longest text that may stand for itself, without any marker."""
+MAX_FINALS = 16
+"""A text that states more answers than this states none."""
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_LABELLED = re.compile(r"^\W*(?:final\s+)?(?:answer|答案)\s*[:：=]\s*(.+)$", re.IGNORECASE | re.M)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACES = re.compile(r"\\[{}\\]|\\(?:boxed|fbox)\s{0,3}\{|[{}]")
+_STATEMENT = re.compile(
+    r"(?:\banswer(?:\*\*)?\s?(?:is)?\s?|答案)[:：](?:\*\*)?[ \t]{0,8}(?:\r?\n[ \t]{0,8}){0,2}"
+    r"([^\r\n]*)|\b(?:the|final) answer is\s([^\r\n]*)",
+    re.IGNORECASE,
+)
+_OPEN, _CLOSE = "<answer>", "</answer>"
+# Beside a marked answer these take it back or add a second one.
+_HEDGE = re.compile(r"\d|或|\b(?:or|either|maybe|perhaps|possibly|alternatively|not)\b", re.I)
+
+
+@dataclass(frozen=True)
+class _Marked:
+    """A marker's place in the text, [start, end), and the place of what it encloses."""
+
+    start: int
+    end: int
+    inner_start: int
+    inner_end: int
+
+    def holds(self, other: _Marked) -> bool:
+        inside = self.inner_start <= other.start and other.end <= self.inner_end
+        return inside and self != other
 
 
 def final_answers(text: str) -> list[str]:
-    """The distinct final answers that the text gives, in order; empty if it is blank.
+    """Return every distinct final answer the text states, in order; empty where it states none.
 
-    More than one means that the text does not commit itself, and none of them counts.
+    Markers nest, and the innermost one speaks, unless the text between it and its enclosing
+    marker hedges ("Answer: \\boxed{12} or 13"): then both count, so they contradict each other.
 
     Example: final_answers("so \\\\boxed{12}") == ["12"]
     """
-    text = unicodedata.normalize("NFKC", text[-MAX_CHARACTERS:]).strip()
-    found = _boxed(text) or _TAGGED.findall(text) or _LABELLED.findall(text)
-    if not found:
-        return [text] if text else []
-    return list(dict.fromkeys(answer.strip() for answer in found if answer.strip()))
+    if len(text) > MAX_CHARACTERS:
+        return []
+    marked = [*_boxes(text), *_tags(text), *_statements(text)]
+    if len(marked) > MAX_FINALS:
+        return []
+    if not marked:
+        bare = text.strip()
+        return [bare] if bare and len(bare) <= MAX_BARE_CHARACTERS else []
+    marked.sort(key=lambda one: one.start)
+    finals = [
+        text[one.inner_start : one.inner_end].strip()
+        for one in marked
+        if not _is_spoken_for(one, [other for other in marked if one.holds(other)], text)
+    ]
+    return list(dict.fromkeys(finals))
 
 
-def _boxed(text: str) -> list[str]:
-    """Contents of every box, with their braces balanced; an unclosed box has none."""
-    contents = []
-    position = 0
-    while match := _BOX.search(text, position):
-        depth, end = 1, match.end()
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        if depth:
-            # No box after an unclosed one can close either without closing it first.
+def _boxes(text: str) -> list[_Marked]:
+    """Every `\\boxed{...}` with balanced braces; one pass, so unbalanced floods stay cheap."""
+    found: list[_Marked] = []
+    opened: list[re.Match[str]] = []
+    for brace in _BRACES.finditer(text):
+        symbol = brace.group()
+        if symbol.endswith("{") and symbol != r"\{":
+            opened.append(brace)
+        elif symbol == "}" and opened:
+            start = opened.pop()
+            if len(start.group()) > 1:
+                found.append(_Marked(start.start(), brace.end(), start.end(), brace.start()))
+    return found
+
+
+def _tags(text: str) -> list[_Marked]:
+    found: list[_Marked] = []
+    start = text.find(_OPEN)
+    while start >= 0:
+        inner_start = start + len(_OPEN)
+        inner_end = text.find(_CLOSE, inner_start)
+        if inner_end < 0:
             break
-        contents.append(text[match.end() : end - 1])
-        position = end
-    return contents
+        end = inner_end + len(_CLOSE)
+        found.append(_Marked(start, end, inner_start, inner_end))
+        start = text.find(_OPEN, end)
+    return found
+
+
+def _statements(text: str) -> list[_Marked]:
+    found: list[_Marked] = []
+    for match in _STATEMENT.finditer(text):
+        start, end = match.span(1 if match.group(1) is not None else 2)
+        # A statement inside a one-line <answer> ends before the tag closes.
+        closing = text.find(_CLOSE, start, end)
+        end = closing if closing >= 0 else end
+        found.append(_Marked(match.start(), end, start, end))
+    return found
+
+
+def _is_spoken_for(outer: _Marked, inner: list[_Marked], text: str) -> bool:
+    """Whether inner markers state the whole of what `outer` encloses."""
+    if not inner:
+        return False
+    residue: list[str] = []
+    place = outer.inner_start
+    for one in inner:
+        residue.append(text[place : max(place, one.start)])
+        place = max(place, one.end)
+    residue.append(text[place : outer.inner_end])
+    return _HEDGE.search(" ".join(residue)) is None

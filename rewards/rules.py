@@ -7,35 +7,25 @@ settle with plain string work it leaves to sympy, which runs in a killable worke
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 
 from rewards.answers import final_answers
-
-MAX_EXPONENT = 300
-"""Powers of ten beyond this are not written out; such a number is no plain number."""
-
-_NUMBER = re.compile(
-    r"(?P<sign>[+-]?)(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?(?P<fraction>\.\d+)?"
-    r"(?:[eE](?P<exponent>[+-]?\d{1,3}))?(?P<percent>\s*\\?%)?"
+from rewards.expressions import (
+    UnparsedReference,
+    is_expression,
+    quick_expression,
+    same_expression,
 )
-_RATIO = re.compile(r"([+-]?\d{1,40})\s*/\s*(\d{1,40})")
-_HEDGE = re.compile(r"\b(or|either|maybe|perhaps|possibly|alternatively)\b|或", re.IGNORECASE)
-_ANY_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_TO_THE_GRADER = re.compile(
-    r"\b(grader|judge|reward|mark (this|it|me)|is correct|full (marks|credit|score)|"
-    r"(ignore|disregard) (all|any|the|previous|prior))\b",
-    re.IGNORECASE,
-)
-_EDGE = " \t\n.,;:!?。，；：！？\"'`“”‘’*$"
+from rewards.notation import plain_words
+from rewards.number_literals import number_literal, same_number
+
+MAX_TEXT_WORDS = 8
+MAX_TEXT_CHARACTERS = 80
 
 
 class NotScorable(ValueError):
-    """The reference cannot be checked by rules."""
+    """The reference cannot be checked by rules; says why."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +33,11 @@ class Route:
     """One way to verify."""
 
     version: int
+    """Goes to the ledger with every score; raise it when a verdict may change."""
     applies: Callable[[str], bool]
-    """Whether a reference is of this kind."""
-    quick: Callable[[str, str], float | None]
-    """Reference and answer to 1.0 or 0.0; None if it takes sympy to tell."""
+    """Whether a reference is of this kind; never hangs."""
+    quick: Callable[[str, str], bool | None]
+    """Reference and one final answer to a verdict, in microseconds; None if it takes sympy."""
 
 
 @dataclass(frozen=True)
@@ -55,117 +46,98 @@ class Verdict:
     """None leaves the decision to `symbolic`."""
     route: str
     """Which route decided, with its version, such as `number/1`."""
-    answer: str
-    """The final answer that was compared."""
 
 
 def verify_quickly(reference: str, answer: str, task: str = "auto") -> Verdict:
-    """Compare by string work alone; raises NotScorable for a reference that no route takes.
+    """Compare by string work alone: 1.0 only if every final answer stated is the reference.
 
-    task: a route's name, or `auto` to choose by the reference.
+    task: a route's name, or `auto` to choose by the reference. Raises NotScorable for a reference
+    that no route takes.
     """
     name = route_of(reference, task)
     label = f"{name}/{ROUTES[name].version}"
-    found = final_answers(answer)
-    if len(found) != 1 or _is_hedged(found[0], reference) or _TO_THE_GRADER.search(found[0]):
-        return Verdict(0.0, label, found[0] if found else "")
-    return Verdict(ROUTES[name].quick(reference, found[0]), label, found[0])
+    wanted = reference_answer(reference)
+    finals = final_answers(answer)
+    verdicts = [ROUTES[name].quick(wanted, final) for final in finals]
+    if not finals or False in verdicts:
+        return Verdict(0.0, label)
+    return Verdict(None if None in verdicts else 1.0, label)
+
+
+def symbolic(reference: str, answer: str) -> float:
+    """Decide what `verify_quickly` left open. Slow and unbounded: only for killable workers.
+
+    Raises NotScorable for a reference that sympy cannot read.
+    """
+    wanted = reference_answer(reference)
+    try:
+        return float(all(same_expression(wanted, final) for final in final_answers(answer)))
+    except UnparsedReference as error:
+        raise NotScorable(str(error)) from error
 
 
 def route_of(reference: str, task: str = "auto") -> str:
     """The route a reference takes; raises NotScorable if there is none."""
-    if not reference.strip():
-        raise NotScorable("the reference is empty")
-    if task != "auto":
-        if task not in ROUTES:
-            raise NotScorable(f"there is no reward for task {task!r}, only {', '.join(ROUTES)}")
-        return task
-    return next(name for name, route in ROUTES.items() if route.applies(reference))
+    wanted = reference_answer(reference)
+    if task == "auto":
+        for name, route in ROUTES.items():
+            if route.applies(wanted):
+                return name
+        raise NotScorable(
+            f"the reference is longer than {MAX_TEXT_WORDS} words or {MAX_TEXT_CHARACTERS} "
+            "characters"
+        )
+    if task not in ROUTES:
+        raise NotScorable(f"there is no reward for task {task!r}, only auto, {', '.join(ROUTES)}")
+    if not ROUTES[task].applies(wanted):
+        raise NotScorable(f"the reference is not of task {task!r}: {wanted[:80]!r}")
+    return task
 
 
-def symbolic(reference: str, answer: str) -> float:
-    """1.0 if math-verify finds the two equal. Slow and unbounded: only for killable workers."""
-    from math_verify import parse, verify
+def score_reference(reference: str, task: str = "auto") -> str:
+    """Return the route that checks a reference, such as `number/1`, or `not_scorable: why`."""
+    try:
+        name = route_of(reference, task)
+    except NotScorable as error:
+        return f"not_scorable: {error}"
+    return f"{name}/{ROUTES[name].version}"
 
-    # The signal-based timeouts of math-verify work in main threads only; the worker is killed.
-    gold = parse(_as_latex(reference), parsing_timeout=None)
-    given = parse(_as_latex(answer), parsing_timeout=None)
-    return float(bool(gold and given) and verify(gold, given, timeout_seconds=None))
 
+def reference_answer(reference: str) -> str:
+    """Return the answer a reference states, out of its `\\boxed{}` or the like.
 
-def parse_number(text: str) -> Fraction | None:
-    """The exact value of a plain number, a percentage or a ratio of integers; None for the rest.
-
-    Example: parse_number("1,250.50") == Fraction(2501, 2); parse_number("50%") == Fraction(1, 2)
+    Raises NotScorable for a reference that states none, or several.
     """
-    text = _plain(text)
-    if ratio := _RATIO.fullmatch(text):
-        denominator = int(ratio[2])
-        return Fraction(int(ratio[1]), denominator) if denominator else None
-    match = _NUMBER.fullmatch(text)
-    if match is None or not (match["whole"] or match["fraction"]):
-        return None
-    if abs(int(match["exponent"] or 0)) > MAX_EXPONENT:
-        return None
-    digits = f"{match['sign']}{(match['whole'] or '0').replace(',', '')}{match['fraction'] or ''}"
-    value = Fraction(Decimal(f"{digits}e{match['exponent'] or 0}"))
-    return value / 100 if match["percent"] else value
+    finals = final_answers(reference)
+    if len(finals) > 1:
+        raise NotScorable(f"the reference states {len(finals)} different answers")
+    if not finals and reference.strip():
+        raise NotScorable(f"the reference is {len(reference)} characters long, without an answer")
+    if not finals or not finals[0]:
+        raise NotScorable("the reference is empty")
+    return finals[0]
 
 
-def _plain(text: str) -> str:
-    """Full-width forms folded, currency and closing punctuation dropped."""
-    folded = unicodedata.normalize("NFKC", text).replace("−", "-")
-    return folded.strip(_EDGE).removeprefix("\\(").removesuffix("\\)").strip(_EDGE)
+def _quick_number(reference: str, answer: str) -> bool:
+    wanted, given = number_literal(reference), number_literal(answer)
+    return wanted is not None and given is not None and same_number(wanted, given)
 
 
-def _number_quick(reference: str, answer: str) -> float | None:
-    given = parse_number(answer)
-    if given is None:
-        # A sentence or an expression; without any digit it cannot be this number as we read it.
-        return None if _ANY_NUMBER.search(answer) or "\\" in answer else 0.0
-    return float(given == parse_number(reference))
-
-
-def _text_quick(reference: str, answer: str) -> float:
-    return float(_normal_text(reference) == _normal_text(answer))
-
-
-def _expression_quick(reference: str, answer: str) -> float | None:
-    return 1.0 if _plain(reference) == _plain(answer) else None
-
-
-def _normal_text(text: str) -> str:
-    """Case, white space, edge punctuation and a leading article do not matter."""
-    words = unicodedata.normalize("NFKC", text).casefold().strip(_EDGE).split()
-    return " ".join(words[1:] if words[:1] and words[0] in ("a", "an", "the") else words)
-
-
-def _looks_like_maths(reference: str) -> bool:
-    if "\\" in reference or "^" in reference:
-        return True
-    return bool(re.search(r"[\d)a-z]\s*[-+*/=<>]\s*[\d(a-z]", reference)) or bool(
-        re.fullmatch(r"[\[({][^a-zA-Z]*\d[^a-zA-Z]*[\])}]", reference.strip())
-    )
-
-
-def _is_hedged(answer: str, reference: str) -> bool:
-    """Whether an answer offers several values where the reference has one."""
-    if _HEDGE.search(reference) or not _HEDGE.search(answer):
+def _is_short_text(reference: str) -> bool:
+    if len(reference) > MAX_TEXT_CHARACTERS:
         return False
-    numbers = {parse_number(number) for number in _ANY_NUMBER.findall(answer)}
-    return len(numbers) != 1
+    return 0 < len(plain_words(reference).split()) <= MAX_TEXT_WORDS
 
 
-def _as_latex(text: str) -> str:
-    """math-verify finds expressions in prose by their delimiters; a bare one gets them."""
-    bare = _plain(text)
-    has_prose = re.search(r"(?<!\\)\b[a-zA-Z]{3,}\b", bare)
-    return text if "$" in text or "\\boxed" in text or has_prose else f"${bare}$"
+def _quick_text(reference: str, answer: str) -> bool:
+    if len(answer) > 4 * MAX_TEXT_CHARACTERS:
+        return False
+    return plain_words(reference) == plain_words(answer)
 
 
-# The first route that applies takes the reference; `text` takes what is left.
+# The first route that applies takes the reference; more kinds of reference are added here.
 ROUTES: dict[str, Route] = {
-    "number": Route(1, lambda reference: parse_number(reference) is not None, _number_quick),
-    "expression": Route(1, _looks_like_maths, _expression_quick),
-    "text": Route(1, lambda reference: True, _text_quick),
+    "number": Route(1, lambda reference: number_literal(reference) is not None, _quick_number),
+    "expression": Route(1, is_expression, quick_expression),
+    "text": Route(1, _is_short_text, _quick_text),
 }

@@ -60,7 +60,7 @@ class RewardService:
         verdict = verify_quickly(prompt.reference, trajectory.answer or "", prompt.task)
         if verdict.accuracy is not None:
             return verdict.accuracy, verdict.route
-        accuracy = await self._workers.run(symbolic, prompt.reference, verdict.answer)
+        accuracy = await self._workers.run(symbolic, prompt.reference, trajectory.answer or "")
         return accuracy, verdict.route
 
     def close(self) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from policy.learner import RayLearner
 from policy.model import resolve_model
 from rewards.actor import RewardServiceClient
+from rewards.rules import score_reference
 from rl.cluster import Cluster, open_cluster
 from rl.config import Config
 from rl.loop import train_request
@@ -35,6 +37,8 @@ class Material:
     stream: PromptStream
     chat: ChatTemplate
     heldout: tuple[Prompt, ...]
+    routes: Mapping[str, int]
+    """How many of the checked prompts each accuracy reward takes, or why it cannot."""
 
     def encode(self, prompt: Prompt, mode: str) -> tuple[int, ...]:
         """Prompt token ids up to where sampling starts in this mode."""
@@ -81,7 +85,19 @@ def gather_material(config: Config) -> Material:
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())
     refuse_oversized(config, stream, chat)
-    return Material(config, model, stream, chat, tuple(stream.heldout(config.eval.prompts)))
+    heldout = tuple(stream.heldout(config.eval.prompts))
+    return Material(config, model, stream, chat, heldout, count_routes(stream))
+
+
+def count_routes(stream: PromptStream) -> Counter[str]:
+    """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
+    routes = Counter(score_reference(p.reference, p.task) for p in stream.checked())
+    if all(route.startswith("not_scorable") for route in routes):
+        raise ValueError(
+            "no reference answer can be checked by rules, so nothing could be rewarded: "
+            f"{routes.most_common(1)[0][0]}; check data.columns.reference and data.columns.task"
+        )
+    return routes
 
 
 async def start_system(

@@ -39,10 +39,10 @@ def open_cluster(config: Config) -> Cluster:
             # Logical cores: a laptop may hold more actors than it has cores.
             num_cpus=max(os.cpu_count() or 1, int(cpus + 0.5)),
             include_dashboard=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
     else:
-        ray.init(address=config.resources.ray_address, logging_level=logging.WARNING)
+        ray.init(address=config.resources.ray_address, logging_level=logging.ERROR)
     _check_gpus(config)
     group = placement_group([bundle.resources for bundle in placement.bundles], strategy="PACK")
     if not group.wait(RESERVE_TIMEOUT_S):

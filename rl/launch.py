@@ -90,6 +90,8 @@ class _Training:
 
         self._console.phase("preparing the policy and its prompts")
         self._material = gather_material(self._config)
+        listed = (f"{count} {route}" for route, count in self._material.routes.items())
+        self._console.note(f"references by reward: {', '.join(listed)}")
         self._system = await start_system(self._material, self._console.phase)
         try:
             if checkpoint is not None:

@@ -138,3 +138,29 @@ def test_an_interrupted_run_saves_its_step_and_goes_on(uninterrupted, tmp_path):
 
 def test_a_finished_run_is_left_alone(uninterrupted):
     assert f"finished at step {STEPS}" in finish(start(uninterrupted), 60)
+
+
+def test_a_checkpoint_evaluates_as_it_did_in_training(uninterrupted):
+    """The exported weights in fresh engines, with the same seeds: the same answers."""
+    command = [sys.executable, "-m", "rl.evaluate", f"run={uninterrupted}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    evaluated = json.loads((uninterrupted / f"evaluation_step_{STEPS:06d}.json").read_text())
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    for mode in ("short", "long"):
+        assert evaluated["modes"][mode]["accuracy"] == summary["after"][mode]["accuracy"]
+
+
+def test_a_scale_with_more_gpus_than_there_are_is_refused(tmp_path):
+    run = tmp_path / "run"
+    process = start(
+        run,
+        "scale=one_gpu",
+        "policy.model=builtin:tiny",
+        "data.kind=chain_sum",
+        "rollout.max_model_length=5000",
+    )
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "asks for 1 GPUs, Ray has 0" in output
+    assert not list(run.glob("checkpoints/*"))

@@ -1,0 +1,65 @@
+"""What only a CUDA device can show. Skipped, by what is missing, everywhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rl.weight_digest import tensor_digest
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+needs_engines = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("vllm", "ray", "deepspeed")),
+    reason="needs vllm, ray and deepspeed",
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_digest_is_the_same_on_both_devices(dtype):
+    tensor = torch.randn(1000, 1733).to(dtype)
+    assert tensor_digest(tensor.cuda()) == tensor_digest(tensor)
+
+
+def test_chunked_logprobs_in_bfloat16_are_near_the_float32_ones():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from policy.logprobs import LogprobModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=1024, **sizes, **heads)).cuda()
+    ids = torch.randint(1024, (4, 64), device="cuda")
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    inputs = (ids, mask, torch.ones(4, device="cuda"))
+    with torch.no_grad():
+        exact, _ = LogprobModel(model, 50)(*inputs)
+        rounded, _ = LogprobModel(model.bfloat16(), 50)(*inputs)
+    assert (exact - rounded).abs().mean() < 0.02
+
+
+@needs_engines
+@pytest.mark.parametrize("transport", ["ipc", "host"])
+def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport):
+    run = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50.yaml", "scale=one_gpu"),
+        *(f"run={run}", "policy.model=builtin:tiny", "data.kind=chain_sum", "steps=4"),
+        *("modes.short.max_tokens=8", "modes.long.max_tokens=72", "rollout.max_model_length=128"),
+        *("rollout.prompts_per_step=16", "eval.prompts=16", f"sync.transport={transport}"),
+        "rollout.engine.gpu_memory_utilization=0.2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 4
+    assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
