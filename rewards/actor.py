@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import __main__
 import asyncio
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+import __main__
 from rewards.service import RewardService
 from rl.config import RewardConfig
 from rl.stages import RolloutGroup, Score
