@@ -9,6 +9,7 @@ then wait in a collective for one that will not come.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,12 @@ async def _answer(method: Any, arguments: Sequence[Any]) -> Any:
 def _actor(config: Config, cluster: Cluster, rank: int) -> Any:
     """Return the actor class of a rank, placed in its bundle."""
     use_cuda = config.resources.gpus > 0
-    environment = {"DS_ACCELERATOR": "cuda" if use_cuda else "cpu"}
+    environment = {
+        "DS_ACCELERATOR": "cuda" if use_cuda else "cpu",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
+    }
     if not use_cuda:
         environment["OMP_NUM_THREADS"] = str(config.policy.threads)
     return ray.remote(LearnerRank).options(

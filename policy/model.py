@@ -18,6 +18,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from policy.tiny_policy import ensure_tiny_policy
 from rl.config import LoraConfig, PolicyConfig
@@ -68,6 +69,7 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
         # The learner must compute the same probabilities as the engine.
         if "drop" in name and isinstance(value, float):
             setattr(model_config, name, 0.0)
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         directory,
         config=model_config,

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from policy.tiny_tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
 from policy.tiny_warmup import WarmupRecipe, WarmupReport, warm_up
@@ -118,6 +119,10 @@ def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> WarmupRep
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
+    disable_progress_bar()
+    if not torch.cuda.is_available():
+        # Saving loads DeepSpeed, which warns about a missing GPU unless it is told of it.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return report
