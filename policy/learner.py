@@ -18,8 +18,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from policy.engine_client import Rendezvous
 from policy.rank import LearnerRank, RankUpdate
-from policy.weight_sender import Rendezvous
 from rl.cluster import Cluster
 from rl.config import Config
 from rl.losses import loss_metrics, reduce_sums

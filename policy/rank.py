@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from policy.deepspeed_engine import RankPlace, join_ranks, open_engine, zero_stage
+from policy.engine_client import EngineClient, Rendezvous
 from policy.full_weights import FullWeights, WeightMetadata, write_model_directory
 from policy.learning_rate import learning_rate_at
 from policy.logprobs import LogprobModel
 from policy.model import DTYPES, load_policy
-from policy.weight_sender import EngineClient, Rendezvous, WeightSender
 from rl.batching import MicroBatch, collate, plan_micro_batches, split_updates
 from rl.config import Config
 from rl.losses import GlobalCounts, LossInputs, policy_loss, reduce_sums, token_weights
@@ -200,6 +200,9 @@ class LearnerRank:
         self, workers: Sequence[Any], canary: Canary, rendezvous: Rendezvous
     ) -> None:
         """Meet the rollout workers (Ray actors); all ranks take part."""
+        # Brings vLLM, which takes seconds: the driver imports this module too and needs none of it.
+        from policy.weight_sender import WeightSender
+
         self._canary = canary
         sync = self._config.sync
         self.sender = WeightSender(

@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from rl.config import ColumnsConfig, SourceConfig
 from rl.stages import Prompt
-from rollout.sources import conversation, stable_hash, system_message
+from rollout.conversation import conversation, stable_hash, system_message
 
 READERS = {".jsonl": "json", ".parquet": "parquet"}
 SHOWN_IDS = 5

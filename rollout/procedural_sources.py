@@ -1,0 +1,101 @@
+"""Prompts without end: the built-in task and reasoning-gym's procedural tasks."""
+
+from __future__ import annotations
+
+import difflib
+
+from rl.chain_sum import question as chain_sum_question
+from rl.config import SourceConfig
+from rl.stages import Prompt
+from rollout.conversation import conversation, stable_hash
+
+# The held-out prompts of a procedural task are the same whatever the run's seed, so that runs
+# can be compared.
+HELDOUT_SEED = 0
+
+
+class _Procedural:
+    """Any number of prompts, none of them pinned."""
+
+    train_count = None
+    heldout_count = None
+
+    def rows_for(self, mode: str) -> None:
+        return None
+
+
+class ChainSumSource(_Procedural):
+    """The built-in addition task (rl/chain_sum.py); `settings` takes `lengths`."""
+
+    def __init__(self, config: SourceConfig, seed: int) -> None:
+        if unknown := sorted(set(config.settings) - {"lengths"}):
+            raise ValueError(f"data.settings of chain_sum takes only lengths, got {unknown}")
+        self._settings = {key: tuple(value) for key, value in config.settings.items()}
+        self._system_prompt = config.system_prompt
+        self._seed = seed
+        chain_sum_question(seed, 0, False, **self._settings)  # refuses lengths out of range
+
+    def train(self, index: int) -> Prompt:
+        return self._prompt(self._seed, index, heldout=False)
+
+    def heldout(self, index: int) -> Prompt:
+        return self._prompt(HELDOUT_SEED, index, heldout=True)
+
+    def _prompt(self, seed: int, index: int, heldout: bool) -> Prompt:
+        asked = chain_sum_question(seed, index, heldout, **self._settings)
+        messages = conversation(asked.text, self._system_prompt)
+        split = "heldout" if heldout else "train"
+        return Prompt(f"chain_sum/{split}/{index}", messages, asked.answer)
+
+
+class ReasoningGymSource(_Procedural):
+    """A procedural task of the reasoning-gym library; `settings` are the task's own.
+
+    The splits draw from one generator, and a hash of the question decides which of the two may
+    ask it, so they cannot overlap even in a task with few questions.
+    """
+
+    HELDOUT_ONE_IN = 8
+    MAX_TRIES = 1000
+    """Draws for one prompt; a task that needs more has no question in the split."""
+
+    def __init__(self, config: SourceConfig, seed: int) -> None:
+        from reasoning_gym.factory import DATASETS, create_dataset
+
+        self._name = config.path or ""
+        if self._name not in DATASETS:
+            near = difflib.get_close_matches(self._name, DATASETS, n=3) or sorted(DATASETS)[:10]
+            raise ValueError(
+                f"data.path must name one of reasoning-gym's {len(DATASETS)} tasks, got "
+                f"{config.path!r}; such as {', '.join(near)}"
+            )
+        try:
+            self._task = create_dataset(self._name, seed=0, **config.settings)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(
+                f"data.settings do not suit reasoning-gym's {self._name}: {error}"
+            ) from error
+        self._system_prompt = config.system_prompt
+        self._seed = seed
+
+    def train(self, index: int) -> Prompt:
+        return self._prompt("train", self._seed, index)
+
+    def heldout(self, index: int) -> Prompt:
+        return self._prompt("heldout", HELDOUT_SEED, index)
+
+    def _prompt(self, split: str, seed: int, index: int) -> Prompt:
+        for attempt in range(self.MAX_TRIES):
+            # Some tasks seed numpy with the index, which takes no more than 32 bits.
+            row = self._task[stable_hash(f"{split}/{seed}/{index}/{attempt}") >> 33]
+            is_heldout = stable_hash(row["question"]) % self.HELDOUT_ONE_IN == 0
+            if is_heldout == (split == "heldout"):
+                messages = conversation(row["question"], self._system_prompt)
+                return Prompt(f"{self._name}/{split}/{index}", messages, str(row["answer"]))
+        raise ValueError(
+            f"reasoning-gym's {self._name} has no {split} question in {self.MAX_TRIES} draws with "
+            f"data.settings {self._settings_shown()}; widen the settings or take another task"
+        )
+
+    def _settings_shown(self) -> str:
+        return str(vars(self._task.config))
