@@ -24,7 +24,8 @@ class RewardActor:
     def __init__(self, config: RewardConfig, thinking: Mapping[str, bool]) -> None:
         # A worker first imports the main script of its parent, which here is Ray's own and would
         # bring all of Ray into every worker; without a file there is nothing to import.
-        vars(__main__).pop("__file__", None)
+        if hasattr(__main__, "__file__"):
+            del __main__.__file__
         self._service = RewardService(config, thinking)
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:

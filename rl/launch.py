@@ -22,9 +22,10 @@ from rl.curves import draw_curves, write_summary
 from rl.evaluation import ModeResult, evaluate
 from rl.ledger import ledger_rows, write_step
 from rl.loop import Parts, StepResult, TrainingLoop
+from rl.memory_estimate import describe_memory
 from rl.placement import describe, place
 from rl.publish import publish
-from rl.recipe import dump, load
+from rl.recipe import Launch, dump, load
 from rl.run_directory import RunDirectory
 from rl.sinks import Sinks
 from rl.step_metrics import Progress, step_metrics
@@ -39,14 +40,29 @@ def main(arguments: list[str]) -> int:
     try:
         launch = load(arguments)
         if launch.dry_run:
-            print(f"{dump(launch.config)}placement:\n{describe(place(launch.config))}")
-            print("\n".join(f"note: {note}" for note in launch.notes), end="")
+            print(described(launch))
         else:
             asyncio.run(train(launch.config, launch.notes))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def described(launch: Launch) -> str:
+    """The resolved configuration, the placement and the memory estimate, for people."""
+    config = launch.config
+    notes = [f"note: {note}" for note in launch.notes]
+    return "\n".join(
+        [
+            dump(config).rstrip(),
+            "placement:",
+            describe(place(config)),
+            "memory:",
+            describe_memory(config.policy, config.rollout),
+            *notes,
+        ]
+    )
 
 
 async def train(config: Config, notes: Sequence[str] = ()) -> None:
