@@ -60,6 +60,11 @@ def zero_stage(config: PolicyConfig) -> int:
 
 def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
     """Return DeepSpeed's configuration, with `policy.deepspeed` merged over ours."""
+    if "stage" in config.deepspeed.get("zero_optimization", {}):
+        raise ValueError(
+            "policy.deepspeed.zero_optimization.stage is set; set policy.zero_stage instead, which "
+            "the learner goes by too"
+        )
     stage = zero_stage(config)
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,

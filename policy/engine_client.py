@@ -12,12 +12,25 @@ import ray
 class EngineClient:
     """vLLM's weight-sync calls to every rollout worker, each with a deadline."""
 
-    def __init__(self, workers: Sequence[Any], deadline_s: float) -> None:
+    def __init__(
+        self, workers: Sequence[Any], deadline_s: float, processes_per_worker: int
+    ) -> None:
+        """processes_per_worker: vLLM processes of one engine, its tensor-parallel size."""
         self._workers = workers
         self._deadline_s = deadline_s
+        self._processes_per_worker = processes_per_worker
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self._call("init_weight_transfer_engine", init_info)
+        # vLLM numbers the processes of one engine; NCCL needs one numbering over all of them.
+        infos = [dict(init_info) for _ in self._workers]
+        for place, info in enumerate(infos):
+            if "rank_offset" in info:
+                info["rank_offset"] += place * self._processes_per_worker
+        answers = [
+            worker.init_weight_transfer_engine.remote(info)
+            for worker, info in zip(self._workers, infos, strict=True)
+        ]
+        self._finish("init_weight_transfer_engine", answers)
 
     def start_weight_update(self) -> None:
         self._call("start_weight_update")
@@ -31,6 +44,10 @@ class EngineClient:
 
     def _call(self, method: str, *arguments: Any) -> None:
         answers = [getattr(worker, method).remote(*arguments) for worker in self._workers]
+        self._finish(method, answers)
+
+    def _finish(self, method: str, answers: list[Any]) -> None:
+        """Wait for all; raises TimeoutError naming the late ones, or the first one's own error."""
         _, pending = ray.wait(answers, num_returns=len(answers), timeout=self._deadline_s)
         if pending:
             late = [place for place, answer in enumerate(answers) if answer in pending]

@@ -160,6 +160,7 @@ def _failure(method: str, errors: Mapping[int, BaseException]) -> Exception:
     error = errors[rank]
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, ValueError):
+        cause.__cause__ = error
         return cause
     verb = "died" if dead else "failed"
     failure = RuntimeError(f"learner rank {rank} {verb} in {method}: {cause}")

@@ -88,6 +88,8 @@ class ChunkedHead(torch.nn.Module):
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         logits = self.lm_head(hidden).float() / temperature[:, None]  # [N, V]
         logprobs = torch.log_softmax(logits, dim=-1)  # [N, V]
+        picked = logprobs.gather(1, targets[:, None])[:, 0]
+        # Last, so that the recomputation in the backward stops before it.
         with torch.no_grad():
             entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
-        return logprobs.gather(1, targets[:, None])[:, 0], entropies
+        return picked, entropies

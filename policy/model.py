@@ -33,12 +33,14 @@ _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _log = logging.getLogger(__name__)
 
 
-def resolve_model(name: str) -> Path:
+def resolve_model(name: str, untie: bool) -> Path:
     """Return the model directory that learner and engines load.
 
-    name: `builtin:tiny`, a directory, or the name of a Hugging Face model. Where there is no GPU, a
-    model with tied embeddings is replaced by an untied copy: vLLM on CPU keeps an outdated output
-    layer of a tied one after a weight update. Raises ValueError if there is no such model.
+    name: `builtin:tiny`, a directory, or the name of a Hugging Face model. With
+    `untie`, a model with tied embeddings is replaced by an untied copy: vLLM on CPU keeps an
+    outdated output layer of a tied one after a weight update.
+
+    Raises ValueError if there is no such model.
     """
     if name == "builtin:tiny":
         return ensure_tiny_policy()
@@ -52,7 +54,7 @@ def resolve_model(name: str) -> Path:
             f"{name!r}; there is no such directory"
         )
     config = _read_config(directory)
-    if config.tie_word_embeddings and not torch.cuda.is_available():
+    if config.tie_word_embeddings and untie:
         return untied_copy(directory, _cache_dir())
     return directory
 

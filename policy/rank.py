@@ -210,7 +210,7 @@ class LearnerRank:
             self._rank,
             self.weight_metadata,
             self.named_weights,
-            EngineClient(workers, sync.deadline_s),
+            EngineClient(workers, sync.deadline_s, self._config.rollout.tensor_parallel),
             rendezvous,
         )
 

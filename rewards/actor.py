@@ -16,6 +16,8 @@ from rl.stages import RolloutGroup, Score
 
 MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 10.0
+SCORE_TIMEOUT_S = 1800.0
+"""Far beyond the limits of all samples of a group together: only a broken service takes it."""
 
 
 class RewardActor:
@@ -50,7 +52,9 @@ class RewardServiceClient:
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
         """Raises RuntimeError if the service itself is gone."""
         try:
-            return await self._actor.score.remote(group)
+            return await asyncio.wait_for(_answer(self._actor.score.remote(group)), SCORE_TIMEOUT_S)
+        except TimeoutError:
+            return tuple(Score(None, failure="timeout") for _ in group.trajectories)
         except RayActorError as error:
             raise RuntimeError(f"the reward service died: {error}") from error
 

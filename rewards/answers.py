@@ -23,8 +23,9 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _OPEN, _CLOSE = "<answer>", "</answer>"
-# Beside a marked answer these take it back or add a second one.
-_HEDGE = re.compile(r"\d|或|\b(?:or|either|maybe|perhaps|possibly|alternatively|not)\b", re.I)
+# Beside a marked answer these take it back or add a second one; so does a number after it.
+_HEDGE = re.compile(r"或|\b(?:or|either|maybe|perhaps|possibly|alternatively|not)\b", re.I)
+_NUMBER = re.compile(r"\d")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,12 @@ def final_answers(text: str) -> list[str]:
     """
     if len(text) > MAX_CHARACTERS:
         return []
-    marked = [*_boxes(text), *_tags(text), *_statements(text)]
+    boxes = _boxes(text)
+    statements = _statements(text)
+    if boxes:
+        # A box is the answer, whatever the prose elsewhere calls one.
+        statements = [one for one in statements if any(one.holds(box) for box in boxes)]
+    marked = [*boxes, *_tags(text), *statements]
     if len(marked) > MAX_FINALS:
         return []
     if not marked:
@@ -102,6 +108,9 @@ def _statements(text: str) -> list[_Marked]:
         # A statement inside a one-line <answer> ends before the tag closes.
         closing = text.find(_CLOSE, start, end)
         end = closing if closing >= 0 else end
+        # "**Answer: 12**": the mark that closes opened before the label.
+        inner = text[start:end].rstrip()
+        end = start + len(inner) - (2 if inner.endswith("**") and inner.count("**") % 2 else 0)
         found.append(_Marked(match.start(), end, start, end))
     return found
 
@@ -115,5 +124,5 @@ def _is_spoken_for(outer: _Marked, inner: list[_Marked], text: str) -> bool:
     for one in inner:
         residue.append(text[place : max(place, one.start)])
         place = max(place, one.end)
-    residue.append(text[place : outer.inner_end])
-    return _HEDGE.search(" ".join(residue)) is None
+    rest = text[place : outer.inner_end]
+    return not (_HEDGE.search(" ".join([*residue, rest])) or _NUMBER.search(rest))

@@ -24,7 +24,10 @@ _SMALL_WORDS = frozenset(
 )
 # Dates, ranges and section numbers would come out as differences: 2024-01-02 as 2021.
 _DIGIT_PARTS = re.compile(r"[0-9]+(?:\s?[-/.][0-9]+)+")
-_OPERATOR = re.compile(r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\(")
+_OPERATOR = re.compile(r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[0-9.]*[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\(")
+# An answer that leaves these to the reader is the question again.
+_UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
+_ARITHMETIC = re.compile(r"(?:[0-9\s.+\-*/()]|\\(?:times|cdot)(?![a-zA-Z]))+")
 
 
 class UnparsedReference(ValueError):
@@ -58,6 +61,9 @@ def quick_expression(reference: str, answer: str) -> bool | None:
     if not reads_as_expression(answer):
         return False
     wanted, given = plain_value(reference), plain_value(answer)
+    # A reference that is arithmetic asks for the form, not the value.
+    if _ARITHMETIC.fullmatch(wanted) or (_UNDONE.search(given) and not _UNDONE.search(wanted)):
+        return False
     # One value is not several, and a chain a = b = c states two answers.
     if given.count("=") > max(1, wanted.count("=")) or ("," in given and "," not in wanted):
         return False

@@ -22,7 +22,7 @@ _SYMBOLS = str.maketrans(
         "\u202f": "",
     }
 )
-_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,!;:]|(?<!\\)\\[()\[\]]|\$")
+_SPACING = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,!;:]|(?<!\\)\\[()\[\]]|\\?\$")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|f?boxed)\s?\{([^{}]*)\}")
 _NAMED = re.compile(r"[A-Za-z](?:_\w|_\{\w{1,8}\})?\s?=\s?(?=[^=\s])")
 

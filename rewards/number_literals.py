@@ -30,6 +30,8 @@ _FRACTION = re.compile(
     rf"|\\[dt]?frac\s?\{{(?P<top>-?{_DECIMAL})\}}\s?\{{(?P<bottom>-?{_DECIMAL})\}}"
     r"|\\[dt]?frac\s?(?P<one>[0-9])\s?(?P<two>[0-9]))"
 )
+_UNIT = re.compile(r"\s?(?:\^\s?\{?\\circ\}?|\\(?:text|mathrm)\s?\{\s?[A-Za-z ]{1,20}\})$")
+"""A unit set apart as text, or degrees: the number in front of it is the answer."""
 _HALF_UNIT = Fraction(5, 10**7)
 
 
@@ -38,6 +40,8 @@ class NumberLiteral:
     value: Fraction
     is_fraction: bool
     """Written as numerator over denominator."""
+    is_reduced: bool = True
+    """No integer divides both numerator and denominator."""
 
 
 def number_literal(text: str) -> NumberLiteral | None:
@@ -48,7 +52,7 @@ def number_literal(text: str) -> NumberLiteral | None:
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
-    text = plain_value(text)
+    text = _UNIT.sub("", plain_value(text))
     if match := _DECIMAL_NUMBER.fullmatch(text):
         return NumberLiteral(_decimal_value(match), is_fraction=False)
     if match := _FRACTION.fullmatch(text):
@@ -60,9 +64,13 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
     """Whether both are the same number.
 
     A fraction without a finite decimal form equals a decimal that agrees to six places. A
-    fraction of whole value is a division left undone, unless the reference is written so too.
+    fraction of whole value is a division left undone, unless the reference is written so too, and
+    one that is not reduced is no answer where the reference is.
     """
     if answer.is_fraction and answer.value.denominator == 1 and not reference.is_fraction:
+        return False
+    if reference.is_fraction and answer.is_fraction and reference.is_reduced > answer.is_reduced:
+        # Reducing it was the task.
         return False
     if reference.value == answer.value:
         return True
@@ -89,11 +97,12 @@ def _fraction_literal(match: re.Match[str]) -> NumberLiteral | None:
     if denominator == 0:
         return None
     value = numerator / denominator
+    is_reduced = value.denominator == abs(denominator)
     if match["whole"]:
         if not 0 <= value < 1:
             return None
         value += int(match["whole"])
-    return NumberLiteral(-value if match["sign"] == "-" else value, is_fraction=True)
+    return NumberLiteral(-value if match["sign"] == "-" else value, True, is_reduced)
 
 
 def _repeats(value: Fraction) -> bool:

@@ -108,7 +108,8 @@ def reference_answer(reference: str) -> str:
 
     Raises NotScorable for a reference that states none, or several.
     """
-    finals = final_answers(reference)
+    # GSM8K writes its answers so.
+    finals = final_answers(reference.rpartition("####")[2])
     if len(finals) > 1:
         raise NotScorable(f"the reference states {len(finals)} different answers")
     if not finals and reference.strip():

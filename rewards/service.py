@@ -57,10 +57,12 @@ class RewardService:
 
     async def _accuracy(self, prompt: Prompt, trajectory: Trajectory) -> tuple[float, str]:
         """Rule accuracy with the route that decided it; an unfinished answer is wrong."""
-        verdict = verify_quickly(prompt.reference, trajectory.answer or "", prompt.task)
+        is_finished = trajectory.finish_reason == "stop"
+        answer = (trajectory.answer or "") if is_finished else ""
+        verdict = verify_quickly(prompt.reference, answer, prompt.task)
         if verdict.accuracy is not None:
             return verdict.accuracy, verdict.route
-        accuracy = await self._workers.run(symbolic, prompt.reference, trajectory.answer or "")
+        accuracy = await self._workers.run(symbolic, prompt.reference, answer)
         return accuracy, verdict.route
 
     def close(self) -> None:

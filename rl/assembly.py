@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from rl.cluster import Cluster, open_cluster
 from rl.config import Config
 from rl.loop import train_request
 from rl.stages import Canary, Prompt
+from rl.visible_gpus import count_visible_gpus
 from rollout.chat import ChatTemplate, refuse_oversized
 from rollout.pool import EnginePool
 from rollout.prompts import PromptStream
@@ -75,13 +76,19 @@ class System:
 
 def gather_material(config: Config) -> Material:
     """Load model directory, templates and prompts; raises ValueError for input that cannot run."""
+    if config.resources.ray_address is None and config.resources.gpus > count_visible_gpus():
+        raise ValueError(
+            f"resources.gpus asks for {config.resources.gpus} GPUs, this machine shows "
+            f"{count_visible_gpus()}; take a smaller scale=, or join a Ray cluster with "
+            "resources.ray_address=auto"
+        )
     if config.data.columns.images is not None:
         raise ValueError(
             "data.columns.images is set, but engines and learner are given text alone so far; "
             "leave it out to train on the text of these prompts"
         )
     stream = PromptStream.open(config)
-    model = resolve_model(config.policy.model)
+    model = resolve_model(config.policy.model, untie=config.resources.gpus == 0)
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())
     refuse_oversized(config, stream, chat)
@@ -110,8 +117,36 @@ async def start_system(
     config = material.config
     phase("starting Ray")
     cluster = open_cluster(config)
+    closers: list[Callable[[], Awaitable[None]]] = []
+    try:
+        phase(f"starting {config.rollout.workers} vLLM engines, {config.policy.ranks} ranks")
+        scorer = RewardServiceClient.start(config.reward, material.thinking)
+        closers.append(scorer.close)
+        learner = None
+        if train:
+            learner = RayLearner(config, material.model.absolute(), cluster)
+            closers.append(learner.close)
+        engine = await _create_engines(material, cluster, learner, model or material.model)
+        closers.append(engine.close)
+        await _start_together(engine, learner, config.resources.colocate)
+        if learner is not None:
+            phase("connecting learner and engines")
+            engine.canary = await _sample_canary(material, engine)
+            await learner.connect_engines(engine.actors, engine.canary)
+    except BaseException:
+        await asyncio.gather(*(close() for close in closers), return_exceptions=True)
+        cluster.close()
+        raise
+    return System(cluster, engine, scorer, learner)
+
+
+async def _create_engines(
+    material: Material, cluster: Cluster, learner: RayLearner | None, model: Path
+) -> EnginePool:
+    config = material.config
     settings = WorkerSettings(
-        model=str(model or material.model),
+        # Absolute: an actor of a joined Ray starts in another working directory.
+        model=str(model.absolute()),
         dtype=config.policy.dtype,
         max_model_length=config.rollout.max_model_length,
         tensor_parallel=config.rollout.tensor_parallel,
@@ -120,25 +155,21 @@ async def start_system(
         seed=config.seed,
         engine=config.rollout.engine,
     )
-    phase(f"starting {config.rollout.workers} vLLM engines and {config.policy.ranks} learner ranks")
-    scorer = RewardServiceClient.start(config.reward, material.thinking)
-    learner = RayLearner(config, material.model, cluster) if train else None
     devices = None
     if learner is not None and config.resources.colocate:
         devices = await learner.devices_by_engine(config.rollout.tensor_parallel)
-    engine = EnginePool(config, settings, cluster.group, cluster.placement.engine_bundles, devices)
-    system = System(cluster, engine, scorer, learner)
-    try:
-        starts = [engine.start()] + ([learner.start()] if learner else [])
-        await asyncio.gather(*starts)
-        if learner is not None:
-            phase("connecting learner and engines")
-            engine.canary = await _sample_canary(material, engine)
-            await learner.connect_engines(engine.actors, engine.canary)
-    except BaseException:
-        await system.close()
-        raise
-    return system
+    return EnginePool(config, settings, cluster.group, cluster.placement.engine_bundles, devices)
+
+
+async def _start_together(engine: EnginePool, learner: RayLearner | None, colocate: bool) -> None:
+    if learner is None:
+        await engine.start()
+    elif colocate:
+        # vLLM takes every change of free memory while it starts for its own.
+        await learner.start()
+        await engine.start()
+    else:
+        await asyncio.gather(engine.start(), learner.start())
 
 
 async def _sample_canary(material: Material, engine: EnginePool) -> Canary:
@@ -146,6 +177,8 @@ async def _sample_canary(material: Material, engine: EnginePool) -> Canary:
     modes = material.config.modes
     mode = max(modes, key=lambda name: modes[name].max_tokens)
     request = train_request(material.config, material.encode, "canary", material.heldout[0], mode)
-    request = dataclasses.replace(request, n=1, max_tokens=min(request.max_tokens, CANARY_TOKENS))
+    # Scoring the canary samples one token more, which must fit too.
+    budget = max(1, min(request.max_tokens - 1, CANARY_TOKENS))
+    request = dataclasses.replace(request, n=1, max_tokens=budget)
     (trajectory,) = (await engine.generate(request)).trajectories
     return Canary(tuple(trajectory.token_ids.tolist()), len(request.prompt_token_ids))

@@ -28,7 +28,7 @@ class Cluster:
 def open_cluster(config: Config) -> Cluster:
     """Start a local Ray or join the configured one, and reserve the run's bundles.
 
-    Raises ValueError if the cluster lacks the GPUs, TimeoutError if they are not free in time.
+    Raises ValueError if the cluster lacks the GPUs, or if they are not free in time.
     """
     placement = place(config)
     cpus = sum(bundle.cpus for bundle in placement.bundles)
@@ -36,6 +36,8 @@ def open_cluster(config: Config) -> Cluster:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if config.resources.ray_address is None:
         ray.init(
+            # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
+            address="local",
             # Logical cores: a laptop may hold more actors than it has cores.
             num_cpus=max(os.cpu_count() or 1, int(cpus + 0.5)),
             include_dashboard=False,
@@ -48,7 +50,7 @@ def open_cluster(config: Config) -> Cluster:
     if not group.wait(RESERVE_TIMEOUT_S):
         remove_placement_group(group)
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
-        raise TimeoutError(
+        raise ValueError(
             f"Ray could not reserve {[b.resources for b in placement.bundles]} within "
             f"{RESERVE_TIMEOUT_S:g} s; free now: {free}. Each bundle must fit on one node: lower "
             "rollout.tensor_parallel, free the cluster, or take a smaller scale"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rl.config import Config
-from rl.interfaces import Engine, Scorer
+from rl.interfaces import Engine, GenerationFailed, Scorer
 from rl.loop import sampling_seed
 from rl.stages import Prompt, RolloutRequest, ScoredGroup
 
@@ -24,7 +24,7 @@ class ModeResult:
     truncated: float
     """Share of responses that ran into their budget."""
     unscored: int
-    """Responses whose verification failed; they count as wrong."""
+    """Responses that failed, or whose verification failed; they count as wrong."""
     count: int
 
     def as_metrics(self, mode: str) -> dict[str, float]:
@@ -46,8 +46,11 @@ async def evaluate(
 ) -> dict[str, ModeResult]:
     """Ask every held-out prompt once in every mode; the same seeds at every call, if any."""
 
-    async def ask(place: int, prompt: Prompt, mode: str) -> ScoredGroup:
-        group = await engine.generate(_request(config, encode, place, prompt, mode))
+    async def ask(place: int, prompt: Prompt, mode: str) -> ScoredGroup | None:
+        try:
+            group = await engine.generate(_request(config, encode, place, prompt, mode))
+        except GenerationFailed:
+            return None
         return ScoredGroup(group, await scorer.score(group))
 
     modes = list(config.modes)
@@ -61,19 +64,25 @@ async def evaluate(
     }
 
 
-def summarize(answers: Sequence[ScoredGroup]) -> ModeResult:
-    """The figures of one mode from its scored groups of one trajectory each."""
-    trajectories = [answer.group.trajectories[0] for answer in answers]
-    scores = [answer.scores[0] for answer in answers]
+def summarize(answers: Sequence[ScoredGroup | None]) -> ModeResult:
+    """The figures of one mode from its scored groups of one trajectory each; None has failed.
+
+    Raises RuntimeError if every one of them failed.
+    """
+    answered = [answer for answer in answers if answer is not None]
+    if not answered:
+        raise RuntimeError(f"all {len(answers)} held-out generations of a mode failed")
+    trajectories = [answer.group.trajectories[0] for answer in answered]
+    scores = [answer.scores[0] for answer in answered]
     correct = [0.0 if s.failure else s.parts["accuracy"] for s in scores]
     count = len(answers)
     accuracy = math.fsum(correct) / count
     return ModeResult(
         accuracy=accuracy,
         half_width=1.96 * math.sqrt(accuracy * (1 - accuracy) / count),
-        tokens_mean=sum(t.num_response_tokens for t in trajectories) / count,
-        truncated=sum(t.finish_reason == "length" for t in trajectories) / count,
-        unscored=sum(s.failure is not None for s in scores),
+        tokens_mean=sum(t.num_response_tokens for t in trajectories) / len(answered),
+        truncated=sum(t.finish_reason == "length" for t in trajectories) / len(answered),
+        unscored=count - sum(s.failure is None for s in scores),
         count=count,
     )
 

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rl.checkpoints import Checkpoint, DiskFull
 from rl.config import Config
 from rl.console import Console
 from rl.curves import draw_curves, write_summary
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
             print(described(launch))
         else:
             asyncio.run(train(launch.config, launch.notes))
-    except ValueError as error:
+    except (ValueError, DiskFull) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -100,14 +101,23 @@ class _Training:
             )
             return
         self._directory.truncate_to(step)
-        self._sinks = Sinks(self._config.log, self._directory, self._console.note)
         # Imported here, so that a mistyped key is answered before torch and vLLM load.
-        from rl.assembly import gather_material, start_system
+        from rl.assembly import gather_material
 
         self._console.phase("preparing the policy and its prompts")
         self._material = gather_material(self._config)
         listed = (f"{count} {route}" for route, count in self._material.routes.items())
         self._console.note(f"references by reward: {', '.join(listed)}")
+        self._sinks = Sinks(self._config.log, self._directory, self._console.note)
+        try:
+            await self._run_system(step, checkpoint)
+        finally:
+            self._sinks.close()
+
+    async def _run_system(self, step: int, checkpoint: Checkpoint | None) -> None:
+        # Imported here for the same reason.
+        from rl.assembly import start_system
+
         self._system = await start_system(self._material, self._console.phase)
         try:
             if checkpoint is not None:
@@ -115,9 +125,12 @@ class _Training:
                 await self._system.learner.load(checkpoint.path)
                 self._progress = Progress(**checkpoint.progress["progress"])
                 self._before = dict(checkpoint.progress["before"])
-            await self._train_from(step)
+            try:
+                await self._train_from(step)
+            except ValueError as error:
+                # From here on it is no mistake in the input: keep the traceback.
+                raise RuntimeError(f"training failed: {error}") from error
         finally:
-            self._sinks.close()
             await self._system.close()
 
     async def _train_from(self, step: int) -> None:

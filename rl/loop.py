@@ -189,7 +189,8 @@ class TrainingLoop:
             if attempt:
                 prompt = self._parts.prompts.replacement(step, place, attempt, mode)
             scored, reason = await self._attempt(f"{step}/{place}/{attempt}", prompt, mode)
-            if scored is not None:
+            # A constant group has no gradient, so it may stand where no other was found.
+            if scored is not None and (not reason or attempt == MAX_ATTEMPTS - 1):
                 return scored
             self._dropped[f"{mode}/{reason}"] += 1
         raise RuntimeError(
@@ -200,7 +201,7 @@ class TrainingLoop:
     async def _attempt(
         self, group_id: str, prompt: Prompt, mode: str
     ) -> tuple[ScoredGroup | None, str]:
-        """A scored group, or None and why it is dropped."""
+        """A scored group and why it is dropped, if it is; None where there is no such group."""
         request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
         try:
             with self._in_flight:
@@ -213,7 +214,7 @@ class TrainingLoop:
         if unscored > self._config.algorithm.max_unscored_share * len(rewards):
             return None, "unscored"
         if self._config.algorithm.drop_zero_variance and has_zero_variance(rewards):
-            return None, "zero_variance"
+            return ScoredGroup(group, scores), "zero_variance"
         return ScoredGroup(group, scores), ""
 
     async def _cancel_producers(self) -> None:
@@ -242,7 +243,7 @@ class TrainingLoop:
             for trajectory, advantage in zip(scored.group.trajectories, of_group, strict=True)
             if advantage is not None
         )
-        return TrainBatch(self._version, samples), advantages
+        return TrainBatch(self._version + 1, samples), advantages
 
     def _refuse_unproven(self, groups: Sequence[ScoredGroup]) -> None:
         for scored in groups:

@@ -16,7 +16,7 @@ VOCABULARY_GUESS = 152_000
 
 
 def count_parameters(model: str) -> int | None:
-    """Parameters of a model directory by its safetensors headers; None if it is not on this disk."""
+    """Parameters of a model directory by its safetensors headers; None if it is not here."""
     if model.startswith("builtin:"):
         return BUILTIN_PARAMETERS
     files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
@@ -66,6 +66,6 @@ def describe_memory(policy: PolicyConfig, rollout: RolloutConfig) -> str:
         "gradients and optimizer, and activations on top",
         f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
         f"{VOCABULARY_GUESS:,} (policy.logprob_chunk_tokens)",
-        f"  each engine GPU or process: {engine / GIB:.2f} GiB for weights, and its key-value cache",
+        f"  each engine GPU or process: {engine / GIB:.2f} GiB for weights, and its KV cache",
     ]
     return "\n".join(lines)

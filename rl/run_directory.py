@@ -27,7 +27,12 @@ from rl.atomic_write import write_text
 from rl.checkpoints import Checkpoint, Checkpoints
 from rl.config import Config
 
-MAY_DIFFER_ON_RESUME = ("run", "resume", "steps", "log", "eval", "checkpoint", "resources")
+MAY_DIFFER_ON_RESUME = (
+    *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync"),
+    # How the engines run, not what they sample.
+    *("rollout.workers", "rollout.tensor_parallel", "rollout.engine"),
+    *("rollout.start_timeout_s", "rollout.group_timeout_s"),
+)
 _MAX_NAMED_DIFFERENCES = 5
 
 
@@ -140,7 +145,7 @@ class RunDirectory:
             )
 
     def _check_config(self, config: Config) -> None:
-        if not self.config_path.exists():
+        if not self.config_path.exists() or not self._is_started():
             return
         if config.resume == "never":
             raise ValueError(
@@ -157,6 +162,11 @@ class RunDirectory:
                 + ". Start this one under another run=NAME, or give the old values to continue "
                 f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)"
             )
+
+    def _is_started(self) -> bool:
+        """Whether any step was made: before that, a mended command may differ in anything."""
+        has_lines = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
+        return has_lines or bool(self._checkpoints.steps())
 
     def _stored_config(self) -> Config:
         try:
@@ -178,7 +188,11 @@ def _lines_up_to(lines: list[str], step: int) -> Iterator[str]:
 def _differences(stored: Config, config: Config) -> list[str]:
     """`key was A, is B` for every setting that a resume may not change."""
     before, after = (
-        _leaves(one.model_dump(mode="json", exclude=set(MAY_DIFFER_ON_RESUME)))
+        {
+            key: value
+            for key, value in _leaves(one.model_dump(mode="json")).items()
+            if not _may_differ(key)
+        }
         for one in (stored, config)
     )
     return [
@@ -186,6 +200,10 @@ def _differences(stored: Config, config: Config) -> list[str]:
         for key in dict.fromkeys([*before, *after])
         if key not in before or key not in after or before[key] != after[key]
     ]
+
+
+def _may_differ(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER_ON_RESUME)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

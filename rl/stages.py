@@ -128,6 +128,7 @@ class TrainBatch:
     """All samples of one step; ranks cut it into micro-batches (rl/batching.py)."""
 
     step: int
+    """The step it makes, 1-based."""
     samples: tuple[TrainSample, ...]
 
 

@@ -41,7 +41,7 @@ class DatasetSource:
                 config.heldout_path or config.path, config.subset, config.heldout_split or "train"
             )
             self._heldout_rows = _Rows(location, config.columns, modes)
-            self._train = np.arange(len(rows))
+            self._train = _not_among(rows, self._heldout_rows)
             self._heldout = np.arange(len(self._heldout_rows))
         else:
             self._heldout_rows = rows
@@ -128,12 +128,7 @@ class _Rows:
         return [pin or None for pin in self.table[self._columns.mode]]
 
     def split_keys(self) -> list[str]:
-        """What decides a row's split: its id, or without one its content.
-
-        With content, equal questions fall into the same split however often they occur.
-        """
-        if self._ids is not None:
-            return self._ids
+        """What decides a row's split: its content, so that equal questions never fall apart."""
         names = [self._columns.messages or self._columns.question]
         names += [self._columns.images] if self._columns.images else []
         contents = zip(*(self.table[name] for name in names), strict=True)
@@ -164,6 +159,15 @@ class _Rows:
         for name in (columns.reference, asked):
             empty = [n for n, value in enumerate(self.table[name]) if not _text(value).strip()]
             self._refuse(empty, f"with nothing in column {name}; fill or remove them")
+        if columns.messages is not None:
+            told = [
+                n for n, m in enumerate(self.table[columns.messages]) if m[-1]["role"] != "user"
+            ]
+            self._refuse(
+                told,
+                f"whose column {columns.messages} does not end with the user, so that the answer "
+                "may stand in the prompt; cut them after the question",
+            )
         if columns.id is not None:
             counts = Counter(self._ids)
             repeated = [n for n in range(len(self)) if counts[self.id_of(n)] > 1]
@@ -222,6 +226,18 @@ def _divide(rows: _Rows, share: float) -> tuple[np.ndarray, np.ndarray]:
             "different questions; name data.heldout_path"
         )
     return train, heldout
+
+
+def _not_among(rows: _Rows, heldout: _Rows) -> np.ndarray:
+    """Return the numbers of the rows that are not held out as well."""
+    held = set(heldout.split_keys())
+    train = np.array([n for n, key in enumerate(rows.split_keys()) if key not in held], dtype=int)
+    if not len(train):
+        raise ValueError(
+            "every row of data.path is among the held-out rows, so nothing is left to train on; "
+            "name other rows in data.heldout_path or data.heldout_split"
+        )
+    return train
 
 
 def _read(location: _Location) -> Dataset:

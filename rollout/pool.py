@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -19,6 +19,7 @@ from rollout.worker import RolloutWorker, WorkerSettings
 
 # Groups an actor accepts at once; vLLM queues what does not fit its batch.
 MAX_GROUPS_IN_FLIGHT = 10_000
+CLOSE_TIMEOUT_S = 20.0
 
 
 def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
@@ -58,6 +59,9 @@ class EnginePool:
         on_gpu = config.resources.gpus > 0
         cpus = config.resources.engine_cpus
         environment = worker_environment(cpus, on_gpu)
+        if settings.transport == "ipc":
+            # IPC handles hold torch types, which vLLM hands to its own processes only as pickles.
+            environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         if devices is not None:
             # Ray would hide the GPUs from an actor that reserves none.
             environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -96,6 +100,10 @@ class EnginePool:
         except TimeoutError:
             ray.cancel(answer)
             raise GenerationFailed("timeout: rollout.group_timeout_s passed") from None
+        except GenerationFailed as failure:
+            # Ray's message is the remote traceback; the reason is the cause's.
+            cause = failure.cause if isinstance(failure, RayTaskError) else failure
+            raise GenerationFailed(*cause.args) from failure
         except RayActorError as error:
             raise RuntimeError(f"engine {place}: its process died: {error}") from error
         finally:
@@ -114,8 +122,10 @@ class EnginePool:
 
     async def close(self) -> None:
         """Stop the engines' own processes, then the actors."""
+        answers = (_result(actor.close.remote()) for actor in self.actors)
+        closing = asyncio.gather(*answers, return_exceptions=True)
         try:
-            await self._each("close")
+            await asyncio.wait_for(closing, CLOSE_TIMEOUT_S)
         finally:
             for actor in self.actors:
                 ray.kill(actor)

@@ -72,23 +72,33 @@ class RolloutWorker:
             "worker_extension_cls": "rollout.weight_receiver.ProofExtension",
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
+            # The canary must not wait behind the groups in flight.
+            "scheduling_policy": "priority",
         }
+        if settings.tensor_parallel > 1:
+            # Inside a placement group vLLM would start Ray actors on the GPUs that this one holds.
+            arguments["distributed_executor_backend"] = "mp"
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | settings.engine))
         self._chat = ChatTemplate(settings.model)
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
-        from vllm.v1.engine.exceptions import EngineDeadError
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         first_version = self._version
         try:
             output = await self._sample(request)
         except EngineDeadError as error:
             raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
-        except ValueError as error:
+        except EngineGenerateError as error:
+            raise GenerationFailed(f"engine_error: {error.__cause__ or error}") from error
+        except (ValueError, VLLMClientError) as error:
             raise GenerationFailed(f"request_refused: {error}") from error
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
             raise GenerationFailed("empty: the engine returned no tokens for a trajectory")
+        if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
+            raise GenerationFailed("aborted: the engine gave a trajectory up")
         versions = (first_version, self._version)
         return RolloutGroup(
             request, tuple(self._trajectory(request, c, versions) for c in output.outputs)
@@ -111,9 +121,12 @@ class RolloutWorker:
         )
         return await self._final_output(request.prompt_token_ids, sampling, request.group_id)
 
-    async def _final_output(self, token_ids: Sequence[int], sampling: Any, request_id: str) -> Any:
+    async def _final_output(
+        self, token_ids: Sequence[int], sampling: Any, request_id: str, priority: int = 0
+    ) -> Any:
         prompt = {"prompt_token_ids": list(token_ids)}
-        outputs = [o async for o in self._engine.generate(prompt, sampling, request_id)]
+        stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
+        outputs = [output async for output in stream]
         return outputs[-1]
 
     def _trajectory(
@@ -180,7 +193,7 @@ class RolloutWorker:
         self._num_canaries += 1
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         output = await self._final_output(
-            canary.token_ids, sampling, f"canary/{self._num_canaries}"
+            canary.token_ids, sampling, f"canary/{self._num_canaries}", priority=-1
         )
         scored = zip(canary.token_ids, output.prompt_logprobs, strict=True)
         return tuple(

@@ -1,6 +1,7 @@
 """The learner on real DeepSpeed and Ray, against plain PyTorch on the whole batch."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from policy.engine_client import EngineClient
 from policy.learner import RayLearner
 from policy.learning_rate import learning_rate_at
 from policy.model import load_policy
@@ -338,3 +340,37 @@ def test_a_resumed_learner_continues_bit_for_bit(zero3_pair: list, model_dir: Pa
         assert not torch.equal(tensor, before[name]), name
     served = AutoModelForCausalLM.from_pretrained(straight / "model")
     assert torch.equal(served.lm_head.weight, expected["lm_head.weight"])
+
+
+@ray.remote(num_cpus=0)
+class RecordingWorker:
+    """Stands where a rollout worker stands in a publish, and keeps what it is told."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._seconds = seconds
+        self._init_info: dict[str, object] = {}
+
+    def init_weight_transfer_engine(self, init_info: dict[str, object]) -> None:
+        self._init_info = init_info
+
+    def start_weight_update(self) -> None:
+        time.sleep(self._seconds)
+
+    def told(self) -> dict[str, object]:
+        return self._init_info
+
+
+def test_every_vllm_process_of_every_engine_gets_an_nccl_rank_of_its_own() -> None:
+    workers = [RecordingWorker.remote() for _ in range(3)]
+    EngineClient(workers, 30, processes_per_worker=2).init_weight_transfer_engine(
+        {"rank_offset": 1, "world_size": 7}
+    )
+    told = ray.get([worker.told.remote() for worker in workers])
+    assert [info["rank_offset"] for info in told] == [1, 3, 5]
+
+
+def test_a_worker_that_does_not_answer_a_publish_is_named_in_time() -> None:
+    workers = [RecordingWorker.remote(), RecordingWorker.remote(seconds=20)]
+    client = EngineClient(workers, deadline_s=3, processes_per_worker=1)
+    with pytest.raises(TimeoutError, match=r"rollout workers \[1\] did not answer start_weight"):
+        client.start_weight_update()

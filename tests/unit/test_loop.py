@@ -79,6 +79,11 @@ def test_no_more_groups_are_in_flight_than_slots():
     assert most == 1
 
 
+def test_batches_are_numbered_from_one_as_the_learning_rate_counts_steps():
+    _, learner, _ = run(config())
+    assert [batch.step for batch in learner.batches] == [1, 2, 3, 4]
+
+
 def test_long_prompts_of_a_step_are_dispatched_first():
     _, _, engine = run(config(steps=1))
     assert [r.mode for r in engine.requests] == ["long", "long", "short", "short"]
@@ -118,6 +123,12 @@ def test_zero_variance_groups_are_replaced_only_when_asked():
     assert all(i.endswith("/0") for i in trained_ids(kept)[0])
     replaced, *_ = run(config(steps=1, algorithm__drop_zero_variance=True), scorer=scorer)
     assert all(i.endswith("/1") for i in trained_ids(replaced)[0])
+
+
+def test_where_every_group_is_constant_the_last_one_is_trained_on():
+    cfg = config(steps=1, algorithm__drop_zero_variance=True)
+    results, *_ = run(cfg, scorer=FakeScorer(lambda g: [1.0, 1.0]))
+    assert all(i.endswith(f"/{MAX_ATTEMPTS - 1}") for i in trained_ids(results)[0])
 
 
 def test_a_run_in_which_nothing_survives_ends_with_the_reasons():

@@ -226,9 +226,22 @@ def test_directories_of_parquet_messages_and_named_heldout(tmp_path):
         pyarrow.parquet.write_table(table, folder / f"{part}.parquet")
     columns = {"messages": "chat", "task": "kind"}
     source = dataset(str(folder), heldout_path=str(folder / "1.parquet"), columns=columns)
-    assert (source.train_count, source.heldout_count) == (6, 3)
-    assert questions([source.train(5), source.heldout(0)]) == ["12?", "10?"]
+    assert (source.train_count, source.heldout_count) == (3, 3)
+    assert questions([source.train(2), source.heldout(0)]) == ["02?", "10?"]
     assert source.train(0).task == "number"
+
+
+def test_nothing_is_left_to_train_on_where_all_rows_are_held_out(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", rows(3))
+    with pytest.raises(ValueError, match=r"every row of data\.path is among the held-out rows"):
+        dataset(path, heldout_path=str(path))
+
+
+def test_messages_that_end_with_the_answer_are_refused(tmp_path):
+    told = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "1"}]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"chat": told, "answer": "1"}])
+    with pytest.raises(ValueError, match="does not end with the user"):
+        dataset(path, columns={"messages": "chat"})
 
 
 def test_image_columns_put_placeholders_before_the_text(tmp_path):

@@ -59,9 +59,29 @@ def test_a_run_continues_with_its_own_config_and_the_stored_one_is_the_newest(tm
     run.close()
 
 
-def test_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
-    run = opened(tmp_path)
+def started(root, **changes):
+    """A run that made a step, closed again."""
+    run = opened(root, **changes)
+    run.metrics_path.write_text('{"step": 1}\n')
     run.close()
+    return run
+
+
+def test_a_run_without_a_step_takes_a_mended_config(tmp_path):
+    opened(tmp_path).close()
+    run = opened(tmp_path, seed=3)
+    assert "seed: 3" in run.config_path.read_text()
+
+
+def test_what_errors_advise_to_change_may_change_on_a_resume(tmp_path):
+    started(tmp_path)
+    opened(
+        tmp_path, sync__deadline_s=900, rollout__engine={"max_num_seqs": 64}, rollout__workers=2
+    ).close()
+
+
+def test_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
+    run = started(tmp_path)
     before = run.config_path.read_text()
     with pytest.raises(ValueError, match="run=NAME") as error:
         opened(tmp_path, seed=3, policy__optimizer__learning_rate=1e-5, eval__prompts=8)
@@ -73,12 +93,13 @@ def test_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
 
 
 def test_resume_never_refuses_a_run_that_exists(tmp_path):
-    opened(tmp_path).close()
+    started(tmp_path)
     with pytest.raises(ValueError, match="resume is never"):
         opened(tmp_path, resume="never")
 
 
 def test_a_stored_config_that_is_no_config_is_refused(tmp_path):
+    started(tmp_path)
     (tmp_path / "config.yaml").write_text("no_such_key: 1\n")
     with pytest.raises(ValueError, match=r"config\.yaml cannot be read as a config"):
         opened(tmp_path)
