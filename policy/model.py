@@ -17,9 +17,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from policy.model_checks import read_config, refuse_unusable_weights
 from policy.tiny_policy import ensure_tiny_policy
 from rl.config import LoraConfig, PolicyConfig
 
@@ -53,7 +54,8 @@ def resolve_model(name: str, untie: bool) -> Path:
             f"policy.model must be a model directory, a Hugging Face name or builtin:tiny, got "
             f"{name!r}; there is no such directory"
         )
-    config = _read_config(directory)
+    config = read_config(directory)
+    refuse_unusable_weights(directory, config)
     if config.tie_word_embeddings and untie:
         return untied_copy(directory, _cache_dir())
     return directory
@@ -65,7 +67,7 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
     In bfloat16 the weights are what the engines hold; DeepSpeed makes the float32 master weights.
     Raises ValueError for a directory or an architecture that the learner cannot train.
     """
-    model_config = _read_config(directory)
+    model_config = read_config(directory)
     _refuse_logit_settings(model_config)
     for name, value in vars(model_config).items():
         # The learner must compute the same probabilities as the engine.
@@ -92,15 +94,6 @@ def _with_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     )
     # Adapter weights in the model's own type: DeepSpeed keeps the float32 copies.
     return get_peft_model(model, adapter, autocast_adapter_dtype=False)
-
-
-def _read_config(directory: Path) -> PretrainedConfig:
-    if not (directory / "config.json").is_file():
-        raise ValueError(
-            f"policy.model must be a Hugging Face model directory, got {directory} without a "
-            "config.json; name the directory that holds config.json and the weights"
-        )
-    return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
 
 
 def _download(name: str) -> Path:

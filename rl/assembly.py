@@ -14,6 +14,7 @@ from pathlib import Path
 
 from policy.learner import RayLearner
 from policy.model import resolve_model
+from policy.model_checks import refuse_longer_than_model
 from rewards.actor import RewardServiceClient
 from rewards.rules import score_reference
 from rl.cluster import Cluster, open_cluster
@@ -89,6 +90,7 @@ def gather_material(config: Config) -> Material:
         )
     stream = PromptStream.open(config)
     model = resolve_model(config.policy.model, untie=config.resources.gpus == 0)
+    refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())
     refuse_oversized(config, stream, chat)
@@ -99,6 +101,11 @@ def gather_material(config: Config) -> Material:
 def count_routes(stream: PromptStream) -> Counter[str]:
     """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
     routes = Counter(score_reference(p.reference, p.task) for p in stream.checked())
+    if unknown := [route for route in routes if "there is no reward for task" in route]:
+        raise ValueError(
+            f"{sum(routes[route] for route in unknown)} prompts name a task that no reward takes: "
+            f"{unknown[0].removeprefix('not_scorable: ')}; correct the column of data.columns.task"
+        )
     if all(route.startswith("not_scorable") for route in routes):
         raise ValueError(
             "no reference answer can be checked by rules, so nothing could be rewarded: "

@@ -121,6 +121,8 @@ class Checkpoints:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
+        if kept := self.steps():
+            self._point_latest_at(self.directory / _name(kept[-1]))
 
     def remove_partials(self) -> None:
         """Remove what a killed writer left. Only the process that owns the run may call this."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -19,6 +20,7 @@ class Section(BaseModel):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
         # YAML reads run=2024 as a number.
         coerce_numbers_to_str=True,
     )
@@ -87,7 +89,7 @@ class SourceConfig(Section):
 class OptimizerConfig(Section):
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
@@ -246,7 +248,7 @@ class LogConfig(Section):
 class Config(Section):
     run: str
     """The run's directory."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     steps: int = Field(gt=0)
     """Loop steps: one batch, one publish each."""
     resume: Literal["auto", "never"] = "auto"

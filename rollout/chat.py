@@ -37,7 +37,12 @@ class ChatTemplate:
                 "put a chat_template.jinja into its directory"
             )
         self._end_tokens = _end_tokens(Path(path), self._tokenizer)
-        self._has_switch = self._detect_switch()
+        try:
+            self._has_switch = self._detect_switch()
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template of {path} cannot be used: {error}") from error
+        if not self._encode("2+2?"):
+            raise ValueError(f"{path} has no usable tokenizer; add its tokenizer.json")
 
     def prompt_token_ids(self, prompt: Prompt, thinking: bool) -> tuple[int, ...]:
         """Return the prompt's tokens up to where sampling starts; ends as the module says.
@@ -98,7 +103,7 @@ class ChatTemplate:
     def _render(self, prompt: Prompt, thinking: bool) -> str:
         try:
             text = self._apply(prompt.messages, thinking)
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise ValueError(
                 f"the chat template of {self._path} refuses prompt {prompt.id}: {error}"
             ) from error
@@ -151,6 +156,9 @@ def _end_tokens(path: Path, tokenizer: Any) -> set[int]:
     ends = {tokenizer.eos_token_id} - {None}
     generation_config = path / "generation_config.json"
     if generation_config.is_file():
-        listed = json.loads(generation_config.read_text()).get("eos_token_id") or []
+        try:
+            listed = json.loads(generation_config.read_text()).get("eos_token_id") or []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{generation_config} is not JSON: {error}") from error
         ends |= set(listed if isinstance(listed, list) else [listed])
     return ends

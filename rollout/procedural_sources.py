@@ -30,6 +30,11 @@ class ChainSumSource(_Procedural):
     def __init__(self, config: SourceConfig, seed: int) -> None:
         if unknown := sorted(set(config.settings) - {"lengths"}):
             raise ValueError(f"data.settings of chain_sum takes only lengths, got {unknown}")
+        lengths = config.settings.get("lengths", [3])
+        if not isinstance(lengths, list) or not all(isinstance(n, int) for n in lengths):
+            raise ValueError(
+                f"data.settings.lengths must be a list of whole numbers, got {lengths!r}"
+            )
         self._settings = {key: tuple(value) for key, value in config.settings.items()}
         self._system_prompt = config.system_prompt
         self._seed = seed
