@@ -63,9 +63,11 @@ class ChunkedHead(torch.nn.Module):
         targets: Int[Tensor, " n"],
         temperature: Float[Tensor, " n"],
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        if len(targets) <= self.chunk_tokens:
+            # One chunk is all that may exist at a time, so its logits may as well be kept.
+            return self._chunk(hidden, targets, temperature)
         chunks = []
-        # No positions still make one chunk, so that every parameter is in every rank's graph.
-        for start in range(0, max(len(targets), 1), self.chunk_tokens):
+        for start in range(0, len(targets), self.chunk_tokens):
             part = slice(start, start + self.chunk_tokens)
             chunks.append(
                 checkpoint(

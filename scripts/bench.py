@@ -33,6 +33,8 @@ from rl.stages import RolloutRequest, ScoredGroup, TrainBatch, TrainSample
 from rollout.pool import worker_environment
 
 TRAINING_STEPS = 8
+SETTLE_S = 1.5
+"""vLLM's processes spin for a second after their last message, on cores the other side needs."""
 H200_BF16_TFLOPS = 989.0
 
 
@@ -117,9 +119,12 @@ async def alternate(
     rounds: int, ours: Callable[[], Awaitable[float]], bare: Callable[[], Awaitable[float]]
 ) -> tuple[list[float], list[float]]:
     """Rates of both sides, round by round; one uncounted round first."""
-    await ours()
-    await bare()
-    pairs = [(await ours(), await bare()) for _ in range(rounds)]
+
+    async def settled(side: Callable[[], Awaitable[float]]) -> float:
+        await asyncio.sleep(SETTLE_S)
+        return await side()
+
+    pairs = [(await settled(ours), await settled(bare)) for _ in range(rounds + 1)][1:]
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
