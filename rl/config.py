@@ -313,6 +313,11 @@ class Config(Section):
                     "resources.colocate and sync.transport nccl or ipc need GPUs, got "
                     "resources.gpus=0; take a scale with GPUs or leave them out"
                 )
+            if self.resources.nodes > 1:
+                raise ValueError(
+                    "runs without GPUs stay on one node, because weights travel through its shared "
+                    f"memory, got resources.nodes={self.resources.nodes}"
+                )
             return self
         needed = max(engines, ranks) if self.resources.colocate else engines + ranks
         if needed != gpus:

@@ -47,7 +47,7 @@ class BareEngine:
         self._llm = LLM(**arguments)
 
     def generate(self, requests: list[RolloutRequest]) -> tuple[float, int]:
-        """Seconds and response tokens for the requests, with the sampling our workers ask for."""
+        """Seconds and response tokens for the requests, with tokens, logprobs and text as output."""
         from vllm import SamplingParams
 
         prompts = [{"prompt_token_ids": list(r.prompt_token_ids)} for r in requests]
@@ -59,7 +59,8 @@ class BareEngine:
                 seed=r.seed,
                 logprobs=0,
                 flat_logprobs=True,
-                detokenize=False,
+                # Our workers deliver text too; they make it once, at the end.
+                skip_special_tokens=False,
             )
             for r in requests
         ]

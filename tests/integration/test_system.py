@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import Counter
 
 import pytest
 import ray
 
 from rl.assembly import gather_material, start_system
-from rl.loop import Parts, TrainingLoop
+from rl.interfaces import GenerationFailed
+from rl.loop import Parts, TrainingLoop, train_request
 from rl.modes import draw_step, shares_at
 from rl.publish import UnprovenWeights, publish
 from rl.recipe import load
@@ -73,6 +75,16 @@ def test_every_publish_is_proven_on_both_engines(loop, material, system):
     assert len(proofs) == 2
     assert proofs[0].digests == proofs[1].digests
     assert len(proofs[0].digests) > 20
+
+
+def test_a_request_that_the_engine_refuses_is_a_drop_with_its_reason(loop, material, system):
+    publish_version(loop, material, system, 0)
+    prompt = material.heldout[0]
+    request = train_request(material.config, material.encode, "too/long", prompt, "short")
+    request = dataclasses.replace(request, prompt_token_ids=request.prompt_token_ids * 20)
+    with pytest.raises(GenerationFailed, match=r"^request_refused: "):
+        loop.run(system.engine.generate(request))
+    assert loop.run(system.engine.prove(0))
 
 
 def spoil(rank, change):
