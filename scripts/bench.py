@@ -47,7 +47,7 @@ class BareEngine:
         self._llm = LLM(**arguments)
 
     def generate(self, requests: list[RolloutRequest]) -> tuple[float, int]:
-        """Seconds and response tokens for the requests, with tokens, logprobs and text as output."""
+        """Seconds and response tokens for the requests, with their logprobs and text as output."""
         from vllm import SamplingParams
 
         prompts = [{"prompt_token_ids": list(r.prompt_token_ids)} for r in requests]
