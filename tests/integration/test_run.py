@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def test_the_run_leaves_what_a_person_looks_for(uninterrupted):
 def test_a_killed_run_resumes_with_the_same_data_and_modes(uninterrupted, tmp_path):
     run = tmp_path / "run"
     process = start(run)
-    wait_for_step(run, 3)
+    killed_at = random.randrange(1, STEPS)
+    print(f"killed in step {killed_at + 1}")
+    wait_for_step(run, killed_at)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     finish(start(run))
