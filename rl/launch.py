@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rl.checkpoints import Checkpoint, DiskFull
+from rl.checkpoints import Checkpoint
 from rl.config import Config
 from rl.console import Console
 from rl.curves import draw_curves, write_summary
@@ -46,8 +47,13 @@ def main(arguments: list[str]) -> int:
             print(described(launch))
         else:
             asyncio.run(train(launch.config, launch.notes))
-    except (ValueError, DiskFull) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}; make room, the same command goes on", file=sys.stderr)
         return 2
     return 0
 
