@@ -1,7 +1,7 @@
 """The reward service: from the trajectories of a group to their scores.
 
 Parts are kept apart from first to last; each is one function of one trajectory. A new part is
-added in `_parts` and given its weight in rl/config.py.
+added in `_score` and given its weight in rl/config.py.
 """
 
 from __future__ import annotations

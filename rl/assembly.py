@@ -16,7 +16,7 @@ from policy.learner import RayLearner
 from policy.model import resolve_model
 from policy.model_checks import refuse_longer_than_model
 from rewards.actor import RewardServiceClient
-from rewards.rules import score_reference
+from rewards.rules import ROUTES, score_reference
 from rl.cluster import Cluster, open_cluster
 from rl.config import Config
 from rl.loop import train_request
@@ -100,11 +100,16 @@ def gather_material(config: Config) -> Material:
 
 def count_routes(stream: PromptStream) -> Counter[str]:
     """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
-    routes = Counter(score_reference(p.reference, p.task) for p in stream.checked())
-    if unknown := [route for route in routes if "there is no reward for task" in route]:
+    routes: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for prompt in stream.checked():
+        routes[score_reference(prompt.reference, prompt.task)] += 1
+        if prompt.task not in ("auto", *ROUTES):
+            unknown[prompt.task] += 1
+    if unknown:
         raise ValueError(
-            f"{sum(routes[route] for route in unknown)} prompts name a task that no reward takes: "
-            f"{unknown[0].removeprefix('not_scorable: ')}; correct the column of data.columns.task"
+            f"{unknown.total()} prompts name a task that no reward takes, such as "
+            f"{next(iter(unknown))!r}; data.columns.task takes auto, {', '.join(ROUTES)}"
         )
     if all(route.startswith("not_scorable") for route in routes):
         raise ValueError(

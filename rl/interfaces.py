@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -61,23 +61,3 @@ class MetricSink(Protocol):
     def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def close(self) -> None: ...
-
-
-class Followers(Protocol):
-    """A person's view of a run: told what happens, never asked."""
-
-    def step_done(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
-__all__ = [
-    "Engine",
-    "Followers",
-    "GenerationFailed",
-    "Learner",
-    "MetricSink",
-    "Path",
-    "Scorer",
-    "Sequence",
-]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -156,7 +155,3 @@ class FakeLearner:
 def proof(version: int, **changes: object) -> WeightProof:
     fields = {"digests": {"a.weight": "1", "b.weight": "2"}, "canary_logprobs": (-1.0, -2.0)}
     return WeightProof(version, **(fields | changes))  # type: ignore[arg-type]
-
-
-def modes_of(batch_modes: list[str]) -> Counter[str]:
-    return Counter(batch_modes)
