@@ -50,14 +50,6 @@ def join_ranks(place: RankPlace, use_cuda: bool) -> None:
     )
 
 
-def zero_stage(config: PolicyConfig) -> int:
-    """Return the ZeRO stage that runs: bfloat16 takes at least 1.
-
-    DeepSpeed's stage 0 adds up the gradients of micro-batches in bfloat16, where small ones vanish.
-    """
-    return max(config.zero_stage, 1) if config.dtype == "bfloat16" else config.zero_stage
-
-
 def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
     """Return DeepSpeed's configuration, with `policy.deepspeed` merged over ours."""
     if "stage" in config.deepspeed.get("zero_optimization", {}):
@@ -65,7 +57,7 @@ def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
             "policy.deepspeed.zero_optimization.stage is set; set policy.zero_stage instead, which "
             "the learner goes by too"
         )
-    stage = zero_stage(config)
+    stage = config.effective_zero_stage
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         # The rank marks the last micro-batch itself, as their number differs from step to step.
@@ -102,7 +94,7 @@ def open_engine(model: LogprobModel, config: PolicyConfig, use_cuda: bool) -> An
         # DeepSpeed would compile its shared-memory collectives: most of a minute and a C++ compiler
         # for what gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if zero_stage(config) == 3:
+    if config.effective_zero_stage == 3:
         set_z3_leaf_modules(model, [ChunkedHead])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(

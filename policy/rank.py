@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy.deepspeed_engine import RankPlace, join_ranks, open_engine, zero_stage
+from policy.deepspeed_engine import RankPlace, join_ranks, open_engine
 from policy.engine_client import EngineClient, Rendezvous
 from policy.full_weights import FullWeights, WeightMetadata, write_model_directory
 from policy.learning_rate import learning_rate_at
@@ -79,7 +79,9 @@ class LearnerRank:
         torch.manual_seed(self._config.seed)
         policy = load_policy(self._source, policy_config)
         self._weights = FullWeights(
-            policy, DTYPES[policy_config.dtype], is_partitioned=zero_stage(policy_config) == 3
+            policy,
+            DTYPES[policy_config.dtype],
+            is_partitioned=policy_config.effective_zero_stage == 3,
         )
         model = LogprobModel(policy, policy_config.logprob_chunk_tokens)
         self._engine = open_engine(model, policy_config, self._use_cuda)
@@ -158,7 +160,7 @@ class LearnerRank:
 
     def _step(self) -> float:
         """Clip, take the optimizer step and return the norm the gradient had."""
-        if zero_stage(self._config.policy) > 0:
+        if self._config.policy.effective_zero_stage > 0:
             self._engine.step()
             return float(self._engine.get_global_grad_norm())
         norm = torch.nn.utils.clip_grad_norm_(

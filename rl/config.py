@@ -128,6 +128,15 @@ class PolicyConfig(Section):
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration the learner builds (offload, bucket sizes, ...)."""
 
+    @property
+    def effective_zero_stage(self) -> int:
+        """The ZeRO stage that runs: bfloat16 takes at least 1.
+
+        DeepSpeed's stage 0 adds up the gradients of micro-batches in bfloat16, where small ones
+        vanish.
+        """
+        return max(self.zero_stage, 1) if self.dtype == "bfloat16" else self.zero_stage
+
 
 class AlgorithmConfig(Section):
     """GRPO (arXiv 2402.03300) with no KL and no entropy term (arXiv 2509.18154, 2.4.3)."""

@@ -39,8 +39,7 @@ def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
     """
     is_half = policy.dtype == "bfloat16"
     weights, gradients, state = (2, 4, 12) if is_half else (4, 4, 8)
-    # The learner runs bfloat16 at stage 1 at least.
-    stage = max(policy.zero_stage, 1) if is_half else policy.zero_stage
+    stage = policy.effective_zero_stage
     if policy.lora is not None:
         gradients = state = 0
     ranks = policy.ranks
