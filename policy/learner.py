@@ -23,7 +23,7 @@ from policy.rank import LearnerRank, RankUpdate
 from rl.cluster import Cluster
 from rl.config import Config
 from rl.losses import loss_metrics, reduce_sums
-from rl.stages import Canary, TrainBatch, WeightProof
+from rl.stages import Canary, ReferenceRequest, TrainBatch, WeightProof
 
 START_TIMEOUT_S = 900.0
 UPDATE_TIMEOUT_S = 7200.0
@@ -33,7 +33,7 @@ BLAME_S = 5.0
 
 
 class RayLearner:
-    """Implements rl.interfaces.Learner."""
+    """Implements rl.interfaces.Learner and ReferenceScorer."""
 
     def __init__(self, config: Config, model: Path, cluster: Cluster) -> None:
         """Create the actors; they load nothing before `start`. model: the policy's directory."""
@@ -42,6 +42,8 @@ class RayLearner:
             _actor(config, cluster, rank).remote(config, model, rank)
             for rank in range(config.policy.ranks)
         ]
+        self._references: list[tuple[ReferenceRequest, asyncio.Future[tuple[float, ...]]]] = []
+        self._one_forward = asyncio.Lock()
 
     async def start(self) -> None:
         """Load the policy on every rank; returns when all can update."""
@@ -69,6 +71,31 @@ class RayLearner:
             "optim/learning_rate": first.learning_rate,
             "perf/learner_tokens_per_second": num_tokens / max(r.seconds for r in results),
         }
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """Implements rl.interfaces.ReferenceScorer; requests that wait are forwarded together."""
+        answer: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
+        self._references.append((request, answer))
+        if len(self._references) == 1:
+            self._scoring = asyncio.create_task(self._score_references())
+        return await answer
+
+    async def _score_references(self) -> None:
+        """Forward everything that waits, once the ranks are free for it."""
+        async with self._one_forward:
+            waiting, self._references = self._references, []
+            try:
+                requests = await asyncio.to_thread(ray.put, [request for request, _ in waiting])
+                shares = await self._call("reference_logprobs", UPDATE_TIMEOUT_S, requests)
+            except (RuntimeError, TimeoutError, ValueError) as error:
+                for _, answer in waiting:
+                    if not answer.done():
+                        answer.set_exception(error)
+                return
+        for share in shares:
+            for place, logprobs in share.items():
+                if not waiting[place][1].done():
+                    waiting[place][1].set_result(logprobs)
 
     async def connect_engines(self, workers: Sequence[Any], canary: Canary) -> None:
         """Open the weight transfer to the rollout workers (Ray actors) on every rank."""

@@ -23,10 +23,10 @@ from policy.full_weights import FullWeights, WeightMetadata, write_model_directo
 from policy.learning_rate import learning_rate_at
 from policy.logprobs import LogprobModel
 from policy.model import DTYPES, load_policy
-from rl.batching import MicroBatch, collate, plan_micro_batches, split_updates
+from rl.batching import MicroBatch, collate, plan_micro_batches, reference_sample, split_updates
 from rl.config import Config
 from rl.losses import GlobalCounts, LossInputs, policy_loss, reduce_sums, token_weights
-from rl.stages import Canary, TrainBatch, TrainSample, WeightProof
+from rl.stages import Canary, ReferenceRequest, TrainBatch, TrainSample, WeightProof
 
 CHECKPOINT_TAG = "learner"
 
@@ -180,6 +180,25 @@ class LearnerRank:
         moved = micro_batch.to(self._device)
         logprobs, _ = self._engine(moved.token_ids, moved.loss_mask, moved.temperature)
         return logprobs
+
+    def reference_logprobs(
+        self, requests: Sequence[ReferenceRequest]
+    ) -> dict[int, tuple[float, ...]]:
+        """Log-probabilities of reference tokens, by place of the request; this rank's share.
+
+        All ranks are given the same requests, and together they answer each once.
+        """
+        samples = [reference_sample(request) for request in requests]
+        lengths = [sample.trajectory.num_tokens for sample in samples]
+        policy = self._config.policy
+        plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
+        answers: dict[int, tuple[float, ...]] = {}
+        for rows in plan[self._rank]:
+            flat = self._logprobs(collate([samples[place] for place in rows])).tolist()
+            for place in rows:
+                count = samples[place].trajectory.num_response_tokens
+                answers[place], flat = tuple(flat[:count]), flat[count:]
+        return answers
 
     @torch.no_grad()
     def logprobs_of(self, token_ids: Sequence[int]) -> tuple[float, ...]:

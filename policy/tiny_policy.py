@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from policy.tiny_tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
-from policy.tiny_warmup import WarmupRecipe, WarmupReport, warm_up
+from policy.tiny_warmup import WarmupRecipe, warm_up
 
 # The output layer is not tied to the embedding: vLLM on CPU keeps a repacked copy of a tied one
 # through a weight update.
@@ -55,25 +55,33 @@ def ensure_tiny_policy(
     for it. `warmup.json` in the directory says how the warm-up ended.
     """
     recipe = recipe or WarmupRecipe()
-    cache_dir = cache_dir or _default_cache_dir()
-    directory = cache_dir / f"tiny-{_digest(recipe, seed)}"
+    name = f"tiny-{digest([asdict(recipe), SIZES, CHARACTERS, CHAT_TEMPLATE, seed])}"
+    return made_once(
+        (cache_dir or default_cache_dir()) / name, lambda aside: _write_policy(aside, seed, recipe)
+    )
+
+
+def made_once(directory: Path, write: Callable[[Path], None]) -> Path:
+    """Return `directory`, complete: as it is, or filled by `write` in a place of its own first.
+
+    A process that finds another one at work waits for it.
+    """
     if directory.exists():
         return directory
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with _alone(directory.with_suffix(".lock")):
         if not directory.exists():
-            _make(directory, seed, recipe)
+            _make(directory, write)
     return directory
 
 
-def _default_cache_dir() -> Path:
+def default_cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "hybrid-rl"
 
 
-def _digest(recipe: WarmupRecipe, seed: int) -> str:
-    """Return a name for everything that decides the weights and the tokenizer."""
-    parts = [asdict(recipe), SIZES, CHARACTERS, CHAT_TEMPLATE, seed]
+def digest(parts: Any) -> str:
+    """Return a name for everything that decides a model's weights and tokenizer."""
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
 
 
@@ -85,20 +93,19 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _make(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
+def _make(directory: Path, write: Callable[[Path], None]) -> None:
     """Write everything aside, then rename, so that `directory` is complete when it exists."""
     aside = Path(tempfile.mkdtemp(prefix=".tiny-", dir=directory.parent))
     try:
-        report = _write_policy(aside, seed, recipe)
-        (aside / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+        write(aside)
         aside.rename(directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> WarmupReport:
+def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
     tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
-    with _reproducible(seed), _progress() as progress:
+    with _reproducible(seed), step_progress() as progress:
         model = Qwen3ForCausalLM(
             Qwen3Config(
                 **SIZES,
@@ -125,7 +132,7 @@ def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> WarmupRep
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return report
+    (directory / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
 
 
 @contextmanager
@@ -141,7 +148,8 @@ def _reproducible(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _progress() -> Progress:
+def step_progress() -> Progress:
+    """A progress bar over steps, on standard error; its tasks carry a `loss` text."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

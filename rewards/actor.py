@@ -1,4 +1,4 @@
-"""The reward service as a Ray actor of its own, and the scorer that the loop talks to."""
+"""The text rewards as a Ray actor of their own, and the client that the service talks to."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-import __main__
-from rewards.service import RewardService
-from rl.config import RewardConfig
-from rl.stages import RolloutGroup, Score
+from rewards.composition import TextParts
+from rewards.text_rewards import TextRewards
+from rl.config import ModeConfig, RewardConfig
+from rl.stages import RolloutGroup
 
 MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 10.0
 SCORE_TIMEOUT_S = 1800.0
-"""Far beyond the limits of all samples of a group together: only a broken service takes it."""
+"""Far beyond the limits of all samples of a group together: only a broken actor takes it."""
 
 
-class RewardActor:
-    """RewardService with the coroutines that Ray calls."""
+class TextRewardActor:
+    """TextRewards with the coroutines that Ray calls."""
 
-    def __init__(self, config: RewardConfig, thinking: Mapping[str, bool]) -> None:
-        # A worker first imports the main script of its parent, which here is Ray's own and would
-        # bring all of Ray into every worker; without a file there is nothing to import.
-        if hasattr(__main__, "__file__"):
-            del __main__.__file__
-        self._service = RewardService(config, thinking)
+    def __init__(self, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> None:
+        self._rewards = TextRewards(config, modes)
 
-    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        return await self._service.score(group)
+    async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
+        return await self._rewards.parts(group, by_rules)
 
     async def close(self) -> None:
-        self._service.close()
+        self._rewards.close()
 
 
-class RewardServiceClient:
-    """Implements rl.interfaces.Scorer."""
+class TextRewardClient:
+    """Implements rewards.service.TextSource."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     @classmethod
-    def start(cls, config: RewardConfig, thinking: Mapping[str, bool]) -> RewardServiceClient:
+    def start(cls, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> TextRewardClient:
         """Start the actor; its first score waits until it is up."""
-        actor = ray.remote(RewardActor).options(num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT)
-        return cls(actor.remote(config, dict(thinking)))
+        actor = ray.remote(TextRewardActor).options(
+            num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT
+        )
+        return cls(actor.remote(config, dict(modes)))
 
-    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        """Raises RuntimeError if the service itself is gone."""
+    async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
+        """Raises RuntimeError if the actor is gone."""
+        call = self._actor.parts.remote(group, by_rules)
         try:
-            return await asyncio.wait_for(_answer(self._actor.score.remote(group)), SCORE_TIMEOUT_S)
+            return await asyncio.wait_for(_answer(call), SCORE_TIMEOUT_S)
         except TimeoutError:
-            return tuple(Score(None, failure="timeout") for _ in group.trajectories)
+            raise RuntimeError(
+                f"the text rewards gave no answer within {SCORE_TIMEOUT_S:g} s"
+            ) from None
         except RayActorError as error:
-            raise RuntimeError(f"the reward service died: {error}") from error
+            raise RuntimeError(f"the process of the text rewards died: {error}") from error
 
     async def close(self) -> None:
         """Stop the verification workers, then the actor."""

@@ -1,31 +1,62 @@
 """Finds what an answer text states as its final answer, in linear time.
 
-Recognised are `\\boxed{...}`, `<answer>...</answer>` and `Answer: ...` (also "the answer is ...");
-a text with none of them is its own answer when it is short. Nothing is evaluated here.
+Recognised are `\\boxed{...}`, `<answer>...</answer>`, statements (`Answer: ...`, `the answer
+is ...`, `答案：...`) and `#### ...`. A text with no marker is its own answer when it is short, else
+its last sentence is. Of several answers the last one counts alone where the text between them takes
+the earlier ones back ("wait, that is wrong"). Nothing is evaluated here.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import zip_longest
 
 MAX_CHARACTERS = 20_000
 """A longer answer text states nothing: no question is answered by a book."""
 MAX_BARE_CHARACTERS = 200
-"""Longest text that may stand for itself, without any marker."""
+"""Longest text, or last sentence, that may stand for itself, without any marker."""
 MAX_FINALS = 16
 """A text that states more answers than this states none."""
 
 _BRACES = re.compile(r"\\[{}\\]|\\(?:boxed|fbox)\s{0,3}\{|[{}]")
-_STATEMENT = re.compile(
-    r"(?:\banswer(?:\*\*)?\s?(?:is)?\s?|答案)[:：](?:\*\*)?[ \t]{0,8}(?:\r?\n[ \t]{0,8}){0,2}"
-    r"([^\r\n]*)|\b(?:the|final) answer is\s([^\r\n]*)",
+_GAP = r"[ \t]{0,8}(?:\r?\n[ \t]{0,8}){0,2}"
+_ANSWER = r"(?:answer|option|choice)"
+# The label of a statement; what it states runs to the end of the line or to the next label.
+_LABEL = re.compile(
+    rf"(?<![\"“'‘「])\banswer(?:\*\*)?\s?(?:is)?\s?[:：](?:\*\*)?{_GAP}"
+    rf"|答案(?:\*\*)?\s?(?:是|为|应为|应该是)?\s?[:：](?:\*\*)?{_GAP}"
+    r"|答案(?:应该?)?(?:是|为)\s?|故选\s?[:：]?|(?<=[，。；\s])选择?[:：]?\s?(?=[(（]?[A-H](?![a-zA-Z]))"
+    rf"|\b(?:the|final|my|correct|right) (?:(?:final|correct|right) )?{_ANSWER}"
+    r"(?: to (?:the|this) (?:question|problem|exercise))? (?:is|would be|must be)\s"
+    r"|\bthe answer's\s|\bans\s?[:：]\s?"
+    rf"|^[ \t]{{0,3}}#{{4}}\s?(?=\S)"
+    rf"|^[ \t]{{0,3}}(?:#{{1,4}}\s?)?(?:\*\*)?(?:final )?answer(?:\*\*)?"
+    r"[ \t]{0,3}(?:\r?\n[ \t]{0,8}){1,2}",
+    re.IGNORECASE | re.MULTILINE,
+)
+_RETRACTED = re.compile(
+    r"\b(?:wrong|mistake|correction|corrected|correcting|on reflection"
+    r"|on second thought|wait|actually|re-?check(?:ed|ing)?"
+    r"|should be|incorrect|instead|oops|scratch that)\b"
+    r"|不对|错了|更正|应该是|重新|修正",
     re.IGNORECASE,
 )
+_THOUGHT_END = "</think>"
 _OPEN, _CLOSE = "<answer>", "</answer>"
 # Beside a marked answer these take it back or add a second one; so does a number after it.
 _HEDGE = re.compile(r"或|\b(?:or|either|maybe|perhaps|possibly|alternatively|not)\b", re.I)
+_TAKEN_BACK = re.compile(
+    r"[\s.,;。，；)）$*]{0,8}(?:(?:or|maybe|perhaps|possibly|alternatively|actually|wait"
+    r"|hmm|but maybe|but (?:it|that) (?:could|might|may)|no,|on second thought"
+    r"|it (?:could|might|may) (?:also )?be)\b"
+    r"|或|也可能|也许|可能|不对|等等)[^\r\n]{0,80}",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(r"\d")
+_SENTENCE_END = re.compile(r"(?<=[.?])\s+|(?<=[^0-9]!)\s+|(?<=[。！？])\s*|\s*\n\s*")
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|vs|approx|prof|jr|sr|[a-z])\.$", re.I)
 
 
 @dataclass(frozen=True)
@@ -47,29 +78,86 @@ def final_answers(text: str) -> list[str]:
 
     Markers nest, and the innermost one speaks, unless the text between it and its enclosing
     marker hedges ("Answer: \\boxed{12} or 13"): then both count, so they contradict each other.
+    What takes the last answer back right after it ("\\boxed{12}. Or maybe 13") counts as one, too.
 
     Example: final_answers("so \\\\boxed{12}") == ["12"]
     """
     if len(text) > MAX_CHARACTERS:
         return []
-    boxes = _boxes(text)
-    statements = _statements(text)
-    if boxes:
-        # A box is the answer, whatever the prose elsewhere calls one.
-        statements = [one for one in statements if any(one.holds(box) for box in boxes)]
-    marked = [*boxes, *_tags(text), *statements]
+    marked = _marked(text)
     if len(marked) > MAX_FINALS:
         return []
     if not marked:
-        bare = text.strip()
-        return [bare] if bare and len(bare) <= MAX_BARE_CHARACTERS else []
-    marked.sort(key=lambda one: one.start)
+        return _bare_answer(text[_thought_end(text) :])
+    last = marked[-1]
+    marked = [one for one in marked if not _RETRACTED.search(text, one.end, last.start)]
     finals = [
         text[one.inner_start : one.inner_end].strip()
         for one in marked
         if not _is_spoken_for(one, [other for other in marked if one.holds(other)], text)
     ]
+    if taken_back := _TAKEN_BACK.match(text, max(one.end for one in marked)):
+        finals.append(taken_back.group().strip())
     return list(dict.fromkeys(finals))
+
+
+def answer_start(text: str) -> int | None:
+    """Return the offset at which the content of the last marked final answer begins.
+
+    White space after the marker is skipped. Without a marker the whole text is the answer; a text
+    of white space alone gives None. Works for texts of any length, in linear time.
+    """
+    marked = _marked(text)
+    start = marked[-1].inner_start if marked else _thought_end(text)
+    rest = text[start:]
+    begins = start + len(rest) - len(rest.lstrip())
+    return begins if begins < len(text) else None
+
+
+def sentences(text: str) -> list[str]:
+    """Split a text into its sentences and lines; a point after an abbreviation ends nothing."""
+    found: list[str] = []
+    for piece in _SENTENCE_END.split(text.strip()):
+        if found and _ABBREVIATION.search(found[-1][-12:]):
+            found[-1] = f"{found[-1]} {piece}"
+        elif piece:
+            found.append(piece)
+    return found
+
+
+def _bare_answer(text: str) -> list[str]:
+    bare = text.strip()
+    if not bare:
+        return []
+    if len(bare) <= MAX_BARE_CHARACTERS:
+        return [bare]
+    pieces = sentences(bare)
+    last = pieces[-1] if pieces else ""
+    return [last] if len(pieces) > 1 and len(last) <= MAX_BARE_CHARACTERS else []
+
+
+def _marked(text: str) -> list[_Marked]:
+    """Every marker that counts, by where it starts."""
+    begin = _thought_end(text)
+    boxes = [one for one in _boxes(text) if one.start >= begin]
+    statements = [one for one in _statements(text) if one.start >= begin]
+    if boxes:
+        # A box is the answer, whatever the prose elsewhere calls one.
+        starts = [box.start for box in boxes]
+        statements = [one for one in statements if _any_within(starts, one)]
+    tags = [one for one in _tags(text) if one.start >= begin]
+    return sorted([*boxes, *tags, *statements], key=lambda one: one.start)
+
+
+def _thought_end(text: str) -> int:
+    """Where the reasoning that a template closes with a tag is over."""
+    place = text.rfind(_THOUGHT_END)
+    return 0 if place < 0 else place + len(_THOUGHT_END)
+
+
+def _any_within(starts: list[int], outer: _Marked) -> bool:
+    place = bisect_left(starts, outer.inner_start)
+    return place < len(starts) and starts[place] < outer.inner_end
 
 
 def _boxes(text: str) -> list[_Marked]:
@@ -84,7 +172,7 @@ def _boxes(text: str) -> list[_Marked]:
             start = opened.pop()
             if len(start.group()) > 1:
                 found.append(_Marked(start.start(), brace.end(), start.end(), brace.start()))
-    return found
+    return sorted(found, key=lambda one: one.start)
 
 
 def _tags(text: str) -> list[_Marked]:
@@ -103,15 +191,22 @@ def _tags(text: str) -> list[_Marked]:
 
 def _statements(text: str) -> list[_Marked]:
     found: list[_Marked] = []
-    for match in _STATEMENT.finditer(text):
-        start, end = match.span(1 if match.group(1) is not None else 2)
+    labels = list(_LABEL.finditer(text))
+    for label, following in zip_longest(labels, labels[1:]):
+        start = label.end()
+        next_start = following.start() if following else len(text)
+        if following and not text[start:next_start].strip():
+            # "Answer: the final answer is 12": the second label says it.
+            continue
+        line_end = text.find("\n", start, next_start)
+        end = next_start if line_end < 0 else line_end
         # A statement inside a one-line <answer> ends before the tag closes.
         closing = text.find(_CLOSE, start, end)
         end = closing if closing >= 0 else end
         # "**Answer: 12**": the mark that closes opened before the label.
         inner = text[start:end].rstrip()
         end = start + len(inner) - (2 if inner.endswith("**") and inner.count("**") % 2 else 0)
-        found.append(_Marked(match.start(), end, start, end))
+        found.append(_Marked(label.start(), end, start, end))
     return found
 
 

@@ -24,9 +24,13 @@ _SMALL_WORDS = frozenset(
 )
 # Dates, ranges and section numbers would come out as differences: 2024-01-02 as 2021.
 _DIGIT_PARTS = re.compile(r"[0-9]+(?:\s?[-/.][0-9]+)+")
-_OPERATOR = re.compile(r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[0-9.]*[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\(")
+_OPERATOR = re.compile(
+    r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[0-9.]*[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\("
+    r"|[0-9]\s?[abiknpqxyz](?![A-Za-z])"
+)
 # An answer that leaves these to the reader is the question again.
 _UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
+_BARE_FUNCTION = re.compile(r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _ARITHMETIC = re.compile(r"(?:[0-9\s.+\-*/()]|\\(?:times|cdot)(?![a-zA-Z]))+")
 
 
@@ -49,7 +53,8 @@ def reads_as_expression(text: str) -> bool:
 def is_expression(reference: str) -> bool:
     """Whether a reference has to be compared as mathematics rather than as text."""
     text = plain_value(reference)
-    if _DIGIT_PARTS.fullmatch(text) or not _OPERATOR.search(text):
+    # C++ is a name, not a sum.
+    if _DIGIT_PARTS.fullmatch(text) or not _OPERATOR.search(text) or text[-1:] in "+-*/^=":
         return False
     return reads_as_expression(reference)
 
@@ -97,7 +102,7 @@ def _parse(text: str) -> list:
 
 
 def _latex(text: str) -> str:
-    text = text.replace("**", "^")
+    text = _BARE_FUNCTION.sub(r"\\\1 ", text.replace("**", "^"))
     return re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
 
 

@@ -1,31 +1,76 @@
 """Rule verification: does an answer say the same as the reference?
 
-One dict of routes. A route decides from the reference alone whether it applies; what it cannot
-settle with plain string work it leaves to sympy, which runs in a killable worker
-(rewards/workers.py). Loads without torch and without sympy.
+One dict of routes, one route for each kind of reference. What plain string work cannot settle is
+left to sympy and pint, which run in a killable worker (rewards/workers.py). Loads without torch and
+without sympy.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rewards.answers import final_answers
+from rewards.answers import MAX_CHARACTERS, final_answers
+from rewards.cells import is_cell, quick_cell
+from rewards.choices import chosen_text, contradicts_option, is_choice, is_letters, quick_choice
+from rewards.dates import is_date, quick_date
+from rewards.elements import Equal, quick_element, slow_element
 from rewards.expressions import (
     UnparsedReference,
     is_expression,
     quick_expression,
     same_expression,
 )
-from rewards.notation import plain_words
+from rewards.intervals import (
+    asks_for_interval,
+    compare_intervals,
+    is_inequality,
+    is_interval,
+    is_surely_interval,
+)
+from rewards.matrices import compare_matrices, is_matrix
+from rewards.notation import plain, plain_words, settle, value_name
 from rewards.number_literals import number_literal, same_number
+from rewards.quantities import (
+    convert_quantity,
+    is_percentage,
+    is_quantity,
+    quick_counted,
+    quick_quantity,
+)
+from rewards.sequences import (
+    compare_lists,
+    compare_sets,
+    compare_tuples,
+    compare_unordered,
+    is_any_order,
+    is_items,
+    is_list,
+    is_set,
+    is_tuple,
+)
+from rewards.statements import hedges, readings, talks_to_grader
+from rewards.yes_no import is_yes_no, quick_yes_no
 
+NATURAL = "natural"
+"""The route of references in natural language, which rules cannot decide."""
 MAX_TEXT_WORDS = 8
 MAX_TEXT_CHARACTERS = 80
+CHARACTERS_PER_WORD = 2
+"""Of Chinese, which does not part its words."""
+MAX_RULE_CHARACTERS = 1000
+"""A longer final answer is no short answer; a longer reference is natural language."""
+MAX_READINGS = 12
 
 
 class NotScorable(ValueError):
     """The reference cannot be checked by rules; says why."""
+
+
+Quick = Callable[[str, str, str], bool | None]
+"""Reference, one final answer and the question to a verdict, in microseconds; None if it takes a
+worker."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +79,18 @@ class Route:
 
     version: int
     """Goes to the ledger with every score; raise it when a verdict may change."""
-    applies: Callable[[str], bool]
-    """Whether a reference is of this kind; never hangs."""
-    quick: Callable[[str, str], bool | None]
-    """Reference and one final answer to a verdict, in microseconds; None if it takes sympy."""
+    reads: Callable[[str, str], bool]
+    """Whether a reference to a question can be of this kind; never hangs."""
+    quick: Quick
+    slow: Callable[[str, str, str], bool] | None = None
+    """Decides what `quick` leaves open; only in killable workers."""
+    claims: Callable[[str, str], bool] | None = None
+    """Whether to choose this route unasked; as `reads` if it is not given."""
+    takes_or: bool = False
+    """"x = 1 or x = 2" is one answer, not a hedge."""
+
+    def applies(self, reference: str, question: str) -> bool:
+        return (self.claims or self.reads)(reference, question)
 
 
 @dataclass(frozen=True)
@@ -45,59 +98,61 @@ class Verdict:
     accuracy: float | None
     """None leaves the decision to `symbolic`."""
     route: str
-    """Which route decided, with its version, such as `number/1`."""
+    """Which route decided, with its version, such as `number/2`."""
 
 
-def verify_quickly(reference: str, answer: str, task: str = "auto") -> Verdict:
+def verify_quickly(reference: str, answer: str, task: str = "auto", question: str = "") -> Verdict:
     """Compare by string work alone: 1.0 only if every final answer stated is the reference.
 
-    task: a route's name, or `auto` to choose by the reference. Raises NotScorable for a reference
-    that no route takes.
+    task: a route's name, or `auto` to choose by the reference. question: read for options, units
+    and whether order matters. Raises NotScorable for a reference that no route takes, and for one
+    in natural language that the answer does not repeat.
     """
-    name = route_of(reference, task)
+    name = route_of(reference, task, question)
     label = f"{name}/{ROUTES[name].version}"
     wanted = reference_answer(reference)
-    finals = final_answers(answer)
-    verdicts = [ROUTES[name].quick(wanted, final) for final in finals]
-    if not finals or False in verdicts:
-        return Verdict(0.0, label)
-    return Verdict(None if None in verdicts else 1.0, label)
+    if name == NATURAL:
+        if _repeats(wanted, answer):
+            return Verdict(1.0, label)
+        raise NotScorable("natural language: needs the probability reward")
+    finals = _honest_finals(wanted, answer, ROUTES[name])
+    verdicts = [_verdict(ROUTES[name].quick, wanted, final, question) for final in finals]
+    verdict = settle(verdicts) if verdicts else False
+    return Verdict(None if verdict is None else float(verdict), label)
 
 
-def symbolic(reference: str, answer: str) -> float:
+def symbolic(reference: str, answer: str, task: str = "auto", question: str = "") -> float:
     """Decide what `verify_quickly` left open. Slow and unbounded: only for killable workers.
 
     Raises NotScorable for a reference that sympy cannot read.
     """
+    route = ROUTES[route_of(reference, task, question)]
     wanted = reference_answer(reference)
+    decide = route.slow or route.quick
+    finals = _honest_finals(wanted, answer, route)
     try:
-        return float(all(same_expression(wanted, final) for final in final_answers(answer)))
+        verdicts = [_verdict(decide, wanted, final, question) for final in finals]
     except UnparsedReference as error:
         raise NotScorable(str(error)) from error
+    return float(bool(verdicts) and settle(verdicts) is True)
 
 
-def route_of(reference: str, task: str = "auto") -> str:
+def route_of(reference: str, task: str = "auto", question: str = "") -> str:
     """The route a reference takes; raises NotScorable if there is none."""
     wanted = reference_answer(reference)
     if task == "auto":
-        for name, route in ROUTES.items():
-            if route.applies(wanted):
-                return name
-        raise NotScorable(
-            f"the reference is longer than {MAX_TEXT_WORDS} words or {MAX_TEXT_CHARACTERS} "
-            "characters"
-        )
+        return next(name for name, route in ROUTES.items() if route.applies(wanted, question))
     if task not in ROUTES:
         raise NotScorable(f"there is no reward for task {task!r}, only auto, {', '.join(ROUTES)}")
-    if not ROUTES[task].applies(wanted):
+    if not ROUTES[task].reads(wanted, question):
         raise NotScorable(f"the reference is not of task {task!r}: {wanted[:80]!r}")
     return task
 
 
-def score_reference(reference: str, task: str = "auto") -> str:
-    """Return the route that checks a reference, such as `number/1`, or `not_scorable: why`."""
+def score_reference(reference: str, task: str = "auto", question: str = "") -> str:
+    """Return the route that checks a reference, such as `number/2`, or `not_scorable: why`."""
     try:
-        name = route_of(reference, task)
+        name = route_of(reference, task, question)
     except NotScorable as error:
         return f"not_scorable: {error}"
     return f"{name}/{ROUTES[name].version}"
@@ -108,37 +163,189 @@ def reference_answer(reference: str) -> str:
 
     Raises NotScorable for a reference that states none, or several.
     """
+    if len(reference) > MAX_CHARACTERS:
+        raise NotScorable(f"the reference is {len(reference)} characters long, without an answer")
     # GSM8K writes its answers so.
-    finals = final_answers(reference.rpartition("####")[2])
+    stated = reference.rpartition("####")[2].strip()
+    finals = final_answers(stated)
     if len(finals) > 1:
         raise NotScorable(f"the reference states {len(finals)} different answers")
-    if not finals and reference.strip():
-        raise NotScorable(f"the reference is {len(reference)} characters long, without an answer")
-    if not finals or not finals[0]:
+    # Without a marker the reference is the answer, all of it.
+    wanted = finals[0] if finals and _MARKER.search(stated) else stated
+    if not plain(wanted):
         raise NotScorable("the reference is empty")
-    return finals[0]
+    if _ALTERNATIVES.fullmatch(plain(wanted[:MAX_RULE_CHARACTERS])):
+        raise NotScorable("the reference states 2 different answers")
+    return wanted
 
 
-def _quick_number(reference: str, answer: str) -> bool:
-    wanted, given = number_literal(reference), number_literal(answer)
-    return wanted is not None and given is not None and same_number(wanted, given)
+_MARKER = re.compile(r"\\f?boxed|<answer>|answer|答案|\*\*", re.IGNORECASE)
+_ALTERNATIVES = re.compile(r"-?[0-9][0-9.,]{0,20}\s?(?:or|或者?)\s?-?[0-9][0-9.,]{0,20}")
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+_OR = re.compile(r"\bor\b|或者?", re.IGNORECASE)
 
 
-def _is_short_text(reference: str) -> bool:
+def _honest_finals(wanted: str, answer: str, route: Route) -> list[str]:
+    """The final answers of a text; none where it hedges or talks to the grader."""
+    finals = final_answers(answer)
+    if (
+        not finals
+        or any(len(final) > MAX_RULE_CHARACTERS for final in finals)
+        or talks_to_grader(answer)
+    ):
+        return []
+    for final in finals:
+        if hedges(_OR.sub(" ", final) if route.takes_or else final, wanted):
+            return []
+    return finals
+
+
+def _verdict(
+    decide: Callable[[str, str, str], bool | None], wanted: str, final: str, question: str
+) -> bool | None:
+    """True if one reading of the final answer is right, None if one may be."""
+    if contradicts_option(final, question) or _names_differ(wanted, final):
+        return False
+    found: list[bool | None] = []
+    for values in readings(final)[:MAX_READINGS]:
+        verdict = settle([decide(wanted, value, question) for value in values])
+        if verdict:
+            return True
+        found.append(verdict)
+    return None if None in found else False
+
+
+def _repeats(wanted: str, answer: str) -> bool:
+    texts = [answer, *final_answers(answer)]
+    bound = 2 * len(wanted) + MAX_TEXT_CHARACTERS
+    return any(len(text) <= bound and plain_words(wanted) == plain_words(text) for text in texts)
+
+
+def _quick_number(reference: str, answer: str, question: str) -> bool:
+    wanted = number_literal(reference)
+    option = chosen_text(answer, question)
+    given = number_literal(answer if option is None else option)
+    if wanted is None:
+        return False
+    if wanted.is_percent:
+        return quick_quantity(reference, answer if option is None else option, question) is True
+    if given is not None and same_number(wanted, given):
+        return True
+    return quick_counted(reference, answer, question)
+
+
+def _names_differ(reference: str, answer: str) -> bool:
+    names = value_name(reference), value_name(answer)
+    return all(names) and names[0] != names[1]
+
+
+def _quick_quantity(reference: str, answer: str, question: str) -> bool | None:
+    return quick_quantity(reference, chosen_text(answer, question) or answer, question)
+
+
+def _slow_quantity(reference: str, answer: str, question: str) -> bool:
+    verdict = _quick_quantity(reference, answer, question)
+    if verdict is None:
+        return convert_quantity(reference, chosen_text(answer, question) or answer)
+    return verdict
+
+
+def _quick_expression(reference: str, answer: str, question: str) -> bool | None:
+    return quick_expression(reference, chosen_text(answer, question) or answer)
+
+
+def _slow_expression(reference: str, answer: str, question: str) -> bool:
+    verdict = _quick_expression(reference, answer, question)
+    if verdict is None:
+        return same_expression(reference, chosen_text(answer, question) or answer)
+    return verdict
+
+
+def _is_short_text(reference: str, question: str) -> bool:
     if len(reference) > MAX_TEXT_CHARACTERS:
         return False
-    return 0 < len(plain_words(reference).split()) <= MAX_TEXT_WORDS
+    words = plain(reference) if plain_words(reference) else ""
+    num_words = len(words.split()) + len(_CHINESE.findall(words)) / CHARACTERS_PER_WORD
+    return 0 < num_words <= MAX_TEXT_WORDS
 
 
-def _quick_text(reference: str, answer: str) -> bool:
-    if len(answer) > 4 * MAX_TEXT_CHARACTERS:
+def _is_text(reference: str, question: str) -> bool:
+    return (
+        bool(plain_words(reference[:MAX_RULE_CHARACTERS])) and len(reference) <= MAX_RULE_CHARACTERS
+    )
+
+
+def _quick_text(reference: str, answer: str, question: str) -> bool:
+    if len(answer) > 2 * len(reference) + MAX_TEXT_CHARACTERS:
         return False
+    wanted = plain_words(reference)
+    option = chosen_text(answer, question)
+    return wanted == plain_words(answer) or (option is not None and wanted == plain_words(option))
+
+
+def _quick_natural(reference: str, answer: str, question: str) -> bool:
     return plain_words(reference) == plain_words(answer)
 
 
-# The first route that applies takes the reference; more kinds of reference are added here.
+def _compared(
+    compare: Callable[[str, str, Equal], bool | None],
+) -> tuple[Quick, Callable[[str, str, str], bool]]:
+    """The quick and the slow way of a comparison by elements."""
+    return (
+        lambda reference, answer, question: compare(reference, answer, quick_element),
+        lambda reference, answer, question: bool(compare(reference, answer, slow_element)),
+    )
+
+
+def _compare_lists(reference: str, answer: str, equal: Equal) -> bool | None:
+    """As lists; as intervals where [1, 2] meets 1 <= x <= 2."""
+    if is_interval(reference) and is_inequality(answer):
+        return compare_intervals(reference, answer, equal)
+    return compare_lists(reference, answer, equal)
+
+
+def _claims_interval(reference: str, question: str) -> bool:
+    return is_surely_interval(reference) or (is_interval(reference) and asks_for_interval(question))
+
+
+def _reads(applies: Callable[[str], bool]) -> Callable[[str, str], bool]:
+    """A kind that the reference alone decides."""
+    return lambda reference, question: len(reference) <= MAX_RULE_CHARACTERS and applies(reference)
+
+
+# The first route that claims the reference takes it; more kinds of reference are added here.
 ROUTES: dict[str, Route] = {
-    "number": Route(1, lambda reference: number_literal(reference) is not None, _quick_number),
-    "expression": Route(1, is_expression, quick_expression),
-    "text": Route(1, _is_short_text, _quick_text),
+    "yes_no": Route(1, _reads(is_yes_no), lambda r, a, question: quick_yes_no(r, a)),
+    "choice": Route(1, lambda r, question: is_letters(r), quick_choice, claims=is_choice),
+    "quantity": Route(
+        1,
+        _reads(is_quantity),
+        _quick_quantity,
+        _slow_quantity,
+        claims=_reads(lambda r: is_quantity(r) and not is_percentage(r)),
+    ),
+    "number": Route(2, _reads(lambda r: number_literal(r) is not None), _quick_number),
+    "date": Route(1, _reads(is_date), lambda r, a, question: quick_date(r, a)),
+    "matrix": Route(1, _reads(is_matrix), *_compared(compare_matrices)),
+    "interval": Route(
+        1,
+        _reads(is_interval),
+        *_compared(compare_intervals),
+        claims=_claims_interval,
+        takes_or=True,
+    ),
+    "set": Route(1, _reads(is_set), *_compared(compare_sets), takes_or=True),
+    "tuple": Route(1, _reads(is_tuple), *_compared(compare_tuples)),
+    "unordered_list": Route(
+        1,
+        _reads(is_items),
+        *_compared(compare_unordered),
+        claims=lambda r, question: _reads(is_list)(r, question) and is_any_order(question),
+        takes_or=True,
+    ),
+    "list": Route(1, _reads(is_items), *_compared(_compare_lists), claims=_reads(is_list)),
+    "expression": Route(2, _reads(is_expression), _quick_expression, _slow_expression),
+    "cell": Route(1, _reads(is_cell), quick_cell, claims=lambda r, question: False),
+    "text": Route(2, _is_text, _quick_text, claims=_is_short_text),
+    NATURAL: Route(1, lambda r, question: True, _quick_natural),
 }

@@ -1,76 +1,104 @@
-"""The reward service: from the trajectories of a group to their scores.
+"""The reward service: from a group to its scores.
 
-Parts are kept apart from first to last; each is one function of one trajectory. A new part is
-added in `_score` and given its weight in rl/config.py.
+    group -> text rewards (rules, format, repetition, ...)  \\
+          -> probability reward, for natural language         -> compose_group -> scores
+          -> preference model, question and answer only     /
+
+The three sources work side by side; rewards/composition.py alone weighs what they give.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-from rewards.format import format_reward, mode_leak
-from rewards.repetition import repetition_penalty
-from rewards.rules import NotScorable, symbolic, verify_quickly
-from rewards.workers import SampleFailed, WorkerPool
-from rl.config import RewardConfig
-from rl.stages import Prompt, RolloutGroup, Score, Trajectory
+from rewards.composition import Accuracy, Preference, TextParts, compose_group
+from rewards.preference import PreferenceModel, preference_input
+from rewards.probability import ROUTE as PROBABILITY
+from rewards.probability import ProbabilityReward
+from rewards.rules import NATURAL, NotScorable, route_of
+from rewards.text_rewards import question_text
+from rl.config import ModeConfig, RewardConfig
+from rl.stages import Prompt, RolloutGroup, Score
+
+
+class TextSource(Protocol):
+    """rewards/text_rewards.py, in place or behind its actor."""
+
+    async def parts(self, group: RolloutGroup, by_rules: bool) -> Sequence[TextParts]: ...
 
 
 class RewardService:
-    """Scores groups; what needs sympy goes to killable workers, the rest is done in place."""
+    """Implements rl.interfaces.Scorer."""
 
-    def __init__(self, config: RewardConfig, thinking: Mapping[str, bool]) -> None:
-        """thinking: whether each mode reasons."""
+    def __init__(
+        self,
+        config: RewardConfig,
+        modes: Mapping[str, ModeConfig],
+        text: TextSource,
+        probability: ProbabilityReward | None = None,
+        preference: PreferenceModel | None = None,
+    ) -> None:
         self._config = config
-        self._thinking = dict(thinking)
-        self._workers = WorkerPool(config.workers, config.timeout_s, config.memory_mib)
-        self.counts: Counter[str] = Counter()
-        """Scores by `route/NAME`, and failures by `failure/REASON`."""
+        self._modes = dict(modes)
+        self._text = text
+        self._probability = probability
+        self._preference = preference
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        """One score per trajectory, in order; never raises for a bad trajectory."""
-        thinking = self._thinking[group.request.mode]
-        scores = await asyncio.gather(
-            *(self._score(group.request.prompt, t, thinking) for t in group.trajectories)
+        """One score per trajectory, in order; raises only for a source that is gone."""
+        request = group.request
+        by_rules = self._probability is None or not takes_probability(request.prompt)
+        texts, probabilities, preferences = await asyncio.gather(
+            self._text.parts(group, by_rules),
+            self._probabilities(group, by_rules),
+            self._preferences(group),
         )
-        for score in scores:
-            reason = f"failure/{score.failure.split(':')[0]}" if score.failure else ""
-            self.counts[reason or f"route/{score.route}"] += 1
-        return tuple(scores)
+        accuracies = probabilities or [_by_rules(one) for one in texts]
+        return compose_group(
+            self._config, request.prompt, request.mode, accuracies, texts, preferences
+        )
 
-    async def _score(self, prompt: Prompt, trajectory: Trajectory, thinking: bool) -> Score:
-        parts = {
-            "format": format_reward(trajectory, thinking),
-            "repetition": repetition_penalty(trajectory.text, self._config.repetition_ngram),
-            # Not part of the reward: the format reward already punishes it.
-            "leak": float(mode_leak(trajectory, thinking)),
-        }
-        try:
-            accuracy, route = await self._accuracy(prompt, trajectory)
-        except NotScorable as error:
-            return Score(None, parts, failure=f"not_scorable: {error}")
-        except SampleFailed as error:
-            return Score(None, parts, failure=str(error))
-        return compose(self._config, {"accuracy": accuracy} | parts, route)
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know, for a checkpoint."""
+        return {} if self._probability is None else {"probability": self._probability.state}
 
-    async def _accuracy(self, prompt: Prompt, trajectory: Trajectory) -> tuple[float, str]:
-        """Rule accuracy with the route that decided it; an unfinished answer is wrong."""
-        is_finished = trajectory.finish_reason == "stop"
-        answer = (trajectory.answer or "") if is_finished else ""
-        verdict = verify_quickly(prompt.reference, answer, prompt.task)
-        if verdict.accuracy is not None:
-            return verdict.accuracy, verdict.route
-        accuracy = await self._workers.run(symbolic, prompt.reference, answer)
-        return accuracy, verdict.route
+    def load(self, state: Mapping[str, Any]) -> None:
+        if self._probability is not None and "probability" in state:
+            self._probability.load(state["probability"])
 
-    def close(self) -> None:
-        self._workers.close()
+    async def _probabilities(
+        self, group: RolloutGroup, by_rules: bool
+    ) -> Sequence[Accuracy] | None:
+        if by_rules or self._probability is None:
+            return None
+        thinking = self._modes[group.request.mode].thinking
+        return await self._probability.accuracies(group, thinking)
+
+    async def _preferences(self, group: RolloutGroup) -> list[Preference] | None:
+        if self._preference is None:
+            return None
+        prompt = group.request.prompt
+        shown = [preference_input(prompt, trajectory) for trajectory in group.trajectories]
+        raws = iter(await self._preference.score([one for one in shown if one is not None]))
+        return [
+            Preference(None, None) if one is None else Preference(one.answer, next(raws))
+            for one in shown
+        ]
 
 
-def compose(config: RewardConfig, parts: Mapping[str, float], route: str) -> Score:
-    """Weigh the parts into one reward (https://arxiv.org/abs/2509.18154, eq. 1)."""
-    weights = config.weights.model_dump()
-    reward = sum(weights[part] * parts[part] for part in weights)
-    return Score(reward, parts, route)
+def _by_rules(text: TextParts) -> Accuracy:
+    assert text.accuracy is not None, "asked for above"
+    return text.accuracy
+
+
+def takes_probability(prompt: Prompt) -> bool:
+    """Whether the probability reward decides the accuracy: asked for, or no rule could."""
+    if prompt.task == PROBABILITY:
+        return True
+    try:
+        return route_of(prompt.reference, prompt.task, question_text(prompt)) == NATURAL
+    except NotScorable:
+        return False

@@ -8,15 +8,27 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.learner import RayLearner
 from policy.model import resolve_model
 from policy.model_checks import refuse_longer_than_model
-from rewards.actor import RewardServiceClient
+from policy.tiny_reward_model import resolve_reward_model
+from rewards.actor import TextRewardClient
+from rewards.judge import JudgeClient
+from rewards.plugins import load_plugin
+from rewards.preference import PreferenceModel
+from rewards.preference_actors import ActorPlaces
+from rewards.probability import ROUTE as PROBABILITY
+from rewards.probability import ProbabilityReward
+from rewards.reward_model import RewardModelClient
 from rewards.rules import ROUTES, score_reference
+from rewards.service import RewardService, takes_probability
+from rewards.text_rewards import question_text
 from rl.cluster import Cluster, open_cluster
 from rl.config import Config
 from rl.loop import train_request
@@ -25,6 +37,7 @@ from rl.visible_gpus import count_visible_gpus
 from rollout.chat import ChatTemplate, refuse_oversized
 from rollout.pool import EnginePool
 from rollout.prompts import PromptStream
+from rollout.splice import Splice
 from rollout.worker import WorkerSettings
 
 CANARY_TOKENS = 64
@@ -41,6 +54,8 @@ class Material:
     heldout: tuple[Prompt, ...]
     routes: Mapping[str, int]
     """How many of the checked prompts each accuracy reward takes, or why it cannot."""
+    preference_model: Path | None
+    """Directory of the reward model or judge; None where there is none."""
 
     def encode(self, prompt: Prompt, mode: str) -> tuple[int, ...]:
         """Prompt token ids up to where sampling starts in this mode."""
@@ -57,8 +72,9 @@ class System:
 
     cluster: Cluster
     engine: EnginePool
-    scorer: RewardServiceClient
+    scorer: RewardService
     _learner: RayLearner | None
+    _closers: Sequence[Callable[[], Awaitable[None]]]
 
     @property
     def learner(self) -> RayLearner:
@@ -68,10 +84,7 @@ class System:
 
     async def close(self) -> None:
         """Stop every process, whatever state the others are in."""
-        closers = [self.engine.close(), self.scorer.close()]
-        if self._learner is not None:
-            closers.append(self._learner.close())
-        await asyncio.gather(*closers, return_exceptions=True)
+        await asyncio.gather(*(close() for close in self._closers), return_exceptions=True)
         self.cluster.close()
 
 
@@ -95,26 +108,52 @@ def gather_material(config: Config) -> Material:
     chat.require_switch(mode.thinking for mode in config.modes.values())
     refuse_oversized(config, stream, chat)
     heldout = tuple(stream.heldout(config.eval.prompts))
-    return Material(config, model, stream, chat, heldout, count_routes(stream))
+    config = _with_checked_plugins(config)
+    routes = count_routes(stream, config.reward.probability is not None)
+    preference = config.reward.preference
+    preference_model = resolve_reward_model(preference.model) if preference else None
+    return Material(config, model, stream, chat, heldout, routes, preference_model)
 
 
-def count_routes(stream: PromptStream) -> Counter[str]:
-    """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
+def _with_checked_plugins(config: Config) -> Config:
+    """The configuration with absolute plug-in files, each known to be callable."""
+    checked = {}
+    for name, plugin in config.reward.plugins.items():
+        try:
+            file = load_plugin(plugin.file, plugin.function)
+        except ValueError as error:
+            raise ValueError(f"reward.plugins.{name}: {error}") from error
+        checked[name] = plugin.model_copy(update={"file": file})
+    reward = config.reward.model_copy(update={"plugins": checked})
+    return config.model_copy(update={"reward": reward})
+
+
+def count_routes(stream: PromptStream, has_probability: bool) -> Counter[str]:
+    """Count the prompts by accuracy reward; raises ValueError if no reference can be checked.
+
+    has_probability: whether references in natural language have a reward.
+    """
     routes: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     for prompt in stream.checked():
-        routes[score_reference(prompt.reference, prompt.task)] += 1
-        if prompt.task not in ("auto", *ROUTES):
+        if has_probability and takes_probability(prompt):
+            routes[PROBABILITY] += 1
+        elif prompt.task in ("auto", *ROUTES):
+            question = question_text(prompt)
+            routes[score_reference(prompt.reference, prompt.task, question)] += 1
+        else:
             unknown[prompt.task] += 1
     if unknown:
         raise ValueError(
             f"{unknown.total()} prompts name a task that no reward takes, such as "
-            f"{next(iter(unknown))!r}; data.columns.task takes auto, {', '.join(ROUTES)}"
+            f"{next(iter(unknown))!r}; data.columns.task takes auto, {', '.join(ROUTES)}, and "
+            f"{PROBABILITY} where reward.probability is set"
         )
     if all(route.startswith("not_scorable") for route in routes):
         raise ValueError(
-            "no reference answer can be checked by rules, so nothing could be rewarded: "
-            f"{routes.most_common(1)[0][0]}; check data.columns.reference and data.columns.task"
+            "no reference answer can be checked, so nothing could be rewarded: "
+            f"{routes.most_common(1)[0][0]}; check data.columns.reference and data.columns.task, "
+            "or set reward.probability={} for references in natural language"
         )
     return routes
 
@@ -132,8 +171,8 @@ async def start_system(
     closers: list[Callable[[], Awaitable[None]]] = []
     try:
         phase(f"starting {config.rollout.workers} vLLM engines, {config.policy.ranks} ranks")
-        scorer = RewardServiceClient.start(config.reward, material.thinking)
-        closers.append(scorer.close)
+        text = TextRewardClient.start(config.reward, config.modes)
+        closers.append(text.close)
         learner = None
         if train:
             learner = RayLearner(config, material.model.absolute(), cluster)
@@ -141,15 +180,44 @@ async def start_system(
         engine = await _create_engines(material, cluster, learner, model or material.model)
         closers.append(engine.close)
         await _start_together(engine, learner, config.resources.colocate)
+        preference = await _start_preference(material, cluster)
+        if preference is not None:
+            closers.append(preference.close)
         if learner is not None:
             phase("connecting learner and engines")
             engine.canary = await _sample_canary(material, engine)
             await learner.connect_engines(engine.actors, engine.canary)
+        probability = _probability(material, engine, learner)
+        scorer = RewardService(config.reward, config.modes, text, probability, preference)
     except BaseException:
         await asyncio.gather(*(close() for close in closers), return_exceptions=True)
         cluster.close()
         raise
-    return System(cluster, engine, scorer, learner)
+    return System(cluster, engine, scorer, learner, tuple(closers))
+
+
+def _probability(
+    material: Material, engine: EnginePool, learner: RayLearner | None
+) -> ProbabilityReward | None:
+    config = material.config.reward.probability
+    if config is None:
+        return None
+    # Evaluation has no learner; both scorers give the same numbers.
+    scorer = learner if config.scorer == "learner" and learner is not None else engine
+    splice = Splice(material.chat, material.config.rollout.max_model_length)
+    return ProbabilityReward(config, scorer, splice)
+
+
+async def _start_preference(material: Material, cluster: Cluster) -> PreferenceModel | None:
+    config, path = material.config.reward.preference, material.preference_model
+    if config is None or path is None:
+        return None
+    bundles = cluster.placement.preference_bundles
+    strategies = (PlacementGroupSchedulingStrategy(cluster.group, bundle) for bundle in bundles)
+    places = ActorPlaces(config.cpus, config.gpus, tuple(strategies))
+    if config.kind == "judge":
+        return await JudgeClient.start(path, places, config.dtype, config.deadline_s, config.engine)
+    return await RewardModelClient.start(path, places, config.dtype, config.deadline_s)
 
 
 async def _create_engines(
@@ -165,6 +233,7 @@ async def _create_engines(
         transport=config.transport,
         thinking=material.thinking,
         seed=config.seed,
+        scores_references=config.reward.probability is not None,
         engine=config.rollout.engine,
     )
     devices = None

@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rl.stages import TrainSample
+from rl.stages import ReferenceRequest, TrainSample, Trajectory
 
 ATTENTION_PARITY_TOKENS = 24_576
 """Length at which causal attention costs as much as all linear layers: 6 x a hidden size of 4096.
@@ -142,3 +143,20 @@ def collate(samples: Sequence[TrainSample]) -> MicroBatch:
         advantages[row] = sample.advantage
         temperature[row] = sample.temperature
     return MicroBatch(token_ids, loss_mask, rollout_logprobs, advantages, temperature)
+
+
+def reference_sample(request: ReferenceRequest) -> TrainSample:
+    """A sample whose loss tokens are the reference, to be forwarded and never trained on."""
+    token_ids = np.array([*request.context_token_ids, *request.reference_token_ids], np.int32)
+    loss_mask = np.arange(len(token_ids)) >= len(request.context_token_ids)
+    trajectory = Trajectory(
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        rollout_logprobs=np.zeros(len(token_ids), np.float32),
+        versions=(0, 0),
+        finish_reason="stop",
+        text="",
+        reasoning=None,
+        answer=None,
+    )
+    return TrainSample(trajectory, advantage=0.0, temperature=request.temperature)

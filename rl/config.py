@@ -191,19 +191,114 @@ class RewardWeights(Section):
     accuracy: float = 1.0
     format: float = 0.1
     repetition: float = 1.0
+    preference: float = 0.5
+    overlong: float = 1.0
+
+
+class RepetitionConfig(Section):
+    form: Literal["ngram", "window"] = "ngram"
+    """`ngram`: minus the share of repeated n-grams (arXiv 2502.03373). `window`: -1 if some window
+    of words occurs `times` times (RLPR: 10 words, 10 times)."""
+    words: int = Field(default=20, gt=1)
+    """Length of the n-grams or windows; 20 words leave clean reasoning at 0."""
+    times: int = Field(default=10, gt=1)
+    """Occurrences from which `window` punishes."""
+
+
+class ProbabilityConfig(Section):
+    """The probability reward of RLPR (arXiv 2506.18254) for references in natural language."""
+
+    scorer: Literal["engine", "learner"] = "engine"
+    """Where the reference is scored: by the engines, from their prefix cache, or by the learner."""
+    debias: bool = True
+    """Take off what the reference scores without reasoning, in modes that reason."""
+    invalid: Literal["zero", "not_scorable"] = "zero"
+    """What a response without a well-formed answer gets: 0, as in RLPR, or no score."""
+    filter_beta: float | None = Field(default=0.5, gt=0)
+    """Replace reasoning groups whose spread is below this multiple of its running mean."""
+
+
+class PreferenceConfig(Section):
+    """A preference model that sees question and final answer, never the reasoning."""
+
+    kind: Literal["classifier", "judge"] = "classifier"
+    """A sequence-classification reward model, or a generative judge in vLLM that grades 0 to 9."""
+    model: str
+    """Model directory or Hugging Face name; `builtin:tiny` is made on first use and cached."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    actors: int = Field(default=1, gt=0)
+    """Copies of the model, one Ray actor each."""
+    cpus: float = Field(default=1, gt=0)
+    """CPU cores Ray reserves per copy."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs per copy; 0 runs it on CPU."""
+    deadline_s: float = Field(default=600, gt=0)
+    """Deadline of one group's scores, and of loading the model."""
+    engine: dict[str, Any] = {}
+    """For `judge`: passed to vLLM's engine arguments as they are."""
+
+
+class PluginConfig(Section):
+    file: str
+    """Python file with the function; it runs in the killable reward workers."""
+    function: str = "score"
+    """Called with prompt, mode, answer and, if it has that parameter, reasoning."""
+    weight: float = 1.0
 
 
 class RewardConfig(Section):
     weights: RewardWeights = RewardWeights()
     """The reward is the weighted sum of the parts (arXiv 2509.18154, eq. 1)."""
+    task_weights: dict[str, dict[str, float]] = {}
+    """Weights of single parts for one accuracy route or task, over `weights`."""
+    mode_weights: dict[str, dict[str, float]] = {}
+    """Weights of single parts in one mode, over both."""
+    probability: ProbabilityConfig | None = None
+    """None leaves references in natural language unscored."""
+    preference: PreferenceConfig | None = None
+    """None leaves the preference part out."""
+    plugins: dict[str, PluginConfig] = {}
+    """Your own parts, by name."""
+    repetition: RepetitionConfig = RepetitionConfig()
+    overlong_window: dict[str, int] = {}
+    """Tokens before a mode's budget in which length is punished (DAPO); none by default."""
     workers: int = Field(default=1, gt=0)
     """Processes that verify answers; each can be killed without the others noticing."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Wall-clock limit of one sample."""
     memory_mib: int = Field(default=1024, gt=0)
     """Memory limit of one worker process."""
-    repetition_ngram: int = Field(default=20, gt=1)
-    """Length in words of the n-grams whose repetition is penalised."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Every part that has a weight, with it."""
+        weights = self.weights.model_dump()
+        return weights | {name: plugin.weight for name, plugin in self.plugins.items()}
+
+    def weights_for(self, route: str, task: str, mode: str) -> dict[str, float]:
+        """The weight of every part for one accuracy route, task and mode."""
+        weights = self.parts
+        for name in dict.fromkeys((route, task)):
+            weights |= self.task_weights.get(name, {})
+        return weights | self.mode_weights.get(mode, {})
+
+    @model_validator(mode="after")
+    def _parts_are_known(self) -> RewardConfig:
+        reserved = set(self.plugins) & {*RewardWeights.model_fields, *UNWEIGHTED_PARTS}
+        if reserved:
+            raise ValueError(f"plugins must not take the name of a part: {sorted(reserved)}")
+        for key in ("task_weights", "mode_weights"):
+            for name, weights in getattr(self, key).items():
+                if unknown := sorted(set(weights) - set(self.parts)):
+                    raise ValueError(
+                        f"{key}.{name} weighs unknown parts {unknown}; there are "
+                        f"{sorted(self.parts)}"
+                    )
+        return self
+
+
+UNWEIGHTED_PARTS = ("probability", "baseline", "preference_raw", "leak")
+"""What a score keeps beside its weighted parts."""
 
 
 class SyncConfig(Section):
@@ -303,6 +398,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _reward_modes_are_known(self) -> Config:
+        for key in ("mode_weights", "overlong_window"):
+            if unknown := sorted(set(getattr(self.reward, key)) - set(self.modes)):
+                raise ValueError(
+                    f"reward.{key} names unknown modes {unknown}; modes are {sorted(self.modes)}"
+                )
+        for mode, window in self.reward.overlong_window.items():
+            if not 0 < window <= self.modes[mode].max_tokens:
+                raise ValueError(
+                    f"reward.overlong_window.{mode} must be between 1 and the mode's max_tokens "
+                    f"{self.modes[mode].max_tokens}, got {window}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _updates_divide_the_batch(self) -> Config:
         if self.rollout.prompts_per_step < self.algorithm.updates_per_batch:
             raise ValueError(
@@ -316,7 +426,14 @@ class Config(Section):
         engines = self.rollout.workers * self.rollout.tensor_parallel
         ranks = self.policy.ranks
         gpus = self.resources.gpus
+        preference = self.reward.preference
+        preference_gpus = preference.actors * preference.gpus if preference else 0
         if gpus == 0:
+            if preference_gpus:
+                raise ValueError(
+                    f"reward.preference takes {preference_gpus} GPUs, got resources.gpus=0; set "
+                    "reward.preference.gpus=0 to run it on CPU"
+                )
             if self.resources.colocate or self.sync.transport in ("nccl", "ipc"):
                 raise ValueError(
                     "resources.colocate and sync.transport nccl or ipc need GPUs, got "
@@ -328,11 +445,13 @@ class Config(Section):
                     f"memory, got resources.nodes={self.resources.nodes}"
                 )
             return self
-        needed = max(engines, ranks) if self.resources.colocate else engines + ranks
+        policy_gpus = max(engines, ranks) if self.resources.colocate else engines + ranks
+        needed = policy_gpus + preference_gpus
         if needed != gpus:
             raise ValueError(
                 f"resources.gpus must be what the run takes: {engines} for engines (rollout.workers"
-                f" x tensor_parallel) and {ranks} for learner ranks make {needed}, got {gpus}"
+                f" x tensor_parallel), {ranks} for learner ranks and {preference_gpus} for the "
+                f"preference model make {needed}, got {gpus}"
             )
         if self.resources.colocate and engines != ranks:
             raise ValueError(

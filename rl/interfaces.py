@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from rl.stages import RolloutGroup, RolloutRequest, Score, TrainBatch, WeightProof
+from rl.stages import (
+    ReferenceRequest,
+    RolloutGroup,
+    RolloutRequest,
+    Score,
+    TrainBatch,
+    WeightProof,
+)
 
 
 class GenerationFailed(Exception):
@@ -30,6 +37,14 @@ class Engine(Protocol):
 
     async def prove(self, version: int) -> list[WeightProof]:
         """One proof per vLLM worker process of what arrived in the last transfer."""
+        ...
+
+
+class ReferenceScorer(Protocol):
+    """Says how probable the current policy finds a reference answer: engines or learner."""
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """Log-probability of each reference token, or GenerationFailed."""
         ...
 
 

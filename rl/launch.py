@@ -143,14 +143,14 @@ class _Training:
                 self._progress = Progress(**checkpoint.progress["progress"])
                 self._before = dict(checkpoint.progress["before"])
             try:
-                await self._train_from(step)
+                await self._train_from(step, checkpoint)
             except ValueError as error:
                 # From here on it is no mistake in the input: keep the traceback.
                 raise RuntimeError(f"training failed: {error}") from error
         finally:
             await self._system.close()
 
-    async def _train_from(self, step: int) -> None:
+    async def _train_from(self, step: int, checkpoint: Checkpoint | None) -> None:
         system, config = self._system, self._config
         self._console.phase("publishing and proving the first weights")
         await publish(system.learner, system.engine, step, config.canary_tolerance)
@@ -163,8 +163,12 @@ class _Training:
             system.scorer,
             system.learner,
         )
+        self._loop = TrainingLoop(config, parts, step)
+        if checkpoint is not None:
+            system.scorer.load(checkpoint.progress["scorer"])
+            self._loop.group_filter.load(checkpoint.progress["group_filter"])
         with self._finish_step_on_interrupt():
-            await TrainingLoop(config, parts, step).run(self._on_step)
+            await self._loop.run(self._on_step)
         if self._summary:
             self._console.before_after_table(self._summary)
 
@@ -200,7 +204,12 @@ class _Training:
 
     async def _save(self, step: int) -> None:
         draw_curves(self._directory)
-        state = {"progress": dataclasses.asdict(self._progress), "before": self._before}
+        state = {
+            "progress": dataclasses.asdict(self._progress),
+            "before": self._before,
+            "scorer": self._system.scorer.state,
+            "group_filter": self._loop.group_filter.state,
+        }
         with self._directory.checkpoint_writer(step, state) as path:
             await self._system.learner.save(path)
 

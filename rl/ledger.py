@@ -6,6 +6,7 @@ run again under other reward weights without sampling anything.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ _COLUMNS_BEFORE_PARTS = (
     pa.field("step", pa.int32(), nullable=False),
     pa.field("group_id", pa.string(), nullable=False),
     pa.field("prompt_id", pa.string(), nullable=False),
+    pa.field("task", pa.string(), nullable=False),
+    pa.field("messages", pa.string(), nullable=False),
     pa.field("mode", pa.string(), nullable=False),
     pa.field("first_version", pa.int32(), nullable=False),
     pa.field("last_version", pa.int32(), nullable=False),
@@ -36,6 +39,7 @@ _COLUMNS_BEFORE_PARTS = (
 _COLUMNS_AFTER_PARTS = (
     pa.field("route", pa.string(), nullable=False),
     pa.field("failure", pa.string()),
+    pa.field("preference_answer", pa.string()),
     pa.field("advantage", pa.float64()),
     pa.field("mismatch", pa.float64()),
 )
@@ -48,6 +52,9 @@ class LedgerRow:
     step: int
     group_id: str
     prompt_id: str
+    task: str
+    messages: str
+    """The prompt's chat messages as JSON."""
     mode: str
     first_version: int
     last_version: int
@@ -63,6 +70,8 @@ class LedgerRow:
     """Reward parts before weighting; a column `part/NAME` each."""
     route: str
     failure: str | None
+    preference_answer: str | None
+    """What the preference model saw beside the messages; None where it was not asked."""
     advantage: float | None
     """None where the trajectory was left out of the update."""
     mismatch: float | None
@@ -116,6 +125,8 @@ def _group_rows(
             step=step,
             group_id=request.group_id,
             prompt_id=request.prompt.id,
+            task=request.prompt.task,
+            messages=json.dumps(request.prompt.messages, default=dict, ensure_ascii=False),
             mode=request.mode,
             first_version=trajectory.versions[0],
             last_version=trajectory.versions[1],
@@ -129,6 +140,7 @@ def _group_rows(
             parts=score.parts,
             route=score.route,
             failure=score.failure,
+            preference_answer=score.preference_answer,
             advantage=advantage,
             mismatch=mismatch,
         )

@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol
 
-from rl.advantages import group_advantages, has_zero_variance
+from rl.advantages import group_advantages
 from rl.config import Config
+from rl.group_filter import GroupFilter
 from rl.interfaces import Engine, GenerationFailed, Learner, Scorer
 from rl.modes import draw_step, shares_at
 from rl.publish import publish
@@ -111,6 +112,8 @@ class TrainingLoop:
         self._config = config
         self._parts = parts
         self._version = version
+        self.group_filter = GroupFilter(config)
+        """Its running state belongs into a checkpoint."""
         self._asked_for: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
         self._next_to_ask = version
         self._dropped: Counter[str] = Counter()
@@ -135,6 +138,7 @@ class TrainingLoop:
         self._ask_for_groups()
         groups = await asyncio.gather(*self._asked_for[self._version])
         taken = time.monotonic()
+        self.group_filter.end_step(self._version + 1)
         batch, advantages = self._credit(groups)
         learner_metrics = dict(await self._parts.learner.update(batch))
         updated = time.monotonic()
@@ -189,7 +193,7 @@ class TrainingLoop:
             if attempt:
                 prompt = self._parts.prompts.replacement(step, place, attempt, mode)
             scored, reason = await self._attempt(f"{step}/{place}/{attempt}", prompt, mode)
-            # A constant group has no gradient, so it may stand where no other was found.
+            # A group of little signal may stand where no other was found.
             if scored is not None and (not reason or attempt == MAX_ATTEMPTS - 1):
                 return scored
             self._dropped[f"{mode}/{reason}"] += 1
@@ -209,13 +213,8 @@ class TrainingLoop:
         except GenerationFailed as failure:
             return None, str(failure).split(":")[0]
         scores = await self._parts.scorer.score(group)
-        rewards = [score.reward for score in scores]
-        unscored = sum(reward is None for reward in rewards)
-        if unscored > self._config.algorithm.max_unscored_share * len(rewards):
-            return None, "unscored"
-        if self._config.algorithm.drop_zero_variance and has_zero_variance(rewards):
-            return ScoredGroup(group, scores), "zero_variance"
-        return ScoredGroup(group, scores), ""
+        reason = self.group_filter.reason(scores)
+        return None if reason == "unscored" else ScoredGroup(group, scores), reason
 
     async def _cancel_producers(self) -> None:
         tasks = [task for tasks in self._asked_for.values() for task in tasks]

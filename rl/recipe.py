@@ -72,14 +72,36 @@ def load(arguments: Sequence[str]) -> Launch:
         layers += _read_chain(find_scale(str(scale)))
     num_files = len(layers)
     layers.append(Layer(COMMAND_LINE, overrides))
-    tree = _merge(layers)
-    tree.setdefault("run", f"runs/{recipe_path.stem}")
+    config = _checked(layers, {"run": f"runs/{recipe_path.stem}"})
+    return Launch(config, _is_true(directives), _notes(layers[:num_files]))
+
+
+def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
+    tree = defaults | _merge(layers)
     try:
-        config = Config.model_validate(tree)
+        return Config.model_validate(tree)
     except ValidationError as error:
         origins = {key: layer.name for layer in layers for key in layer.leaves()}
         raise RecipeError("\n".join(problems(error, tree, origins))) from None
-    return Launch(config, _is_true(directives), _notes(layers[:num_files]))
+
+
+def load_over(stored: Path, section: str, arguments: Sequence[str]) -> Config:
+    """The configuration in `stored`, with one section of a recipe and of `arguments` over it.
+
+    arguments: `config=NAME` for the recipe, if any, and `section.key=value`. Raises RecipeError,
+    also for keys of other sections.
+    """
+    directives, overrides = _parse(arguments)
+    layers = _read_chain(stored)
+    if "config" in directives:
+        layers += [
+            Layer(layer.name, OmegaConf.masked_copy(layer.tree, [section]))
+            for layer in _read_chain(find_recipe(str(directives["config"])))
+            if section in layer.tree
+        ]
+    if other := sorted({str(key) for key in overrides} - {section}):
+        raise RecipeError(f"only {section}.* can be changed here, got {', '.join(other)}")
+    return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})
 
 
 def dump(config: Config) -> str:

@@ -91,6 +91,25 @@ class RolloutGroup:
 
     request: RolloutRequest
     trajectories: tuple[Trajectory, ...]
+    engine: int = 0
+    """Place of the engine that sampled it; its prefix cache holds the trajectories for a while."""
+
+
+@dataclass(frozen=True)
+class ReferenceRequest:
+    """A reference answer in a sampled answer's place: how probable does the policy find it?"""
+
+    id: str
+    """Unique among the requests in flight."""
+    prompt: Prompt
+    context_token_ids: tuple[int, ...]
+    """Prompt and response up to where the answer begins."""
+    reference_token_ids: tuple[int, ...]
+    """Tokenised apart from the context, so their boundary is exact; never empty."""
+    temperature: float
+    """Divides the logits, as in sampling."""
+    engine: int | None = None
+    """The engine that sampled the context, if it was sampled."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +119,15 @@ class Score:
     reward: float | None
     """None where there is no score; such a trajectory leaves the baseline and the loss."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Every reward part before weighting: `accuracy`, `format`, `repetition`, ..."""
+    """Every reward part before weighting: `accuracy`, `format`, `repetition`, ...; beside them,
+    without a weight, what a part was made of: `probability`, `baseline`, `preference_raw`, `leak`.
+    """
     route: str = ""
-    """Which verifier decided the accuracy, with its version."""
+    """Which accuracy reward applied, with its version."""
     failure: str | None = None
     """`timeout`, `memory`, `crash` or `not_scorable: why`; None where `reward` is a number."""
+    preference_answer: str | None = None
+    """What the preference model saw beside the question; None where it was not asked."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class ChatTemplate:
             self._has_switch = self._detect_switch()
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template of {path} cannot be used: {error}") from error
-        if not self._encode("2+2?"):
+        if not self.token_ids("2+2?"):
             raise ValueError(f"{path} has no usable tokenizer; add its tokenizer.json")
 
     def prompt_token_ids(self, prompt: Prompt, thinking: bool) -> tuple[int, ...]:
@@ -49,7 +49,11 @@ class ChatTemplate:
 
         Raises ValueError if the template refuses the messages.
         """
-        return self._encode(self._render(prompt, thinking))
+        return self.token_ids(self._render(prompt, thinking))
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text alone, without any that a model puts around it."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def length_above(self, prompt: Prompt, thinking: bool, limit: int) -> int | None:
         """Return the prompt's length in tokens where that is more than `limit`, else None.
@@ -60,7 +64,7 @@ class ChatTemplate:
         text = self._render(prompt, thinking)
         if len(text.encode()) <= limit:
             return None
-        length = len(self._encode(text))
+        length = len(self.token_ids(text))
         return length if length > limit else None
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -68,8 +72,12 @@ class ChatTemplate:
         ids = [int(token) for token in token_ids]
         if ids and ids[-1] in self._end_tokens:
             ids.pop()
+        return self.raw_text(ids)
+
+    def raw_text(self, token_ids: Sequence[int]) -> str:
+        """Return tokens as text, every one of them kept."""
         return self._tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def split(self, text: str, thinking: bool) -> tuple[str | None, str | None]:
@@ -96,9 +104,6 @@ class ChatTemplate:
         sample = [{"role": "user", "content": "2+2?"}]
         asked = [self._apply(sample, thinking) for thinking in (True, False)]
         return asked[0] != asked[1]
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _render(self, prompt: Prompt, thinking: bool) -> str:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import dataclasses
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
@@ -13,32 +13,14 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.config import Config
+from rl.engine_environment import engine_environment
 from rl.interfaces import GenerationFailed
-from rl.stages import Canary, RolloutGroup, RolloutRequest, WeightProof
+from rl.stages import Canary, ReferenceRequest, RolloutGroup, RolloutRequest, WeightProof
 from rollout.worker import RolloutWorker, WorkerSettings
 
 # Groups an actor accepts at once; vLLM queues what does not fit its batch.
 MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 20.0
-
-
-def worker_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
-    """Environment of a worker and of the processes that vLLM starts from it."""
-    environment = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "PYTHONWARNINGS": "ignore",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-    }
-    if on_gpu:
-        return environment
-    threads = str(max(1, int(cpus)))
-    # Left to itself vLLM binds every engine of a machine to the same first core.
-    return environment | {
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": threads,
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
-    }
 
 
 class EnginePool:
@@ -58,7 +40,7 @@ class EnginePool:
         """
         on_gpu = config.resources.gpus > 0
         cpus = config.resources.engine_cpus
-        environment = worker_environment(cpus, on_gpu)
+        environment = engine_environment(cpus, on_gpu)
         if settings.transport == "ipc":
             # IPC handles hold torch types, which vLLM hands to its own processes only as pickles.
             environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
@@ -91,10 +73,24 @@ class EnginePool:
         await self._all(starts, self._start_timeout_s, "start", "rollout.start_timeout_s")
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
-        place = min(range(len(self.actors)), key=self._load.__getitem__)
+        place = self._least_loaded()
         tokens = request.n * request.max_tokens
+        group = await self._ask(place, tokens, "generate", request)
+        return dataclasses.replace(group, engine=place)
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """Implements rl.interfaces.ReferenceScorer, on the engine that has the context cached."""
+        place = self._least_loaded() if request.engine is None else request.engine
+        tokens = len(request.reference_token_ids)
+        return await self._ask(place, tokens, "reference_logprobs", request)
+
+    def _least_loaded(self) -> int:
+        return min(range(len(self.actors)), key=self._load.__getitem__)
+
+    async def _ask(self, place: int, tokens: int, method: str, request: Any) -> Any:
+        """Call one engine; raises GenerationFailed for a request that failed or took too long."""
         self._load[place] += tokens
-        answer = self.actors[place].generate.remote(request)
+        answer = getattr(self.actors[place], method).remote(request)
         try:
             return await asyncio.wait_for(_result(answer), self._group_timeout_s)
         except TimeoutError:

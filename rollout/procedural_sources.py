@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from rl.chain_sum import LENGTHS
 from rl.chain_sum import question as chain_sum_question
 from rl.config import SourceConfig
 from rl.stages import Prompt
@@ -25,32 +26,48 @@ class _Procedural:
 
 
 class ChainSumSource(_Procedural):
-    """The built-in addition task (rl/chain_sum.py); `settings` takes `lengths`."""
+    """The built-in addition task (rl/chain_sum.py).
+
+    `settings` takes `lengths`, and `probability_share`: the share of training prompts whose answer
+    is rewarded by its probability instead of by rules, as an answer in words would be.
+    """
 
     def __init__(self, config: SourceConfig, seed: int) -> None:
-        if unknown := sorted(set(config.settings) - {"lengths"}):
-            raise ValueError(f"data.settings of chain_sum takes only lengths, got {unknown}")
-        lengths = config.settings.get("lengths", [3])
+        settings = dict(config.settings)
+        lengths = settings.pop("lengths", list(LENGTHS))
+        share = settings.pop("probability_share", 0.0)
+        if settings:
+            raise ValueError(
+                "data.settings of chain_sum takes only lengths and probability_share, got "
+                f"{sorted(settings)}"
+            )
         if not isinstance(lengths, list) or not all(isinstance(n, int) for n in lengths):
             raise ValueError(
                 f"data.settings.lengths must be a list of whole numbers, got {lengths!r}"
             )
-        self._settings = {key: tuple(value) for key, value in config.settings.items()}
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(
+                f"data.settings.probability_share must be between 0 and 1, got {share!r}"
+            )
+        self._lengths = tuple(lengths)
+        self._probability_share = share
         self._system_prompt = config.system_prompt
         self._seed = seed
-        chain_sum_question(seed, 0, False, **self._settings)  # refuses lengths out of range
+        chain_sum_question(seed, 0, False, self._lengths)  # refuses lengths out of range
 
     def train(self, index: int) -> Prompt:
-        return self._prompt(self._seed, index, heldout=False)
+        drawn = stable_hash(f"probability/{self._seed}/{index}") / 2**64
+        task = "probability" if drawn < self._probability_share else "auto"
+        return self._prompt(self._seed, index, False, task)
 
     def heldout(self, index: int) -> Prompt:
-        return self._prompt(HELDOUT_SEED, index, heldout=True)
+        return self._prompt(HELDOUT_SEED, index, True, "auto")
 
-    def _prompt(self, seed: int, index: int, heldout: bool) -> Prompt:
-        asked = chain_sum_question(seed, index, heldout, **self._settings)
+    def _prompt(self, seed: int, index: int, heldout: bool, task: str) -> Prompt:
+        asked = chain_sum_question(seed, index, heldout, self._lengths)
         messages = conversation(asked.text, self._system_prompt)
         split = "heldout" if heldout else "train"
-        return Prompt(f"chain_sum/{split}/{index}", messages, asked.answer)
+        return Prompt(f"chain_sum/{split}/{index}", messages, asked.answer, task)
 
 
 class ReasoningGymSource(_Procedural):

@@ -109,9 +109,21 @@ class HostReceiver(Receipt, HostEngine):
     pass
 
 
-class ProofExtension:
+class WorkerExtension:
     """Mixed into vLLM's worker class (`worker_extension_cls`); called by collective_rpc."""
 
     def weight_digests(self) -> dict[str, str]:
         """Digest of each tensor that arrived in the last transfer, by checkpoint name."""
         return dict(self.weight_transfer_engine.digests)
+
+    def force_tokens(self) -> None:
+        """Let a V1 model runner take forced requests; the V2 runner can by itself."""
+        from vllm.v1.sample.sampler import Sampler
+
+        from rollout.forced_decoding import ForcedSampler
+
+        sampler = self.model_runner.sampler
+        if isinstance(sampler, Sampler):
+            self.model_runner.sampler = ForcedSampler(
+                sampler.logprobs_mode, sampler.use_fp64_gumbel
+            )

@@ -9,14 +9,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rl.interfaces import GenerationFailed
-from rl.stages import Canary, RolloutGroup, RolloutRequest, Trajectory, WeightProof
+from rl.stages import (
+    Canary,
+    ReferenceRequest,
+    RolloutGroup,
+    RolloutRequest,
+    Trajectory,
+    WeightProof,
+)
 
 # The name under which rollout/weight_receiver.py registers the engine of each transport.
 BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
@@ -33,6 +40,8 @@ class WorkerSettings:
     transport: str
     thinking: Mapping[str, bool]
     """Whether each mode reasons, which decides how its text is split."""
+    scores_references: bool = False
+    """Whether it is asked how probable given tokens are (rollout/forced_decoding.py)."""
     seed: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments, passed through."""
@@ -69,8 +78,7 @@ class RolloutWorker:
             # log-probabilities after it.
             "logprobs_mode": "processed_logprobs",
             "weight_transfer_config": WeightTransferConfig(backend=BACKENDS[settings.transport]),
-            "worker_extension_cls": "rollout.weight_receiver.ProofExtension",
-            "disable_log_stats": True,
+            "worker_extension_cls": "rollout.weight_receiver.WorkerExtension",
             "use_tqdm_on_load": False,
             # The canary must not wait behind the groups in flight.
             "scheduling_policy": "priority",
@@ -78,23 +86,20 @@ class RolloutWorker:
         if settings.tensor_parallel > 1:
             # Inside a placement group vLLM would start Ray actors on the GPUs that this one holds.
             arguments["distributed_executor_backend"] = "mp"
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments | settings.engine))
+        config = AsyncEngineArgs(**arguments | settings.engine).create_engine_config()
+        if settings.scores_references:
+            from rollout.forced_decoding import enable_forced_decoding
+
+            enable_forced_decoding(config)
+        self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        if settings.scores_references:
+            await self._engine.collective_rpc("force_tokens")
         self._chat = ChatTemplate(settings.model)
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
         first_version = self._version
-        try:
-            output = await self._sample(request)
-        except EngineDeadError as error:
-            raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
-        except EngineGenerateError as error:
-            raise GenerationFailed(f"engine_error: {error.__cause__ or error}") from error
-        except (ValueError, VLLMClientError) as error:
-            raise GenerationFailed(f"request_refused: {error}") from error
+        output = await self._answered(self._sample(request))
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
             raise GenerationFailed("empty: the engine returned no tokens for a trajectory")
         if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
@@ -103,6 +108,33 @@ class RolloutWorker:
         return RolloutGroup(
             request, tuple(self._trajectory(request, c, versions) for c in output.outputs)
         )
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """Log-probability of each reference token after the context; raises GenerationFailed."""
+        from rollout.forced_decoding import forced_sampling
+
+        sampling = forced_sampling(
+            self._engine.vllm_config, request.reference_token_ids, request.temperature
+        )
+        scored = self._final_output(request.context_token_ids, sampling, request.id)
+        (completion,) = (await self._answered(scored)).outputs
+        if tuple(completion.token_ids) != request.reference_token_ids:
+            raise GenerationFailed("not_forced: the engine emitted other tokens than it was given")
+        return tuple(completion.logprobs.logprobs)
+
+    async def _answered(self, answer: Awaitable[Any]) -> Any:
+        """What the engine answers; GenerationFailed if the request, not the engine, is at fault."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            return await answer
+        except EngineDeadError as error:
+            raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
+        except EngineGenerateError as error:
+            raise GenerationFailed(f"engine_error: {error.__cause__ or error}") from error
+        except (ValueError, VLLMClientError) as error:
+            raise GenerationFailed(f"request_refused: {error}") from error
 
     async def _sample(self, request: RolloutRequest) -> Any:
         from vllm import SamplingParams

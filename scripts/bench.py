@@ -25,12 +25,12 @@ import ray
 
 from rl.assembly import Material, System, gather_material, start_system
 from rl.config import Config
+from rl.engine_environment import engine_environment
 from rl.loop import Parts, StepResult, TrainingLoop, train_request
 from rl.modes import draw_step, shares_at
 from rl.publish import publish
 from rl.recipe import load
 from rl.stages import RolloutRequest, ScoredGroup, TrainBatch, TrainSample
-from rollout.pool import worker_environment
 
 TRAINING_STEPS = 8
 SETTLE_S = 1.5
@@ -177,7 +177,7 @@ async def bench_rollout(material: Material, system: System, rounds: int) -> dict
         ray.remote(BareEngine)
         .options(
             num_cpus=0,
-            runtime_env={"env_vars": worker_environment(config.resources.engine_cpus, on_gpu)},
+            runtime_env={"env_vars": engine_environment(config.resources.engine_cpus, on_gpu)},
         )
         .remote(bare_arguments(material))
     )

@@ -37,6 +37,8 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
         "step": 1,
         "group_id": "0/0/0",
         "prompt_id": "prompt/0/0/0",
+        "task": "auto",
+        "messages": "[]",
         "mode": "long",
         "first_version": 0,
         "last_version": 1,
@@ -53,6 +55,7 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
         "part/format": 1.0,
         "route": "number/1",
         "failure": None,
+        "preference_answer": None,
         "advantage": 0.5,
         "mismatch": 1e-7,
     }

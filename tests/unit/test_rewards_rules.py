@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.answers import MAX_CHARACTERS, final_answers
+from rewards.answers import MAX_CHARACTERS, answer_start, final_answers
 from rewards.rules import NotScorable, score_reference, symbolic, verify_quickly
 
 
-def verify(reference, answer, task="auto"):
+def verify(reference, answer, task="auto", question=""):
     """The verdict, with the part that a worker would do done here."""
-    accuracy = verify_quickly(reference, answer, task).accuracy
-    return symbolic(reference, answer) if accuracy is None else accuracy
+    accuracy = verify_quickly(reference, answer, task, question).accuracy
+    return symbolic(reference, answer, task, question) if accuracy is None else accuracy
 
 
 ACCEPT = [
@@ -29,6 +29,7 @@ ACCEPT = [
     ("-7", "- 7"),
     ("0", "-0"),
     ("1234567", "1,234,567"),
+    ("1234567", "1 234 567"),
     ("1,234.5", "1234.50"),
     ("1234", r"1{,}234"),
     ("1234", r"1\,234"),
@@ -57,6 +58,7 @@ ACCEPT = [
     ("12", "**Answer:** 12"),
     ("12", "Answer:\n12"),
     ("12", "The answer is 12."),
+    ("12", "6+6=12"),
     ("12", "Answer: $x = 12$"),
     ("12", r"\boxed{12}. I repeat: \boxed{12.0}"),
     (r"\boxed{12}", "12"),
@@ -104,7 +106,7 @@ REJECT = [
     ("12", "x"),
     ("12", "twelve apples and 12 pears"),
     ("1234", "1,23,4"),
-    ("1234", "1 234"),
+    ("1234", "12 34"),
     ("12", "12 13"),
     ("12", "12,13"),
     ("50", "50%"),
@@ -114,7 +116,8 @@ REJECT = [
     ("25", "5²"),
     # the question repeated is not its answer
     ("12", "6+6"),
-    ("12", "6+6=12"),
+    ("12", "6+6=12=13"),
+    ("12", "2x = 12"),
     ("12", "24/2"),
     ("8", "2^3"),
     # hedges and contradictions
@@ -167,21 +170,21 @@ def test_wrong_answers_score_zero(reference, answer):
 @pytest.mark.parametrize(
     ("reference", "route"),
     [
-        ("12", "number/1"),
-        ("-1,234.5", "number/1"),
-        ("3/4", "number/1"),
-        ("5%", "number/1"),
-        (r"\frac{\sqrt{3}}{2}", "expression/1"),
-        ("x^2 + 1", "expression/1"),
-        ("(1, 2)", "expression/1"),
-        ("Paris", "text/1"),
-        ("C", "text/1"),
-        ("10-12", "text/1"),
-        ("well-known", "text/1"),
+        ("12", "number/2"),
+        ("-1,234.5", "number/2"),
+        ("3/4", "number/2"),
+        ("5%", "number/2"),
+        (r"\frac{\sqrt{3}}{2}", "expression/2"),
+        ("x^2 + 1", "expression/2"),
+        ("(1, 2)", "tuple/1"),
+        ("Paris", "text/2"),
+        ("C", "choice/1"),
+        ("10-12", "text/2"),
+        ("well-known", "text/2"),
         ("", "not_scorable: the reference is empty"),
         (
             "one two three four five six seven eight nine",
-            "not_scorable: the reference is longer than 8 words or 80 characters",
+            "natural/1",
         ),
         (
             r"\boxed{1} and \boxed{2}",
@@ -199,7 +202,7 @@ def test_a_reference_that_is_no_mathematics_after_all_cannot_be_scored():
 
 
 def test_a_task_names_the_route_and_a_wrong_one_is_refused():
-    assert score_reference("12", "text") == "text/1"
+    assert score_reference("12", "text") == "text/2"
     assert verify("12", "12.0", "text") == 0.0
     with pytest.raises(NotScorable, match=r"not of task 'number': 'Paris'"):
         verify("Paris", "Paris", "number")
@@ -221,7 +224,8 @@ def test_floods_cost_linear_time(flood):
     text = (flood * MAX_CHARACTERS)[:MAX_CHARACTERS]
     started = time.perf_counter()
     assert verify_quickly("12", text).accuracy == 0.0
-    assert verify_quickly("x+1", text).accuracy == 0.0
+    assert verify_quickly("x+1", text).accuracy != 1.0
+    answer_start(text)
     assert time.perf_counter() - started < 0.25
 
 

@@ -1,0 +1,77 @@
+"""From the parts of a group's trajectories to their rewards: pure, and the only place that weighs.
+
+R = sum over parts of weight x part,  the preference part being z over the group
+                                                (https://arxiv.org/abs/2509.18154, eq. 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rewards.preference import group_preferences
+from rl.config import RewardConfig
+from rl.stages import Prompt, Score
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The accuracy part of one trajectory: a number with what it was made of, or a failure."""
+
+    value: float | None
+    route: str
+    failure: str | None = None
+    made_of: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextParts:
+    """The parts of one trajectory that its text and its mode alone decide."""
+
+    parts: Mapping[str, float]
+    accuracy: Accuracy | None = None
+    """By rules; None where it was not asked for."""
+    failure: str | None = None
+    """Why a plug-in of the user's gave no part."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What the preference model was shown of one trajectory, and its raw score."""
+
+    answer: str | None
+    """None where the trajectory has no answer, which the model is not asked about."""
+    raw: float | None
+
+
+def compose_group(
+    config: RewardConfig,
+    prompt: Prompt,
+    mode: str,
+    accuracies: Sequence[Accuracy],
+    texts: Sequence[TextParts],
+    preferences: Sequence[Preference] | None,
+) -> tuple[Score, ...]:
+    """One score per trajectory. A part that failed leaves no reward; the other parts are kept.
+
+    preferences: None where no preference model is configured.
+    """
+    asked = preferences or [Preference(None, None)] * len(accuracies)
+    ranked = group_preferences([one.raw for one in asked]) if preferences else None
+    scores = []
+    for place, (accuracy, text, shown) in enumerate(zip(accuracies, texts, asked, strict=True)):
+        parts = {**text.parts, **accuracy.made_of}
+        if accuracy.value is not None:
+            parts["accuracy"] = accuracy.value
+        if ranked is not None:
+            parts["preference"] = ranked[place]
+        if shown.raw is not None:
+            parts["preference_raw"] = shown.raw
+        failure = accuracy.failure or text.failure
+        reward = None
+        if failure is None:
+            route = accuracy.route.partition("/")[0]
+            weights = config.weights_for(route, prompt.task, mode)
+            reward = sum(weight * parts.get(part, 0.0) for part, weight in weights.items())
+        scores.append(Score(reward, parts, accuracy.route, failure, shown.answer))
+    return tuple(scores)

@@ -1,0 +1,57 @@
+"""Yes or no, true or false, 是 or 否, with or without the reason after it."""
+
+from __future__ import annotations
+
+import re
+
+from rewards.notation import plain
+
+_YES = frozenset(["yes", "true", "correct", "是", "对", "正确", "真"])
+_NO = frozenset(["no", "false", "incorrect", "否", "错", "错误", "假", "不是", "不对", "不正确"])
+_ANSWER_YES = _YES | frozenset(["y", "t", "yeah", "yep", "是的", "对的", "没错", "正确的"])
+_ANSWER_NO = _NO | frozenset(
+    ["n", "f", "nope", "untrue", "wrong", "不", "错的", "错误的", "不是的", "不对的", "不成立"]
+)
+_FIRST_WORD = re.compile(
+    r"([A-Za-z]+|[\u4e00-\u9fff]{1,4})\s?(?:[,;:.!，。；：！-]\s?(.*))?", re.DOTALL
+)
+_TURN = re.compile(
+    r"\b(?:but|however|although|actually|wait|unless|sometimes|partly|depends|not sure|maybe)\b"
+    r"|但|不过|然而",
+    re.IGNORECASE,
+)
+_YES_WORDS = re.compile(r"\b(?:yes|true|correct)\b|是的|正确", re.IGNORECASE)
+_NO_WORDS = re.compile(
+    r"\b(?:no|not|false|incorrect|wrong|never)\b|n't\b|不|错|否|非", re.IGNORECASE
+)
+
+
+def is_yes_no(reference: str) -> bool:
+    return _reference_side(reference) is not None
+
+
+def quick_yes_no(reference: str, answer: str) -> bool:
+    side = _answer_side(answer)
+    return side is not None and side == _reference_side(reference)
+
+
+def _reference_side(text: str) -> bool | None:
+    word = plain(text[:40]).casefold().strip(" .!！,，")
+    if word in _YES:
+        return True
+    return False if word in _NO else None
+
+
+def _answer_side(text: str) -> bool | None:
+    """What an answer says; None for neither or both. A reason may follow a comma or a point."""
+    match = _FIRST_WORD.fullmatch(plain(text[:400]))
+    if not match:
+        return None
+    word, reason = match[1].casefold(), match[2] or ""
+    if _TURN.search(reason):
+        return None
+    if word in _ANSWER_YES:
+        return None if _NO_WORDS.search(reason) else True
+    if word in _ANSWER_NO:
+        return None if _YES_WORDS.search(reason) and not _NO_WORDS.search(reason) else False
+    return None

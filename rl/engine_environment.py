@@ -1,0 +1,26 @@
+"""The process environment that a vLLM engine in a Ray actor needs, on CPU and on GPU."""
+
+from __future__ import annotations
+
+import os
+
+
+def engine_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
+    """Environment of an actor that holds an engine, and of the processes vLLM starts from it.
+
+    cpus: cores the actor may use, at least one.
+    """
+    environment = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "PYTHONWARNINGS": "ignore",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+    if on_gpu:
+        return environment
+    # Left to itself vLLM binds every engine of a machine to the same first core.
+    return environment | {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(max(1, int(cpus))),
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+    }

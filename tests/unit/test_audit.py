@@ -1,0 +1,181 @@
+"""The audit tool end to end, as the command a user runs."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rewards.audit import main, parse
+
+
+@pytest.fixture
+def audit(tmp_path):
+    """Write rows, run the command on them, and return its result and what it wrote."""
+
+    def run(rows, *arguments):
+        source = tmp_path / "rows.jsonl"
+        source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        command = [sys.executable, "-m", "rewards.audit", f"in={source}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        written = source.with_suffix(".audit.jsonl")
+        lines = written.read_text().splitlines() if written.is_file() else []
+        return done, [json.loads(line) for line in lines]
+
+    return run
+
+
+def test_every_kind_of_row_in_order(audit):
+    loop = "wait, " * 100
+    rows = [
+        {"reference": "11", "response": r"so \boxed{11}"},
+        {"id": "mine", "reference": "x+1", "response": "1+x"},
+        {"reference": r"\frac{", "response": "3"},
+        {"mode": "short", "text": "11"},
+        {"mode": "long", "text": "2+9\n</think>\n\n11", "reference": "11"},
+        {"mode": "long", "text": f"{loop}</think>12", "reference": "11"},
+        {"mode": "long", "text": "2+9, so 11", "reference": "11", "finish_reason": "length"},
+        {"mode": "short", "text": "</think>11", "reference": "11", "response": "12"},
+        {"reference": "", "response": "3", "question": None},
+        {"reference": "11", "response": "\ud800\x00", "task": "number"},
+    ]
+    done, written = audit(rows)
+    assert done.returncode == 0
+    assert [row["id"] for row in written] == [0, "mine", *range(2, 10)]
+    assert all(list(row) == ["id", "parts", "route", "failure", "seconds"] for row in written)
+    assert [row["parts"].get("accuracy") for row in written[:2]] == [1.0, 1.0]
+    assert "accuracy" not in written[2]["parts"]
+    assert written[2]["failure"].startswith("not_scorable: ")
+    assert written[3]["parts"] == {"format": 1.0, "repetition": 0.0}
+    assert (written[3]["route"], written[3]["failure"]) == (None, None)
+    assert written[4]["parts"] == {"accuracy": 1.0, "format": 1.0, "repetition": 0.0}
+    assert written[4]["route"].startswith("number/")
+    assert written[5]["parts"]["accuracy"] == 0.0
+    assert written[5]["parts"]["repetition"] < -0.9
+    assert written[6]["parts"] == {"accuracy": 0.0, "format": 0.0, "repetition": 0.0}
+    assert written[7]["parts"]["format"] == 0.0
+    assert written[8]["parts"] == {}
+    assert written[8]["failure"].startswith("not_scorable: ")
+    assert written[9]["parts"] == {"accuracy": 0.0}
+    assert all(0 <= row["seconds"] < 1 for row in written)
+
+
+def test_labels_make_a_table(audit):
+    right, wrong = {"response": "3"}, {"response": "4"}
+    rows = [
+        {"domain": "sums", "reference": "3", "correct": True} | right,
+        {"domain": "sums", "reference": "3", "correct": False} | right,
+        {"domain": "sums", "reference": "3", "correct": False} | wrong,
+        {"domain": "sums", "reference": "3", "correct": False} | wrong,
+        {"domain": "words", "reference": "Paris", "response": "Rome", "correct": True},
+        {"domain": "words", "reference": "", "response": "Rome", "correct": True},
+        {"domain": "words", "reference": "Paris", "response": "Paris"},
+        {"domain": "words", "mode": "short", "text": "Paris", "correct": True},
+    ]
+    done, written = audit(rows)
+    table = [line.split() for line in done.stdout.splitlines()]
+    cells = {row[1]: row[2:] for row in table if row and row[0] == "│"}
+    assert len(written) == 8
+    # n, accuracy, false accepts, false rejects, failures
+    assert cells["sums"] == ["│", "4", "│", "75.00", "%", "│", "1", "│", "0", "│", "0", "│"]
+    assert cells["words"] == ["│", "2", "│", "0.00", "%", "│", "0", "│", "1", "│", "1", "│"]
+    assert cells["all"] == ["│", "6", "│", "50.00", "%", "│", "1", "│", "1", "│", "1", "│"]
+    assert audit(rows[6:7])[0].stdout == ""
+
+
+def test_a_bomb_fails_alone_in_its_place_and_in_its_time(audit):
+    bomb = {"reference": "x+1", "response": r"\boxed{10^{10^{10}}+x}"}
+    rows = [{"reference": "x+1", "response": "1+x"}, bomb] * 3
+    done, written = audit(rows, "timeout_s=0.5", "memory_mib=512", "workers=2")
+    assert done.returncode == 0
+    assert [row["parts"].get("accuracy") for row in written] == [1.0, None] * 3
+    assert all(row["failure"] in ("timeout", "memory") for row in written[1::2])
+    assert all(row["seconds"] < 1.0 for row in written)
+    assert {row["route"] for row in written} == {written[0]["route"]}
+
+
+def test_a_long_file_streams_through(audit):
+    rows = [{"reference": str(n), "response": str(n + n % 2)} for n in range(10_000)]
+    started = time.perf_counter()
+    done, written = audit(rows)
+    seconds = time.perf_counter() - started
+    print(f"\n{10_000 / seconds:.0f} rows/s, the start included")
+    assert done.returncode == 0
+    assert [row["parts"]["accuracy"] for row in written] == [1.0, 0.0] * 5000
+    assert [row["id"] for row in written] == list(range(10_000))
+    assert seconds < 30
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is not JSON: Expecting property name"),
+        ("[" * 10**5, "is not JSON: maximum recursion depth"),
+        ("[1]", "must be an object, got [1]"),
+        ("{}", "must have reference and response, or mode and text, got only an empty object"),
+        ('{"reference": "1"}', "must have reference and response, or mode and text, got only ref"),
+        ('{"mode": "long"}', "must have reference and response, or mode and text, got only mode"),
+        ('{"mode": "medium", "text": ""}', 'mode must be one of short, long, got "medium"'),
+        ('{"reference": 1, "response": "1"}', "reference must be text, got 1"),
+        ('{"reference": "1", "response": ["1"]}', 'response must be text, got ["1"]'),
+        (
+            '{"mode": "long", "text": "", "finish_reason": "eos"}',
+            'finish_reason must be one of stop, length, abort, got "eos"',
+        ),
+        (
+            '{"reference": "1", "response": "1", "correct": "yes"}',
+            'correct must be true or false, got "yes"',
+        ),
+        (b"\xff{}", "is not JSON: 'utf-8' codec can't decode byte 0xff"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_bad_line_is_named_and_leaves_the_old_output(tmp_path, capsys, line, message):
+    source, target = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    good = b'{"mode": "short", "text": "1"}\n'
+    source.write_bytes(good + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
+    target.write_text("old")
+    assert main([f"in={source}", f"out={target}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {source}, line 3: {message}")
+    assert target.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+def test_wrong_arguments_are_refused(tmp_path, capsys):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"mode": "short", "text": "1"}\n')
+
+    def refused(message, *arguments):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+    refused("in=FILE is missing")
+    refused("rows: must be key=value", "rows")
+    refused("missing.jsonl: no such file", "in=missing.jsonl")
+    refused("is the input itself", f"in={source}", f"out={tmp_path}/./rows.jsonl")
+    refused("is a directory or lies in none", f"in={source}", f"out={tmp_path}")
+    refused("is a directory or lies in none", f"in={source}", "out=no/such/directory/out")
+    refused("worker: no such key; the keys are in, out, workers,", f"in={source}", "worker=2")
+    refused("workers=0: Input should be greater than 0", f"in={source}", "workers=0")
+    refused("timeout_s=soon: Input should be a valid number", f"in={source}", "timeout_s=soon")
+    assert main([f"in={source}"]) == 0
+    assert main([f"in={source}"]) == 0, "an old output is replaced"
+
+
+def test_limits_are_those_of_a_run_unless_given(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("")
+    options = parse([f"in={source}", "workers=3"])
+    assert options.target == tmp_path / "rows.audit.jsonl"
+    config = options.config
+    assert (config.workers, config.timeout_s, config.memory_mib) == (3, 5.0, 1024)
+
+
+def test_it_starts_without_anything_heavy():
+    code = (
+        "import sys, rewards.audit\n"
+        "print(sorted({'torch', 'ray', 'vllm', 'sympy', 'transformers'} & set(sys.modules)))"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert printed.stdout.decode().strip() == "[]"
