@@ -3,11 +3,13 @@
 Recognised are `\\boxed{...}`, `<answer>...</answer>`, statements (`Answer: ...`, `the answer
 is ...`, `答案：...`) and `#### ...`. A text with no marker is its own answer when it is short, else
 its last sentence is. Of several answers the last one counts alone where the text between them takes
-the earlier ones back ("wait, that is wrong"). Nothing is evaluated here.
+the earlier ones back ("wait, that is wrong"). An answer may be fenced as code, or be the field `answer` of a JSON object. Nothing is
+evaluated here.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -51,10 +53,29 @@ _TAKEN_BACK = re.compile(
     r"[\s.,;。，；)）$*]{0,8}(?:(?:or|maybe|perhaps|possibly|alternatively|actually|wait"
     r"|hmm|but maybe|but (?:it|that) (?:could|might|may)|no,|on second thought"
     r"|it (?:could|might|may) (?:also )?be)\b"
+    r"|(?:is|was|would be|seems|must be) (?:[a-z]{1,12} )?(?:wrong|incorrect|false|not)\b"
     r"|或|也可能|也许|可能|不对|等等)[^\r\n]{0,80}",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d")
+# What is only said in case another answer is wrong takes nothing back.
+_RESERVED = re.compile(
+    r"\b(?:if|in case|unless|should|otherwise|might|may|could|also|either)\b|如果|若|万一|否则|可能",
+    re.IGNORECASE,
+)
+# In front of a marked answer, in its own clause: "it is not true that the answer is 12".
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|nobody|no one|untrue|false|wrong|incorrect|doubt|cannot|unlikely)\b|n't\b)"
+    r"(?:(?!\b(?:so|thus|hence|therefore|then|and|but|because|since|we|is)\b)[^.,;:])*"
+    r"(?:\b(?:that|say|think|believe|claim|case|equals?|be|not)\b[\s$*]*(?:that[\s$*]*)?)$|(?:并非|不是|不认为)$",
+    re.IGNORECASE,
+)
+_SUPPOSED = re.compile(r"\s*(?:if|unless|suppos\w+|assum\w+|in case)\b(?! we\b| you\b| i\b)|如果|假设", re.I)
+MAX_CLAUSE = 80
+_FENCED = re.compile(r"```[a-zA-Z]{0,10}[ \t]{0,3}\n(.*?)\n?```", re.DOTALL)
+_ANSWER_KEYS = frozenset({"answer", "final_answer", "final answer", "result"})
+_WORKING_KEYS = frozenset({"reasoning", "explanation", "thought", "thoughts", "steps", "solution"})
+MAX_JSON_CHARACTERS = 2000
 _SENTENCE_END = re.compile(r"(?<=[.?])\s+|(?<=[^0-9]!)\s+|(?<=[。！？])\s*|\s*\n\s*")
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|vs|approx|prof|jr|sr|[a-z])\.$", re.I)
 
@@ -87,18 +108,60 @@ def final_answers(text: str) -> list[str]:
     marked = _marked(text)
     if len(marked) > MAX_FINALS:
         return []
-    if not marked:
-        return _bare_answer(text[_thought_end(text) :])
+    finals = _marked_answers(text, marked) if marked else _bare_answer(text[_thought_end(text) :])
+    return list(dict.fromkeys(field for final in finals for field in _fields(_unfenced(final))))
+
+
+def _marked_answers(text: str, marked: list[_Marked]) -> list[str]:
+    """What the markers state, without what is taken back before the last of them."""
     last = marked[-1]
-    marked = [one for one in marked if not _RETRACTED.search(text, one.end, last.start)]
+    marked = [one for one in marked if not _is_retracted(text, one, last)]
     finals = [
-        text[one.inner_start : one.inner_end].strip()
+        text[_denial_start(text, one) or one.inner_start : one.inner_end].strip()
         for one in marked
         if not _is_spoken_for(one, [other for other in marked if one.holds(other)], text)
     ]
     if taken_back := _TAKEN_BACK.match(text, max(one.end for one in marked)):
         finals.append(taken_back.group().strip())
-    return list(dict.fromkeys(finals))
+    return finals
+
+
+def _is_retracted(text: str, one: _Marked, last: _Marked) -> bool:
+    if not _RETRACTED.search(text, one.end, last.start):
+        return False
+    start = max(text.rfind(end, 0, one.start) for end in ".?!。\n") + 1
+    return not _RESERVED.search(text[max(start, one.start - MAX_CLAUSE) : one.start]) and (
+        not _RESERVED.search(text, one.end, last.start)
+    )
+
+
+def _denial_start(text: str, one: _Marked) -> int | None:
+    """Where the clause begins that denies or supposes what the marker states; None if none does."""
+    start = max(0, one.start - MAX_CLAUSE)
+    sentence = text[start : one.start]
+    sentence = re.split(r"[.?!。！？\n]", sentence)[-1]
+    denied = _DENIED.search(sentence) or _SUPPOSED.match(sentence)
+    return one.start - len(sentence) if denied else None
+
+
+def _unfenced(text: str) -> str:
+    fenced = _FENCED.fullmatch(text.strip())
+    return fenced[1] if fenced else text
+
+
+def _fields(text: str) -> list[str]:
+    """The answers of a JSON object with nothing but working beside; the text itself if it is none."""
+    if not (text.startswith("{") and text.endswith("}") and len(text) <= MAX_JSON_CHARACTERS):
+        return [text]
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        return [text]
+    answers = [value for key, value in pairs if key.casefold() in _ANSWER_KEYS]
+    keys = {key.casefold() for key, _ in pairs}
+    if not answers or keys - _ANSWER_KEYS - _WORKING_KEYS:
+        return [text]
+    return [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in answers]
 
 
 def answer_start(text: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from rewards.notation import plain_value
 
@@ -27,10 +28,12 @@ _DIGIT_PARTS = re.compile(r"[0-9]+(?:\s?[-/.][0-9]+)+")
 _OPERATOR = re.compile(
     r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[0-9.]*[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\("
     r"|[0-9]\s?[abiknpqxyz](?![A-Za-z])"
+    r"|[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}(?![A-Za-z])"
 )
 # An answer that leaves these to the reader is the question again.
 _UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
 _BARE_FUNCTION = re.compile(r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_ROOT_OF = re.compile(r"(?<![A-Za-z])\\?sqrt\s?\(([^()]{1,80})\)")
 _ARITHMETIC = re.compile(r"(?:[0-9\s.+\-*/()]|\\(?:times|cdot)(?![a-zA-Z]))+")
 
 
@@ -92,17 +95,21 @@ def same_expression(reference: str, answer: str) -> bool:
 def _parse(text: str) -> list:
     from math_verify import LatexExtractionConfig, parse
 
+    extraction = LatexExtractionConfig()
+    # The ab of 5ab is no unit to be dropped.
+    normal = replace(extraction.normalization_config, units=False)
     # One pair of delimiters around the whole: no part of it can be picked out.
     return parse(
         f"${_latex(plain_value(text))}$",
-        [LatexExtractionConfig()],
+        [replace(extraction, normalization_config=normal)],
         fallback_mode="no_fallback",
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]  None is its documented "off"
     )
 
 
 def _latex(text: str) -> str:
-    text = _BARE_FUNCTION.sub(r"\\\1 ", text.replace("**", "^"))
+    text = _ROOT_OF.sub(r"\\sqrt{\1}", text.replace("**", "^"))
+    text = _BARE_FUNCTION.sub(r"\\\1 ", text)
     return re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
 
 

@@ -28,7 +28,6 @@ _SYMBOLS = str.maketrans(
         "±": r"\pm ",
         "π": r"\pi ",
         "∞": r"\infty ",
-        "√": r"\sqrt ",
         "º": "°",
         "¥": "¥",
         "∶": ":",
@@ -41,6 +40,8 @@ _SYMBOLS = str.maketrans(
 )
 # NFKC would turn these into plain digits: 5² into 52, 1½ into 11/2.
 _RAISED = re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u207b]+")
+# LaTeX would read \sqrt 45 as the root of 4, times 5.
+_ROOT = re.compile(r"√\s?(?:\(([^()]{1,80})\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 _LOWERED = re.compile(r"[\u2080-\u2089]+")
 _VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e\u2189]")
 
@@ -89,7 +90,8 @@ def plain(text: str) -> str:
     Full-width characters become ordinary ones (NFKC); powers and fractions that Unicode writes as
     one character become `^{2}` and `1/2`. A dollar sign stays where it is money.
     """
-    text = _RAISED.sub(_raised, text.strip().translate(_SYMBOLS))
+    text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text.strip())
+    text = _RAISED.sub(_raised, text.replace("√", r"\sqrt ").translate(_SYMBOLS))
     text = _LOWERED.sub(lambda low: "_{" + unicodedata.normalize("NFKC", low.group()) + "}", text)
     text = unicodedata.normalize("NFKC", _VULGAR.sub(_vulgar, text)).replace("\u2044", "/")
     text = _SPACING.sub("", _BLANK.sub(" ", _without_dollars(text).replace("−", "-")))

@@ -58,8 +58,10 @@ _SMALLER = {
 }
 _COUNTED = re.compile(
     r"(?:[个只本人次张件辆条头位名块支棵朵颗瓶箱种页道岁](?:[\u4e00-\u9fff]{1,4})?)"
-    r"|[a-z]{2,20}(?: [a-z]{2,20})?"
+    r"|[a-z]{2,20}(?: [a-z]{2,20})?|(?:[a-z]{3,20} )?[a-z]{3,20} of [a-z]{3,20}"
 )
+# 5ab is a product, 5 cm and 5pm are not.
+_PRODUCT = re.compile(r".*[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}", re.DOTALL)
 # No unit and no counted thing: these words change the number or compare it.
 _NOT_COUNTED = frozenset(
     [
@@ -83,6 +85,8 @@ _NOT_COUNTED = frozenset(
         "million",
         "billion",
         "dozen",
+        "dozens",
+        "pairs",
         "over",
         "under",
         "between",
@@ -138,6 +142,9 @@ _FILLERS = frozenset(
         "thick",
         "heavy",
         "apart",
+        "different",
+        "distinct",
+        "possible",
     ]
 )
 _PERCENT: Unit = (("percent", 1),)
@@ -171,7 +178,8 @@ def read_quantity(text: str) -> Quantity | None:
         return Quantity(percent, _PERCENT)
     for number, unit in _divisions(text):
         literal = number_literal(number)
-        if literal and not literal.is_percent and (found := _with_unit(literal, unit)):
+        found = _with_unit(literal, unit) if literal and not literal.is_percent else None
+        if found and not (found.noun and _PRODUCT.fullmatch(text)):
             return found
     return None
 
@@ -238,7 +246,7 @@ def quick_counted(reference: str, answer: str, question: str) -> bool:
         return False
     asked = _words(question)
     if given.noun:
-        words = [_singular(word) for word in given.noun.split() if word not in _FILLERS]
+        words = [_singular(word) for word in given.noun.split() if word not in _FILLERS | {"of"}]
         return not question or all(word in asked or word in question for word in words)
     return (
         not question
@@ -302,8 +310,13 @@ def _with_unit(number: NumberLiteral, text: str) -> Quantity | None:
     # "12 km left" is a length.
     if last in _FILLERS and (unit := read_unit(head)):
         return Quantity(number, unit)
-    if not _COUNTED.fullmatch(noun) or _NOT_COUNTED & set(noun.split()):
+    words = set(noun.replace(" of ", " ").split())
+    if not _COUNTED.fullmatch(noun) or _NOT_COUNTED & words:
         return None
+    # "2 litres of milk" is a volume.
+    measure, of, _ = noun.partition(" of ")
+    if of and (unit := read_unit(measure)):
+        return Quantity(number, unit)
     return Quantity(number, (), noun)
 
 
@@ -316,7 +329,7 @@ def _may_lack_unit(wanted: Quantity, bare: NumberLiteral, question: str) -> bool
     if not same_number(wanted.number, bare):
         return False
     if wanted.noun:
-        words = [_singular(word) for word in wanted.noun.split()]
+        words = [_singular(word) for word in wanted.noun.split() if word != "of"]
         return bool(question) and all(
             word in _words(question) or word in question for word in words
         )

@@ -15,6 +15,13 @@ _ANSWER_NO = _NO | frozenset(
 _FIRST_WORD = re.compile(
     r"([A-Za-z]+|[\u4e00-\u9fff]{1,4})\s?(?:[,;:.!，。；：！-]\s?(.*))?", re.DOTALL
 )
+# "该说法正确" judges the statement that was given.
+_STATEMENT = re.compile(
+    r"(?:该|这个?|此|本|题目|上述|以上)?(?:说法|命题|判断|结论|陈述|叙述|句话)(?:是|为)?"
+)
+_CONDITION = re.compile(
+    r"(?:but )?(?:only )?(?:if|when|unless|provided|except|as long as|for)\b|如果|若|只要|除非", re.IGNORECASE
+)
 _TURN = re.compile(
     r"\b(?:but|however|although|actually|wait|unless|sometimes|partly|depends|not sure|maybe)\b"
     r"|但|不过|然而",
@@ -44,11 +51,14 @@ def _reference_side(text: str) -> bool | None:
 
 def _answer_side(text: str) -> bool | None:
     """What an answer says; None for neither or both. A reason may follow a comma or a point."""
-    match = _FIRST_WORD.fullmatch(plain(text[:400]))
+    text = plain(text[:400])
+    if stated := _STATEMENT.match(text):
+        text = text[stated.end() :]
+    match = _FIRST_WORD.fullmatch(text)
     if not match:
         return None
     word, reason = match[1].casefold(), match[2] or ""
-    if _TURN.search(reason):
+    if _TURN.search(reason) or _CONDITION.match(reason):
         return None
     if word in _ANSWER_YES:
         return None if _NO_WORDS.search(reason) else True

@@ -4,46 +4,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import ChatTemplate
 from rollout.splice import Splice
+from tests.bpe_policy import make_tokenizer
 
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-CORPUS = [
-    r"so the answer is \boxed{42} and \boxed{44}. Answer: 42",
-    "the answer is Paris, not London; <answer>Paris</answer>",
-    "答案是四十二。\n\n",
-    "🙂🙃 emoji take several tokens",
-] * 20
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 PROMPT = Prompt("p", ({"role": "user", "content": "Which city?"},), "Paris")
 
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
     path = tmp_path_factory.mktemp("bpe")
-    raw = Tokenizer(models.BPE())
-    # No split at words: tokens may reach over any boundary.
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=SPECIAL,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>")
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
     return ChatTemplate(str(path))
 
 
