@@ -36,7 +36,7 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 1,
     "head_dim": 32,
     "intermediate_size": 128,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 2048,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
     "tie_word_embeddings": False,
 }

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
@@ -75,35 +76,40 @@ class StepResult:
     learner_metrics: dict[str, float]
     sync_metrics: dict[str, float]
     seconds: dict[str, float]
-    """`step`, `wait_for_groups`, `update`, `publish`, `engines_idle`."""
+    """`step`, `wait_for_groups`, `update`, `publish`; `scoring` while nothing was sampled, and
+    `engines_idle` while nothing was scored either."""
 
 
-@dataclass
-class _InFlight:
-    """How many requests the engines hold, and for how long they held none."""
+class _Activity:
+    """What producers are at, in wall-clock seconds: `sampling`, else `scoring`, else `idle`."""
 
-    count: int = 0
-    idle_since: float = field(default_factory=time.monotonic)
-    idle_seconds: float = 0.0
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+        self._since = time.monotonic()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
-    def __enter__(self) -> None:
-        if self.count == 0:
-            self.idle_seconds += time.monotonic() - self.idle_since
-        self.count += 1
+    @contextmanager
+    def at(self, kind: str) -> Iterator[None]:
+        """One producer more is sampling or scoring."""
+        self._account()
+        self._counts[kind] += 1
+        try:
+            yield
+        finally:
+            self._account()
+            self._counts[kind] -= 1
 
-    def __exit__(self, *error: object) -> None:
-        self.count -= 1
-        if self.count == 0:
-            self.idle_since = time.monotonic()
-
-    def take_idle(self) -> float:
-        """Idle seconds since the last call."""
-        if self.count == 0:
-            now = time.monotonic()
-            self.idle_seconds += now - self.idle_since
-            self.idle_since = now
-        taken, self.idle_seconds = self.idle_seconds, 0.0
+    def take_seconds(self) -> Mapping[str, float]:
+        """Seconds of each state since the last call."""
+        self._account()
+        taken, self._seconds = self._seconds, defaultdict(float)
         return taken
+
+    def _account(self) -> None:
+        now = time.monotonic()
+        state = next((kind for kind in ("sampling", "scoring") if self._counts[kind]), "idle")
+        self._seconds[state] += now - self._since
+        self._since = now
 
 
 class TrainingLoop:
@@ -117,7 +123,7 @@ class TrainingLoop:
         self._asked_for: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
         self._next_to_ask = version
         self._dropped: Counter[str] = Counter()
-        self._in_flight = _InFlight()
+        self._activity = _Activity()
 
     async def run(self, on_step: Callable[[StepResult], Awaitable[bool]]) -> None:
         """Step until `config.steps`, or until on_step answers False; it sees every step's result.
@@ -144,6 +150,7 @@ class TrainingLoop:
         updated = time.monotonic()
         sync_metrics = await self._publish(self._version + 1)
         finished = time.monotonic()
+        activity = self._activity.take_seconds()
         return StepResult(
             step=self._version,
             groups=tuple(groups),
@@ -156,7 +163,8 @@ class TrainingLoop:
                 "wait_for_groups": taken - started,
                 "update": updated - taken,
                 "publish": finished - updated,
-                "engines_idle": self._in_flight.take_idle(),
+                "scoring": activity["scoring"],
+                "engines_idle": activity["idle"],
             },
         )
 
@@ -208,11 +216,12 @@ class TrainingLoop:
         """A scored group and why it is dropped, if it is; None where there is no such group."""
         request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
         try:
-            with self._in_flight:
+            with self._activity.at("sampling"):
                 group = await self._parts.engine.generate(request)
         except GenerationFailed as failure:
             return None, str(failure).split(":")[0]
-        scores = await self._parts.scorer.score(group)
+        with self._activity.at("scoring"):
+            scores = await self._parts.scorer.score(group)
         reason = self.group_filter.reason(scores)
         return None if reason == "unscored" else ScoredGroup(group, scores), reason
 

@@ -4,25 +4,31 @@
 
 Prints: tokens/s through the rollout workers against bare vLLM on the same requests; learner
 tokens/s against a bare PyTorch loop on the same batches, with peak memory and MFU on a GPU; the
-seconds of one publish by part; reward scores/s and overhead per score; and the share of step time
-in which either side waits, from a short training run. Rounds alternate, so that a disturbance of
-the machine falls on both sides; the ratio is that of the medians, the spread is min to max.
+seconds of one publish by part; reward scores/s; references scored by forced decoding against
+prompt_logprobs; verdicts/s of the rules against bare math-verify; and the share of step time in
+which either side waits, and for what, from a short training run. Rounds alternate, so that a
+disturbance of the machine falls on both sides; the ratio is that of the medians, the spread is min
+to max.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from rewards.rules import symbolic, verify_quickly
+from rewards.workers import WorkerPool
 from rl.assembly import Material, System, gather_material, start_system
 from rl.config import Config
 from rl.engine_environment import engine_environment
@@ -30,12 +36,14 @@ from rl.loop import Parts, StepResult, TrainingLoop, train_request
 from rl.modes import draw_step, shares_at
 from rl.publish import publish
 from rl.recipe import load
-from rl.stages import RolloutRequest, ScoredGroup, TrainBatch, TrainSample
+from rl.stages import ReferenceRequest, RolloutRequest, ScoredGroup, TrainBatch, TrainSample
+from rollout.worker import RolloutWorker, WorkerSettings
 
 TRAINING_STEPS = 8
 SETTLE_S = 1.5
 """vLLM's processes spin for a second after their last message, on cores the other side needs."""
 H200_BF16_TFLOPS = 989.0
+CONTEXT_TOKENS, REFERENCE_TOKENS, SCORED_CONTEXTS = 1000, 8, 64
 
 
 class BareEngine:
@@ -281,16 +289,145 @@ async def bench_publish(config: Config, system: System, rounds: int) -> dict[str
     return row
 
 
+class ScoringWorker(RolloutWorker):
+    """A rollout worker that is timed where it works, and can also be asked the slow way."""
+
+    async def rate(self, method: str, requests: list[ReferenceRequest]) -> float:
+        """References scored per second by a method of this class."""
+        started = time.monotonic()
+        await asyncio.gather(*(getattr(self, method)(one) for one in requests))
+        return len(requests) / (time.monotonic() - started)
+
+    async def prompt_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """The same log-probabilities from vLLM's prompt_logprobs over context and reference."""
+        from vllm import SamplingParams
+
+        tokens = (*request.context_token_ids, *request.reference_token_ids)
+        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        output = await self._final_output(tokens, sampling, request.id)
+        first = len(request.context_token_ids)
+        scored = zip(tokens, output.prompt_logprobs, strict=True)
+        return tuple(place[token].logprob for token, place in list(scored)[first:])
+
+
+async def bench_probability(material: Material, rounds: int) -> dict[str, Any]:
+    """References scored per second over contexts of CONTEXT_TOKENS that the prefix cache holds."""
+    config = material.config
+    settings = WorkerSettings(
+        model=str(material.model.absolute()),
+        dtype=config.policy.dtype,
+        max_model_length=CONTEXT_TOKENS + 2 * REFERENCE_TOKENS,
+        tensor_parallel=config.rollout.tensor_parallel,
+        transport="host",
+        thinking=material.thinking,
+        scores_references=True,
+        engine=config.rollout.engine,
+    )
+    on_gpu = config.resources.gpus > 0
+    environment = engine_environment(config.resources.engine_cpus, on_gpu)
+    worker = (
+        ray.remote(ScoringWorker)
+        .options(num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": environment})
+        .remote("scoring", settings)
+    )
+    await worker.start.remote()
+    rng = random.Random(0)
+    alphabet = material.chat.token_ids("0123456789+-=abcdefgh")
+    contexts = [tuple(rng.choices(alphabet, k=CONTEXT_TOKENS)) for _ in range(SCORED_CONTEXTS)]
+    names = iter(range(10**9))
+
+    def requests() -> list[ReferenceRequest]:
+        return [
+            ReferenceRequest(
+                f"{next(names)}",
+                material.heldout[0],
+                context,
+                tuple(rng.choices(alphabet, k=REFERENCE_TOKENS)),
+                1.0,
+            )
+            for context in contexts
+        ]
+
+    async def rate(method: str) -> float:
+        return await worker.rate.remote(method, requests())
+
+    same = requests()[:8]
+    forced = await asyncio.gather(*(worker.reference_logprobs.remote(one) for one in same))
+    renamed = [dataclasses.replace(one, id=f"slow/{one.id}") for one in same]
+    slow = await asyncio.gather(*(worker.prompt_logprobs.remote(one) for one in renamed))
+    apart = max(
+        abs(a - b) for x, y in zip(forced, slow, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    ours, bare = await alternate(
+        rounds, lambda: rate("reference_logprobs"), lambda: rate("prompt_logprobs")
+    )
+    await worker.close.remote()
+    ray.kill(worker)
+    row = compared("forced decoding / prompt_logprobs", "references/s", ours, bare)
+    print(f"{'    apart by at most':34s} {apart:>10.1e}")
+    return row | {"apart": apart}
+
+
+def bench_rules(config: Config, rounds: int) -> dict[str, Any]:
+    """Verdicts per second on one core, over ours in its killable worker and bare math-verify."""
+    from math_verify import parse, verify
+
+    pairs = list(_verified_pairs())
+    pool = WorkerPool(1, config.reward.timeout_s, config.reward.memory_mib)
+
+    def ours() -> int:
+        right = 0.0
+        for reference, answer in pairs:
+            verdict = verify_quickly(reference, answer).accuracy
+            right += pool.call(symbolic, reference, answer) if verdict is None else verdict
+        return int(right)
+
+    def bare() -> int:
+        return sum(
+            verify(
+                parse(f"${reference}$", parsing_timeout=None), parse(answer, parsing_timeout=None)
+            )
+            for reference, answer in pairs
+        )
+
+    assert ours() == bare() == len(pairs), "both sides accept every pair, or they do other work"
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    for _ in range(rounds):
+        for name, side in (("ours", ours), ("bare", bare)):
+            started = time.monotonic()
+            side()
+            rates[name].append(len(pairs) / (time.monotonic() - started))
+    pool.close()
+    return compared("rule verifier / bare math-verify", "verdicts/s", rates["ours"], rates["bare"])
+
+
+def _verified_pairs() -> Iterator[tuple[str, str]]:
+    """Right answers as policies write them: half of them numbers, half of them need sympy."""
+    for n in range(2, 102):
+        yield str(n * 37), rf"so the sum is \boxed{{{n * 37}}}"
+        yield rf"\frac{{{n}}}{{{2 * n + 1}}}", rf"\boxed{{\frac{{{n}}}{{{2 * n + 1}}}}}"
+        yield rf"{n}x^2+{n}", rf"\boxed{{{n}(x^2+1)}}"
+        yield rf"{n}\sqrt{{2}}", rf"\boxed{{\sqrt{{{2 * n * n}}}}}"
+
+
 async def bench_rewards(system: System, scored: list[ScoredGroup], rounds: int) -> dict[str, float]:
     count = sum(len(s.scores) for s in scored)
     rates = []
     for _ in range(rounds + 1):
+        # The prefix cache has what was just sampled; a publish in between would have cleared it.
+        groups = [dataclasses.replace(s.group, request=_again(s)) for s in scored]
         started = time.monotonic()
-        await asyncio.gather(*(system.scorer.score(s.group) for s in scored))
+        await asyncio.gather(*(system.scorer.score(group) for group in groups))
         rates.append(count / (time.monotonic() - started))
     rate = statistics.median(rates[1:])
-    print(f"{'reward service':34s} {rate:>10,.0f} scores/s | {1e3 / rate:.3f} ms per score")
+    print(
+        f"{'reward service, all five parts':34s} {rate:>10,.0f} scores/s | {1e3 / rate:.3f} ms each"
+    )
     return {"scores_per_second": rate, "milliseconds_per_score": 1e3 / rate}
+
+
+def _again(scored: ScoredGroup) -> RolloutRequest:
+    return _renamed(scored.group.request, f"{scored.group.request.group_id}/{time.monotonic_ns()}")
 
 
 async def bench_waiting(material: Material, system: System, version: int) -> dict[str, float]:
@@ -307,12 +444,13 @@ async def bench_waiting(material: Material, system: System, version: int) -> dic
     total = sum(r.seconds["step"] for r in results[1:])
     row = {
         part: sum(r.seconds[part] for r in results[1:]) / total
-        for part in ("wait_for_groups", "engines_idle", "update", "publish")
+        for part in ("wait_for_groups", "scoring", "engines_idle", "update", "publish")
     }
     row["seconds_per_step"] = total / (len(results) - 1)
     print(
         f"of step time ({row['seconds_per_step']:.2f} s): learner waits "
-        f"{row['wait_for_groups']:.0%}, engines wait {row['engines_idle']:.0%}, update "
+        f"{row['wait_for_groups']:.0%}, of which for rewards alone {row['scoring']:.0%}, engines "
+        f"idle {row['engines_idle']:.0%}, update "
         f"{row['update']:.0%}, publish {row['publish']:.0%}"
     )
     return row
@@ -329,8 +467,10 @@ async def bench(config: Config, rounds: int) -> dict[str, Any]:
         results["learner"] = await bench_learner(material, system, batch, rounds)
         results["publish"] = await bench_publish(config, system, rounds)
         results["waiting"] = await bench_waiting(material, system, rounds + 2)
+        results["probability"] = await bench_probability(material, rounds)
     finally:
         await system.close()
+    results["rules"] = bench_rules(config, rounds)
     return results
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import signal
 from collections import Counter
 
 import pytest
@@ -169,6 +171,42 @@ def test_trained_share_is_the_drawn_share_with_stale_samples_and_slow_long_group
     assert max(stalest) == 2
 
 
+def sampled_group(loop, material, system, name):
+    request = train_request(material.config, material.encode, name, material.heldout[0], "long")
+    return loop.run(system.engine.generate(request))
+
+
+def test_all_five_parts_are_in_a_score(loop, material, system):
+    scores = loop.run(system.scorer.score(sampled_group(loop, material, system, "parts")))
+    weighed = {"accuracy", "format", "repetition", "preference"}
+    assert all(weighed <= set(score.parts) for score in scores)
+    prompt = dataclasses.replace(material.heldout[0], id="asked/probability", task="probability")
+    request = train_request(material.config, material.encode, "probability", prompt, "long")
+    group = loop.run(system.engine.generate(request))
+    for score in loop.run(system.scorer.score(group)):
+        assert score.route.startswith("probability/")
+        if score.parts["format"]:
+            gain = score.parts["probability"] - score.parts["baseline"]
+            assert score.parts["accuracy"] == pytest.approx(min(1.0, max(0.0, gain)))
+    assert system.scorer.state["probability"]["baselines"].keys() == {"asked/probability"}
+
+
+def preference_actor(system):
+    return system.scorer._preference.actors[0]
+
+
+def test_a_killed_preference_model_comes_back_with_the_same_scores(loop, material, system):
+    group = sampled_group(loop, material, system, "killed")
+    before = loop.run(system.scorer.score(group))
+    process = ray.get(preference_actor(system).__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(process, signal.SIGKILL)
+    after = loop.run(system.scorer.score(group))
+    assert [s.parts["preference_raw"] for s in after] == pytest.approx(
+        [s.parts["preference_raw"] for s in before]
+    )
+    assert ray.get(preference_actor(system).__ray_call__.remote(lambda _: os.getpid())) != process
+
+
 def test_a_dead_engine_ends_the_run_with_its_name(loop, material, system):
     publish_version(loop, material, system, 0)
     ray.kill(system.engine.actors[1])
@@ -179,3 +217,10 @@ def test_a_dead_engine_ends_the_run_with_its_name(loop, material, system):
 
     with pytest.raises(RuntimeError, match="engine 1"):
         loop.run(TrainingLoop(material.config, parts).run(keep))
+
+
+def test_a_preference_model_that_is_gone_ends_the_run_with_its_name(loop, material, system):
+    group = sampled_group(loop, material, system, "gone")
+    ray.kill(preference_actor(system), no_restart=True)
+    with pytest.raises(RuntimeError, match="preference model 0: its process died"):
+        loop.run(system.scorer.score(group))

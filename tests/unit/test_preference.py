@@ -242,8 +242,8 @@ def test_groups_that_arrive_together_share_a_forward(directory: Path, model: Rew
 
 
 def test_what_is_longer_than_the_model_is_not_scored(model: RewardModel) -> None:
-    # 512 positions; the markers, the newline and the end take four.
-    scores = model.score([asked("1" * 503), asked("1" * 504), asked("11")])
+    # 2048 positions; the markers, the newline and the end take four.
+    scores = model.score([asked("1" * 2039), asked("1" * 2040), asked("11")])
     assert scores[0] is not None
     assert scores[1] is None
     assert scores[2] == pytest.approx(model.score([asked("11")])[0], abs=1e-5)

@@ -95,6 +95,76 @@ def test_hedges_denials_and_words_to_the_grader_score_zero(answer):
 
 
 @pytest.mark.parametrize(
+    ("reference", "answer", "question"),
+    [
+        ("EXIT", 'The sign reads "EXIT".', "What does the sign read?"),
+        ("left", "The arrow points to the left.", "Where does the arrow point?"),
+        ("copper", "Copper is used.", "Which metal is used for the wire?"),
+        ("720", "There are 6! = 720 ways to arrange the books.", ""),
+        ("84", "There are 84 eggs in the crate.", "12 eggs a row: how many eggs are in the crate?"),
+        ("7/4", "1 3/4 cups of flour", "How many cups of flour are needed?"),
+        ("(12, 5)", "m is 12 and n is 5.", "Find (m, n)."),
+        ("(4, 0.2)", "The mean is 4 and the variance is 1/5.", "Give (mean, variance)."),
+        ("{2, 3}", "Only x = 2 and x = 3 satisfy the equation.", ""),
+        ("9", "It is 9. Yes, 9.", ""),
+    ],
+)
+def test_a_sentence_states_what_stands_beside_the_words_of_the_question(
+    reference, answer, question
+):
+    assert verify(reference, answer, question=question) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "question"),
+    [
+        ("Naples", "Rome beat Naples.", "Who beat Rome?"),
+        ("iron", "Copper is bigger than iron.", "Which is bigger, iron or copper?"),
+        ("iron", "Iron is rarely used.", "Which metal is used for the bridge?"),
+        ("blue", "The car is red and the house is blue.", "What color is the car?"),
+        ("5", "There are 5 baskets.", "How many apples are in the baskets?"),
+        ("3 hours", "in 3 hours", "How long did the trip take?"),
+        ("(7, 3)", "y is 7 and x is 3.", "Find (x, y)."),
+        ("{2, 5}", "It includes {2, 5}.", ""),
+    ],
+)
+def test_a_sentence_that_mentions_the_reference_does_not_state_it(reference, answer, question):
+    assert verify(reference, answer, question=question) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"answer": 12}',
+        '```json\n{"reasoning": "5 + 7", "answer": "12"}\n```',
+        "```\n12\n```",
+        r"\boxed{13}. Wait, it should be \boxed{12}.",
+        "Since x is not zero, the answer is 12.",
+    ],
+)
+def test_answers_in_code_and_after_a_correction(answer):
+    assert verify("12", answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"answer": 12, "answer": 13}',
+        '{"answer": 12, "alternative": 13}',
+        r"\boxed{13}. If this is wrong, then \boxed{12}.",
+        r"\boxed{12} would be incorrect.",
+        r"Not \boxed{12}",
+        "It is not true that the answer is 12.",
+        "I don't think the answer is 12.",
+        "If x = 2, the answer is 12.",
+        "Suppose the answer is 12.",
+    ],
+)
+def test_a_denied_supposed_or_reserved_answer_is_none(answer):
+    assert verify("12", answer) == 0.0
+
+
+@pytest.mark.parametrize(
     "answer",
     ["not Paris", "The capital is not Paris.", "Paris or London", "Paris?", "Paris, Texas"],
 )
