@@ -3,8 +3,8 @@
 Recognised are `\\boxed{...}`, `<answer>...</answer>`, statements (`Answer: ...`, `the answer
 is ...`, `答案：...`) and `#### ...`. A text with no marker is its own answer when it is short, else
 its last sentence is. Of several answers the last one counts alone where the text between them takes
-the earlier ones back ("wait, that is wrong"). An answer may be fenced as code, or be the field `answer` of a JSON object. Nothing is
-evaluated here.
+the earlier ones back ("wait, that is wrong"). An answer may be fenced as code, or be the field
+`answer` of a JSON object. Nothing is evaluated here.
 """
 
 from __future__ import annotations
@@ -60,17 +60,24 @@ _TAKEN_BACK = re.compile(
 _NUMBER = re.compile(r"\d")
 # What is only said in case another answer is wrong takes nothing back.
 _RESERVED = re.compile(
-    r"\b(?:if|in case|unless|should|otherwise|might|may|could|also|either)\b|如果|若|万一|否则|可能",
+    r"\b(?:in case|unless|otherwise|should(?! be| have| equal)|(?:might|may|could) be"
+    r"|if\b(?=[^.\n]{0,24}\b(?:wrong|incorrect|mistake|not)\b))\b|如果|若|万一|否则|可能",
     re.IGNORECASE,
 )
 # In front of a marked answer, in its own clause: "it is not true that the answer is 12".
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|nobody|no one|untrue|false|wrong|incorrect|doubt|cannot|unlikely)\b|n't\b)"
+    r"(?:\b(?:not|never|nobody|no one|might|may|would|tempted|people|untrue|false"
+    r"|wrong|incorrect|doubt|cannot|unlikely)\b|n't\b)"
     r"(?:(?!\b(?:so|thus|hence|therefore|then|and|but|because|since|we|is)\b)[^.,;:])*"
-    r"(?:\b(?:that|say|think|believe|claim|case|equals?|be|not)\b[\s$*]*(?:that[\s$*]*)?)$|(?:并非|不是|不认为)$",
+    r"\b(?:that|say|think|believe|claim|case|equals?|be|not)\b[\s$*]*(?:that[\s$*]*)?$"
+    r"|(?:\bnot|n't)[\s$*]*$|(?:并非|不是|不认为)$",
     re.IGNORECASE,
 )
-_SUPPOSED = re.compile(r"\s*(?:if|unless|suppos\w+|assum\w+|in case)\b(?! we\b| you\b| i\b)|如果|假设", re.I)
+SUPPOSED = re.compile(
+    r"\s*(?:(?:if|unless|suppos\w+|assum\w+|in case)\b(?! we\b| you\b| i\b)|如果|假设|假如|若)",
+    re.IGNORECASE,
+)
+"""How a sentence begins that only holds under a condition."""
 MAX_CLAUSE = 80
 _FENCED = re.compile(r"```[a-zA-Z]{0,10}[ \t]{0,3}\n(.*?)\n?```", re.DOTALL)
 _ANSWER_KEYS = frozenset({"answer", "final_answer", "final answer", "result"})
@@ -117,7 +124,7 @@ def _marked_answers(text: str, marked: list[_Marked]) -> list[str]:
     last = marked[-1]
     marked = [one for one in marked if not _is_retracted(text, one, last)]
     finals = [
-        text[_denial_start(text, one) or one.inner_start : one.inner_end].strip()
+        text[_stated_from(text, one) : one.inner_end].strip()
         for one in marked
         if not _is_spoken_for(one, [other for other in marked if one.holds(other)], text)
     ]
@@ -135,13 +142,12 @@ def _is_retracted(text: str, one: _Marked, last: _Marked) -> bool:
     )
 
 
-def _denial_start(text: str, one: _Marked) -> int | None:
-    """Where the clause begins that denies or supposes what the marker states; None if none does."""
-    start = max(0, one.start - MAX_CLAUSE)
-    sentence = text[start : one.start]
-    sentence = re.split(r"[.?!。！？\n]", sentence)[-1]
-    denied = _DENIED.search(sentence) or _SUPPOSED.match(sentence)
-    return one.start - len(sentence) if denied else None
+def _stated_from(text: str, one: _Marked) -> int:
+    """Where the content begins; the sentence, if it denies or supposes what the marker states."""
+    before = text[max(0, one.start - MAX_CLAUSE) : one.start]
+    sentence = re.split(r"[.?!。！？\n]", before)[-1]
+    is_denied = _DENIED.search(sentence) or SUPPOSED.match(sentence)
+    return one.start - len(sentence) if is_denied else one.inner_start
 
 
 def _unfenced(text: str) -> str:
@@ -150,7 +156,7 @@ def _unfenced(text: str) -> str:
 
 
 def _fields(text: str) -> list[str]:
-    """The answers of a JSON object with nothing but working beside; the text itself if it is none."""
+    """The answers of a JSON object with nothing else but working; else the text itself."""
     if not (text.startswith("{") and text.endswith("}") and len(text) <= MAX_JSON_CHARACTERS):
         return [text]
     try:
@@ -226,14 +232,15 @@ def _any_within(starts: list[int], outer: _Marked) -> bool:
 def _boxes(text: str) -> list[_Marked]:
     """Every `\\boxed{...}` with balanced braces; one pass, so unbalanced floods stay cheap."""
     found: list[_Marked] = []
-    opened: list[re.Match[str]] = []
+    # A brace of no box is only counted: kept matches of a flood of them would cost time.
+    opened: list[re.Match[str] | None] = []
     for brace in _BRACES.finditer(text):
         symbol = brace.group()
         if symbol.endswith("{") and symbol != r"\{":
-            opened.append(brace)
+            opened.append(brace if len(symbol) > 1 else None)
         elif symbol == "}" and opened:
             start = opened.pop()
-            if len(start.group()) > 1:
+            if start:
                 found.append(_Marked(start.start(), brace.end(), start.end(), brace.start()))
     return sorted(found, key=lambda one: one.start)
 

@@ -34,6 +34,7 @@ _OPERATOR = re.compile(
 _UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
 _BARE_FUNCTION = re.compile(r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _ROOT_OF = re.compile(r"(?<![A-Za-z])\\?sqrt\s?\(([^()]{1,80})\)")
+_POWER_OF_E = re.compile(r"(?<![A-Za-z])\\?exp\s?\(([^()]{1,80})\)")
 _ARITHMETIC = re.compile(r"(?:[0-9\s.+\-*/()]|\\(?:times|cdot)(?![a-zA-Z]))+")
 
 
@@ -109,6 +110,7 @@ def _parse(text: str) -> list:
 
 def _latex(text: str) -> str:
     text = _ROOT_OF.sub(r"\\sqrt{\1}", text.replace("**", "^"))
+    text = _POWER_OF_E.sub(r"e^{\1}", text)
     text = _BARE_FUNCTION.sub(r"\\\1 ", text)
     return re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
 

@@ -58,7 +58,7 @@ _SMALLER = {
 }
 _COUNTED = re.compile(
     r"(?:[个只本人次张件辆条头位名块支棵朵颗瓶箱种页道岁](?:[\u4e00-\u9fff]{1,4})?)"
-    r"|[a-z]{2,20}(?: [a-z]{2,20})?|(?:[a-z]{3,20} )?[a-z]{3,20} of [a-z]{3,20}"
+    r"|[a-z]{2,20}(?: [a-z]{2,20})?|(?:[a-z]{3,20} )?[a-z]{2,20} of [a-z]{3,20}"
 )
 # 5ab is a product, 5 cm and 5pm are not.
 _PRODUCT = re.compile(r".*[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}", re.DOTALL)
@@ -146,6 +146,10 @@ _FILLERS = frozenset(
         "distinct",
         "possible",
     ]
+)
+_VERB = r"(?:is|are|was|were|do|does|did|can|will|would|could|should|has|have|had)\b"
+_HOW_MANY = re.compile(
+    rf"\bhow many (?!{_VERB}|left\b)(\w+(?: (?!{_VERB})\w+){{0,3}})", re.IGNORECASE
 )
 _PERCENT: Unit = (("percent", 1),)
 _ASKS_PERCENT = re.compile(r"per\s?cent|%|百分", re.IGNORECASE)
@@ -247,7 +251,10 @@ def quick_counted(reference: str, answer: str, question: str) -> bool:
     asked = _words(question)
     if given.noun:
         words = [_singular(word) for word in given.noun.split() if word not in _FILLERS | {"of"}]
-        return not question or all(word in asked or word in question for word in words)
+        counted = _counted_in(question)
+        is_asked = not counted or not words or any(word in counted for word in words)
+        is_known = all(word in asked or word in question for word in words)
+        return not question or (is_asked and is_known)
     return (
         not question
         or is_money(given.unit)
@@ -380,6 +387,12 @@ def _units_in(question: str) -> bool:
 
 def _words(text: str) -> set[str]:
     return {_singular(word) for word in re.findall(r"[A-Za-z]{1,30}", text[:4000].casefold())}
+
+
+def _counted_in(question: str) -> set[str]:
+    """The words for what a question wants counted; none where it leaves that to what is before."""
+    asked = _HOW_MANY.findall(question[:4000])
+    return _words(asked[-1]) if asked else set()
 
 
 def _singular(noun: str) -> str:

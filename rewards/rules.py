@@ -207,7 +207,7 @@ def _verdict(
     if contradicts_option(final, question) or _names_differ(wanted, final):
         return False
     found: list[bool | None] = []
-    for values in readings(final)[:MAX_READINGS]:
+    for values in readings(final, question)[:MAX_READINGS]:
         verdict = settle([decide(wanted, value, question) for value in values])
         if verdict:
             return True
@@ -297,6 +297,14 @@ def _compared(
     )
 
 
+def _quick_tuple(reference: str, answer: str, question: str) -> bool | None:
+    return compare_tuples(reference, answer, quick_element, question)
+
+
+def _slow_tuple(reference: str, answer: str, question: str) -> bool:
+    return bool(compare_tuples(reference, answer, slow_element, question))
+
+
 def _compare_lists(reference: str, answer: str, equal: Equal) -> bool | None:
     """As lists; as intervals where [1, 2] meets 1 <= x <= 2."""
     if is_interval(reference) and is_inequality(answer):
@@ -335,7 +343,7 @@ ROUTES: dict[str, Route] = {
         takes_or=True,
     ),
     "set": Route(1, _reads(is_set), *_compared(compare_sets), takes_or=True),
-    "tuple": Route(1, _reads(is_tuple), *_compared(compare_tuples)),
+    "tuple": Route(1, _reads(is_tuple), _quick_tuple, _slow_tuple),
     "unordered_list": Route(
         1,
         _reads(is_items),

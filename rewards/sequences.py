@@ -20,8 +20,8 @@ MAX_DEPTH = 3
 _SET_BRACES = re.compile(r"\\?\{(.*?)\\?\}", re.DOTALL)
 _ANGLES = re.compile(r"(?:\\langle|<|⟨)(.*)(?:\\rangle|>|⟩)", re.DOTALL)
 _EMPTY_SET = re.compile(
-    r"\\emptyset|\\varnothing|\\?\{\s{0,3}\\?\}|(?:the )?empty set"
-    r"|no (?:real )?solutions?|空集|无解",
+    r"\\emptyset|\\varnothing|\\?\{\s{0,3}\\?\}|(?:the )?empty(?: set)?"
+    r"|no (?:real )?solutions?(?: exists?)?|空集|无解",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"(?:^|\n)[ \t]{0,3}(?:[-*•]|\(?[0-9]{1,2}[.)、])[ \t]{1,3}(?=\S)")
@@ -31,6 +31,12 @@ _AND = re.compile(
 _COMMA = re.compile(r"[,;，；、\[\n→]|->")
 _EITHER = re.compile(r"\s(?:or|and)\s|\s?(?:\\text\s?\{\s?(?:or|and)\s?\})\s?|\s?(?:或者?|和)\s?")
 _ARGUMENT = re.compile(r"([a-zA-Z](?:_\{?\w{1,3}\}?)?)\s?(?:=|\\in)\s?(.+)", re.DOTALL)
+_NAMED_VALUE = re.compile(
+    r"(?:the )?([a-z](?:[a-z ]{0,24}[a-z])?(?:_\{?\w{1,3}\}?)?)"
+    r"(?:\s?[=:]\s?|\s(?:is|equals)\s)(.+)",
+    re.IGNORECASE | re.DOTALL,
+)
+_NAMES = re.compile(r"\(([a-z][a-z_0-9 ]{0,24}(?:,\s?[a-z][a-z_0-9 ]{0,24}){1,8})\)")
 _NAMED_TUPLE = re.compile(r"(\([^()=0-9]{1,30}\))\s?=\s?(\(.*\))", re.DOTALL)
 _PLUS_MINUS = re.compile(r"(.*?)(?:\\pm|±|\+/-|\+-)\s?(.+)")
 _ANY_ORDER = re.compile(
@@ -74,12 +80,13 @@ def is_items(reference: str) -> bool:
     return items is not None and 0 < len(items) <= MAX_ITEMS and all(items)
 
 
-def compare_tuples(reference: str, answer: str, equal: Equal) -> bool | None:
+def compare_tuples(reference: str, answer: str, equal: Equal, question: str = "") -> bool | None:
+    """`question`: in which order it wants what the answer names ("find (x, y)")."""
     wanted, given = _tuple_items(reference), _tuple_items(answer)
     if wanted is None:
         return False
     if given is None:
-        given = _assigned_items(answer, len(wanted))
+        given = _assigned_items(answer, len(wanted), question)
     if given is None:
         return False
     return all_equal(wanted, given, _nested(equal))
@@ -168,19 +175,29 @@ def _tuple_items(text: str) -> list[str] | None:
     return items if items and len(items) > 1 and all(items) else None
 
 
-def _assigned_items(text: str, count: int) -> list[str] | None:
-    """`x = 1, y = 2` as (1, 2), in the order of the letters; or bare values with commas."""
+def _assigned_items(text: str, count: int, question: str) -> list[str] | None:
+    """`x = 1, y = 2` and `x is 1 and y is 2` as (1, 2); or bare values with commas.
+
+    The order is that of the question, of the letters where it names none.
+    """
     items = split_outside_brackets(_AND.sub(",", plain(text)), ",")
     if items is None or len(items) != count:
         return None
-    named = [_ARGUMENT.fullmatch(item) for item in items]
+    named = [_NAMED_VALUE.fullmatch(item) for item in items]
     if not any(named):
         return items if all(number_literal(item) is not None for item in items) else None
-    pairs = [(match[1], match[2]) for match in named if match]
-    names = [name for name, _ in pairs]
-    if len(pairs) != count or len(set(names)) != count or not set(names) <= set("abcmnpqrstuvwxyz"):
+    values = {match[1].casefold(): match[2] for match in named if match}
+    if len(values) != count:
         return None
-    return [value for _, value in sorted(pairs)]
+    letters = sorted(set(values) & set("abcmnpqrstuvwxyz"))
+    order = next((names for names in _asked_names(question) if set(names) == set(values)), letters)
+    return [values[name] for name in order] if len(order) == count else None
+
+
+def _asked_names(question: str) -> list[list[str]]:
+    """The tuples of names in a question: "give (mean, variance)"."""
+    tuples = _NAMES.findall(plain(question[:4000]).casefold())
+    return [[name.strip() for name in names.split(",")] for names in tuples]
 
 
 def _set_items(text: str) -> list[str] | None:

@@ -19,8 +19,10 @@ _FIRST_WORD = re.compile(
 _STATEMENT = re.compile(
     r"(?:该|这个?|此|本|题目|上述|以上)?(?:说法|命题|判断|结论|陈述|叙述|句话)(?:是|为)?"
 )
+_DENIAL = re.compile(r"not (?:true|correct|right|the case)", re.IGNORECASE)
 _CONDITION = re.compile(
-    r"(?:but )?(?:only )?(?:if|when|unless|provided|except|as long as|for)\b|如果|若|只要|除非", re.IGNORECASE
+    r"(?:but )?(?:only )?(?:if|when|unless|provided|except|as long as|for)\b|如果|若|只要|除非",
+    re.IGNORECASE,
 )
 _TURN = re.compile(
     r"\b(?:but|however|although|actually|wait|unless|sometimes|partly|depends|not sure|maybe)\b"
@@ -54,6 +56,8 @@ def _answer_side(text: str) -> bool | None:
     text = plain(text[:400])
     if stated := _STATEMENT.match(text):
         text = text[stated.end() :]
+    if _DENIAL.fullmatch(text):
+        return False
     match = _FIRST_WORD.fullmatch(text)
     if not match:
         return None
