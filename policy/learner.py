@@ -43,6 +43,7 @@ class RayLearner:
             for rank in range(config.policy.ranks)
         ]
         self._references: list[tuple[ReferenceRequest, asyncio.Future[tuple[float, ...]]]] = []
+        self._forwards: set[asyncio.Task[None]] = set()
         self._one_forward = asyncio.Lock()
 
     async def start(self) -> None:
@@ -77,7 +78,9 @@ class RayLearner:
         answer: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
         self._references.append((request, answer))
         if len(self._references) == 1:
-            self._scoring = asyncio.create_task(self._score_references())
+            forward = asyncio.create_task(self._score_references())
+            self._forwards.add(forward)
+            forward.add_done_callback(self._forwards.discard)
         return await answer
 
     async def _score_references(self) -> None:
@@ -87,11 +90,14 @@ class RayLearner:
             try:
                 requests = await asyncio.to_thread(ray.put, [request for request, _ in waiting])
                 shares = await self._call("reference_logprobs", UPDATE_TIMEOUT_S, requests)
-            except (RuntimeError, TimeoutError, ValueError) as error:
+            except BaseException as error:
+                # Each asker raises it; this task has nobody to raise it to.
                 for _, answer in waiting:
                     if not answer.done():
-                        answer.set_exception(error)
-                return
+                        answer.set_exception(RuntimeError(f"the learner cannot score: {error!r}"))
+                if isinstance(error, Exception):
+                    return
+                raise
         for share in shares:
             for place, logprobs in share.items():
                 if not waiting[place][1].done():

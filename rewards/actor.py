@@ -10,14 +10,16 @@ import ray
 from ray.exceptions import RayActorError
 
 from rewards.composition import TextParts
+from rewards.progress_deadline import ProgressDeadline
 from rewards.text_rewards import TextRewards
 from rl.config import ModeConfig, RewardConfig
 from rl.stages import RolloutGroup
 
 MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 10.0
-SCORE_TIMEOUT_S = 1800.0
-"""Far beyond the limits of all samples of a group together: only a broken actor takes it."""
+SILENCE_S = 1800.0
+"""Far beyond the limits of all samples of a group together: only a broken actor answers nobody for
+so long."""
 
 
 class TextRewardActor:
@@ -38,6 +40,7 @@ class TextRewardClient:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._deadline = ProgressDeadline(SILENCE_S)
 
     @classmethod
     def start(cls, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> TextRewardClient:
@@ -51,11 +54,9 @@ class TextRewardClient:
         """Raises RuntimeError if the actor is gone."""
         call = self._actor.parts.remote(group, by_rules)
         try:
-            return await asyncio.wait_for(_answer(call), SCORE_TIMEOUT_S)
+            return await self._deadline.wait(_answer(call))
         except TimeoutError:
-            raise RuntimeError(
-                f"the text rewards gave no answer within {SCORE_TIMEOUT_S:g} s"
-            ) from None
+            raise RuntimeError(f"the text rewards answered nobody for {SILENCE_S:g} s") from None
         except RayActorError as error:
             raise RuntimeError(f"the process of the text rewards died: {error}") from error
 

@@ -6,7 +6,7 @@ R = sum over parts of weight x part,  the preference part being z over the group
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewards.preference import group_preferences
@@ -67,11 +67,27 @@ def compose_group(
             parts["preference"] = ranked[place]
         if shown.raw is not None:
             parts["preference_raw"] = shown.raw
-        failure = accuracy.failure or text.failure
+        weights = config.weights_for(accuracy.route.partition("/")[0], prompt.task, mode)
+        failure = _failure(weights, config.plugins, accuracy, text, shown)
         reward = None
         if failure is None:
-            route = accuracy.route.partition("/")[0]
-            weights = config.weights_for(route, prompt.task, mode)
             reward = sum(weight * parts.get(part, 0.0) for part, weight in weights.items())
         scores.append(Score(reward, parts, accuracy.route, failure, shown.answer))
     return tuple(scores)
+
+
+def _failure(
+    weights: Mapping[str, float],
+    plugins: Collection[str],
+    accuracy: Accuracy,
+    text: TextParts,
+    shown: Preference,
+) -> str | None:
+    """Why there is no reward: the first part with a weight that could not be had."""
+    if weights["accuracy"] and accuracy.failure:
+        return accuracy.failure
+    if text.failure and any(weights[name] for name in plugins):
+        return text.failure
+    if weights["preference"] and shown.answer is not None and shown.raw is None:
+        return "not_scorable: question and answer are longer than the preference model reads"
+    return None

@@ -23,27 +23,45 @@ from typing import Any
 
 from rewards.rules import NotScorable
 from rewards.workers import SampleFailed, WorkerPool
+from rl.config import RewardConfig
 
 PARAMETERS = ("prompt", "mode", "answer")
 OPTIONAL = "reasoning"
-CHECK_TIMEOUT_S = 60.0
-CHECK_MEMORY_MIB = 4096
 
 
-def load_plugin(path: str, function: str) -> str:
+def with_checked_plugins(config: RewardConfig) -> RewardConfig:
+    """The configuration with absolute plug-in files, each known to be callable within the limits.
+
+    Raises ValueError that names the plug-in and says what is wrong with it.
+    """
+    checked = {}
+    for name, plugin in config.plugins.items():
+        try:
+            file = load_plugin(plugin.file, plugin.function, config)
+        except ValueError as error:
+            raise ValueError(f"reward.plugins.{name}: {error}") from error
+        checked[name] = plugin.model_copy(update={"file": file})
+    return config.model_copy(update={"plugins": checked})
+
+
+def load_plugin(path: str, function: str, limits: RewardConfig) -> str:
     """Return the absolute path of a plug-in that a run can use, as `call_plugin` takes it.
 
-    The file is imported in a worker, not here. Raises ValueError that says what is wrong: no such
-    file or function, an error at import, other parameters.
+    The file is imported in a worker under the run's own limits, which hold at its first sample too.
+    Raises ValueError that says what is wrong: no such file or function, an error at import, other
+    parameters.
     """
     file = Path(path).resolve()
     if not file.is_file():
         raise ValueError(f"the reward plug-in {path} is no file; name a Python file")
-    pool = WorkerPool(1, CHECK_TIMEOUT_S, CHECK_MEMORY_MIB)
+    pool = WorkerPool(1, limits.timeout_s, limits.memory_mib)
     try:
         problem = pool.call(plugin_problem, str(file), function)
     except SampleFailed as failed:
-        problem = f"importing it failed: {failed}"
+        problem = (
+            f"importing it failed: {failed}; it must load within reward.timeout_s "
+            f"{limits.timeout_s:g} and reward.memory_mib {limits.memory_mib}"
+        )
     finally:
         pool.close()
     if problem:

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rewards.preference import PreferenceInput
+from rewards.progress_deadline import ProgressDeadline
 
 MAX_GROUPS_IN_FLIGHT = 10_000
 MAX_RESTARTS = 2
@@ -61,7 +62,7 @@ class PreferenceActors:
 
     def __init__(self, actors: Sequence[Any], deadline_s: float) -> None:
         self.actors = list(actors)
-        self._deadline_s = deadline_s
+        self._deadlines = [ProgressDeadline(deadline_s) for _ in self.actors]
         self._load = [0] * len(self.actors)
 
     async def score(self, inputs: Sequence[PreferenceInput]) -> tuple[float | None, ...]:
@@ -107,12 +108,13 @@ class PreferenceActors:
 
     async def _ask(self, place: int, method: str, *arguments: Any) -> Any:
         reference = getattr(self.actors[place], method).remote(*arguments)
+        deadline = self._deadlines[place]
         try:
-            return await asyncio.wait_for(_answer(reference), self._deadline_s)
+            return await deadline.wait(_answer(reference))
         except TimeoutError:
             ray.cancel(reference)
             raise TimeoutError(
-                f"preference model {place} did not {method} within {self._deadline_s:g} s "
+                f"preference model {place} did not {method} within {deadline.seconds:g} s "
                 "(reward.preference.deadline_s); it may be too slow, or Ray has no room for it"
             ) from None
         except RayActorError as error:

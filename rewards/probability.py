@@ -59,19 +59,18 @@ class ProbabilityReward:
             self._request(group, place, reference, thinking)
             for place in range(len(group.trajectories))
         ]
-        means = await self._means([request for request in asked if request])
-        is_debiased = thinking and self._config.debias
+        means = await self._means([one for one in asked if isinstance(one, ReferenceRequest)])
         baseline: float | str | None = None
-        if is_debiased and means:
+        if thinking and self._config.debias and means:
             baseline = await self._baseline(group, reference)
         return [
-            self._accuracy(means[_key(request)], baseline) if request else self._invalid()
-            for request in asked
+            self._accuracy(means[_key(one)], baseline) if isinstance(one, ReferenceRequest) else one
+            for one in asked
         ]
 
     @property
     def state(self) -> dict[str, Any]:
-        """Baselines by prompt id, for a checkpoint."""
+        """Baselines by prompt and temperature, for a checkpoint."""
         return {"baselines": dict(self._baselines)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -79,13 +78,20 @@ class ProbabilityReward:
 
     def _request(
         self, group: RolloutGroup, place: int, reference: str, thinking: bool
-    ) -> ReferenceRequest | None:
-        """The splice of one trajectory; None where it has no well-formed answer to replace."""
+    ) -> ReferenceRequest | Accuracy:
+        """The splice of one trajectory, or what it gets where there is no answer to replace."""
         trajectory = group.trajectories[place]
         if not format_reward(trajectory, thinking):
-            return None
+            if self._config.invalid == "zero":
+                return Accuracy(0.0, _LABEL)
+            return Accuracy(None, _LABEL, "not_scorable: no well-formed answer to replace")
         kept = _text_before_answer(trajectory)
-        return None if kept is None else self._splice.after_reasoning(group, place, kept, reference)
+        if kept is None:
+            return Accuracy(None, _LABEL, "not_scorable: no final answer is found in the answer")
+        spliced = self._splice.after_reasoning(group, place, kept, reference)
+        return spliced or Accuracy(
+            None, _LABEL, "not_scorable: response and reference are longer than the engine takes"
+        )
 
     async def _means(
         self, requests: Sequence[ReferenceRequest]
@@ -97,25 +103,32 @@ class ProbabilityReward:
 
     async def _mean(self, request: ReferenceRequest) -> float | str:
         try:
-            return mean_probability(await self._scorer.reference_logprobs(request))
+            mean = mean_probability(await self._scorer.reference_logprobs(request))
         except GenerationFailed as failure:
             return f"probability: {failure}"
+        return mean if math.isfinite(mean) else f"probability: the mean probability is {mean}"
 
     async def _baseline(self, group: RolloutGroup, reference: str) -> float | str:
         """r' of a prompt, asked once in a run, or why it has none."""
-        prompt = group.request.prompt
-        if prompt.id in self._baselines:
-            return self._baselines[prompt.id]
-        request = self._splice.without_reasoning(prompt, reference, group.request.temperature)
+        prompt, temperature = group.request.prompt, group.request.temperature
+        name = f"{prompt.id}@{temperature:g}"
+        if name in self._baselines:
+            return self._baselines[name]
+        request = self._splice.without_reasoning(prompt, reference, temperature)
         if request is None:
             return "not_scorable: prompt and reference are longer than the engine takes"
-        if prompt.id not in self._asking:
-            self._asking[prompt.id] = asyncio.create_task(self._mean(request))
+        if name not in self._asking:
+            self._asking[name] = asyncio.create_task(self._keep_baseline(name, request))
         # Another group of this prompt may wait for it too, and this one may be cancelled.
-        mean = await asyncio.shield(self._asking[prompt.id])
-        self._asking.pop(prompt.id, None)
+        return await asyncio.shield(self._asking[name])
+
+    async def _keep_baseline(self, name: str, request: ReferenceRequest) -> float | str:
+        try:
+            mean = await self._mean(request)
+        finally:
+            del self._asking[name]
         if isinstance(mean, float):
-            self._baselines[prompt.id] = mean
+            self._baselines[name] = mean
         return mean
 
     def _accuracy(self, mean: float | str, baseline: float | str | None) -> Accuracy:
@@ -127,11 +140,6 @@ class ProbabilityReward:
         if isinstance(baseline, float):
             made_of["baseline"] = baseline
         return Accuracy(debiased(**made_of), _LABEL, made_of=made_of)
-
-    def _invalid(self) -> Accuracy:
-        if self._config.invalid == "zero":
-            return Accuracy(0.0, _LABEL)
-        return Accuracy(None, _LABEL, "not_scorable: no well-formed answer to put it in place of")
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:

@@ -285,6 +285,9 @@ class RewardModelClient(PreferenceActors):
         """
         threads = max(1, int(places.cpus))
         environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
+        if not places.gpus:
+            # This cluster hides no GPU from an actor that reserves none.
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         device = "cuda" if places.gpus else "cpu"
         actors = places.start(
             RewardModelActor, environment, path.absolute(), dtype, device, threads

@@ -78,7 +78,8 @@ class RewardService:
         return await self._probability.accuracies(group, thinking)
 
     async def _preferences(self, group: RolloutGroup) -> list[Preference] | None:
-        if self._preference is None:
+        # One response has no group to be preferred in.
+        if self._preference is None or len(group.trajectories) == 1:
             return None
         prompt = group.request.prompt
         shown = [preference_input(prompt, trajectory) for trajectory in group.trajectories]

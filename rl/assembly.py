@@ -20,7 +20,7 @@ from policy.model_checks import refuse_longer_than_model
 from policy.tiny_reward_model import resolve_reward_model
 from rewards.actor import TextRewardClient
 from rewards.judge import JudgeClient
-from rewards.plugins import load_plugin
+from rewards.plugins import with_checked_plugins
 from rewards.preference import PreferenceModel
 from rewards.preference_actors import ActorPlaces
 from rewards.probability import ROUTE as PROBABILITY
@@ -30,7 +30,7 @@ from rewards.rules import ROUTES, score_reference
 from rewards.service import RewardService, takes_probability
 from rewards.text_rewards import question_text
 from rl.cluster import Cluster, open_cluster
-from rl.config import Config
+from rl.config import Config, RewardConfig
 from rl.loop import train_request
 from rl.stages import Canary, Prompt
 from rl.visible_gpus import count_visible_gpus
@@ -108,35 +108,25 @@ def gather_material(config: Config) -> Material:
     chat.require_switch(mode.thinking for mode in config.modes.values())
     refuse_oversized(config, stream, chat)
     heldout = tuple(stream.heldout(config.eval.prompts))
-    config = _with_checked_plugins(config)
-    routes = count_routes(stream, config.reward.probability is not None)
+    reward = with_checked_plugins(config.reward)
+    config = config.model_copy(update={"reward": reward})
+    if unknown := sorted(set(reward.task_weights) - {*ROUTES, PROBABILITY}):
+        raise ValueError(
+            f"reward.task_weights names unknown tasks {unknown}; there are "
+            f"{', '.join((*ROUTES, PROBABILITY))}"
+        )
+    routes = count_routes(stream, reward)
     preference = config.reward.preference
     preference_model = resolve_reward_model(preference.model) if preference else None
     return Material(config, model, stream, chat, heldout, routes, preference_model)
 
 
-def _with_checked_plugins(config: Config) -> Config:
-    """The configuration with absolute plug-in files, each known to be callable."""
-    checked = {}
-    for name, plugin in config.reward.plugins.items():
-        try:
-            file = load_plugin(plugin.file, plugin.function)
-        except ValueError as error:
-            raise ValueError(f"reward.plugins.{name}: {error}") from error
-        checked[name] = plugin.model_copy(update={"file": file})
-    reward = config.reward.model_copy(update={"plugins": checked})
-    return config.model_copy(update={"reward": reward})
-
-
-def count_routes(stream: PromptStream, has_probability: bool) -> Counter[str]:
-    """Count the prompts by accuracy reward; raises ValueError if no reference can be checked.
-
-    has_probability: whether references in natural language have a reward.
-    """
+def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[str]:
+    """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
     routes: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     for prompt in stream.checked():
-        if has_probability and takes_probability(prompt):
+        if reward.probability and takes_probability(prompt):
             routes[PROBABILITY] += 1
         elif prompt.task in ("auto", *ROUTES):
             question = question_text(prompt)
@@ -149,7 +139,8 @@ def count_routes(stream: PromptStream, has_probability: bool) -> Counter[str]:
             f"{next(iter(unknown))!r}; data.columns.task takes auto, {', '.join(ROUTES)}, and "
             f"{PROBABILITY} where reward.probability is set"
         )
-    if all(route.startswith("not_scorable") for route in routes):
+    is_needed = reward.weights.accuracy != 0
+    if is_needed and all(route.startswith("not_scorable") for route in routes):
         raise ValueError(
             "no reference answer can be checked, so nothing could be rewarded: "
             f"{routes.most_common(1)[0][0]}; check data.columns.reference and data.columns.task, "

@@ -82,6 +82,8 @@ class SourceConfig(Section):
     """Which column holds what."""
     settings: dict[str, Any] = {}
     """Passed to the procedural generator as they are."""
+    task: str = "auto"
+    """Accuracy reward of every row that names none; `auto` chooses by the reference."""
     system_prompt: str | None = None
     """Put in front of every conversation that has no system message."""
 
@@ -233,7 +235,7 @@ class PreferenceConfig(Section):
     gpus: int = Field(default=0, ge=0)
     """GPUs per copy; 0 runs it on CPU."""
     deadline_s: float = Field(default=600, gt=0)
-    """Deadline of one group's scores, and of loading the model."""
+    """Deadline of loading the model; later, how long a copy may leave every question unanswered."""
     engine: dict[str, Any] = {}
     """For `judge`: passed to vLLM's engine arguments as they are."""
 
@@ -284,7 +286,7 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _parts_are_known(self) -> RewardConfig:
-        reserved = set(self.plugins) & {*RewardWeights.model_fields, *UNWEIGHTED_PARTS}
+        reserved = set(self.plugins) & {*RewardWeights.model_fields, *UNWEIGHTED_PARTS, "mean"}
         if reserved:
             raise ValueError(f"plugins must not take the name of a part: {sorted(reserved)}")
         for key in ("task_weights", "mode_weights"):
@@ -410,6 +412,35 @@ class Config(Section):
                     f"reward.overlong_window.{mode} must be between 1 and the mode's max_tokens "
                     f"{self.modes[mode].max_tokens}, got {window}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _references_can_be_scored(self) -> Config:
+        probability = self.reward.probability
+        is_on_engine = probability is not None and probability.scorer == "engine"
+        if is_on_engine and self.rollout.engine.get("speculative_config"):
+            raise ValueError(
+                "reward.probability scores on the engines, which cannot be forced while they "
+                "decode speculatively; leave rollout.engine.speculative_config out, or set "
+                "reward.probability.scorer=learner"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _preference_device_is_stated(self) -> Config:
+        preference = self.reward.preference
+        if preference is None:
+            return self
+        if preference.kind == "judge" and self.resources.gpus and not preference.gpus:
+            raise ValueError(
+                "a judge on a machine with GPUs needs one of its own; set "
+                "reward.preference.gpus=1 and count it in resources.gpus"
+            )
+        if preference.kind == "classifier" and preference.gpus > 1:
+            raise ValueError(
+                f"a classifier runs on one GPU, got reward.preference.gpus={preference.gpus}; "
+                "raise reward.preference.actors instead"
+            )
         return self
 
     @model_validator(mode="after")

@@ -64,6 +64,7 @@ async def evaluate_checkpoint(
     model = checkpoint.path / "model"
     system = await start_system(material, console.print, train=False, model=model)
     try:
+        system.scorer.load(checkpoint.progress["scorer"])
         console.print(f"evaluating step {checkpoint.step} on {len(material.heldout)} prompts")
         return await evaluate(
             config, material.encode, system.engine, system.scorer, material.heldout

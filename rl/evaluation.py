@@ -74,7 +74,7 @@ def summarize(answers: Sequence[ScoredGroup | None]) -> ModeResult:
         raise RuntimeError(f"all {len(answers)} held-out generations of a mode failed")
     trajectories = [answer.group.trajectories[0] for answer in answered]
     scores = [answer.scores[0] for answer in answered]
-    correct = [0.0 if s.failure else s.parts["accuracy"] for s in scores]
+    correct = [s.parts.get("accuracy", 0.0) for s in scores]
     count = len(answers)
     accuracy = math.fsum(correct) / count
     return ModeResult(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,16 +21,18 @@ class GroupFilter:
     """Drops groups without scores, without variance, or of too little spread.
 
     The last is the filter of RLPR (https://arxiv.org/abs/2506.18254, 2.4): a group scored by the
-    debiased probability reward whose standard deviation is below beta x the running mean of such
-    deviations. The running mean moves between steps only, so that the order in which the groups of
-    a step are finished decides nothing.
+    probability reward whose standard deviation is below beta x the running mean of such deviations,
+    in modes that reason; elsewhere all responses of a group may share one context and one score.
+    The running mean moves between steps only, so that the order in which the groups of a step are
+    finished decides nothing.
     """
 
     def __init__(self, config: Config) -> None:
         self._algorithm = config.algorithm
         probability = config.reward.probability
         self._beta = probability.filter_beta if probability else None
-        self._spreads: list[float] = []
+        self._reasoning = {name for name, mode in config.modes.items() if mode.thinking}
+        self._spreads: defaultdict[int, list[float]] = defaultdict(list)
         self._warmup: list[float] = []
         self._ema: float | None = None
 
@@ -38,15 +41,15 @@ class GroupFilter:
         """Least standard deviation; 0 as long as the running mean is not known."""
         return 0.0 if self._beta is None or self._ema is None else self._beta * self._ema
 
-    def reason(self, scores: Sequence[Score]) -> str:
-        """Why the group is dropped, or an empty string; sees every group that was scored."""
+    def reason(self, step: int, mode: str, scores: Sequence[Score]) -> str:
+        """Why a scored group of `step` (1-based) is dropped, or an empty string; sees them all."""
         rewards = [score.reward for score in scores]
         unscored = sum(reward is None for reward in rewards)
         if unscored > self._algorithm.max_unscored_share * len(rewards):
             return "unscored"
-        spread = _debiased_spread(scores)
+        spread = _probability_spread(scores) if mode in self._reasoning else None
         if spread is not None:
-            self._spreads.append(spread)
+            self._spreads[step].append(spread)
             if spread < self.threshold:
                 return "low_spread"
         if self._algorithm.drop_zero_variance and has_zero_variance(rewards):
@@ -54,8 +57,8 @@ class GroupFilter:
         return ""
 
     def end_step(self, step: int) -> None:
-        """Take the spreads seen since the last step (1-based) into the running mean."""
-        spreads, self._spreads = self._spreads, []
+        """Take the spreads of a step's groups (1-based) into the running mean."""
+        spreads = self._spreads.pop(step, [])
         if not spreads or step < WARMUP_STEPS.start:
             return
         # fsum: the same mean in whatever order the groups were finished.
@@ -76,9 +79,9 @@ class GroupFilter:
         self._warmup, self._ema = list(state["warmup"]), state["ema"]
 
 
-def _debiased_spread(scores: Sequence[Score]) -> float | None:
-    """Sample deviation of the debiased accuracies; None for a group scored in another way."""
-    if not any("baseline" in score.parts for score in scores):
+def _probability_spread(scores: Sequence[Score]) -> float | None:
+    """Sample deviation of a group's probability rewards; None for one scored in another way."""
+    if not any(score.route.startswith("probability/") for score in scores):
         return None
     known = [score.parts["accuracy"] for score in scores if score.reward is not None]
     return statistics.stdev(known) if len(known) > 1 else None

@@ -41,6 +41,7 @@ from rl.stages import (
 )
 
 MAX_ATTEMPTS = 20
+SHOWN_FAILURES = 3
 
 
 class Prompts(Protocol):
@@ -123,6 +124,7 @@ class TrainingLoop:
         self._asked_for: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
         self._next_to_ask = version
         self._dropped: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         self._activity = _Activity()
 
     async def run(self, on_step: Callable[[StepResult], Awaitable[bool]]) -> None:
@@ -200,18 +202,19 @@ class TrainingLoop:
         for attempt in range(MAX_ATTEMPTS):
             if attempt:
                 prompt = self._parts.prompts.replacement(step, place, attempt, mode)
-            scored, reason = await self._attempt(f"{step}/{place}/{attempt}", prompt, mode)
+            scored, reason = await self._attempt(step, f"{step}/{place}/{attempt}", prompt, mode)
             # A group of little signal may stand where no other was found.
             if scored is not None and (not reason or attempt == MAX_ATTEMPTS - 1):
                 return scored
             self._dropped[f"{mode}/{reason}"] += 1
         raise RuntimeError(
             f"{MAX_ATTEMPTS} groups in a row were dropped for place {place} of step {step + 1} in "
-            f"mode {mode}; reasons so far: {dict(self._dropped)}"
+            f"mode {mode}; reasons so far: {dict(self._dropped)}; failures: "
+            f"{dict(self._failures.most_common(SHOWN_FAILURES))}"
         )
 
     async def _attempt(
-        self, group_id: str, prompt: Prompt, mode: str
+        self, step: int, group_id: str, prompt: Prompt, mode: str
     ) -> tuple[ScoredGroup | None, str]:
         """A scored group and why it is dropped, if it is; None where there is no such group."""
         request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
@@ -219,10 +222,12 @@ class TrainingLoop:
             with self._activity.at("sampling"):
                 group = await self._parts.engine.generate(request)
         except GenerationFailed as failure:
+            self._failures[str(failure)] += 1
             return None, str(failure).split(":")[0]
         with self._activity.at("scoring"):
             scores = await self._parts.scorer.score(group)
-        reason = self.group_filter.reason(scores)
+        self._failures.update(score.failure for score in scores if score.failure)
+        reason = self.group_filter.reason(step + 1, mode, scores)
         return None if reason == "unscored" else ScoredGroup(group, scores), reason
 
     async def _cancel_producers(self) -> None:

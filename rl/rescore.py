@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group
+from rewards.plugins import with_checked_plugins
 from rewards.preference import PreferenceInput, preference_input
 from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import debiased
@@ -53,6 +54,8 @@ def main(arguments: list[str]) -> int:
         run, out, rest = _parse(arguments)
         stored = load_over(run.config_path, "reward", [])
         config = load_over(run.config_path, "reward", rest)
+        reward = with_checked_plugins(config.reward)
+        config = config.model_copy(update={"reward": reward})
         paths = sorted(run.ledger_path.glob("step_*.parquet"))
         if not paths:
             raise ValueError(f"{run.ledger_path} holds no step_*.parquet; was log.ledger on?")
@@ -63,7 +66,8 @@ def main(arguments: list[str]) -> int:
     Console().print(as_table(changes(old, new)))
     for mode, share in sign_flips(old, new).items():
         Console().print(f"{mode}: {share:.1%} of the advantages change their sign")
-    for sentence in alarms(new, config.reward.parts):
+    weights = {mode: config.reward.weights_for("", "", mode) for mode in config.modes}
+    for sentence in alarms(new, weights):
         Console().print(f"[bold red]alarm[/] {sentence}")
     console.print(f"{len(new)} scores written to {out}")
     return 0
@@ -83,11 +87,16 @@ async def rescore(
             old = read_rows(path)
             new = await replay.step(old)
             write_step(out, old[0].step, new)
-            old_rows += old
-            new_rows += new
+            old_rows += map(_without_text, old)
+            new_rows += map(_without_text, new)
     finally:
         text.close()
     return old_rows, new_rows
+
+
+def _without_text(row: LedgerRow) -> LedgerRow:
+    """What the comparison needs; the texts of a whole run would not fit into memory."""
+    return dataclasses.replace(row, messages="", text="", reasoning=None, answer=None)
 
 
 class Replay:

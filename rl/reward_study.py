@@ -58,10 +58,10 @@ def sign_flips(old: Sequence[LedgerRow], new: Sequence[LedgerRow]) -> dict[str, 
     return {mode: sum(flips) / len(flips) for mode, flips in flipped.items()}
 
 
-def alarms(rows: Sequence[LedgerRow], weights: Mapping[str, float]) -> list[str]:
+def alarms(rows: Sequence[LedgerRow], weights: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Sentences that name what alone explains a mode's reward within its groups.
 
-    weights: of the parts; accuracy is what a reward should be made of, and raises no alarm.
+    weights: of the parts, by mode. Accuracy is what a reward should be made of: no alarm.
     """
     found = []
     for mode in dict.fromkeys(row.mode for row in rows):
@@ -69,7 +69,7 @@ def alarms(rows: Sequence[LedgerRow], weights: Mapping[str, float]) -> list[str]
         reward = _centred(known, [row.reward or 0.0 for row in known])
         if np.count_nonzero(reward) < LEAST_ROWS:
             continue
-        for part, weight in weights.items():
+        for part, weight in weights[mode].items():
             if part == "accuracy" or weight == 0:
                 continue
             share = _explained(reward, _centred(known, [row.parts.get(part, 0.0) for row in known]))

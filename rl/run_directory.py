@@ -32,6 +32,8 @@ MAY_DIFFER_ON_RESUME = (
     # How the engines run, not what they sample.
     *("rollout.workers", "rollout.tensor_parallel", "rollout.engine"),
     *("rollout.start_timeout_s", "rollout.group_timeout_s"),
+    *("reward.workers", "reward.timeout_s", "reward.memory_mib"),
+    *(f"reward.preference.{key}" for key in ("actors", "cpus", "gpus", "deadline_s", "engine")),
 )
 _MAX_NAMED_DIFFERENCES = 5
 

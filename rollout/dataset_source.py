@@ -34,6 +34,7 @@ class DatasetSource:
                 "Hugging Face data set"
             )
         self._columns = config.columns
+        self._task = config.task
         self._system_prompt = config.system_prompt
         rows = _Rows(_Location(config.path, config.subset, config.split), config.columns, modes)
         if config.heldout_path or config.heldout_split:
@@ -76,7 +77,7 @@ class DatasetSource:
             id=f"{rows.name}/{split}/{rows.id_of(number)}",
             messages=self._messages(row, len(images)),
             reference=_text(row[columns.reference]),
-            task=row[columns.task] or "auto" if columns.task else "auto",
+            task=(row[columns.task] if columns.task else None) or self._task,
             mode=row[columns.mode] or None if columns.mode else None,
             images=images,
         )

@@ -51,17 +51,18 @@ class ChainSumSource(_Procedural):
             )
         self._lengths = tuple(lengths)
         self._probability_share = share
+        self._task = config.task
         self._system_prompt = config.system_prompt
         self._seed = seed
         chain_sum_question(seed, 0, False, self._lengths)  # refuses lengths out of range
 
     def train(self, index: int) -> Prompt:
         drawn = stable_hash(f"probability/{self._seed}/{index}") / 2**64
-        task = "probability" if drawn < self._probability_share else "auto"
+        task = "probability" if drawn < self._probability_share else self._task
         return self._prompt(self._seed, index, False, task)
 
     def heldout(self, index: int) -> Prompt:
-        return self._prompt(HELDOUT_SEED, index, True, "auto")
+        return self._prompt(HELDOUT_SEED, index, True, self._task)
 
     def _prompt(self, seed: int, index: int, heldout: bool, task: str) -> Prompt:
         asked = chain_sum_question(seed, index, heldout, self._lengths)
@@ -97,6 +98,7 @@ class ReasoningGymSource(_Procedural):
             raise ValueError(
                 f"data.settings do not suit reasoning-gym's {self._name}: {error}"
             ) from error
+        self._accuracy_task = config.task
         self._system_prompt = config.system_prompt
         self._seed = seed
 
@@ -113,7 +115,8 @@ class ReasoningGymSource(_Procedural):
             is_heldout = stable_hash(row["question"]) % self.HELDOUT_ONE_IN == 0
             if is_heldout == (split == "heldout"):
                 messages = conversation(row["question"], self._system_prompt)
-                return Prompt(f"{self._name}/{split}/{index}", messages, str(row["answer"]))
+                prompt_id = f"{self._name}/{split}/{index}"
+                return Prompt(prompt_id, messages, str(row["answer"]), self._accuracy_task)
         raise ValueError(
             f"reasoning-gym's {self._name} has no {split} question in {self.MAX_TRIES} draws with "
             f"data.settings {self._settings_shown()}; widen the settings or take another task"

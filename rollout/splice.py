@@ -56,16 +56,20 @@ class Splice:
         engine: int | None,
     ) -> ReferenceRequest | None:
         tokens = self._chat.token_ids(reference)
+        # A greedy engine reports log-probabilities at temperature 1.
+        temperature = temperature or 1.0
         if not tokens or len(context) + len(tokens) > self._max_length:
             return None
         return ReferenceRequest(request_id, prompt, context, tokens, temperature, engine)
 
     def _tokens_within(self, response: Sequence[int], text: str) -> int:
         """How many sampled tokens, from the first, spell a start of `text`."""
+        # Counted from the end: the halves that are decoded add up to one whole.
+        num_left_out = len(self._chat.raw_text(response)) - len(text)
         low, high = 0, len(response)
         while low < high:
             middle = (low + high + 1) // 2
-            if len(self._chat.raw_text(response[:middle])) <= len(text):
+            if len(self._chat.raw_text(response[middle:])) >= num_left_out:
                 low = middle
             else:
                 high = middle - 1

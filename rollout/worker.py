@@ -29,6 +29,11 @@ from rl.stages import (
 BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
 
 
+# vLLM serves the lowest first. The canary must not wait behind groups in flight, and a reference
+# is to be scored before the prefix cache loses its context.
+CANARY_PRIORITY, REFERENCE_PRIORITY = -2, -1
+
+
 @dataclass(frozen=True)
 class WorkerSettings:
     """Everything a worker needs to start its engine."""
@@ -80,7 +85,6 @@ class RolloutWorker:
             "weight_transfer_config": WeightTransferConfig(backend=BACKENDS[settings.transport]),
             "worker_extension_cls": "rollout.weight_receiver.WorkerExtension",
             "use_tqdm_on_load": False,
-            # The canary must not wait behind the groups in flight.
             "scheduling_policy": "priority",
         }
         if settings.tensor_parallel > 1:
@@ -116,7 +120,9 @@ class RolloutWorker:
         sampling = forced_sampling(
             self._engine.vllm_config, request.reference_token_ids, request.temperature
         )
-        scored = self._final_output(request.context_token_ids, sampling, request.id)
+        scored = self._final_output(
+            request.context_token_ids, sampling, request.id, REFERENCE_PRIORITY
+        )
         (completion,) = (await self._answered(scored)).outputs
         if tuple(completion.token_ids) != request.reference_token_ids:
             raise GenerationFailed("not_forced: the engine emitted other tokens than it was given")
@@ -225,7 +231,7 @@ class RolloutWorker:
         self._num_canaries += 1
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         output = await self._final_output(
-            canary.token_ids, sampling, f"canary/{self._num_canaries}", priority=-1
+            canary.token_ids, sampling, f"canary/{self._num_canaries}", CANARY_PRIORITY
         )
         scored = zip(canary.token_ids, output.prompt_logprobs, strict=True)
         return tuple(

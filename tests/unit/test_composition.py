@@ -43,10 +43,24 @@ def test_a_trajectory_without_an_answer_is_not_scored_as_one_and_does_not_gain_b
     assert scores[2].parts["preference"] == scores[1].parts["preference"] < 0
 
 
+def test_an_answer_that_the_preference_model_could_not_read_is_a_failure_and_no_bad_answer():
+    shown = [Preference("11", 3.0), Preference("12", 1.0), Preference("1" * 9000, None)]
+    scores = compose({}, [number(1.0)] * 3, None, shown)
+    assert scores[2].reward is None
+    assert scores[2].failure.startswith("not_scorable: question and answer are longer")
+    assert scores[0].reward is not None
+
+
+def test_a_part_without_weight_fails_nothing():
+    failed = Accuracy(None, "natural/1", "not_scorable: needs the probability reward")
+    assert compose({"weights": {"accuracy": 0.0}}, [failed])[0].reward == pytest.approx(0.1)
+
+
 def test_a_failed_part_leaves_no_reward_and_keeps_the_others():
     broken = TextParts({"format": 1.0, "repetition": 0.0}, failure="brevity: timeout")
     failed = Accuracy(None, "expression/1", "timeout")
-    scores = compose({}, [failed, number(1.0)], [GOOD, broken])
+    config = {"plugins": {"brevity": {"file": "brevity.py"}}}
+    scores = compose(config, [failed, number(1.0)], [GOOD, broken])
     assert [score.reward for score in scores] == [None, None]
     assert [score.failure for score in scores] == ["timeout", "brevity: timeout"]
     assert scores[1].parts["accuracy"] == 1.0

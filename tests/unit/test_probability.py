@@ -143,6 +143,26 @@ def test_a_failed_request_is_a_failure_and_never_zero():
     assert reward.state == {"baselines": {}}
 
 
+def test_what_does_not_fit_the_engine_is_a_failure_though_invalid_forms_are_zero():
+    class Full(Letters):
+        def after_reasoning(self, group, place, kept_text, reference):
+            return None
+
+    reward = ProbabilityReward(ProbabilityConfig(), Scorer(), Full())
+    (scored,) = accuracies(reward, group([long("right")]))
+    assert scored.value is None
+    assert scored.failure == (
+        "not_scorable: response and reference are longer than the engine takes"
+    )
+
+
+def test_a_number_that_is_none_is_a_failure_and_no_baseline():
+    reward = ProbabilityReward(ProbabilityConfig(), Scorer(lambda text: (math.nan,)), Letters())
+    (scored,) = accuracies(reward, group([long("right")]))
+    assert (scored.value, scored.failure) == (None, "probability: the mean probability is nan")
+    assert reward.state == {"baselines": {}}
+
+
 def test_a_scorer_that_is_gone_ends_the_run():
     def dies(text):
         raise RuntimeError("engine 0: its process died")

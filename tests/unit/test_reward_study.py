@@ -68,7 +68,7 @@ def made(explains):
     return rows
 
 
-WEIGHTS = {"accuracy": 1.0, "format": 0.1}
+WEIGHTS = {"long": {"accuracy": 1.0, "format": 0.1}}
 
 
 def test_an_accuracy_that_explains_the_reward_is_as_it_should_be():

@@ -9,8 +9,10 @@ import pytest
 from rewards.plugins import call_plugin, load_plugin
 from rewards.rules import NotScorable
 from rewards.workers import SampleFailed, WorkerPool
+from rl.config import RewardConfig
 
 TIMEOUT_S = 1.0
+LIMITS = RewardConfig(timeout_s=10.0)
 PROMPT = {"id": "p/0", "messages": [{"role": "user", "content": "2+9?"}]} | {
     "reference": "11",
     "task": "auto",
@@ -99,13 +101,13 @@ def test_the_file_is_imported_once_per_worker(pool, tmp_path):
 def test_a_good_plugin_loads_to_its_absolute_path(plugin, tmp_path, monkeypatch):
     path = plugin("return 1.0", "prompt, mode, answer, reasoning=None")
     monkeypatch.chdir(tmp_path)
-    assert load_plugin("mine.py", "score") == path
+    assert load_plugin("mine.py", "score", LIMITS) == path
 
 
 def test_what_cannot_be_used_is_said_before_the_run(plugin, tmp_path):
     def refused(message, function="score", path=None):
         with pytest.raises(ValueError, match=message):
-            load_plugin(path or str(tmp_path / "mine.py"), function)
+            load_plugin(path or str(tmp_path / "mine.py"), function, LIMITS)
 
     refused(r"missing\.py is no file; name a Python file", path=str(tmp_path / "missing.py"))
     plugin("return 1.0")
@@ -137,5 +139,5 @@ def test_loading_does_not_run_the_file_in_this_process(tmp_path):
         f"import os\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "def score(prompt, mode, answer):\n    return 1\n"
     )
-    load_plugin(str(path), "score")
+    load_plugin(str(path), "score", LIMITS)
     assert int((tmp_path / "pid").read_text()) != os.getpid()
