@@ -34,7 +34,7 @@ from rich.table import Table
 
 from rewards.format import CLOSE, format_reward
 from rewards.repetition import repetition_penalty
-from rewards.rules import NotScorable, symbolic, verify_quickly
+from rewards.rules import NotScorable, score_reference, symbolic, verify_quickly
 from rewards.workers import SampleFailed, WorkerPool
 from rl.atomic_write import atomic_write
 from rl.config import RewardConfig
@@ -193,7 +193,8 @@ class Judge:
         try:
             verdict = verify_quickly(row.reference, row.answer, row.task, row.question)
         except NotScorable as error:
-            return Finding(parts, None, f"not_scorable: {error}", time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            return Finding(parts, _route(row), f"not_scorable: {error}", seconds)
         seconds = time.perf_counter() - started
         if verdict.accuracy is None:
             return self._threads.submit(self._symbolic, row, parts, verdict.route, seconds)
@@ -219,6 +220,12 @@ class Judge:
             "format": format_reward(sampled, thinking),
             "repetition": repetition_penalty(sampled.text, form.form, form.words, form.times),
         }
+
+
+def _route(row: Row) -> str | None:
+    """The route of a reference, whether or not it can be scored here."""
+    route = score_reference(row.reference or "", row.task, row.question)
+    return None if route.startswith("not_scorable") else route
 
 
 @contextmanager

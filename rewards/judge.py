@@ -78,6 +78,19 @@ class JudgePrompt:
         return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def check_judge(path: Path) -> None:
+    """Raise ValueError for what a directory shows to be no judge, its weights unread."""
+    from transformers import AutoConfig
+
+    JudgePrompt(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        raise ValueError(
+            f"the judge {path} is a {config.architectures}, which cannot write a grade; name a "
+            "language model, or set reward.preference.kind=classifier"
+        )
+
+
 def expected_grade(logprobs: Sequence[float]) -> float:
     """Return sum_d d p(d) / sum_d p(d) from the log-probabilities of the digits 0 to 9.
 

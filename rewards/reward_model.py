@@ -186,6 +186,12 @@ def _load_classifier(path: Path, dtype: str) -> Any:
     return model.eval()
 
 
+def check_reward_model(path: Path) -> None:
+    """Raise ValueError for what a directory shows to be no reward model, its weights unread."""
+    load_tokenizer(path)
+    _refuse_other_heads(path)
+
+
 def _refuse_other_heads(path: Path) -> None:
     from transformers import AutoConfig
 

@@ -19,13 +19,13 @@ from policy.model import resolve_model
 from policy.model_checks import refuse_longer_than_model
 from policy.tiny_reward_model import resolve_reward_model
 from rewards.actor import TextRewardClient
-from rewards.judge import JudgeClient
+from rewards.judge import JudgeClient, check_judge
 from rewards.plugins import with_checked_plugins
 from rewards.preference import PreferenceModel
 from rewards.preference_actors import ActorPlaces
 from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
-from rewards.reward_model import RewardModelClient
+from rewards.reward_model import RewardModelClient, check_reward_model
 from rewards.rules import ROUTES, score_reference
 from rewards.service import RewardService, takes_probability
 from rewards.text_rewards import question_text
@@ -116,9 +116,17 @@ def gather_material(config: Config) -> Material:
             f"{', '.join((*ROUTES, PROBABILITY))}"
         )
     routes = count_routes(stream, reward)
-    preference = config.reward.preference
-    preference_model = resolve_reward_model(preference.model) if preference else None
+    preference_model = _resolve_preference_model(config)
     return Material(config, model, stream, chat, heldout, routes, preference_model)
+
+
+def _resolve_preference_model(config: Config) -> Path | None:
+    preference = config.reward.preference
+    if preference is None:
+        return None
+    path = resolve_reward_model(preference.model)
+    (check_judge if preference.kind == "judge" else check_reward_model)(path)
+    return path
 
 
 def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[str]:

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from rl.ledger import read
 from rl.weight_digest import tensor_digest
 
 pytestmark = [
@@ -57,9 +58,15 @@ def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport):
         *("modes.short.max_tokens=8", "modes.long.max_tokens=72", "rollout.max_model_length=128"),
         *("rollout.prompts_per_step=16", "eval.prompts=16", f"sync.transport={transport}"),
         "rollout.engine.gpu_memory_utilization=0.2",
+        # References are forced through vLLM's V2 model runner, which the CPU has not.
+        "data.settings.probability_share=0.5",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 4
     assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
+    ledger = read(run / "ledger").to_pylist()
+    forced = [row["part/probability"] for row in ledger if row["route"] == "probability/1"]
+    assert any(value is not None for value in forced)
+    assert all(0 < value <= 1 for value in forced if value is not None)
