@@ -70,7 +70,7 @@ _DENIED = re.compile(
     r"|wrong|incorrect|doubt|cannot|unlikely)\b|n't\b)"
     r"(?:(?!\b(?:so|thus|hence|therefore|then|and|but|because|since|we|is)\b)[^.,;:])*"
     r"\b(?:that|say|think|believe|claim|case|equals?|be|not)\b[\s$*]*(?:that[\s$*]*)?$"
-    r"|(?:\bnot|n't)[\s$*]*$|(?:并非|不是|不认为)$",
+    r"|(?:\b(?:not|of|than|twice|half)|n't)[\s$*]*$|(?:并非|不是|不认为)$",
     re.IGNORECASE,
 )
 SUPPOSED = re.compile(
@@ -79,6 +79,8 @@ SUPPOSED = re.compile(
 )
 """How a sentence begins that only holds under a condition."""
 MAX_CLAUSE = 80
+_ON_THE_WAY = re.compile(r"\b(?:intermediate|auxiliary|partial|preliminary)\b|中间", re.IGNORECASE)
+_FINAL = re.compile(r"\bfinal(?:ly)?\b|最终|最后", re.IGNORECASE)
 _FENCED = re.compile(r"```[a-zA-Z]{0,10}[ \t]{0,3}\n(.*?)\n?```", re.DOTALL)
 _ANSWER_KEYS = frozenset({"answer", "final_answer", "final answer", "result"})
 _WORKING_KEYS = frozenset({"reasoning", "explanation", "thought", "thoughts", "steps", "solution"})
@@ -134,6 +136,8 @@ def _marked_answers(text: str, marked: list[_Marked]) -> list[str]:
 
 
 def _is_retracted(text: str, one: _Marked, last: _Marked) -> bool:
+    if one is not last and _ON_THE_WAY.search(_before(text, one)):
+        return bool(_FINAL.search(_before(text, last)))
     if not _RETRACTED.search(text, one.end, last.start):
         return False
     start = max(text.rfind(end, 0, one.start) for end in ".?!。\n") + 1
@@ -142,10 +146,15 @@ def _is_retracted(text: str, one: _Marked, last: _Marked) -> bool:
     )
 
 
+def _before(text: str, one: _Marked) -> str:
+    """What its sentence says in front of a marked answer."""
+    before = text[max(0, one.start - MAX_CLAUSE) : one.start]
+    return re.split(r"[.?!。！？\n]", before)[-1]
+
+
 def _stated_from(text: str, one: _Marked) -> int:
     """Where the content begins; the sentence, if it denies or supposes what the marker states."""
-    before = text[max(0, one.start - MAX_CLAUSE) : one.start]
-    sentence = re.split(r"[.?!。！？\n]", before)[-1]
+    sentence = _before(text, one)
     is_denied = _DENIED.search(sentence) or SUPPOSED.match(sentence)
     return one.start - len(sentence) if is_denied else one.inner_start
 

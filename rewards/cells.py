@@ -11,7 +11,7 @@ from rewards.quantities import quick_quantity, read_quantity
 
 MAX_CELL_CHARS = 200
 
-_IN_BRACKETS = re.compile(r"\(\s?([$€£¥]?\s?[0-9][0-9,.]*)\s?\)")
+_IN_BRACKETS = re.compile(r"\(\s?([$€£¥]?\s?[0-9][0-9,.]*)\s?\)\s?(%?)")
 
 
 def is_cell(reference: str) -> bool:
@@ -34,5 +34,5 @@ def quick_cell(reference: str, answer: str, question: str) -> bool | None:
 
 def _number(text: str) -> NumberLiteral | None:
     if match := _IN_BRACKETS.fullmatch(plain(text)):
-        return number_literal("-" + match[1])
+        return number_literal(f"-{match[1]}{match[2]}")
     return number_literal(spelled_scale(plain(text)))

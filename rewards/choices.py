@@ -43,6 +43,9 @@ _SEVERAL = re.compile(
 _ASKS_SEVERAL = re.compile(r"\b(?:select|choose|all|statements|options)\b|选", re.IGNORECASE)
 _ANOTHER_LETTER = re.compile(r"(?:^|\s|[(（])[A-J](?:[)）.:,]|$|\s+(?:and|or|和|或))")
 
+_REMARK = re.compile(r"\([^()]{1,80}\)")
+_DENIAL = re.compile(r"\b(?:not|no|isnt|instead|rather|than|or|wrong|except)\b|不|非")
+
 Options = Mapping[str, str]
 
 
@@ -104,9 +107,17 @@ def _is_option(letter: str, text: str, answer: str) -> bool:
         match = form.fullmatch(answer)
         if match and (match["letter"].isupper() or "(" in answer or ")" in answer):
             rest = match["text"]
-            is_right_text = same_text(text, rest) if text else not _ANOTHER_LETTER.search(rest)
+            is_right_text = _gives(text, rest) if text else not _ANOTHER_LETTER.search(rest)
             return match["letter"].upper() == letter and is_right_text
     return bool(text) and same_text(text, answer)
+
+
+def _gives(option: str, text: str) -> bool:
+    """Whether a text is an option's, or a remark in brackets that names it: "(the 13th one)"."""
+    if same_text(option, text):
+        return True
+    remark = plain_words(text) if _REMARK.fullmatch(text) else ""
+    return f" {plain_words(option)} " in f" {remark} " and not _DENIAL.search(remark)
 
 
 def chosen_text(answer: str, question: str) -> str | None:

@@ -38,6 +38,8 @@ _WEEKDAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday",
 _WEEKDAY = re.compile(
     r"(?:on\s)?(?:(?P<weekday>mon|tues?|wed(?:nes)?|thur?s?|fri|sat(?:ur)?|sun)(?:day)?\.?,?\s)?(?P<rest>.+)"
 )
+# "15 June 2022 (a Wednesday)"
+_REMARK = re.compile(r"(.{4,30}?),? \(?(?:(?:a|it (?:is|was) a) )?([a-z]{3,6}day)\)?")
 _FORMS = tuple(
     re.compile(form)
     for form in (
@@ -70,7 +72,7 @@ class Date:
 def read_date(text: str) -> Date | None:
     """Return the date that the text is, or None; a day that does not exist is none."""
     text = plain(text[: 2 * MAX_DATE_CHARS]).casefold() if len(text) <= MAX_DATE_CHARS else ""
-    match = _WEEKDAY.fullmatch(" ".join(text.split()))
+    match = _WEEKDAY.fullmatch(_REMARK.sub(r"\2 \1", " ".join(text.split())))
     if not match:
         return None
     date = _digits_only(match["rest"]) or _in_words(match["rest"])

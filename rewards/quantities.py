@@ -151,6 +151,10 @@ _VERB = r"(?:is|are|was|were|do|does|did|can|will|would|could|should|has|have|ha
 _HOW_MANY = re.compile(
     rf"\bhow many (?!{_VERB}|left\b)(\w+(?: (?!{_VERB})\w+){{0,3}})", re.IGNORECASE
 )
+_LEFT = re.compile(r"\b(?:left|remaining)\b")
+_ASKS_LEFT = re.compile(
+    r"\b(?:left|remain\w*|now|still|rest|over|have|has|after)\b|剩", re.IGNORECASE
+)
 _PERCENT: Unit = (("percent", 1),)
 _ASKS_PERCENT = re.compile(r"per\s?cent|%|百分", re.IGNORECASE)
 _ASKS = (
@@ -248,10 +252,12 @@ def quick_counted(reference: str, answer: str, question: str) -> bool:
         return may_differ and wanted.value == hundredfold.value
     if not same_number(wanted, given.number):
         return False
-    asked = _words(question)
+    asked, counted = _words(question), _counted_in(question)
+    if question and _LEFT.search(given.noun) and not _ASKS_LEFT.search(question):
+        # What is left is another number than what there was.
+        return False
     if given.noun:
         words = [_singular(word) for word in given.noun.split() if word not in _FILLERS | {"of"}]
-        counted = _counted_in(question)
         is_asked = not counted or not words or any(word in counted for word in words)
         is_known = all(word in asked or word in question for word in words)
         return not question or (is_asked and is_known)
@@ -259,7 +265,7 @@ def quick_counted(reference: str, answer: str, question: str) -> bool:
         not question
         or is_money(given.unit)
         or _mentions(question, given.unit)
-        or not _units_in(question)
+        or not (counted or _units_in(question))
     )
 
 

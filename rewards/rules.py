@@ -115,7 +115,7 @@ def verify_quickly(reference: str, answer: str, task: str = "auto", question: st
         if _repeats(wanted, answer):
             return Verdict(1.0, label)
         raise NotScorable("natural language: needs the probability reward")
-    finals = _honest_finals(wanted, answer, ROUTES[name])
+    finals = _honest_finals(wanted, answer, ROUTES[name], question)
     verdicts = [_verdict(ROUTES[name].quick, wanted, final, question) for final in finals]
     verdict = settle(verdicts) if verdicts else False
     return Verdict(None if verdict is None else float(verdict), label)
@@ -129,7 +129,7 @@ def symbolic(reference: str, answer: str, task: str = "auto", question: str = ""
     route = ROUTES[route_of(reference, task, question)]
     wanted = reference_answer(reference)
     decide = route.slow or route.quick
-    finals = _honest_finals(wanted, answer, route)
+    finals = _honest_finals(wanted, answer, route, question)
     try:
         verdicts = [_verdict(decide, wanted, final, question) for final in finals]
     except UnparsedReference as error:
@@ -185,13 +185,13 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _OR = re.compile(r"\bor\b|或者?", re.IGNORECASE)
 
 
-def _honest_finals(wanted: str, answer: str, route: Route) -> list[str]:
+def _honest_finals(wanted: str, answer: str, route: Route, question: str) -> list[str]:
     """The final answers of a text; none where it hedges or talks to the grader."""
     finals = final_answers(answer)
     if (
         not finals
         or any(len(final) > MAX_RULE_CHARACTERS for final in finals)
-        or talks_to_grader(answer)
+        or talks_to_grader(answer, question)
     ):
         return []
     for final in finals:

@@ -13,7 +13,7 @@ _ANSWER_NO = _NO | frozenset(
     ["n", "f", "nope", "untrue", "wrong", "不", "错的", "错误的", "不是的", "不对的", "不成立"]
 )
 _FIRST_WORD = re.compile(
-    r"([A-Za-z]+|[\u4e00-\u9fff]{1,4})\s?(?:[,;:.!，。；：！-]\s?(.*))?", re.DOTALL
+    r"([A-Za-z]+|[\u4e00-\u9fff]{1,4})\s?(?:[,;:.!，。；：！—-]\s?(.*))?", re.DOTALL
 )
 # "该说法正确" judges the statement that was given.
 _STATEMENT = re.compile(
@@ -29,6 +29,13 @@ _TURN = re.compile(
     r"|但|不过|然而",
     re.IGNORECASE,
 )
+# "At first I would say no, but there is one: yes." The last clause gives the verdict.
+_CONCLUDED = re.compile(
+    r"(?:.{0,300}[,;] )?(?:but |so )?(?P<clause>(?:there|it|this|that|they|both|all|the|he|she|we)"
+    r" [^,;:]{1,60}): (?P<word>yes|no|true|false)",
+    re.IGNORECASE | re.DOTALL,
+)
+_OPEN = re.compile(r"\b(?:if|unless|whether|or|either|only|other|question)\b", re.IGNORECASE)
 _YES_WORDS = re.compile(r"\b(?:yes|true|correct)\b|是的|正确", re.IGNORECASE)
 _NO_WORDS = re.compile(
     r"\b(?:no|not|false|incorrect|wrong|never)\b|n't\b|不|错|否|非", re.IGNORECASE
@@ -53,11 +60,14 @@ def _reference_side(text: str) -> bool | None:
 
 def _answer_side(text: str) -> bool | None:
     """What an answer says; None for neither or both. A reason may follow a comma or a point."""
-    text = plain(text[:400])
+    text = plain(text[:400]).replace("**", "")
     if stated := _STATEMENT.match(text):
         text = text[stated.end() :]
     if _DENIAL.fullmatch(text):
         return False
+    if concluded := _CONCLUDED.fullmatch(text):
+        is_open = _NO_WORDS.search(concluded["clause"]) or _OPEN.search(text)
+        text = "" if is_open else concluded["word"]
     match = _FIRST_WORD.fullmatch(text)
     if not match:
         return None

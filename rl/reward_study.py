@@ -61,7 +61,8 @@ def sign_flips(old: Sequence[LedgerRow], new: Sequence[LedgerRow]) -> dict[str, 
 def alarms(rows: Sequence[LedgerRow], weights: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Sentences that name what alone explains a mode's reward within its groups.
 
-    weights: of the parts, by mode. Accuracy is what a reward should be made of: no alarm.
+    weights: of the parts, by mode. Accuracy is what a reward should be made of: where it explains
+    the reward, a part that agrees with it raises no alarm.
     """
     found = []
     for mode in dict.fromkeys(row.mode for row in rows):
@@ -69,8 +70,11 @@ def alarms(rows: Sequence[LedgerRow], weights: Mapping[str, Mapping[str, float]]
         reward = _centred(known, [row.reward or 0.0 for row in known])
         if np.count_nonzero(reward) < LEAST_ROWS:
             continue
+        by_accuracy = _explained(
+            reward, _centred(known, [row.parts.get("accuracy", 0.0) for row in known])
+        )
         for part, weight in weights[mode].items():
-            if part == "accuracy" or weight == 0:
+            if part == "accuracy" or weight == 0 or by_accuracy >= EXPLAINED_BY_PART:
                 continue
             share = _explained(reward, _centred(known, [row.parts.get(part, 0.0) for row in known]))
             if share >= EXPLAINED_BY_PART:

@@ -80,6 +80,14 @@ def test_a_part_that_explains_the_reward_alone_is_named():
     assert alarm.startswith("long: format alone explains 100% of the reward within groups")
 
 
+def test_a_part_that_agrees_with_accuracy_is_no_alarm():
+    rows = [
+        row(f"group {n // 4}", 1.5 * a, num_tokens=n % 7, accuracy=a, preference=a)
+        for n, a in enumerate(random.Random(1).choices([0.0, 1.0], k=160))
+    ]
+    assert alarms(rows, {"long": {"accuracy": 1.0, "preference": 0.5}}) == []
+
+
 def test_length_that_explains_the_reward_is_named_whatever_its_direction():
     for sign in (1, -1):
         (alarm,) = alarms(made(lambda a, f, length, s=sign: s * length + 5 * a), WEIGHTS)

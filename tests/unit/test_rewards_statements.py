@@ -252,3 +252,30 @@ def test_labelled_pairs_are_judged_as_people_do():
         wrong[row["correct"]] += accuracy != float(row["correct"])
     assert sum(wrong.values()) <= 0.02 * len(rows)
     assert wrong[False] <= 0.01 * len(rows)
+
+
+READS = "Lena reads 16 pages a day. How many pages does she read in 3 days?"
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "question", "expected"),
+    [
+        ("48", "After three days she has read 48 pages.", READS, 1.0),
+        ("48", "Lena reads 48 pages a day.", READS, 0.0),
+        ("48", "Lena has 48 pages left.", READS, 0.0),
+        ("3", "图中一共有3个人在打篮球。", "图中有几个人在打篮球？", 1.0),
+        ("3", "图中有3个篮球。", "图中有几个人在打篮球？", 0.0),
+        ("李白", "《静夜思》的作者是唐代诗人李白。", "《静夜思》的作者是谁？", 1.0),
+        ("李白", "《将进酒》的作者是诗人李白。", "《静夜思》的作者是谁？", 0.0),
+        ("tennis", "They are playing tennis.", "What sport is being played?", 1.0),
+        ("tennis", "They are playing table tennis.", "What sport is being played?", 0.0),
+        ("15 June 2022", "15 June 2022 (a Wednesday)", "When does it begin?", 1.0),
+        ("15 June 2022", "15 June 2022 (a Tuesday)", "When does it begin?", 0.0),
+        ("15 June 2022", "It begins after 15 June 2022.", "When does it begin?", 0.0),
+        ("12", "The answer ends in 12.", "", 0.0),
+        ("2", r"Intermediate result: \boxed{1}. Final result: \boxed{2}.", "", 1.0),
+        ("2", r"One: \boxed{1}. Final result: \boxed{2}.", "", 0.0),
+    ],
+)
+def test_what_a_sentence_says_beside_the_question(reference, answer, question, expected):
+    assert verify(reference, answer, question=question) == expected
