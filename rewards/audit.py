@@ -34,7 +34,7 @@ from rich.table import Table
 
 from rewards.format import CLOSE, format_reward
 from rewards.repetition import repetition_penalty
-from rewards.rules import NotScorable, score_reference, symbolic, verify_quickly
+from rewards.rules.verifier import NotScorable, score_reference, symbolic, verify_quickly
 from rewards.workers import SampleFailed, WorkerPool
 from rl.atomic_write import atomic_write
 from rl.config import RewardConfig

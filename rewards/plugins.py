@@ -21,7 +21,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from rewards.rules import NotScorable
+from rewards.rules.verifier import NotScorable
 from rewards.workers import SampleFailed, WorkerPool
 from rl.config import RewardConfig
 

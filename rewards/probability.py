@@ -14,10 +14,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rewards.answers import answer_start
 from rewards.composition import Accuracy
 from rewards.format import format_reward
-from rewards.rules import NotScorable, reference_answer
+from rewards.rules.answers import answer_start
+from rewards.rules.verifier import NotScorable, reference_answer
 from rl.config import ProbabilityConfig
 from rl.interfaces import GenerationFailed, ReferenceScorer
 from rl.stages import Prompt, ReferenceRequest, RolloutGroup, Trajectory

@@ -17,7 +17,7 @@ from rewards.composition import Accuracy, Preference, TextParts, compose_group
 from rewards.preference import PreferenceModel, preference_input
 from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
-from rewards.rules import NATURAL, NotScorable, route_of
+from rewards.rules.verifier import NATURAL, NotScorable, route_of
 from rewards.text_rewards import question_text
 from rl.config import ModeConfig, RewardConfig
 from rl.stages import Prompt, RolloutGroup, Score

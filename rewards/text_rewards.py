@@ -13,7 +13,7 @@ from rewards.format import format_reward, mode_leak
 from rewards.overlong import overlong_penalty
 from rewards.plugins import call_plugin
 from rewards.repetition import repetition_penalty
-from rewards.rules import NotScorable, symbolic, verify_quickly
+from rewards.rules.verifier import NotScorable, symbolic, verify_quickly
 from rewards.workers import SampleFailed, WorkerPool
 from rl.config import ModeConfig, RewardConfig
 from rl.stages import Prompt, RolloutGroup, Trajectory

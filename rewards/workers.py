@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from rewards.rules import NotScorable
+from rewards.rules.verifier import NotScorable
 
 PRELOAD = "rewards.preload"
 SAMPLES_PER_PROCESS = 2000

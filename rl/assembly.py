@@ -26,7 +26,7 @@ from rewards.preference_actors import ActorPlaces
 from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
 from rewards.reward_model import RewardModelClient, check_reward_model
-from rewards.rules import ROUTES, score_reference
+from rewards.rules.verifier import ROUTES, score_reference
 from rewards.service import RewardService, takes_probability
 from rewards.text_rewards import question_text
 from rl.cluster import Cluster, open_cluster

@@ -27,7 +27,7 @@ from typing import Any
 
 import ray
 
-from rewards.rules import symbolic, verify_quickly
+from rewards.rules.verifier import symbolic, verify_quickly
 from rewards.workers import WorkerPool
 from rl.assembly import Material, System, gather_material, start_system
 from rl.config import Config

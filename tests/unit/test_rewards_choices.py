@@ -2,8 +2,8 @@
 
 import pytest
 
-from rewards.choices import read_options
-from rewards.rules import score_reference
+from rewards.rules.choices import read_options
+from rewards.rules.verifier import score_reference
 from tests.unit.test_rewards_rules import verify
 
 CAPITAL = "What is the capital of France?\nA) London\nB) Paris\nC) Rome\nD) Berlin"

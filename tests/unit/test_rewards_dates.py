@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.dates import Date, read_date
+from rewards.rules.dates import Date, read_date
 from tests.unit.test_rewards_rules import verify
 
 

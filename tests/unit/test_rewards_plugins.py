@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rewards.plugins import call_plugin, load_plugin
-from rewards.rules import NotScorable
+from rewards.rules.verifier import NotScorable
 from rewards.workers import SampleFailed, WorkerPool
 from rl.config import RewardConfig
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.number_literals import number_literal
-from rewards.quantities import read_quantity
-from rewards.rules import score_reference
+from rewards.rules.number_literals import number_literal
+from rewards.rules.quantities import read_quantity
+from rewards.rules.verifier import score_reference
 from tests.unit.test_rewards_rules import verify
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.answers import MAX_CHARACTERS, answer_start, final_answers
-from rewards.rules import NotScorable, score_reference, symbolic, verify_quickly
+from rewards.rules.answers import MAX_CHARACTERS, answer_start, final_answers
+from rewards.rules.verifier import NotScorable, score_reference, symbolic, verify_quickly
 
 
 def verify(reference, answer, task="auto", question=""):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.rules import score_reference
+from rewards.rules.verifier import score_reference
 from tests.unit.test_rewards_rules import verify
 
 

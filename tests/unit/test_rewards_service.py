@@ -6,7 +6,7 @@ import time
 import pytest
 
 from rewards.composition import Accuracy
-from rewards.rules import symbolic
+from rewards.rules.verifier import symbolic
 from rewards.service import RewardService, takes_probability
 from rewards.text_rewards import TextRewards, question_text
 from rl.config import ModeConfig, RewardConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rewards.answers import answer_start, final_answers
-from rewards.rules import ROUTES, NotScorable, score_reference, verify_quickly
+from rewards.rules.answers import answer_start, final_answers
+from rewards.rules.verifier import ROUTES, NotScorable, score_reference, verify_quickly
 from tests.unit.test_rewards_rules import verify
 
 PAIRS = Path(__file__).parents[1] / "data" / "answer_pairs.jsonl"
@@ -232,7 +232,7 @@ def test_cutting_and_joining_anything_raises_nothing_but_not_scorable():
 
 def test_quick_verdicts_load_neither_sympy_nor_pint():
     code = (
-        "import sys; from rewards.rules import verify_quickly\n"
+        "import sys; from rewards.rules.verifier import verify_quickly\n"
         "assert verify_quickly('1.5 km', '1500 m').accuracy is None\n"
         "assert verify_quickly('(1, 2)', '(1,2)').accuracy == 1.0\n"
         "print(sorted({'torch', 'sympy', 'math_verify', 'pint', 'dateutil'} & set(sys.modules)))"

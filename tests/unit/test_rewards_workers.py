@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from rewards.rules import NotScorable, symbolic, verify_quickly
+from rewards.rules.verifier import NotScorable, symbolic, verify_quickly
 from rewards.workers import MAX_MESSAGE_BYTES, SAMPLES_PER_PROCESS, SampleFailed, WorkerPool
 from tests import reward_tasks
 

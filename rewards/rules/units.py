@@ -1,7 +1,7 @@
 """Names and symbols of units, English and Chinese, and how a unit is read from text.
 
 Only names are known here; what they are worth is asked of pint, in a worker
-(rewards/quantities.py).
+(rewards/rules/quantities.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CURRENCIES = {
     "gbp_penny": "penny pence 便士",
     "cny_jiao": "jiao 角 毛",
 }
-"""Our names, which the registry of rewards/quantities.py defines, and how texts write them."""
+"""Our names, which the registry of rules/quantities.py defines, and how texts write them."""
 
 _NAMES = {
     "meter": "meter metre 米 公尺",

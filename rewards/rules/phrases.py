@@ -1,4 +1,4 @@
-"""The wording that rewards/statements.py reads: verbs, hedges, denials, openings.
+"""The wording that rewards/rules/statements.py reads: verbs, hedges, denials, openings.
 
 Every expression is bounded, so that matching stays linear.
 """

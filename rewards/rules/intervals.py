@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewards.elements import Equal
-from rewards.notation import plain, settle
-from rewards.number_literals import number_literal
+from rewards.rules.elements import Equal
+from rewards.rules.notation import plain, settle
+from rewards.rules.number_literals import number_literal
 
 MAX_INTERVAL_CHARS = 200
 MAX_PIECES = 6

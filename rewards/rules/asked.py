@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.number_words import words_to_number
-from rewards.units import read_unit
+from rewards.rules.number_words import words_to_number
+from rewards.rules.units import read_unit
 
 MAX_QUESTION_CHARS = 4000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from rewards.notation import plain_value
+from rewards.rules.notation import plain_value
 
 MAX_EXPRESSION_CHARS = 400
 

@@ -11,35 +11,41 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rewards.answers import MAX_CHARACTERS, final_answers
-from rewards.cells import is_cell, quick_cell
-from rewards.choices import chosen_text, contradicts_option, is_choice, is_letters, quick_choice
-from rewards.dates import is_date, quick_date
-from rewards.elements import Equal, quick_element, slow_element
-from rewards.expressions import (
+from rewards.rules.answers import MAX_CHARACTERS, final_answers
+from rewards.rules.cells import is_cell, quick_cell
+from rewards.rules.choices import (
+    chosen_text,
+    contradicts_option,
+    is_choice,
+    is_letters,
+    quick_choice,
+)
+from rewards.rules.dates import is_date, quick_date
+from rewards.rules.elements import Equal, quick_element, slow_element
+from rewards.rules.expressions import (
     UnparsedReference,
     is_expression,
     quick_expression,
     same_expression,
 )
-from rewards.intervals import (
+from rewards.rules.intervals import (
     asks_for_interval,
     compare_intervals,
     is_inequality,
     is_interval,
     is_surely_interval,
 )
-from rewards.matrices import compare_matrices, is_matrix
-from rewards.notation import plain, plain_words, settle, value_name
-from rewards.number_literals import number_literal, same_number
-from rewards.quantities import (
+from rewards.rules.matrices import compare_matrices, is_matrix
+from rewards.rules.notation import plain, plain_words, settle, value_name
+from rewards.rules.number_literals import number_literal, same_number
+from rewards.rules.quantities import (
     convert_quantity,
     is_percentage,
     is_quantity,
     quick_counted,
     quick_quantity,
 )
-from rewards.sequences import (
+from rewards.rules.sequences import (
     compare_lists,
     compare_sets,
     compare_tuples,
@@ -50,8 +56,8 @@ from rewards.sequences import (
     is_set,
     is_tuple,
 )
-from rewards.statements import hedges, readings, talks_to_grader
-from rewards.yes_no import is_yes_no, quick_yes_no
+from rewards.rules.statements import hedges, readings, talks_to_grader
+from rewards.rules.yes_no import is_yes_no, quick_yes_no
 
 NATURAL = "natural"
 """The route of references in natural language, which rules cannot decide."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from rewards.elements import Equal, all_equal, all_matched, split_outside_brackets
-from rewards.notation import plain, plain_words
-from rewards.number_literals import number_literal
+from rewards.rules.elements import Equal, all_equal, all_matched, split_outside_brackets
+from rewards.rules.notation import plain, plain_words
+from rewards.rules.number_literals import number_literal
 
 MAX_ITEMS = 32
 MAX_ITEM_WORDS = 8

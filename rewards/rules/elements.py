@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rewards.dates import quick_date, read_date
-from rewards.expressions import is_expression, quick_expression, same_expression
-from rewards.notation import plain_words, settle
-from rewards.number_literals import number_literal, same_number
-from rewards.quantities import convert_quantity, quick_quantity, read_quantity
+from rewards.rules.dates import quick_date, read_date
+from rewards.rules.expressions import is_expression, quick_expression, same_expression
+from rewards.rules.notation import plain_words, settle
+from rewards.rules.number_literals import number_literal, same_number
+from rewards.rules.quantities import convert_quantity, quick_quantity, read_quantity
 
 Equal = Callable[[str, str], bool | None]
 """Reference element and answer element to a verdict; None if it takes sympy or pint."""

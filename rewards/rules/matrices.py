@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from rewards.elements import Equal, all_equal, split_outside_brackets
-from rewards.notation import plain_value, settle
+from rewards.rules.elements import Equal, all_equal, split_outside_brackets
+from rewards.rules.notation import plain_value, settle
 
 MAX_MATRIX_CHARS = 800
 MAX_ENTRIES = 100

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.notation import plain
+from rewards.rules.notation import plain
 
 _YES = frozenset(["yes", "true", "correct", "是", "对", "正确", "真"])
 _NO = frozenset(["no", "false", "incorrect", "否", "错", "错误", "假", "不是", "不对", "不正确"])

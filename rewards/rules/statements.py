@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rewards import phrases
-from rewards.answers import SUPPOSED, sentences
-from rewards.asked import MAX_QUESTION_CHARS, PLACES, Asked, beside_chinese, beside_question
+from rewards.rules import phrases
+from rewards.rules.answers import SUPPOSED, sentences
+from rewards.rules.asked import MAX_QUESTION_CHARS, PLACES, Asked, beside_chinese, beside_question
 
 MAX_STATEMENT_CHARS = 400
 """A longer final answer is only read as it stands."""

@@ -10,7 +10,7 @@ import datetime
 import re
 from dataclasses import dataclass
 
-from rewards.notation import plain
+from rewards.rules.notation import plain
 
 MAX_DATE_CHARS = 60
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from rewards.dates import quick_date, read_date
-from rewards.notation import plain, plain_words
-from rewards.number_literals import NumberLiteral, number_literal, same_number, spelled_scale
-from rewards.quantities import quick_quantity, read_quantity
+from rewards.rules.dates import quick_date, read_date
+from rewards.rules.notation import plain, plain_words
+from rewards.rules.number_literals import NumberLiteral, number_literal, same_number, spelled_scale
+from rewards.rules.quantities import quick_quantity, read_quantity
 
 MAX_CELL_CHARS = 200
 

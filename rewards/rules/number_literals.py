@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rewards.notation import plain_value
-from rewards.number_words import CHINESE_SCALES, SCALES, words_to_number
+from rewards.rules.notation import plain_value
+from rewards.rules.number_words import CHINESE_SCALES, SCALES, words_to_number
 
 MAX_NUMBER_CHARS = 200
 MIN_ROUNDED_DIGITS = 3

@@ -14,10 +14,10 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from rewards.notation import plain, plain_value
-from rewards.number_literals import NumberLiteral, number_literal, same_number, spelled_scale
-from rewards.number_words import CHINESE_NUMERAL
-from rewards.units import CURRENCIES, Unit, currency_of, is_money, read_unit, spellings
+from rewards.rules.notation import plain, plain_value
+from rewards.rules.number_literals import NumberLiteral, number_literal, same_number, spelled_scale
+from rewards.rules.number_words import CHINESE_NUMERAL
+from rewards.rules.units import CURRENCIES, Unit, currency_of, is_money, read_unit, spellings
 
 MAX_QUANTITY_CHARS = 120
 MIN_CONVERTED_DIGITS = 3

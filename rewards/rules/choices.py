@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from rewards.notation import plain, plain_words
-from rewards.number_literals import number_literal, same_number
-from rewards.quantities import quick_quantity, read_quantity
+from rewards.rules.notation import plain, plain_words
+from rewards.rules.number_literals import number_literal, same_number
+from rewards.rules.quantities import quick_quantity, read_quantity
 
 MAX_QUESTION_CHARS = 20_000
 MAX_CHOICE_CHARS = 300
