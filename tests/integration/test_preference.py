@@ -116,7 +116,7 @@ def test_groups_in_flight_get_their_own_scores_from_either_actor(loop, directory
         for group, scores in zip(groups, scored, strict=True):
             assert list(scores) == pytest.approx(model.score(group), abs=1e-5)
         assert process_of(client, 0).pid != process_of(client, 1).pid
-        twice = await client.score([asked("11"), asked("12"), asked("11"), asked("1" * 600)])
+        twice = await client.score([asked("11"), asked("12"), asked("11"), asked("1" * 2100)])
         assert twice[0] == twice[2] != twice[1]
         assert twice[3] is None
         await client.close()
@@ -195,7 +195,7 @@ def test_the_judge_grades_as_transformers_does_also_after_its_engine_was_killed(
     async def body() -> None:
         places = ActorPlaces(cpus=1.0)
         client = await JudgeClient.start(tmp_path, places, "float32", DEADLINE_S, CPU_ENGINE)
-        scores = await client.score([*inputs, inputs[0], asked("1" * 600)])
+        scores = await client.score([*inputs, inputs[0], asked("1" * 2100)])
         assert list(scores[:12]) == pytest.approx(wanted, abs=1e-4)
         assert scores[12] == scores[0]
         assert scores[13] is None
