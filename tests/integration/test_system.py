@@ -188,7 +188,7 @@ def test_all_five_parts_are_in_a_score(loop, material, system):
         if score.parts["format"]:
             gain = score.parts["probability"] - score.parts["baseline"]
             assert score.parts["accuracy"] == pytest.approx(min(1.0, max(0.0, gain)))
-    assert "asked/probability" in system.scorer.state["probability"]["baselines"]
+    assert "asked/probability@1" in system.scorer.state["probability"]["baselines"]
 
 
 def preference_actor(system):
