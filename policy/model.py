@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
-import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from policy.model_cache import default_cache_dir, digest, find_model, made_once
 from policy.model_checks import read_config, refuse_unusable_weights
 from policy.tiny_policy import ensure_tiny_policy
 from rl.config import LoraConfig, PolicyConfig
@@ -28,7 +22,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 """Files that hold weights; a model directory's other files go along with any new weights."""
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # Settings that change logits after the output layer, which policy/logprobs.py applies alone.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _log = logging.getLogger(__name__)
@@ -45,19 +38,11 @@ def resolve_model(name: str, untie: bool) -> Path:
     """
     if name == "builtin:tiny":
         return ensure_tiny_policy()
-    if Path(name).is_dir():
-        directory = Path(name)
-    elif _HUB_NAME.fullmatch(name):
-        directory = _download(name)
-    else:
-        raise ValueError(
-            f"policy.model must be a model directory, a Hugging Face name or builtin:tiny, got "
-            f"{name!r}; there is no such directory"
-        )
+    directory = find_model(name, "policy.model")
     config = read_config(directory)
     refuse_unusable_weights(directory, config)
     if config.tie_word_embeddings and untie:
-        return untied_copy(directory, _cache_dir())
+        return untied_copy(directory, default_cache_dir())
     return directory
 
 
@@ -96,16 +81,6 @@ def _with_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
     return get_peft_model(model, adapter, autocast_adapter_dtype=False)
 
 
-def _download(name: str) -> Path:
-    try:
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"policy.model {name!r} is no directory and could not be downloaded: {error}; check "
-            "the name and the network, or name a local directory"
-        ) from error
-
-
 def _refuse_logit_settings(config: PretrainedConfig) -> None:
     values = {name: config.to_dict().get(name) for name in _LOGIT_SETTINGS}
     if changed := {name: value for name, value in values.items() if value not in (None, 1)}:
@@ -134,21 +109,13 @@ def untied_copy(directory: Path, cache_dir: Path) -> Path:
     """Return a copy of a tied model whose output layer has weights of its own; made once."""
     stamps = [(str(directory.resolve()), (directory / "config.json").read_text())]
     stamps += [(f.name, f.stat().st_mtime_ns) for f in sorted(directory.glob("*.safetensors"))]
-    digest = hashlib.blake2b(json.dumps(stamps).encode(), digest_size=6).hexdigest()
-    target = cache_dir / f"untied-{digest}"
-    if target.exists():
-        return target
-    _log.warning("untying the embeddings of %s for the CPU engines: %s", directory, target)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".untied-", dir=cache_dir))
-    try:
+    target = cache_dir / f"untied-{digest(stamps)}"
+
+    def write(aside: Path) -> None:
+        _log.warning("untying the embeddings of %s for the CPU engines: %s", directory, target)
         _write_untied(directory, aside)
-        # Another process may have been faster; what it made is the same.
-        if not target.exists():
-            aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return target
+
+    return made_once(target, write)
 
 
 def _write_untied(directory: Path, target: Path) -> None:
@@ -167,8 +134,3 @@ def copy_companions(source: Path, target: Path) -> None:
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
             shutil.copy(file, target / file.name)
-
-
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hybrid-rl"

@@ -6,13 +6,9 @@ DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from policy.model_cache import default_cache_dir, digest, made_once
 from policy.tiny_tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
 from policy.tiny_warmup import WarmupRecipe, warm_up
 
@@ -59,48 +56,6 @@ def ensure_tiny_policy(
     return made_once(
         (cache_dir or default_cache_dir()) / name, lambda aside: _write_policy(aside, seed, recipe)
     )
-
-
-def made_once(directory: Path, write: Callable[[Path], None]) -> Path:
-    """Return `directory`, complete: as it is, or filled by `write` in a place of its own first.
-
-    A process that finds another one at work waits for it.
-    """
-    if directory.exists():
-        return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(directory.with_suffix(".lock")):
-        if not directory.exists():
-            _make(directory, write)
-    return directory
-
-
-def default_cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hybrid-rl"
-
-
-def digest(parts: Any) -> str:
-    """Return a name for everything that decides a model's weights and tokenizer."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold `lock`; waits for the process that has it, and the kernel frees it if that one dies."""
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _make(directory: Path, write: Callable[[Path], None]) -> None:
-    """Write everything aside, then rename, so that `directory` is complete when it exists."""
-    aside = Path(tempfile.mkdtemp(prefix=".tiny-", dir=directory.parent))
-    try:
-        write(aside)
-        aside.rename(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from datasets import Dataset
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -35,13 +32,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from policy.tiny_policy import (
-    default_cache_dir,
-    digest,
-    ensure_tiny_policy,
-    made_once,
-    step_progress,
-)
+from policy.model_cache import default_cache_dir, digest, find_model, made_once
+from policy.tiny_policy import ensure_tiny_policy, step_progress
 from rl.chain_sum import question
 
 Mistake = Literal["off_by_one", "off_by_more", "ill_formed"]
@@ -50,7 +42,6 @@ NOT_DIGITS = "abcdefgh+=?. "
 TRAINING_TIMEOUT_S = 1800.0
 """Twenty times what it takes on one core."""
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _Row = list[int]
 
 
@@ -89,20 +80,7 @@ def resolve_reward_model(model: str) -> Path:
     """
     if model == "builtin:tiny":
         return ensure_tiny_reward_model()
-    if Path(model).is_dir():
-        return Path(model)
-    if not _HUB_NAME.fullmatch(model):
-        raise ValueError(
-            "the preference model must be a model directory, a Hugging Face name or builtin:tiny, "
-            f"got {model!r}; there is no such directory"
-        )
-    try:
-        return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"the preference model {model!r} is no directory and could not be downloaded: {error}; "
-            "check the name and the network, or name a local directory"
-        ) from error
+    return find_model(model, "the preference model")
 
 
 def ensure_tiny_reward_model(

@@ -6,10 +6,10 @@ R = sum over parts of weight x part,  the preference part being z over the group
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewards.preference import group_preferences
+from rewards.preference import PreferenceInput, group_preferences
 from rl.config import RewardConfig
 from rl.stages import Prompt, Score
 
@@ -42,6 +42,17 @@ class Preference:
     answer: str | None
     """None where the trajectory has no answer, which the model is not asked about."""
     raw: float | None
+
+
+def paired(
+    shown: Sequence[PreferenceInput | None], raws: Iterable[float | None]
+) -> list[Preference]:
+    """One preference per trajectory; raws: the scores of those that had an answer to show."""
+    scores = iter(raws)
+    return [
+        Preference(None, None) if one is None else Preference(one.answer, next(scores))
+        for one in shown
+    ]
 
 
 def compose_group(

@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rewards.composition import Accuracy, Preference, TextParts, compose_group
+from rewards.composition import Accuracy, Preference, TextParts, compose_group, paired
 from rewards.preference import PreferenceModel, preference_input
 from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
@@ -83,11 +83,8 @@ class RewardService:
             return None
         prompt = group.request.prompt
         shown = [preference_input(prompt, trajectory) for trajectory in group.trajectories]
-        raws = iter(await self._preference.score([one for one in shown if one is not None]))
-        return [
-            Preference(None, None) if one is None else Preference(one.answer, next(raws))
-            for one in shown
-        ]
+        raws = await self._preference.score([one for one in shown if one is not None])
+        return paired(shown, raws)
 
 
 def _by_rules(text: TextParts) -> Accuracy:

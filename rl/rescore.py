@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rewards.composition import Accuracy, Preference, TextParts, compose_group
+from rewards.composition import Accuracy, Preference, TextParts, compose_group, paired
 from rewards.plugins import with_checked_plugins
 from rewards.preference import PreferenceInput, preference_input
 from rewards.probability import ROUTE as PROBABILITY
@@ -155,11 +155,7 @@ class Replay:
         if self._model is None:
             return [Preference(r.preference_answer, r.parts.get("preference_raw")) for r in rows]
         shown = [preference_input(group.request.prompt, t) for t in group.trajectories]
-        raws = iter(self._model.score([one for one in shown if one is not None]))
-        return [
-            Preference(None, None) if one is None else Preference(one.answer, next(raws))
-            for one in shown
-        ]
+        return paired(shown, self._model.score([one for one in shown if one is not None]))
 
 
 def _probability(row: LedgerRow, text: TextParts, debias: bool, invalid_is_zero: bool) -> Accuracy:

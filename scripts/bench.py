@@ -36,7 +36,14 @@ from rl.loop import Parts, StepResult, TrainingLoop, train_request
 from rl.modes import draw_step, shares_at
 from rl.publish import publish
 from rl.recipe import load
-from rl.stages import ReferenceRequest, RolloutRequest, ScoredGroup, TrainBatch, TrainSample
+from rl.stages import (
+    Canary,
+    ReferenceRequest,
+    RolloutRequest,
+    ScoredGroup,
+    TrainBatch,
+    TrainSample,
+)
 from rollout.worker import RolloutWorker, WorkerSettings
 
 TRAINING_STEPS = 8
@@ -300,14 +307,8 @@ class ScoringWorker(RolloutWorker):
 
     async def prompt_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """The same log-probabilities from vLLM's prompt_logprobs over context and reference."""
-        from vllm import SamplingParams
-
         tokens = (*request.context_token_ids, *request.reference_token_ids)
-        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        output = await self._final_output(tokens, sampling, request.id)
-        first = len(request.context_token_ids)
-        scored = zip(tokens, output.prompt_logprobs, strict=True)
-        return tuple(place[token].logprob for token, place in list(scored)[first:])
+        return await self._score(Canary(tokens, len(request.context_token_ids)))
 
 
 async def bench_probability(material: Material, rounds: int) -> dict[str, Any]:

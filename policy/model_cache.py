@@ -1,0 +1,83 @@
+"""Where models come from that are not simply there: made once on this machine, or downloaded."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_model(name: str, setting: str) -> Path:
+    """Return a directory as it is, or that of a Hugging Face model, downloading it on first use.
+
+    setting: what names the model, for errors. Raises ValueError if there is no such model.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not _HUB_NAME.fullmatch(name):
+        raise ValueError(
+            f"{setting} must be a model directory, a Hugging Face name or builtin:tiny, got "
+            f"{name!r}; there is no such directory"
+        )
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{setting} {name!r} is no directory and could not be downloaded: {error}; check the "
+            "name and the network, or name a local directory"
+        ) from error
+
+
+def default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "hybrid-rl"
+
+
+def digest(parts: Any) -> str:
+    """Return a name for everything that decides a model's weights and tokenizer."""
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
+
+
+def made_once(directory: Path, write: Callable[[Path], None]) -> Path:
+    """Return `directory`, complete: as it is, or filled by `write` in a place of its own first.
+
+    A process that finds another one at work waits for it.
+    """
+    if directory.exists():
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(directory.with_suffix(".lock")):
+        if not directory.exists():
+            _make(directory, write)
+    return directory
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold `lock`; waits for the process that has it, and the kernel frees it if that one dies."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _make(directory: Path, write: Callable[[Path], None]) -> None:
+    """Write everything aside, then rename, so that `directory` is complete when it exists."""
+    aside = Path(tempfile.mkdtemp(prefix=".made-", dir=directory.parent))
+    try:
+        write(aside)
+        aside.rename(directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
