@@ -75,7 +75,7 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _make(directory: Path, write: Callable[[Path], None]) -> None:
     """Write everything aside, then rename, so that `directory` is complete when it exists."""
-    aside = Path(tempfile.mkdtemp(prefix=".made-", dir=directory.parent))
+    aside = Path(tempfile.mkdtemp(prefix=".tiny-", dir=directory.parent))
     try:
         write(aside)
         aside.rename(directory)
