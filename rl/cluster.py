@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 
-from rl.config import Config
+from rl.config import Config, ResourcesConfig
 from rl.placement import Placement, place
 
 RESERVE_TIMEOUT_S = 120.0
@@ -19,33 +25,26 @@ RESERVE_TIMEOUT_S = 120.0
 class Cluster:
     placement: Placement
     group: PlacementGroup
+    is_own: bool = True
+    """Whether Ray and the reservation are this run's, and end with it."""
 
     def close(self) -> None:
-        remove_placement_group(self.group)
-        ray.shutdown()
+        if self.is_own:
+            remove_placement_group(self.group)
+            ray.shutdown()
 
 
 def open_cluster(config: Config) -> Cluster:
     """Start a local Ray or join the configured one, and reserve the run's bundles.
 
-    Raises ValueError if the cluster lacks the GPUs, or if they are not free in time.
+    Inside a Ray actor, which is an arm of a sweep, the bundles are reserved already: its own
+    placement group holds them. Raises ValueError if the cluster lacks the GPUs, or if they are not
+    free in time.
     """
     placement = place(config)
-    cpus = sum(bundle.cpus for bundle in placement.bundles)
-    # Actor creation with no GPU reserved must not hide the GPUs it is handed later.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if config.resources.ray_address is None:
-        ray.init(
-            # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
-            address="local",
-            # Logical cores: a laptop may hold more actors than it has cores.
-            num_cpus=max(os.cpu_count() or 1, int(cpus + 0.5)),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-        )
-    else:
-        ray.init(address=config.resources.ray_address, logging_level=logging.ERROR)
-    _check_gpus(config)
+    if ray.is_initialized() and (reserved := get_current_placement_group()) is not None:
+        return Cluster(placement, reserved, is_own=False)
+    start_ray(config.resources, sum(bundle.cpus for bundle in placement.bundles))
     group = placement_group([bundle.resources for bundle in placement.bundles], strategy="PACK")
     if not group.wait(RESERVE_TIMEOUT_S):
         remove_placement_group(group)
@@ -58,11 +57,34 @@ def open_cluster(config: Config) -> Cluster:
     return Cluster(placement, group)
 
 
-def _check_gpus(config: Config) -> None:
+def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = True) -> None:
+    """Start a local Ray with room for `cpus`, or join the configured one.
+
+    shows_workers: whether what Ray's processes print appears here. Raises ValueError if there are
+    fewer GPUs than a run takes.
+    """
+    # Actor creation with no GPU reserved must not hide the GPUs it is handed later.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if resources.ray_address is None:
+        ray.init(
+            # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
+            address="local",
+            # Logical cores: a laptop may hold more actors than it has cores.
+            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=shows_workers,
+        )
+    else:
+        ray.init(
+            address=resources.ray_address,
+            logging_level=logging.ERROR,
+            log_to_driver=shows_workers,
+        )
     available = int(ray.cluster_resources().get("GPU", 0))
-    if config.resources.gpus > available:
+    if resources.gpus > available:
         ray.shutdown()
         raise ValueError(
-            f"resources.gpus asks for {config.resources.gpus} GPUs, Ray has {available}; take a "
+            f"resources.gpus asks for {resources.gpus} GPUs, Ray has {available}; take a "
             "smaller scale= or join a larger cluster with resources.ray_address=auto"
         )

@@ -82,6 +82,8 @@ class SourceConfig(Section):
     """Which column holds what."""
     settings: dict[str, Any] = {}
     """Passed to the procedural generator as they are."""
+    seed: int | None = None
+    """Decides which prompt stands at which place; by default the run's seed."""
     task: str = "auto"
     """Accuracy reward of every row that names none; `auto` chooses by the reference."""
     system_prompt: str | None = None
@@ -320,12 +322,23 @@ class CheckpointConfig(Section):
 
 class EvalConfig(Section):
     prompts: int = Field(default=256, gt=0)
-    """Held-out prompts, each asked once in every mode."""
+    """Held-out prompts, each asked `samples` times in every mode."""
+    samples: int = Field(default=1, gt=0)
+    """Responses per prompt and mode; with more than one there is a pass@k."""
     every: int | None = Field(default=None, gt=0)
     """Steps between evaluations; None evaluates before and after only."""
     temperature: float = Field(default=1.0, ge=0)
     """0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvalConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"eval.samples={self.samples} greedy responses would be copies of one; set "
+                "eval.samples=1, or an eval.temperature above 0"
+            )
+        return self
 
 
 class ResourcesConfig(Section):
@@ -476,13 +489,11 @@ class Config(Section):
                     f"memory, got resources.nodes={self.resources.nodes}"
                 )
             return self
-        policy_gpus = max(engines, ranks) if self.resources.colocate else engines + ranks
-        needed = policy_gpus + preference_gpus
-        if needed != gpus:
+        if self.num_gpus_taken > gpus:
             raise ValueError(
-                f"resources.gpus must be what the run takes: {engines} for engines (rollout.workers"
-                f" x tensor_parallel), {ranks} for learner ranks and {preference_gpus} for the "
-                f"preference model make {needed}, got {gpus}"
+                f"resources.gpus must hold what the run takes: {engines} for engines "
+                f"(rollout.workers x tensor_parallel), {ranks} for learner ranks and "
+                f"{preference_gpus} for the preference model make {self.num_gpus_taken}, got {gpus}"
             )
         if self.resources.colocate and engines != ranks:
             raise ValueError(
@@ -490,6 +501,18 @@ class Config(Section):
                 f"{ranks} and {engines} engine GPUs"
             )
         return self
+
+    @property
+    def num_gpus_taken(self) -> int:
+        """GPUs that engines, learner ranks and preference models run on."""
+        if self.resources.gpus == 0:
+            return 0
+        engines = self.rollout.workers * self.rollout.tensor_parallel
+        policy = max(engines, self.policy.ranks)
+        if not self.resources.colocate:
+            policy = engines + self.policy.ranks
+        preference = self.reward.preference
+        return policy + (preference.actors * preference.gpus if preference else 0)
 
     @property
     def transport(self) -> Literal["host", "nccl", "ipc"]:

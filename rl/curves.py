@@ -21,8 +21,8 @@ from rl.sinks import read_metrics
 _SIZE_INCHES = (16, 10)
 _DPI = 100
 # Told apart by people with any colour vision (Okabe and Ito).
-_MODE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-_INK, _GREY, _GRID = "#22272e", "#6b7280", "#e5e7eb"
+MODE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+INK, GREY, GRID = "#22272e", "#6b7280", "#e5e7eb"
 _TIME_PARTS = (
     ("time/wait_for_groups", "waiting for groups", "#9ecae1"),
     ("time/update", "learner update", "#3b7dbf"),
@@ -89,7 +89,7 @@ def draw_curves(directory: RunDirectory) -> Path:
     """
     record = _read(directory)
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor="white")
-    figure.suptitle(_title(directory, record), x=0.045, y=0.97, ha="left", fontsize=20, color=_INK)
+    figure.suptitle(_title(directory, record), x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
     axes = figure.subplots(2, 2)
     figure.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
     _draw_by_mode(axes[0, 0], record, "reward/{mode}/mean", "Reward")
@@ -141,7 +141,7 @@ def _draw_accuracy(axes: Axes, record: _Record) -> None:
         if len(heldout.steps):
             axes.plot(heldout.steps, heldout.values, color=color, **_HELDOUT_STYLE)
     if any(len(record.heldout(mode, "accuracy").steps) for mode in record.modes):
-        axes.plot([], [], color=_GREY, label="held-out", **_HELDOUT_STYLE)
+        axes.plot([], [], color=GREY, label="held-out", **_HELDOUT_STYLE)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _finish(axes)
@@ -183,21 +183,21 @@ def _draw_step_time(axes: Axes, record: _Record) -> None:
 
 
 def _prepare(axes: Axes, record: _Record, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=15, color=_INK, pad=10)
-    axes.set_xlabel("step", fontsize=12, color=_GREY)
+    axes.set_title(title, loc="left", fontsize=15, color=INK, pad=10)
+    axes.set_xlabel("step", fontsize=12, color=GREY)
     axes.set_xlim(0, max(record.last_step * 1.02, record.last_step + 0.6))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.tick_params(colors=_GREY, labelsize=12, length=0)
-    axes.grid(axis="y", color=_GRID, linewidth=1)
+    axes.tick_params(colors=GREY, labelsize=12, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=1)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_GREY)
+    axes.spines["bottom"].set_color(GREY)
 
 
 def _finish(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
-        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=_GREY)
+        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_yticks([])
         return
     # Above the panel, where no curve can pass under it.
@@ -209,14 +209,14 @@ def _finish(axes: Axes) -> None:
         ncols=len(handles),
         frameon=False,
         fontsize=12,
-        labelcolor=_INK,
+        labelcolor=INK,
         handlelength=1.4,
         columnspacing=1.4,
     )
 
 
 def _colors(modes: Sequence[str]) -> dict[str, str]:
-    return {mode: _MODE_COLORS[place % len(_MODE_COLORS)] for place, mode in enumerate(modes)}
+    return {mode: MODE_COLORS[place % len(MODE_COLORS)] for place, mode in enumerate(modes)}
 
 
 def _moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

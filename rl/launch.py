@@ -11,16 +11,20 @@ import dataclasses
 import errno
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import rich.console
 
 from rl.checkpoints import Checkpoint
 from rl.config import Config
 from rl.console import Console
 from rl.curves import draw_curves, write_summary
 from rl.evaluation import ModeResult, evaluate
+from rl.interfaces import MetricSink
 from rl.ledger import ledger_rows, write_step
 from rl.loop import Parts, StepResult, TrainingLoop
 from rl.memory_estimate import count_parameters, describe_memory
@@ -73,15 +77,24 @@ def described(launch: Launch) -> str:
     )
 
 
-async def train(config: Config, notes: Sequence[str] = ()) -> None:
-    """Run, or continue, the training that `config` describes; `notes` are shown at the start."""
+async def train(
+    config: Config,
+    notes: Sequence[str] = (),
+    screen: rich.console.Console | None = None,
+    sinks: Sequence[MetricSink] = (),
+) -> None:
+    """Run, or continue, the training that `config` describes.
+
+    notes: shown at the start. screen: where a person follows the run; stdout by default. sinks:
+    get every step's metrics, beside those that `config.log` asks for.
+    """
     directory = RunDirectory(Path(config.run))
     directory.open(config, dump(config), NEEDED_BYTES)
-    console = Console(directory.name, config.steps, list(config.modes))
+    console = Console(directory.name, config.steps, list(config.modes), screen)
     for note in notes:
         console.note(note)
     try:
-        await _Training(config, directory, console).run()
+        await _Training(config, directory, console, sinks).run()
     finally:
         console.close()
         directory.close()
@@ -90,10 +103,17 @@ async def train(config: Config, notes: Sequence[str] = ()) -> None:
 class _Training:
     """One process's share of a run: from its newest checkpoint to its end or a stop."""
 
-    def __init__(self, config: Config, directory: RunDirectory, console: Console) -> None:
+    def __init__(
+        self,
+        config: Config,
+        directory: RunDirectory,
+        console: Console,
+        sinks: Sequence[MetricSink],
+    ) -> None:
         self._config = config
         self._directory = directory
         self._console = console
+        self._more_sinks = sinks
         self._progress = Progress()
         self._before: dict[str, dict[str, float]] = {}
         self._summary: dict[str, Any] = {}
@@ -117,7 +137,7 @@ class _Training:
         self._directory.check_room(self._checkpoint_bytes())
         # Only now that all input has been checked: what is forgotten here is about to be remade.
         self._directory.truncate_to(step)
-        self._sinks = Sinks(self._config.log, self._directory, self._console.note)
+        self._sinks = Sinks(self._config.log, self._directory, self._console.note, self._more_sinks)
         try:
             await self._run_system(step, checkpoint)
         finally:
@@ -237,6 +257,10 @@ class _Training:
     @contextmanager
     def _finish_step_on_interrupt(self) -> Iterator[None]:
         """The first Ctrl-C ends the run after the step and its checkpoint, the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            # Signals belong to the main thread, and to whoever runs this one.
+            yield
+            return
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rl.config import Config
 from rl.export_proof import ModeProof
+from rl.markdown_table import markdown_table
 
 Figures = Mapping[str, Mapping[str, float]]
 """Held-out figures by mode, named as the fields of rl/evaluation.py:ModeResult."""
@@ -90,7 +91,7 @@ def _serving(config: Config, facts: CardFacts) -> str:
         [mode, *(json.dumps(fields[column]) for column in columns)]
         for mode, fields in facts.requests.items()
     ]
-    table = _table(["mode", *columns], rows)
+    table = markdown_table(["mode", *columns], rows)
     lines = [
         "## Serving",
         _fenced(serve_command(facts.name, facts.reasoning_parser), "bash"),
@@ -160,7 +161,8 @@ def _results(config: Config, facts: CardFacts) -> str:
     return (
         "## Results\n\nOne response per held-out prompt of the training data, at most "
         f"{settings.prompts} prompts, temperature {settings.temperature:g}, top_p "
-        f"{settings.top_p:g}; half widths are of the 95 % interval.\n\n{_table(header, rows)}"
+        f"{settings.top_p:g}; half widths are of the 95 % interval.\n\n"
+        + markdown_table(header, rows)
     )
 
 
@@ -181,7 +183,7 @@ def _proof(config: Config, facts: CardFacts) -> str:
         f"against a transformers forward of the checkpoint in {config.policy.dtype}; differences "
         f"up to {config.canary_tolerance:g} are accepted. The greedy gap is the most by which "
         "the checkpoint prefers another token to a greedy one: at 0 both write the same text."
-        f"\n\n{_table(header, rows)}"
+        f"\n\n{markdown_table(header, rows)}"
     )
 
 
@@ -202,20 +204,11 @@ def _lineage(config: Config, facts: CardFacts) -> str:
         ["trained with", _versions(facts.trained_with)],
         ["exported with", _versions(facts.exported_with)],
     ]
-    return f"## Lineage\n\n{_table(['', ''], rows)}"
+    return f"## Lineage\n\n{markdown_table(['', ''], rows)}"
 
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _fenced(text: str, language: str) -> str:

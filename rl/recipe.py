@@ -13,7 +13,7 @@ settings of one kind of data mean nothing to another.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,12 +54,12 @@ class Layer:
 
     def leaves(self) -> dict[str, Any]:
         """Every leaf by its dotted key."""
-        return dict(_leaves(OmegaConf.to_container(self.tree)))
+        return dotted_leaves(OmegaConf.to_container(self.tree))
 
 
 def load(arguments: Sequence[str]) -> Launch:
     """Return the checked configuration; raises RecipeError, which lists every problem."""
-    directives, overrides = _parse(arguments)
+    directives, overrides = parse_arguments(arguments)
     if "config" not in directives:
         raise RecipeError(
             "config=NAME is missing; name a recipe of the working directory or one of "
@@ -67,13 +67,19 @@ def load(arguments: Sequence[str]) -> Launch:
         )
     recipe_path = find_recipe(str(directives["config"]))
     layers = _read_chain(recipe_path)
+    if any("recipe" in layer.tree for layer in layers):
+        raise RecipeError(
+            f"{recipe_path.name} is a sweep, not a recipe; run it with python -m rl.sweep "
+            f"config={directives['config']}"
+        )
     scale = directives.get("scale", _last(layers, "scale"))
     if scale is not None:
         layers += _read_chain(find_scale(str(scale)))
     num_files = len(layers)
     layers.append(Layer(COMMAND_LINE, overrides))
     config = _checked(layers, {"run": f"runs/{recipe_path.stem}"})
-    return Launch(config, _is_true(directives), _notes(layers[:num_files]))
+    notes = (*_notes(layers[:num_files]), *_unused_gpus(config))
+    return Launch(config, _is_true(directives), notes)
 
 
 def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
@@ -91,7 +97,7 @@ def load_over(stored: Path, section: str, arguments: Sequence[str]) -> Config:
     arguments: `config=NAME` for the recipe, if any, and `section.key=value`. Raises RecipeError,
     also for keys of other sections.
     """
-    directives, overrides = _parse(arguments)
+    directives, overrides = parse_arguments(arguments)
     layers = _read_chain(stored)
     if "config" in directives:
         layers += [
@@ -156,7 +162,7 @@ def _largest_that_fits(visible: int) -> Path:
     return fitting[max(fitting)]
 
 
-def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
     """Return the loader's own keys and the tree of overrides."""
     directives: dict[str, Any] = {}
     overrides = OmegaConf.create()
@@ -193,17 +199,23 @@ def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     chain = (*above, path.resolve())
     if path.resolve() in above:
         raise RecipeError(f"extends goes round in a circle: {' -> '.join(map(str, chain))}")
+    tree = read_tree(path)
+    layers: list[Layer] = []
+    if "extends" in tree:
+        beneath = _find(str(tree.pop("extends")), [path.parent, CONFIGS], "extends")
+        layers = _read_chain(beneath, chain)
+    return [*layers, Layer(str(path), tree, CONFIGS in path.resolve().parents)]
+
+
+def read_tree(path: Path) -> DictConfig:
+    """The keys and values of a YAML file; raises RecipeError where it holds anything else."""
     try:
         tree = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not readable YAML: {error}") from None
     if not isinstance(tree, DictConfig):
         raise RecipeError(f"{path} must hold keys and values, got a {type(tree).__name__}")
-    layers: list[Layer] = []
-    if "extends" in tree:
-        beneath = _find(str(tree.pop("extends")), [path.parent, CONFIGS], "extends")
-        layers = _read_chain(beneath, chain)
-    return [*layers, Layer(str(path), tree, CONFIGS in path.resolve().parents)]
+    return tree
 
 
 def _last(layers: Sequence[Layer], key: str) -> Any:
@@ -259,11 +271,21 @@ def _notes(files: Sequence[Layer]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict) or not tree:
-        return [(prefix, tree)] if prefix else []
-    return [
-        leaf
-        for key, value in tree.items()
-        for leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    ]
+def _unused_gpus(config: Config) -> list[str]:
+    gpus, taken = config.resources.gpus, config.num_gpus_taken
+    if gpus == taken:
+        return []
+    return [f"of resources.gpus={gpus} the run takes {taken}; more engines or ranks use the rest"]
+
+
+def dotted_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested mappings by its dotted key; lists and empty mappings are leaves.
+
+    Example: dotted_leaves({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
+    """
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree} if prefix else {}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= dotted_leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

@@ -17,13 +17,16 @@ class RecipeError(ValueError):
 
 
 def problems(
-    error: ValidationError, tree: Mapping[str, Any], origins: Mapping[str, str]
+    error: ValidationError,
+    tree: Mapping[str, Any],
+    origins: Mapping[str, str],
+    model: type[BaseModel] = Config,
 ) -> list[str]:
     """Return one line per problem of the merged `tree`.
 
     origins: the layer that set each dotted key last, for people to find it.
     """
-    keys = valid_keys(Config, tree)
+    keys = valid_keys(model, tree)
     return [_line(finding, keys, origins) for finding in error.errors()]
 
 

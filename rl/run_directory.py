@@ -26,6 +26,7 @@ from yaml import YAMLError
 from rl.atomic_write import write_text
 from rl.checkpoints import Checkpoint, Checkpoints
 from rl.config import Config
+from rl.recipe import dotted_leaves
 
 MAY_DIFFER_ON_RESUME = (
     *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync"),
@@ -195,7 +196,7 @@ def _differences(stored: Config, config: Config) -> list[str]:
     before, after = (
         {
             key: value
-            for key, value in _leaves(one.model_dump(mode="json")).items()
+            for key, value in dotted_leaves(one.model_dump(mode="json")).items()
             if not _may_differ(key)
         }
         for one in (stored, config)
@@ -209,17 +210,3 @@ def _differences(stored: Config, config: Config) -> list[str]:
 
 def _may_differ(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER_ON_RESUME)
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping with dotted keys; lists stay whole.
-
-    Example: _leaves({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves

@@ -9,7 +9,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rl.atomic_write import write_text
@@ -28,13 +28,14 @@ class Sinks:
         log: LogConfig,
         directory: RunDirectory,
         note: Callable[[str], None] = _log.warning,
+        more: Sequence[MetricSink] = (),
     ) -> None:
-        """Open what `log` asks for; raises ValueError where it cannot be had.
+        """Open what `log` asks for beside `more`; raises ValueError where it cannot be had.
 
         Steps after the last one in metrics.jsonl are taken as not yet made.
         """
         self._note = note
-        self._sinks = open_sinks(log, directory)
+        self._sinks = [*open_sinks(log, directory), *more]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._each("no longer written", lambda sink: sink.write(step, metrics))

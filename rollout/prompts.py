@@ -39,8 +39,9 @@ class PromptStream:
     @classmethod
     def open(cls, config: Config) -> PromptStream:
         """Open the configured source; raises ValueError for data that cannot be used."""
-        source = open_source(config.data, config.seed, config.modes)
-        return cls(source, config.seed, config.rollout.prompts_per_step)
+        seed = config.seed if config.data.seed is None else config.data.seed
+        source = open_source(config.data, seed, config.modes)
+        return cls(source, seed, config.rollout.prompts_per_step)
 
     def prompts(self, step: int) -> list[Prompt]:
         """Return the prompts of a step (0-based), one per place."""

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from rl.recipe import CONFIGS, SCALES, RecipeError, dump, find_scale, load
 from rl.visible_gpus import count_visible_gpus
 
 HYBRID = "config=hybrid_50_50.yaml"
-RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+SWEEPS = sorted(path.name for path in CONFIGS.glob("sweep_*.yaml"))
+RECIPES = sorted({path.name for path in CONFIGS.glob("*.yaml")} - set(SWEEPS))
 SCALE_NAMES = sorted(path.stem for path in SCALES.glob("*.yaml"))
 
 
@@ -38,13 +40,14 @@ def test_every_shipped_recipe_loads_at_every_scale_and_dumps_to_itself(recipe, s
 
 def test_the_shipped_files_are_the_documented_ones():
     assert RECIPES == ["hybrid_50_50.yaml", "long_only.yaml", "short_only.yaml"]
+    assert SWEEPS == ["sweep_ratio.yaml"]
     assert SCALE_NAMES == ["cluster", "cpu_tiny", "node_8gpu", "one_gpu"]
 
 
 @pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml"), *SCALES.glob("*.yaml")], ids=str)
 def test_shipped_files_open_with_their_command_and_hardware(path):
     comment = path.read_text().partition("\n\n")[0] + path.read_text()[:1500]
-    assert "python -m rl.launch config=" in comment
+    assert re.search(r"python -m rl\.(launch|sweep) +config=", comment)
     assert "# Hardware:" in comment
 
 
@@ -201,3 +204,12 @@ def test_loading_a_recipe_imports_nothing_heavy():
         check=True,
     )
     assert answer.stdout.strip() == "[]"
+
+
+def test_gpus_that_a_run_leaves_unused_are_noted_and_missing_ones_refused():
+    launch = load(["config=hybrid_50_50.yaml", "scale=node_8gpu", "reward.preference=null"])
+    assert launch.notes == (
+        "of resources.gpus=8 the run takes 7; more engines or ranks use the rest",
+    )
+    message = refused("config=hybrid_50_50.yaml", "scale=node_8gpu", "rollout.workers=4")
+    assert "4 for engines" in message and "make 9, got 8" in message

@@ -1,0 +1,191 @@
+"""Sweep: `python -m rl.sweep config=sweep_ratio.yaml [scale=...] [key=value ...] [dry_run=true]`.
+
+Trains every arm (rl/arms.py) as rl.launch would, several at once where there is room, and reports
+what they show side by side (rl/sweep_report.py).
+
+    sweep.yaml    what is swept          report.md, report.html, ratio.png, results.json
+    arms/NAME/    an arm's run           tune/    Ray Tune's own files
+
+Ray Tune schedules and places the arms: each is a trial with the placement group of its run. What
+an arm has done is in its run directory, proven checkpoints and all; the same command therefore
+gives Tune the arms that are not finished, each goes on from its newest checkpoint, and seeds or
+shares may be added to a sweep at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import rich.console
+from omegaconf import OmegaConf
+
+from rl.arms import Arm, Sweep, SweepConfig, load_sweep
+from rl.atomic_write import write_text
+from rl.config import Config
+from rl.launch import described, train
+from rl.placement import place
+from rl.recipe import Launch, dotted_leaves, read_tree
+from rl.sweep_progress import SweepProgress
+from rl.sweep_report import summary_table, write_report
+from rl.sweep_results import is_finished, read_results
+
+# Of a sweep that exists, these may change: more arms, and how many at a time.
+MAY_DIFFER = ("arms_at_once", "seeds", "long_share")
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code: 0 if every arm is finished; a user's error is one line."""
+    try:
+        sweep = load_sweep(arguments)
+        if sweep.dry_run:
+            print(described_sweep(sweep))
+            return 0
+        return run_sweep(sweep)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def described_sweep(sweep: Sweep) -> str:
+    """The arms, and the resolved configuration and placement of the first."""
+    names = [f"  {arm.name}" for arm in sweep.arms]
+    first = sweep.arms[0]
+    in_full = described(Launch(first.config, dry_run=True))
+    return "\n".join(
+        [f"{len(names)} arms in {sweep.root}:", *names, f"{first.name} in full:", in_full]
+    )
+
+
+def run_sweep(sweep: Sweep) -> int:
+    """Train what is left to train, then report on everything; returns the exit code."""
+    console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+    _refuse_another(sweep)
+    left = [arm for arm in sweep.arms if not is_finished(arm)]
+    if len(left) < len(sweep.arms):
+        console.print(f"{len(sweep.arms) - len(left)} of {len(sweep.arms)} arms are finished")
+    if left:
+        _check_input(left[0].config)
+        sweep.root.mkdir(parents=True, exist_ok=True)
+        write_text(sweep.root / "sweep.yaml", OmegaConf.to_yaml(sweep.config.model_dump()))
+    failures = train_arms(sweep, left, console) if left else {}
+    for name, why in failures.items():
+        console.print(f"arm {name} failed: {why}", style="red", markup=False)
+    finished = [arm for arm in sweep.arms if is_finished(arm)]
+    if not finished:
+        raise ValueError(f"no arm of {sweep.root} is finished, so there is nothing to report")
+    results = read_results(sweep.config, finished, failures)
+    report = write_report(sweep.root, results)
+    rich.console.Console(highlight=False).print(summary_table(results))
+    console.print(f"written to {report}")
+    return 1 if len(finished) < len(sweep.arms) else 0
+
+
+def _refuse_another(sweep: Sweep) -> None:
+    """Raise ValueError if the directory holds another sweep, or something else."""
+    stored = sweep.root / "sweep.yaml"
+    if not stored.is_file():
+        if sweep.root.is_dir() and any(sweep.root.iterdir()):
+            raise ValueError(f"{sweep.root} is no sweep and not empty; name another with run=PATH")
+        return
+    before = SweepConfig.model_validate(OmegaConf.to_container(read_tree(stored))).model_dump()
+    now = sweep.config.model_dump()
+    differing = [
+        f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
+        for old, new in [(dotted_leaves(before), dotted_leaves(now))]
+        for key in dict.fromkeys([*old, *new])
+        if key.partition(".")[0] not in MAY_DIFFER and old.get(key) != new.get(key)
+    ]
+    if before["seeds"][0] != now["seeds"][0]:
+        # It decides the prompts of every arm.
+        differing.append(f"the first seed was {before['seeds'][0]}, is {now['seeds'][0]}")
+    if differing:
+        raise ValueError(
+            f"{sweep.root} holds another sweep: {'; '.join(differing)}; give the old values to go "
+            "on with it, or name another with run=PATH"
+        )
+
+
+def _check_input(config: Config) -> None:
+    """Refuse what no arm could run with, and make the models that arms share, once."""
+    from rl.assembly import gather_material
+
+    gather_material(config)
+
+
+def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console) -> dict[str, str]:
+    """Train the arms under Ray Tune; returns why arms failed, by name."""
+    # Relative paths of a recipe are meant from here, and the metrics are in the arms' directories.
+    os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    # Of Tune's two displays the one that verbose=0 silences.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    import ray
+    from ray import tune
+
+    from rl.cluster import start_ray
+
+    resources = arms[0].config.resources
+    bundles = {arm.name: [b.resources for b in place(arm.config).bundles] for arm in arms}
+    most = max(sum(bundle["CPU"] for bundle in listed) for listed in bundles.values())
+    at_once = sweep.config.arms_at_once
+    room = most * (at_once or 1) if resources.gpus == 0 else most
+    start_ray(resources, room, shows_workers=False)
+    try:
+        trainable = tune.with_resources(
+            tune.with_parameters(train_arm, configs={arm.name: arm.config for arm in arms}),
+            # An empty first bundle: the arm's own process computes nothing.
+            lambda picked: tune.PlacementGroupFactory([{}, *bundles[picked["arm"]]]),
+        )
+        with SweepProgress(arms, console) as progress:
+            tuner = tune.Tuner(
+                trainable,
+                param_space={"arm": tune.grid_search([arm.name for arm in arms])},
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=at_once,
+                    trial_name_creator=lambda trial: trial.config["arm"],
+                    trial_dirname_creator=lambda trial: trial.config["arm"],
+                ),
+                run_config=tune.RunConfig(
+                    name="tune", storage_path=str(sweep.root), verbose=0, callbacks=[progress]
+                ),
+            )
+            results = tuner.fit()
+        errors = {r.config["arm"]: str(r.error) for r in results if r.error and r.config}
+        return {name: _last_line(text) for name, text in errors.items()}
+    finally:
+        ray.shutdown()
+
+
+def train_arm(picked: Mapping[str, str], configs: Mapping[str, Config]) -> None:
+    """A trial of Ray Tune: one arm, from its newest checkpoint or from the start."""
+    config = configs[picked["arm"]]
+    root = Path(config.run)
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "output.txt").open("a", encoding="utf-8") as file:
+        screen = rich.console.Console(file=file, highlight=False)
+        asyncio.run(train(config, screen=screen, sinks=[_TuneSink()]))
+
+
+class _TuneSink:
+    """Tells Tune, and so the person at the terminal, how far an arm is."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        from ray import tune
+
+        heldout = {key: value for key, value in metrics.items() if key.startswith("eval/")}
+        tune.report({"step": step} | heldout)
+
+    def close(self) -> None:
+        pass
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
