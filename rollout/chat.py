@@ -24,6 +24,18 @@ EMPTY_BLOCK = f"{OPEN}\n\n{CLOSE}\n\n"
 SHOWN_IDS = 5
 
 
+def split_response(text: str, thinking: bool) -> tuple[str | None, str | None]:
+    """Return (reasoning, answer) of a sampled text, with their white space.
+
+    Without thinking all of it is the answer. With it, what stands before the first closing tag is
+    the reasoning; a text that never closes it has no answer.
+    """
+    if not thinking:
+        return None, text
+    reasoning, closed, answer = text.partition(CLOSE)
+    return reasoning, answer if closed else None
+
+
 class ChatTemplate:
     def __init__(self, path: str) -> None:
         """Load the tokenizer of a model directory; raises ValueError if it has no chat template."""
@@ -79,17 +91,6 @@ class ChatTemplate:
         return self._tokenizer.decode(
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-
-    def split(self, text: str, thinking: bool) -> tuple[str | None, str | None]:
-        """Return (reasoning, answer) of a sampled text, with their white space.
-
-        Without thinking all of it is the answer. With it, what stands before the first closing
-        tag is the reasoning; a text that never closes it has no answer.
-        """
-        if not thinking:
-            return None, text
-        reasoning, closed, answer = text.partition(CLOSE)
-        return reasoning, answer if closed else None
 
     def require_switch(self, thinking: Iterable[bool]) -> None:
         """Raise ValueError if modes differ in thinking but the template cannot tell them apart."""

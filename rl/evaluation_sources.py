@@ -1,0 +1,230 @@
+"""Whose answers an evaluation asks for: a checkpoint's or a model's, in engines of its own, or a
+server's. All input is checked before anything heavy runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rl.checkpoints import MANIFEST, find_checkpoint
+from rl.config import Config
+from rl.evaluation import Encode, Sampler
+from rl.interfaces import Scorer
+from rl.stages import Prompt, RolloutGroup, Score
+
+if TYPE_CHECKING:
+    from rl.assembly import Material
+    from rollout.prompts import PromptStream
+
+NEEDS_ENGINE = (
+    "not_scorable: the probability reward needs log-probabilities of the policy, which an endpoint "
+    "does not give"
+)
+
+Note = Callable[[str], None]
+Parts = tuple[Encode, Sampler, Scorer]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A policy with the prompts for it: all of it checked, and nothing heavy running yet."""
+
+    name: str
+    """What its evaluations are called."""
+    path: str
+    """Directory, or URL."""
+    policy: Mapping[str, Any]
+    """What tells it from any other."""
+    prompts: Sequence[Prompt]
+    open: Callable[[], AbstractAsyncContextManager[Parts]]
+
+
+def checkpoint_source(
+    config: Config, split: str, run: Path, step: int | None, note: Note
+) -> Source:
+    """A run's checkpoint; of no `step`, its newest."""
+    checkpoint = find_checkpoint(run, step, note)
+    material = _gather(config)
+    policy = {
+        "kind": "checkpoint",
+        "step": checkpoint.step,
+        "weights": _stamp((checkpoint.path / MANIFEST).read_text(encoding="utf-8")),
+    }
+    return Source(
+        name=checkpoint.path.name,
+        path=str(checkpoint.path),
+        policy=policy,
+        prompts=prompts_of(material.stream, split, config.eval.prompts),
+        open=lambda: _engines(
+            material, checkpoint.path / "model", checkpoint.progress["scorer"], note
+        ),
+    )
+
+
+def model_source(config: Config, split: str, model: str, note: Note) -> Source:
+    """A model directory, such as rl.export writes, or a model's name."""
+    directory = Path(model)
+    if directory.is_dir() and not (directory / "config.json").is_file():
+        raise ValueError(
+            f"model={model} has no config.json; name a directory that rl.export wrote, a "
+            "checkpoint's model/, or any other Hugging Face model directory"
+        )
+    policy = config.policy.model_copy(update={"model": model})
+    material = _gather(config.model_copy(update={"policy": policy}))
+    return Source(
+        name=f"model_{directory.resolve().name}",
+        path=model,
+        policy={"kind": "model", "step": None, "weights": _stamp_of_model(material.model)},
+        prompts=prompts_of(material.stream, split, config.eval.prompts),
+        open=lambda: _engines(material, material.model, None, note),
+    )
+
+
+async def endpoint_source(
+    config: Config, split: str, url: str, served_name: str | None, note: Note
+) -> Source:
+    """A server that has the policy; rules verify its answers in this process."""
+    from rewards.plugins import with_checked_plugins
+    from rollout.endpoint import served_model
+    from rollout.prompts import PromptStream
+
+    prompts = prompts_of(PromptStream.open(config), split, config.eval.prompts)
+    config = config.model_copy(update={"reward": with_checked_plugins(config.reward)})
+    _refuse_unverifiable(prompts, config.reward.probability is not None, note)
+    max_tokens = max(mode.max_tokens for mode in config.modes.values())
+    name = await served_model(url, served_name, max_tokens)
+    return Source(
+        name=f"endpoint_{Path(name).name}",
+        path=url,
+        policy={"kind": "endpoint", "step": None, "url": url, "served_name": name},
+        prompts=prompts,
+        open=lambda: _server(config, url, name),
+    )
+
+
+def prompts_of(stream: PromptStream, split: str, count: int) -> list[Prompt]:
+    """The first `count` prompts of a split, or all where there are fewer.
+
+    Of the training prompts, those that training asks first, each once.
+    """
+    if split == "heldout":
+        return stream.heldout(count)
+    asked: dict[str, Prompt] = {}
+    for step in itertools.count():
+        for prompt in stream.prompts(step):
+            if len(asked) == count or prompt.id in asked:
+                return list(asked.values())
+            asked[prompt.id] = prompt
+    raise AssertionError("steps do not end")
+
+
+def _gather(config: Config) -> Material:
+    # Imported here, so that a mistyped command is answered before torch and vLLM load.
+    from rl.assembly import gather_material
+
+    # One response at a time is not preferred to any other.
+    reward = config.reward.model_copy(update={"preference": None})
+    return gather_material(config.model_copy(update={"reward": reward}))
+
+
+@asynccontextmanager
+async def _engines(
+    material: Material, model: Path, scorer_state: Mapping[str, Any] | None, note: Note
+) -> AsyncIterator[Parts]:
+    """The run's own engines and reward service, with these weights."""
+    from rl.assembly import start_system
+
+    system = await start_system(material, note, train=False, model=model)
+    try:
+        if scorer_state is not None:
+            system.scorer.load(scorer_state)
+        yield material.encode, system.engine, system.scorer
+    finally:
+        await system.close()
+
+
+@asynccontextmanager
+async def _server(config: Config, url: str, name: str) -> AsyncIterator[Parts]:
+    from rewards.service import RewardService
+    from rewards.text_rewards import TextRewards
+    from rollout.endpoint import open_endpoint
+
+    reward, modes = config.reward, config.modes
+    thinking = {name: mode.thinking for name, mode in modes.items()}
+    text = TextRewards(reward, modes)
+    try:
+        scorer = EndpointScorer(RewardService(reward, modes, text), reward.probability is not None)
+        async with open_endpoint(url, name, thinking, config.rollout.group_timeout_s) as endpoint:
+            yield lambda prompt, mode: (), endpoint, scorer
+    finally:
+        text.close()
+
+
+class EndpointScorer:
+    """Implements rl.interfaces.Scorer by rules; what a probability would reward has no score."""
+
+    def __init__(self, service: Scorer, uses_probability: bool) -> None:
+        self._service = service
+        self._uses_probability = uses_probability
+
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
+        from rewards.probability import ROUTE
+        from rewards.service import takes_probability
+
+        scores = await self._service.score(group)
+        if not (self._uses_probability and takes_probability(group.request.prompt)):
+            return scores
+        return tuple(
+            Score(
+                reward=None,
+                parts={part: v for part, v in score.parts.items() if part != "accuracy"},
+                route=ROUTE,
+                failure=NEEDS_ENGINE,
+            )
+            for score in scores
+        )
+
+
+def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note: Note) -> None:
+    """Say once how many prompts have no score, and raise ValueError if none has one."""
+    from rewards.rules.verifier import score_reference
+    from rewards.service import takes_probability
+    from rewards.text_rewards import question_text
+
+    if images := sum(bool(prompt.images) for prompt in prompts):
+        raise ValueError(
+            f"{images} prompts have images, and an endpoint is asked text alone so far"
+        )
+    reasons: Counter[str] = Counter()
+    for prompt in prompts:
+        if uses_probability and takes_probability(prompt):
+            reasons[NEEDS_ENGINE] += 1
+            continue
+        route = score_reference(prompt.reference, prompt.task, question_text(prompt))
+        if route.startswith("not_scorable"):
+            reasons[route] += 1
+    for why, count in reasons.most_common():
+        note(f"note: {count} of {len(prompts)} prompts count as unscored: {why}")
+    if reasons.total() == len(prompts):
+        raise ValueError(
+            f"no prompt of this split can be scored over an endpoint: {next(iter(reasons))}; "
+            "evaluate run= or model=, or other data"
+        )
+
+
+def _stamp_of_model(directory: Path) -> str:
+    """Changes when the directory's weights are written anew."""
+    files = sorted([*directory.glob("*.safetensors"), directory / "config.json"])
+    stats = [(file.name, file.stat()) for file in files]
+    return _stamp(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
+
+
+def _stamp(text: str) -> str:
+    return blake2b(text.encode(), digest_size=6).hexdigest()

@@ -1,0 +1,214 @@
+"""An OpenAI-compatible server as the source of responses, such as `vllm serve` of an export.
+
+What a server sends is put back together as rollout/worker.py would have it: one text, split by
+rollout/chat.py. A server with a reasoning parser sends reasoning and answer apart, without the
+closing tag between them; one without sends the whole text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import openai
+from openai.types.chat import ChatCompletion
+
+from rl.interfaces import GenerationFailed
+from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+from rollout.chat import CLOSE, split_response
+
+MAX_IN_FLIGHT = 128
+MAX_RETRIES = 4
+"""Of a request that met no server or a busy one, after 0.5, 1, 2 and 4 seconds."""
+CHECK_TIMEOUT_S = 60.0
+# A server takes what a request leaves out from its own defaults, such as vLLM from the model's
+# generation_config.json; the project's engines sample without any of these.
+NO_DEFAULTS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+PROBE = Prompt("probe", ({"role": "user", "content": "2+2?"},), "4")
+
+
+async def served_model(url: str, wanted: str | None, max_tokens: int) -> str:
+    """The name under which a server has a model that can be asked for `max_tokens`.
+
+    wanted: None where the server has only one. Raises ValueError if it does not answer, or has no
+    such model.
+    """
+    try:
+        async with _client(url, CHECK_TIMEOUT_S, max_retries=0) as client:
+            models = {model.id: model async for model in client.models.list()}
+    except openai.APIError as error:
+        raise _does_not_answer(url, error, CHECK_TIMEOUT_S) from error
+    name = next(iter(models)) if wanted is None and len(models) == 1 else wanted
+    if name not in models:
+        raise ValueError(
+            f"endpoint {url} serves {', '.join(models) or 'no model'}"
+            + (f", not {wanted}" if wanted else "")
+            + "; name what it serves with served_name=NAME"
+        )
+    length = (models[name].model_extra or {}).get("max_model_len")
+    if length is not None and length <= max_tokens:
+        raise ValueError(
+            f"endpoint {url} takes {length} tokens of prompt and response, and a mode may answer "
+            f"with {max_tokens}; serve it with a larger --max-model-len, or lower the modes' "
+            "max_tokens"
+        )
+    return name
+
+
+@asynccontextmanager
+async def open_endpoint(
+    url: str, served_name: str, thinking: Mapping[str, bool], deadline_s: float
+) -> AsyncIterator[Endpoint]:
+    """An endpoint that can be asked.
+
+    thinking: whether each mode reasons. deadline_s: of one response, its retries included.
+    """
+    async with _client(url, deadline_s, MAX_RETRIES) as client:
+        endpoint = Endpoint(client, served_name, thinking, deadline_s)
+        await endpoint.probe()
+        yield endpoint
+
+
+def _client(url: str, timeout_s: float, max_retries: int) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=url, api_key="none", timeout=timeout_s, max_retries=max_retries
+    )
+
+
+class Endpoint:
+    """Implements rl.evaluation.Sampler."""
+
+    def __init__(
+        self,
+        client: openai.AsyncOpenAI,
+        served_name: str,
+        thinking: Mapping[str, bool],
+        deadline_s: float,
+    ) -> None:
+        self._client = client
+        self._served_name = served_name
+        self._thinking = dict(thinking)
+        self._deadline_s = deadline_s
+        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._answered_at = -math.inf
+        self._splits_reasoning = False
+
+    async def probe(self) -> None:
+        """Ask for one token, of reasoning if any mode has it: does a parser send that apart?
+
+        Raises ValueError if the server refuses what every request has in it.
+        """
+        mode = max(self._thinking, key=self._thinking.__getitem__)
+        try:
+            reply = await self._reply(RolloutRequest("probe", PROBE, mode, (), 1, 1, 0.0, None))
+        except GenerationFailed as failure:
+            raise ValueError(
+                f"endpoint {self._url} cannot be asked as vLLM is: {failure}"
+            ) from None
+        self._splits_reasoning = not reply.choices[0].message.content
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        """Return a group of one trajectory, whose prompt tokens the server keeps to itself.
+
+        Raises GenerationFailed if the request is at fault, ValueError if the server is.
+        """
+        async with self._slots:
+            reply = await self._reply(request)
+        return RolloutGroup(request, (self._trajectory(reply, self._thinking[request.mode]),))
+
+    async def _reply(self, request: RolloutRequest) -> ChatCompletion:
+        asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                reply = await self._ask(request)
+        except (TimeoutError, openai.APITimeoutError) as error:
+            if self._answered_at > asked_at:
+                raise GenerationFailed("timeout: rollout.group_timeout_s passed") from None
+            raise _does_not_answer(self._url, error, self._deadline_s) from error
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            raise GenerationFailed(f"request_refused: {error}") from error
+        except openai.APIError as error:
+            raise _does_not_answer(self._url, error, self._deadline_s) from error
+        self._answered_at = time.monotonic()
+        return reply
+
+    async def _ask(self, request: RolloutRequest) -> ChatCompletion:
+        reply = await self._client.chat.completions.create(
+            model=self._served_name,
+            messages=[dict(message) for message in request.prompt.messages],
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            extra_body=NO_DEFAULTS
+            | {
+                "chat_template_kwargs": {"enable_thinking": self._thinking[request.mode]},
+                "skip_special_tokens": False,
+                "return_token_ids": True,
+            },
+        )
+        # The client does not look at what it was sent.
+        if not isinstance(reply, ChatCompletion) or not reply.choices:
+            raise ValueError(f"endpoint {self._url} sends no chat completions, but {reply!r:.200}")
+        return reply
+
+    def _trajectory(self, reply: ChatCompletion, thinking: bool) -> Trajectory:
+        choice = reply.choices[0]
+        if choice.finish_reason not in ("stop", "length"):
+            raise GenerationFailed(f"aborted: the server ended with {choice.finish_reason}")
+        token_ids = _token_ids(reply)
+        if not len(token_ids):
+            raise GenerationFailed("empty: the server returned no tokens")
+        text = self._text(choice.message, thinking)
+        reasoning, answer = split_response(text, thinking)
+        return Trajectory(
+            token_ids=token_ids,
+            loss_mask=np.ones(len(token_ids), np.bool_),
+            rollout_logprobs=np.zeros(len(token_ids), np.float32),
+            versions=(0, 0),
+            finish_reason=choice.finish_reason,
+            text=text,
+            reasoning=reasoning,
+            answer=answer,
+        )
+
+    def _text(self, message: Any, thinking: bool) -> str:
+        """The sampled text: what a parser took apart, with the closing tag between its parts."""
+        fields = message.model_extra or {}
+        reasoning = fields.get("reasoning") or fields.get("reasoning_content")
+        content = message.content
+        if not content:
+            return reasoning or ""
+        # A parser gives no reasoning where the text begins with the closing tag.
+        is_closed = reasoning is not None or (thinking and self._splits_reasoning)
+        return f"{reasoning or ''}{CLOSE}{content}" if is_closed else content
+
+    @property
+    def _url(self) -> str:
+        return str(self._client.base_url)
+
+
+def _token_ids(reply: ChatCompletion) -> np.ndarray:
+    """The response's token ids [L]; zeros, as many as the server counts, where it sends none."""
+    ids = (reply.choices[0].model_extra or {}).get("token_ids")
+    if ids is None and reply.usage is None:
+        raise ValueError("the endpoint tells neither token_ids nor usage, so no tokens are counted")
+    if ids is None:
+        return np.zeros(reply.usage.completion_tokens, np.int32)
+    return np.asarray(ids, np.int32)
+
+
+def _does_not_answer(url: str, error: Exception, deadline_s: float) -> ValueError:
+    if isinstance(error, TimeoutError | openai.APITimeoutError):
+        why = f"no reply within {deadline_s:g} s"
+    else:
+        why = str(error.__cause__ or error)
+    return ValueError(
+        f"endpoint {url} does not answer: {why}; start it, or mend the address (vLLM's ends in "
+        "/v1), and give the same command again"
+    )
