@@ -3,16 +3,14 @@
 config.yaml     the resolved config            checkpoints/    rl/checkpoints.py
 metrics.jsonl   one object a step              ledger/         rl/ledger.py
 summary.json    before and after               tensorboard/    rl/sinks.py
-curves.png      rl/curves.py                   .lock           held by the driver
+curves.png      rl/curves.py                   samples/        pages of rl/show.py
+evaluations/    rl/evaluate.py                 .lock           held by the driver
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,6 +24,7 @@ from yaml import YAMLError
 from rl.atomic_write import write_text
 from rl.checkpoints import Checkpoint, Checkpoints
 from rl.config import Config
+from rl.directory_lock import DirectoryLock
 from rl.recipe import dotted_leaves
 
 MAY_DIFFER_ON_RESUME = (
@@ -44,7 +43,7 @@ class RunDirectory:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._lock: int | None = None
+        self._lock = DirectoryLock(root)
         self._keep_last = 1
         self._checkpoints = Checkpoints(root / "checkpoints")
 
@@ -72,7 +71,7 @@ class RunDirectory:
         run of another config. The sections of MAY_DIFFER_ON_RESUME may change on a resume.
         What a killed driver left half-written in checkpoints/ is removed.
         """
-        self._take_lock()
+        self._lock.acquire()
         try:
             self.check_room(needed_bytes)
             self._check_config(config)
@@ -85,15 +84,13 @@ class RunDirectory:
 
     def close(self) -> None:
         """Let another driver have the directory."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def checkpoint_writer(
         self, step: int, progress: Mapping[str, Any]
     ) -> AbstractContextManager[Path]:
         """See Checkpoints.writer; `progress` comes back in the Checkpoint on resume."""
-        assert self._lock is not None, "open() the run directory before writing to it"
+        assert self._lock.is_held, "open() the run directory before writing to it"
         return self._checkpoints.writer(step, progress, self._keep_last)
 
     def newest_checkpoint(self, note: Callable[[str], None]) -> Checkpoint | None:
@@ -106,7 +103,7 @@ class RunDirectory:
         Metric lines and ledger files go; later checkpoints, which can only be damaged ones, are
         set aside as `*.damaged`.
         """
-        assert self._lock is not None, "open() the run directory before writing to it"
+        assert self._lock.is_held, "open() the run directory before writing to it"
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self.metrics_path, "".join(_lines_up_to(lines, step)))
@@ -116,29 +113,6 @@ class RunDirectory:
         for partial in self.ledger_path.glob(".step_*"):
             partial.unlink()
         self._checkpoints.set_aside_after(step)
-
-    def _take_lock(self) -> None:
-        """Hold an flock until close or death; the kernel frees it even after kill -9."""
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise ValueError(
-                f"run directory {self.root} cannot be written ({error.strerror}: "
-                f"{error.filename}); name another with run=PATH"
-            ) from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(lock, 200, 0).decode().strip() or "another process"
-            os.close(lock)
-            raise ValueError(
-                f"run directory {self.root} is in use by {owner}; wait for it to end, stop it, or "
-                "name another with run=PATH"
-            ) from error
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        self._lock = lock
 
     def check_room(self, needed_bytes: int) -> None:
         """Raise ValueError if the disk has less than `needed_bytes` free."""

@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from rl.arms import Arm, Sweep, SweepConfig, load_sweep
 from rl.atomic_write import write_text
 from rl.config import Config
+from rl.directory_lock import DirectoryLock
 from rl.launch import described, train
 from rl.placement import place
 from rl.recipe import Launch, dotted_leaves, read_tree
@@ -64,31 +65,42 @@ def run_sweep(sweep: Sweep) -> int:
     """Train what is left to train, then report on everything; returns the exit code."""
     console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
     _refuse_another(sweep)
+    lock = DirectoryLock(sweep.root)
+    lock.acquire()
+    try:
+        return _train_and_report(sweep, console)
+    finally:
+        lock.release()
+
+
+def _train_and_report(sweep: Sweep, console: rich.console.Console) -> int:
     left = [arm for arm in sweep.arms if not is_finished(arm)]
     if len(left) < len(sweep.arms):
         console.print(f"{len(sweep.arms) - len(left)} of {len(sweep.arms)} arms are finished")
     if left:
         _check_input(left[0].config)
-        sweep.root.mkdir(parents=True, exist_ok=True)
         write_text(sweep.root / "sweep.yaml", OmegaConf.to_yaml(sweep.config.model_dump()))
     failures = train_arms(sweep, left, console) if left else {}
     for name, why in failures.items():
         console.print(f"arm {name} failed: {why}", style="red", markup=False)
     finished = [arm for arm in sweep.arms if is_finished(arm)]
+    num_left = len(sweep.arms) - len(finished)
+    if num_left:
+        console.print(f"{num_left} arms are not finished; the same command goes on with them")
     if not finished:
-        raise ValueError(f"no arm of {sweep.root} is finished, so there is nothing to report")
+        return 1
     results = read_results(sweep.config, finished, failures)
     report = write_report(sweep.root, results)
     rich.console.Console(highlight=False).print(summary_table(results))
     console.print(f"written to {report}")
-    return 1 if len(finished) < len(sweep.arms) else 0
+    return 1 if num_left else 0
 
 
 def _refuse_another(sweep: Sweep) -> None:
     """Raise ValueError if the directory holds another sweep, or something else."""
     stored = sweep.root / "sweep.yaml"
     if not stored.is_file():
-        if sweep.root.is_dir() and any(sweep.root.iterdir()):
+        if sweep.root.is_dir() and {path.name for path in sweep.root.iterdir()} - {".lock"}:
             raise ValueError(f"{sweep.root} is no sweep and not empty; name another with run=PATH")
         return
     before = SweepConfig.model_validate(OmegaConf.to_container(read_tree(stored))).model_dump()
@@ -149,7 +161,12 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
                     trial_dirname_creator=lambda trial: trial.config["arm"],
                 ),
                 run_config=tune.RunConfig(
-                    name="tune", storage_path=str(sweep.root), verbose=0, callbacks=[progress]
+                    name="tune",
+                    storage_path=str(sweep.root),
+                    verbose=0,
+                    callbacks=[progress],
+                    # A node that was lost, say: the arm goes on from its checkpoint.
+                    failure_config=tune.FailureConfig(max_failures=1),
                 ),
             )
             results = tuner.fit()

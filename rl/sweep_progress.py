@@ -46,7 +46,8 @@ class SweepProgress(Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["arm"]
-        self._tasks[name] = self._bars.add_task(escape(name), total=self._steps[name])
+        if name not in self._tasks:  # it is, where Tune tries again
+            self._tasks[name] = self._bars.add_task(escape(name), total=self._steps[name])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
