@@ -6,6 +6,7 @@ run again under other reward weights without sampling anything.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -167,3 +168,21 @@ def _storable(value: str | float | None) -> str | float | None:
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
     return value
+
+
+def read_rows(path: Path) -> list[LedgerRow]:
+    """The rows of one step; raises ValueError for a file that is not of this version's form."""
+    table = pq.read_table(path)
+    names = {field.name for field in dataclasses.fields(LedgerRow)} - {"parts"}
+    if missing := sorted(names - set(table.column_names)):
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; another version wrote it")
+    parts = [name for name in table.column_names if name.startswith(PART_PREFIX)]
+    return [_stored_row(record, names, parts) for record in table.to_pylist()]
+
+
+def _stored_row(record: Mapping, names: set[str], parts: Sequence[str]) -> LedgerRow:
+    known = {name: record[name] for name in parts if record[name] is not None}
+    return LedgerRow(
+        **{name: record[name] for name in names},
+        parts={name.removeprefix(PART_PREFIX): value for name, value in known.items()},
+    )

@@ -15,13 +15,12 @@ import asyncio
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -34,7 +33,7 @@ from rewards.probability import debiased
 from rewards.service import takes_probability
 from rewards.text_rewards import TextRewards
 from rl.config import Config, RewardConfig
-from rl.ledger import PART_PREFIX, LedgerRow, write_step
+from rl.ledger import LedgerRow, read_rows, write_step
 from rl.recipe import load_over
 from rl.reward_study import Change, alarms, changes, sign_flips, with_advantages
 from rl.run_directory import RunDirectory
@@ -186,24 +185,6 @@ def _preference_model(stored: RewardConfig, wanted: RewardConfig) -> AnswerModel
     from rewards.reward_model import RewardModel
 
     return RewardModel(resolve_reward_model(after.model), after.dtype, "cpu")
-
-
-def read_rows(path: Path) -> list[LedgerRow]:
-    """The rows of one step; raises ValueError for a file that is not of this version's form."""
-    table = pq.read_table(path)
-    names = {field.name for field in dataclasses.fields(LedgerRow)} - {"parts"}
-    if missing := sorted(names - set(table.column_names)):
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; another version wrote it")
-    parts = [name for name in table.column_names if name.startswith(PART_PREFIX)]
-    return [_row(record, names, parts) for record in table.to_pylist()]
-
-
-def _row(record: Mapping, names: set[str], parts: Sequence[str]) -> LedgerRow:
-    known = {name: record[name] for name in parts if record[name] is not None}
-    return LedgerRow(
-        **{name: record[name] for name in names},
-        parts={name.removeprefix(PART_PREFIX): value for name, value in known.items()},
-    )
 
 
 def as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:

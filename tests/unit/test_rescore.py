@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rl import rescore
-from rl.ledger import LedgerRow, write_step
+from rl.ledger import LedgerRow, read_rows, write_step
 from rl.recipe import dump, load
 
 QUESTION = json.dumps([{"role": "user", "content": "2+9?"}])
@@ -60,7 +60,7 @@ def run(tmp_path):
 
 def rescored(run, *arguments):
     assert rescore.main([f"run={run}", *arguments]) == 0
-    return rescore.read_rows(run / "rescored" / "step_000001.parquet")
+    return read_rows(run / "rescored" / "step_000001.parquet")
 
 
 def test_the_runs_own_reward_gives_the_parts_it_gave(run):
@@ -97,7 +97,7 @@ def test_a_probability_that_was_never_measured_is_a_failure(run):
     plain = row("c", 0, "it scatters", reference=PROSE, parts={}, step=2)
     write_step(run / "ledger", 2, [plain])
     rescored(run)
-    (scored,) = rescore.read_rows(run / "rescored" / "step_000002.parquet")
+    (scored,) = read_rows(run / "rescored" / "step_000002.parquet")
     assert scored.reward is None
     assert scored.failure == "not_scorable: the ledger has no probability for it"
 
