@@ -1,0 +1,67 @@
+"""The views of several prompts as one visual batch.
+
+The tower runs once per micro-batch over all of its views. Under ZeRO-3 every rank then gathers the
+tower's weights equally often, however many images each has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from policy.minicpmv.processing import MediaPrompt
+from rl.minicpmv_media import STILL
+
+
+@dataclass(frozen=True)
+class VisualBatch:
+    """S views of at most N patches, in G groups with Q tokens each, for token ids [B, T]."""
+
+    patches: Tensor
+    """[S, 3, P, P * N], zero beyond a view's own patches."""
+    sizes: tuple[tuple[int, int], ...]
+    """[S] (rows, columns) of patches."""
+    groups: tuple[tuple[int, ...], ...]
+    """[G] temporal ids of the views, in order."""
+    places: Tensor
+    """[G * Q] where each visual token goes, counted over the batch: row * T + position."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> VisualBatch:
+        """On a device, with the patches in the model's type."""
+        return replace(self, patches=self.patches.to(device, dtype), places=self.places.to(device))
+
+
+def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | None:
+    """Batch the views of prompts that begin the rows of token ids [B, row_length].
+
+    Returns None where no prompt has any.
+    """
+    views = [view for prompt in prompts for view in prompt.views]
+    if not views:
+        return None
+    longest = max(view.patches.shape[-1] for view in views)
+    channels, height, _ = views[0].patches.shape
+    patches = torch.zeros(len(views), channels, height, longest)
+    for row, view in zip(patches, views, strict=True):
+        row[..., : view.patches.shape[-1]] = torch.from_numpy(view.patches)
+    places = [
+        torch.arange(row * row_length + start, row * row_length + end)
+        for row, prompt in enumerate(prompts)
+        for start, end in prompt.ranges
+    ]
+    return VisualBatch(
+        patches,
+        tuple(view.size for view in views),
+        tuple(group for prompt in prompts for group in prompt.groups),
+        torch.cat(places),
+    )
+
+
+def smallest_batch(patch_size: int, like: Tensor) -> VisualBatch:
+    """One black patch that goes nowhere: the least that can pass the tower and the resampler."""
+    patches = like.new_zeros(1, 3, patch_size, patch_size)
+    nowhere = torch.empty(0, dtype=torch.long, device=like.device)
+    return VisualBatch(patches, ((1, 1),), ((STILL,),), nowhere)
