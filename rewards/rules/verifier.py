@@ -57,6 +57,7 @@ from rewards.rules.sequences import (
     is_tuple,
 )
 from rewards.rules.statements import hedges, readings, talks_to_grader
+from rewards.rules.transcription import is_transcription, transcription_score
 from rewards.rules.yes_no import is_yes_no, quick_yes_no
 
 NATURAL = "natural"
@@ -92,6 +93,9 @@ class Route:
     """Decides what `quick` leaves open; only in killable workers."""
     claims: Callable[[str, str], bool] | None = None
     """Whether to choose this route unasked; as `reads` if it is not given."""
+    grade: Callable[[str, str], float] | None = None
+    """Reference and whole answer to partial credit, in milliseconds; replaces `quick` and `slow`,
+    and nothing is taken out of the reference or the answer before."""
     takes_or: bool = False
     """"x = 1 or x = 2" is one answer, not a hedge."""
 
@@ -108,7 +112,8 @@ class Verdict:
 
 
 def verify_quickly(reference: str, answer: str, task: str = "auto", question: str = "") -> Verdict:
-    """Compare by string work alone: 1.0 only if every final answer stated is the reference.
+    """Compare by string work alone: 1.0 only if every final answer stated is the reference, and
+    less than that, but not 0, on a route that gives partial credit alone.
 
     task: a route's name, or `auto` to choose by the reference. question: read for options, units
     and whether order matters. Raises NotScorable for a reference that no route takes, and for one
@@ -116,6 +121,8 @@ def verify_quickly(reference: str, answer: str, task: str = "auto", question: st
     """
     name = route_of(reference, task, question)
     label = f"{name}/{ROUTES[name].version}"
+    if grade := ROUTES[name].grade:
+        return Verdict(grade(reference, answer), label)
     wanted = reference_answer(reference)
     if name == NATURAL:
         if _repeats(wanted, answer):
@@ -133,6 +140,8 @@ def symbolic(reference: str, answer: str, task: str = "auto", question: str = ""
     Raises NotScorable for a reference that sympy cannot read.
     """
     route = ROUTES[route_of(reference, task, question)]
+    if route.grade:
+        return route.grade(reference, answer)
     wanted = reference_answer(reference)
     decide = route.slow or route.quick
     finals = _honest_finals(wanted, answer, route, question)
@@ -145,7 +154,8 @@ def symbolic(reference: str, answer: str, task: str = "auto", question: str = ""
 
 def route_of(reference: str, task: str = "auto", question: str = "") -> str:
     """The route a reference takes; raises NotScorable if there is none."""
-    wanted = reference_answer(reference)
+    is_graded = task in ROUTES and ROUTES[task].grade is not None
+    wanted = reference if is_graded else reference_answer(reference)
     if task == "auto":
         return next(name for name, route in ROUTES.items() if route.applies(wanted, question))
     if task not in ROUTES:
@@ -360,6 +370,13 @@ ROUTES: dict[str, Route] = {
     "list": Route(1, _reads(is_items), *_compared(_compare_lists), claims=_reads(is_list)),
     "expression": Route(2, _reads(is_expression), _quick_expression, _slow_expression),
     "cell": Route(1, _reads(is_cell), quick_cell, claims=lambda r, question: False),
+    "transcription": Route(
+        1,
+        lambda r, question: is_transcription(r),
+        lambda r, a, question: transcription_score(r, a) == 1.0,
+        claims=lambda r, question: False,
+        grade=transcription_score,
+    ),
     "text": Route(2, _is_text, _quick_text, claims=_is_short_text),
     NATURAL: Route(1, lambda r, question: True, _quick_natural),
 }
