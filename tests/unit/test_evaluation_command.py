@@ -14,9 +14,9 @@ from rich.console import Console
 from rl import evaluate
 from rl.config import Config
 from rl.evaluate import as_table, parse, progress
-from rl.evaluation_sources import EndpointScorer, prompts_of
 from rl.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluation_plot import draw_accuracy
+from rl.evaluation_sources import EndpointScorer, prompts_of
 from rl.recipe import dump
 from rl.run_directory import RunDirectory
 from rl.stages import Prompt, RolloutGroup, RolloutRequest
