@@ -22,9 +22,7 @@ from typing import Any, TextIO
 from rl.atomic_write import write_text
 from rl.config import EvalConfig
 from rl.evaluation import Sample
-from rl.recipe import dotted_leaves
-
-MAX_NAMED_DIFFERENCES = 5
+from rl.setting_differences import setting_differences
 
 
 class EvaluationDirectory:
@@ -127,18 +125,9 @@ def _refuse_other_settings(root: Path, settings: Mapping[str, Any], has_samples:
         return
     if not path.is_file():
         raise ValueError(f"{root} has samples but no {path.name}; name another with out=DIR")
-    before = dotted_leaves(json.loads(path.read_text(encoding="utf-8")))
-    after = dotted_leaves(json.loads(json.dumps(settings)))
-    differences = [
-        f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
-        for key in dict.fromkeys([*before, *after])
-        if key not in before or key not in after or before[key] != after[key]
-    ]
-    if differences:
-        more = len(differences) - MAX_NAMED_DIFFERENCES
-        listed = "; ".join(differences[:MAX_NAMED_DIFFERENCES])
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if differences := setting_differences(before, json.loads(json.dumps(settings))):
         raise ValueError(
-            f"{root} has samples of other settings: {listed}"
-            + (f"; and {more} more" if more > 0 else "")
-            + ". Name another directory with out=DIR, or remove this one"
+            f"{root} has samples of other settings: {differences}. Name another directory with "
+            "out=DIR, or remove this one"
         )

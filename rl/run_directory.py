@@ -25,7 +25,7 @@ from rl.atomic_write import write_text
 from rl.checkpoints import Checkpoint, Checkpoints
 from rl.config import Config
 from rl.directory_lock import DirectoryLock
-from rl.recipe import dotted_leaves
+from rl.setting_differences import setting_differences
 
 MAY_DIFFER_ON_RESUME = (
     *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync"),
@@ -35,7 +35,6 @@ MAY_DIFFER_ON_RESUME = (
     *("reward.workers", "reward.timeout_s", "reward.memory_mib"),
     *(f"reward.preference.{key}" for key in ("actors", "cpus", "gpus", "deadline_s", "engine")),
 )
-_MAX_NAMED_DIFFERENCES = 5
 
 
 class RunDirectory:
@@ -132,14 +131,11 @@ class RunDirectory:
                 f"{self.root} already holds a run and resume is never; name another with run=PATH, "
                 "or continue it with resume=auto"
             )
-        differences = _differences(self._stored_config(), config)
-        if differences:
-            more = len(differences) - _MAX_NAMED_DIFFERENCES
-            listed = "; ".join(differences[:_MAX_NAMED_DIFFERENCES])
+        stored, asked = (one.model_dump(mode="json") for one in (self._stored_config(), config))
+        if differences := setting_differences(stored, asked, MAY_DIFFER_ON_RESUME):
             raise ValueError(
-                f"{self.root} holds a run of another config: {listed}"
-                + (f"; and {more} more" if more > 0 else "")
-                + ". Start this one under another run=NAME, or give the old values to continue "
+                f"{self.root} holds a run of another config: {differences}. Start this "
+                "one under another run=NAME, or give the old values to continue "
                 f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)"
             )
 
@@ -163,24 +159,3 @@ def _lines_up_to(lines: list[str], step: int) -> Iterator[str]:
     for line in lines:
         if line.endswith("\n") and json.loads(line)["step"] <= step:
             yield line
-
-
-def _differences(stored: Config, config: Config) -> list[str]:
-    """`key was A, is B` for every setting that a resume may not change."""
-    before, after = (
-        {
-            key: value
-            for key, value in dotted_leaves(one.model_dump(mode="json")).items()
-            if not _may_differ(key)
-        }
-        for one in (stored, config)
-    )
-    return [
-        f"{key} was {before.get(key, 'not set')}, is {after.get(key, 'not set')}"
-        for key in dict.fromkeys([*before, *after])
-        if key not in before or key not in after or before[key] != after[key]
-    ]
-
-
-def _may_differ(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER_ON_RESUME)

@@ -29,7 +29,8 @@ from rl.config import Config
 from rl.directory_lock import DirectoryLock
 from rl.launch import described, train
 from rl.placement import place
-from rl.recipe import Launch, dotted_leaves, read_tree
+from rl.recipe import Launch, read_tree
+from rl.setting_differences import setting_differences
 from rl.sweep_progress import SweepProgress
 from rl.sweep_report import summary_table, write_report
 from rl.sweep_results import is_finished, read_results
@@ -105,19 +106,16 @@ def _refuse_another(sweep: Sweep) -> None:
         return
     before = SweepConfig.model_validate(OmegaConf.to_container(read_tree(stored))).model_dump()
     now = sweep.config.model_dump()
-    differing = [
-        f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
-        for old, new in [(dotted_leaves(before), dotted_leaves(now))]
-        for key in dict.fromkeys([*old, *new])
-        if key.partition(".")[0] not in MAY_DIFFER and old.get(key) != new.get(key)
-    ]
-    if before["seeds"][0] != now["seeds"][0]:
-        # It decides the prompts of every arm.
-        differing.append(f"the first seed was {before['seeds'][0]}, is {now['seeds'][0]}")
-    if differing:
+    # The first seed decides the prompts of every arm.
+    differences = setting_differences(
+        before | {"first_seed": before["seeds"][0]},
+        now | {"first_seed": now["seeds"][0]},
+        MAY_DIFFER,
+    )
+    if differences:
         raise ValueError(
-            f"{sweep.root} holds another sweep: {'; '.join(differing)}; give the old values to go "
-            "on with it, or name another with run=PATH"
+            f"{sweep.root} holds another sweep: {differences}; give the old values to go on with "
+            "it, or name another with run=PATH"
         )
 
 

@@ -189,7 +189,7 @@ def test_a_sweep_may_grow_but_not_become_another(tmp_path):
     _refuse_another(sweep_of(tmp_path / "s", "seeds=[0,5]", "long_share=[0,1]", "arms_at_once=7"))
     with pytest.raises(ValueError, match=r"settings\.steps was 2, is 3"):
         _refuse_another(sweep_of(tmp_path / "s", "steps=3"))
-    with pytest.raises(ValueError, match="the first seed was 0, is 5"):
+    with pytest.raises(ValueError, match="first_seed was 0, is 5"):
         _refuse_another(sweep_of(tmp_path / "s", "seeds=[5,0]"))
 
 
