@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from rl.config import Config, Section, Share
-from rl.recipe import dotted_leaves, find_recipe, load, parse_arguments, read_tree
+from rl.recipe import (
+    Launch,
+    dotted_leaves,
+    find_recipe,
+    is_dry_run,
+    load,
+    parse_arguments,
+    read_tree,
+)
 from rl.recipe_errors import RecipeError, problems
 
 
@@ -71,9 +81,8 @@ class Sweep:
     arms: tuple[Arm, ...]
     dry_run: bool
 
-    @property
-    def points(self) -> tuple[Point, ...]:
-        return tuple(dict.fromkeys(arm.point for arm in self.arms))
+    notes: tuple[str, ...]
+    """What a person should know about how recipe and scale met."""
 
 
 def load_sweep(arguments: Sequence[str]) -> Sweep:
@@ -87,7 +96,7 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
         raise RecipeError("config=NAME is missing; name a sweep, such as sweep_ratio.yaml")
     path = find_recipe(str(directives["config"]))
     own = [key for key in overrides if key in SweepConfig.model_fields]
-    tree = _joined(read_tree(path), OmegaConf.to_container(OmegaConf.masked_copy(overrides, own)))
+    tree = _joined(_plain(path), OmegaConf.to_container(OmegaConf.masked_copy(overrides, own)))
     config = _checked(tree, path)
     given = OmegaConf.to_container(overrides)
     assert isinstance(given, dict)
@@ -97,12 +106,27 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
         shared["scale"] = directives["scale"]
     settings = dotted_leaves(config.settings) | dotted_leaves(shared)
     config = config.model_copy(update={"settings": settings})
-    return Sweep(config, root, tuple(_arms(config, root)), directives.get("dry_run") is True)
+    launches = _arms(config, root)
+    notes = tuple(dict.fromkeys(note for _, launch in launches for note in launch.notes))
+    arms = tuple(arm for arm, _ in launches)
+    return Sweep(config, root, arms, is_dry_run(directives), notes)
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(read_tree(path), resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path} cannot be resolved: {' '.join(str(error).split())}") from None
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
 
 
 def _joined(tree: Mapping[str, Any], own: Any) -> dict[str, Any]:
-    varied = dotted_leaves(tree.get("arms") or {}) | dotted_leaves(own.pop("arms", None) or {})
-    return {**tree, **own, "arms": varied}
+    varied = [tree.get("arms") or {}, own.pop("arms", None) or {}]
+    for one in varied:
+        if not isinstance(one, Mapping):
+            raise RecipeError(f"arms: must be keys with lists of values, got {one!r}")
+    return {**tree, **own, "arms": dotted_leaves(varied[0]) | dotted_leaves(varied[1])}
 
 
 def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
@@ -117,7 +141,8 @@ def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
         raise RecipeError("\n".join(problems(error, tree, origins, SweepConfig))) from None
 
 
-def _arms(config: SweepConfig, root: Path) -> list[Arm]:
+def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Launch]]:
+    _refuse_own_keys(config)
     shares = config.long_share or (None,)
     others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
     points = [Point(_name(*each), *each) for each in itertools.product(shares, others)]
@@ -128,6 +153,16 @@ def _arms(config: SweepConfig, root: Path) -> list[Arm]:
             f"{', '.join(twice)}: more than one arm of this name; leave out values that repeat"
         )
     return [_arm(config, root, *each) for each in planned]
+
+
+def _refuse_own_keys(config: SweepConfig) -> None:
+    """Raise RecipeError for a key that the sweep itself sets in every arm."""
+    instead = {"seed": "seeds=[...]", "data.seed": "the first of seeds", "run": "run=PATH"}
+    for key in (*config.arms, *config.settings):
+        if config.long_share and re.fullmatch(r"modes\.[^.]+\.share", key):
+            raise RecipeError(f"{key}: the sweep sets it from long_share; set that")
+        if key in instead:
+            raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
 
 
 def _arm_name(point: Point, seed: int) -> str:
@@ -142,14 +177,15 @@ def _name(long_share: float | None, others: Sequence[tuple[str, Any]]) -> str:
     return "".join(letter if letter.isalnum() or letter in "_.-" else "-" for letter in name)
 
 
-def _arm(config: SweepConfig, root: Path, point: Point, seed: int) -> Arm:
+def _arm(config: SweepConfig, root: Path, point: Point, seed: int) -> tuple[Arm, Launch]:
     name = _arm_name(point, seed)
     settings = dict(config.settings) | dict(point.others)
     # All arms ask the same prompts in the same order; a seed varies modes and samples.
     settings |= {"seed": seed, "data.seed": config.seeds[0], "run": str(root / "arms" / name)}
     if point.long_share is not None:
-        settings |= _shares(_load(config.recipe, settings, name), point.long_share)
-    return Arm(name, point, seed, _load(config.recipe, settings, name))
+        settings |= _shares(_load(config.recipe, settings, name).config, point.long_share)
+    launch = _load(config.recipe, settings, name)
+    return Arm(name, point, seed, launch.config), launch
 
 
 def _shares(config: Config, long_share: float) -> dict[str, float]:
@@ -158,7 +194,7 @@ def _shares(config: Config, long_share: float) -> dict[str, float]:
     if len(thinking) != 1 or len(direct) != 1 or config.share_schedule:
         raise RecipeError(
             "long_share needs one mode that thinks, one that does not and no share_schedule; got "
-            f"modes {thinking} and {direct}; vary the shares by arms instead"
+            f"modes {thinking} and {direct}; leave long_share=[] and vary other keys by arms"
         )
     return {
         f"modes.{thinking[0]}.share": long_share,
@@ -166,9 +202,11 @@ def _shares(config: Config, long_share: float) -> dict[str, float]:
     }
 
 
-def _load(recipe: str, settings: Mapping[str, Any], arm: str) -> Config:
-    listed = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+def _load(recipe: str, settings: Mapping[str, Any], arm: str) -> Launch:
+    # A kind of data replaces what stands before it.
+    keys = sorted(settings, key=lambda key: key != "data.kind")
+    listed = [f"{key}={json.dumps(settings[key])}" for key in keys]
     try:
-        return load([f"config={recipe}", *listed]).config
+        return load([f"config={recipe}", *listed])
     except RecipeError as error:
         raise RecipeError(f"arm {arm}: {error}") from None

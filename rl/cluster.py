@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -76,11 +77,7 @@ def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = Tru
             log_to_driver=shows_workers,
         )
     else:
-        ray.init(
-            address=resources.ray_address,
-            logging_level=logging.ERROR,
-            log_to_driver=shows_workers,
-        )
+        _join(resources.ray_address, shows_workers)
     available = int(ray.cluster_resources().get("GPU", 0))
     if resources.gpus > available:
         ray.shutdown()
@@ -88,3 +85,29 @@ def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = Tru
             f"resources.gpus asks for {resources.gpus} GPUs, Ray has {available}; take a "
             "smaller scale= or join a larger cluster with resources.ray_address=auto"
         )
+
+
+def _join(address: str, shows_workers: bool) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=shows_workers)
+    except ConnectionError as error:
+        raise ValueError(
+            f"resources.ray_address={address}: no Ray cluster answers ({error}); start one with "
+            "ray start --head, or leave the key out"
+        ) from error
+
+
+def refuse_unplaceable(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Raise ValueError for bundles that would wait for ever, even with nothing else running."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for bundle in bundles:
+        if not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes):
+            raise ValueError(
+                f"no node of the Ray cluster has {dict(bundle)}; lower rollout.tensor_parallel or "
+                "resources.*_cpus, or join larger nodes"
+            )
+    for kind in ("CPU", "GPU"):
+        needed = sum(bundle.get(kind, 0) for bundle in bundles)
+        there = sum(node.get(kind, 0) for node in nodes)
+        if needed > there:
+            raise ValueError(f"an arm takes {needed:g} {kind}s, the Ray cluster has {there:g}")

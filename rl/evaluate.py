@@ -79,6 +79,9 @@ def main(arguments: list[str]) -> int:
     except (ValueError, NothingAnswered) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -87,6 +90,8 @@ def parse(arguments: Sequence[str]) -> Evaluation:
     pairs = [argument.partition("=")[::2] for argument in arguments]
     own = {key: value for key, value in pairs if key in OWN_KEYS}
     settings = [one for one in arguments if one.partition("=")[0] not in OWN_KEYS]
+    if any(one.startswith("dry_run=") for one in settings):
+        raise ValueError("rl.evaluate has no dry run; leave dry_run out")
     _refuse_unclear(own)
     config = _config(own, settings)
     has_own_data = any(one.startswith("data") for one in settings)

@@ -62,7 +62,8 @@ def open_evaluation(root: Path, settings: Mapping[str, Any]) -> Iterator[Evaluat
     with file:
         _lock(file, root)
         file.truncate(_complete_bytes(path))
-        samples = list(_read(path))
+        # A response that failed is asked for again: the server may have been mended since.
+        samples = [sample for sample in _read(path) if sample.is_answered]
         _refuse_other_settings(root, settings, bool(samples))
         write_text(root / "settings.json", json.dumps(dict(settings), indent=1) + "\n")
         yield EvaluationDirectory(root, samples, file)
@@ -84,11 +85,15 @@ def label(policy: str, data: str | None, split: str, settings: EvalConfig) -> st
 
 
 def read_results(directory: Path) -> dict[str, dict[str, Any]]:
-    """result.json of every finished evaluation in `directory`, by its name."""
-    return {
-        path.parent.name: json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(directory.glob("*/result.json"))
-    }
+    """result.json of every finished evaluation in `directory`, by its name.
+
+    Other tools write files of that name too; what is not an evaluation's is left out.
+    """
+    found = {}
+    for path in sorted(directory.glob("*/result.json")):
+        if (path.parent / "settings.json").is_file() and (path.parent / "samples.jsonl").is_file():
+            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _lock(file: TextIO, root: Path) -> None:

@@ -220,8 +220,8 @@ def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note
 
 
 def _stamp_of_model(directory: Path) -> str:
-    """Changes when the directory's weights are written anew."""
-    files = sorted([*directory.glob("*.safetensors"), directory / "config.json"])
+    """Changes when anything in the directory is written anew: weights, tokenizer, chat template."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
     stats = [(file.name, file.stat()) for file in files]
     return _stamp(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
 

@@ -79,7 +79,7 @@ def load(arguments: Sequence[str]) -> Launch:
     layers.append(Layer(COMMAND_LINE, overrides))
     config = _checked(layers, {"run": f"runs/{recipe_path.stem}"})
     notes = (*_notes(layers[:num_files]), *_unused_gpus(config))
-    return Launch(config, _is_true(directives), notes)
+    return Launch(config, is_dry_run(directives), notes)
 
 
 def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
@@ -187,7 +187,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfi
     return directives, overrides
 
 
-def _is_true(directives: dict[str, Any]) -> bool:
+def is_dry_run(directives: dict[str, Any]) -> bool:
+    """Whether nothing is to be started; raises RecipeError for a value that does not say."""
     value = directives.get("dry_run", False)
     if not isinstance(value, bool):
         raise RecipeError(f"dry_run: must be true or false, got {value!r}")

@@ -73,7 +73,7 @@ class RunDirectory:
         self._lock.acquire()
         try:
             self.check_room(needed_bytes)
-            self._check_config(config)
+            self.refuse_another(config)
             write_text(self.config_path, config_yaml)
             self._checkpoints.remove_partials()
         except BaseException:
@@ -99,10 +99,12 @@ class RunDirectory:
     def truncate_to(self, step: int) -> None:
         """Forget every step after `step`: they will be made again, and must not appear twice.
 
-        Metric lines and ledger files go; later checkpoints, which can only be damaged ones, are
-        set aside as `*.damaged`.
+        Metric lines, ledger files and the summary go; later checkpoints, which can only be damaged
+        ones, are set aside as `*.damaged`.
         """
         assert self._lock.is_held, "open() the run directory before writing to it"
+        # It sums up steps that are made again.
+        (self.root / "summary.json").unlink(missing_ok=True)
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(self.metrics_path, "".join(_lines_up_to(lines, step)))
@@ -123,7 +125,11 @@ class RunDirectory:
                 "directory on another disk with run=PATH"
             )
 
-    def _check_config(self, config: Config) -> None:
+    def refuse_another(self, config: Config) -> None:
+        """Raise ValueError if the directory holds a run that this configuration cannot go on with.
+
+        The sections of MAY_DIFFER_ON_RESUME may differ.
+        """
         if not self.config_path.exists() or not self._is_started():
             return
         if config.resume == "never":

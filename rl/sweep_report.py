@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from html import escape
 from pathlib import Path
 
@@ -153,6 +154,8 @@ def verdict(results: SweepResults, one: PointResult) -> str:
     """Whether the half-and-half arm reaches the long-only peak with fewer tokens, in words."""
     peak, mode = results.peak(one.point), results.long_mode
     assert peak is not None and mode is not None
+    if not peak.tokens:
+        return "Trained on the long mode alone, the policy never rises above where it started."
     tokens = results.tokens_to(one, peak.accuracy)
     close = results.tokens_to(one, peak.accuracy - peak.half_width)
     best = max(evaluation.accuracy[mode] for evaluation in one.mean_course)
@@ -164,12 +167,12 @@ def verdict(results: SweepResults, one: PointResult) -> str:
         return f"{arm} reaches the long-only peak, with no fewer tokens."
     if close is not None:
         return (
-            f"{arm} ends {gap} below the long-only peak, which is inside its 95 % interval; it "
+            f"{arm} at its best stays {gap} below the long-only peak, inside its 95 % interval; it "
             f"enters the interval with {close / peak.tokens:.0%} of the tokens."
         )
     return (
-        f"{arm} does not reach the long-only peak: it stays {gap} below, outside its 95 % "
-        f"interval, with {one.last.trained_tokens / peak.tokens:.0%} of the tokens."
+        f"{arm} does not reach the long-only peak: at its best it stays {gap} below, outside its "
+        f"95 % interval, with {one.last.trained_tokens / peak.tokens:.0%} of the tokens."
     )
 
 
@@ -180,7 +183,7 @@ def _transfer_section(results: SweepResults) -> list[str]:
             mode,
             f"{one.first.accuracy[mode]:.1%}",
             f"{_accuracy(one, mode)}",
-            f"{100 * (one.last.accuracy[mode] - one.first.accuracy[mode]):+.1f}",
+            _change(one, mode),
         ]
         for one in results.points
         for mode, share in one.shares.items()
@@ -190,6 +193,13 @@ def _transfer_section(results: SweepResults) -> list[str]:
         return []
     header = ["arm", "mode it does not train", "before", "after", "points"]
     return ["## What training one mode does to the other", markdown_table(header, rows)]
+
+
+def _change(one: PointResult, mode: str) -> str:
+    """In points, with one run's 95 % interval over prompts."""
+    points = 100 * (one.last.accuracy[mode] - one.first.accuracy[mode])
+    interval = 100 * math.hypot(one.last.half_width[mode], one.first.half_width[mode])
+    return f"{points:+.1f} ± {interval:.1f}"
 
 
 def _paper_section(results: SweepResults) -> list[str]:
@@ -209,28 +219,35 @@ def _paper_section(results: SweepResults) -> list[str]:
         "## Beside the paper",
         "MiniCPM-V 4.5 ([arXiv 2509.18154](https://arxiv.org/abs/2509.18154), Table 3) publishes "
         "three points of this curve, for an 8B vision-language model; percentages are of "
-        "long-only. Whether its tokens count prompts is not stated.",
+        "long-only. Whether its tokens count prompts, and in which mode its short-only model was "
+        "evaluated, is not stated.",
         markdown_table(header, rows),
     ]
 
 
 def _method(results: SweepResults) -> str:
-    seeds = [course.seed for course in results.points[0].courses]
-    silent = (
-        "Groups whose rewards are all equal are replaced, so they are in no count."
-        if results.drops_zero_variance
-        else "Groups whose rewards are all equal count among the trained tokens; *with signal* "
-        "leaves them out (a step's tokens of a mode, times its share of groups with variance)."
-    )
     return (
-        f"Seeds {', '.join(map(str, seeds))}; ± is half the distance between the best and the "
-        "worst seed. All arms ask the same prompts in the same order and are evaluated on the same "
-        "held-out prompts; curves are means over seeds. *acc/k* is accuracy per thousand "
-        "response tokens at evaluation. Trained tokens are prompt and response "
-        f"tokens of every trajectory that entered an update. {silent} The peak is the best of many "
-        "noisy evaluations, so it lies somewhat above what the policy holds; the interval is of "
-        "95 % over prompts and seeds."
+        f"{_seeds(results)} ± is half the distance between the best and the worst seed; the peak's "
+        "and the changes' are one run's 95 % interval over prompts. All arms ask the same prompts "
+        "in the same order (but for groups that are replaced) and are evaluated on the same "
+        "held-out prompts; curves are means over seeds, read at the evaluations. Trained tokens "
+        "are prompt and response tokens of every trajectory that entered an update, groups whose "
+        "rewards are all equal included; *with signal* leaves those out (a step's tokens of a mode "
+        "times its share of groups with variance). *acc/k* is accuracy per thousand response "
+        "tokens at evaluation. The peak is the best of many noisy evaluations, so it lies somewhat "
+        "above what the policy holds."
     )
+
+
+def _seeds(results: SweepResults) -> str:
+    of_point = {
+        label(one.point): ", ".join(str(course.seed) for course in one.courses)
+        for one in results.points
+    }
+    if len(set(of_point.values())) == 1:
+        return f"Seeds {next(iter(of_point.values()))};"
+    listed = "; ".join(f"{name}: {seeds}" for name, seeds in of_point.items())
+    return f"**The arms have different seeds** ({listed}), so compare with care;"
 
 
 def _failure_section(results: SweepResults) -> list[str]:

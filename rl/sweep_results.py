@@ -2,21 +2,21 @@
 
 Accuracy is on the held-out split. Tokens are trained tokens: prompt and response tokens of every
 trajectory that entered an update. `signal_tokens` leaves out groups whose rewards are all equal,
-which an update learns nothing from; how many those are depends on how hard a mode's questions
-still are, so both counts are reported.
+which an update learns nothing from: a step's tokens of a mode times the share of its groups with
+variance. How many those are depends on how hard a mode's questions still are, so both are reported.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rl.arms import Arm, Point, SweepConfig
+from rl.arms import Arm, Point
+from rl.checkpoints import Checkpoints
 from rl.run_directory import RunDirectory
 from rl.sinks import read_metrics
 
@@ -79,7 +79,8 @@ class Peak:
 
     accuracy: float
     half_width: float
-    """Of the 95 % interval over prompts and seeds."""
+    """Of one run's 95 % interval over prompts. All seeds are asked the same prompts, so more seeds
+    do not narrow it."""
     tokens: float
     """Trained tokens at which it stood there."""
 
@@ -92,7 +93,6 @@ class SweepResults:
     points: tuple[PointResult, ...]
     failures: Mapping[str, str]
     """Why an arm failed, by its name."""
-    drops_zero_variance: bool
 
     def long_only(self, like: Point) -> PointResult | None:
         """The point that trains the long mode alone and is like `like` in all else."""
@@ -108,8 +108,7 @@ class SweepResults:
             return None
         mode = self.long_mode
         best = max(long_only.mean_course, key=lambda e: e.accuracy[mode])
-        half_width = best.half_width[mode] / math.sqrt(len(long_only.courses))
-        return Peak(best.accuracy[mode], half_width, best.trained_tokens)
+        return Peak(best.accuracy[mode], best.half_width[mode], best.trained_tokens)
 
     def tokens_to(self, one: PointResult, accuracy: float) -> float | None:
         """Trained tokens at the first evaluation whose long accuracy is at least `accuracy`."""
@@ -124,7 +123,8 @@ class SweepResults:
         return {
             "metric": "accuracy of held-out prompts by mode; tokens are prompt and response "
             "tokens of every trajectory that entered an update",
-            "zero_variance_groups": "replaced" if self.drops_zero_variance else "counted",
+            "zero_variance_groups": "in trained_tokens, where they were trained on; not in "
+            "signal_tokens",
             "modes": list(self.modes),
             "failures": dict(self.failures),
             "points": [self._point_as_json(one) for one in self.points],
@@ -149,34 +149,28 @@ class SweepResults:
 
 
 def is_finished(arm: Arm) -> bool:
-    """Whether the arm has trained all the steps its configuration asks for."""
-    summary = Path(arm.config.run) / "summary.json"
-    return summary.is_file() and _summary(arm)["steps"] >= arm.config.steps
+    """Whether the arm has trained all the steps its configuration asks for, and saved the last."""
+    run = Path(arm.config.run)
+    if not (run / "summary.json").is_file():
+        return False
+    saved = Checkpoints(run / "checkpoints").steps()
+    return _summary(arm)["steps"] >= arm.config.steps and max(saved, default=0) >= arm.config.steps
 
 
-def read_results(
-    config: SweepConfig, finished: Sequence[Arm], failures: Mapping[str, str]
-) -> SweepResults:
+def read_results(finished: Sequence[Arm], failures: Mapping[str, str]) -> SweepResults:
     """Compare the finished arms."""
-    points = dict.fromkeys(arm.point for arm in finished)
     modes = finished[0].config.modes
     thinking = [name for name, mode in modes.items() if mode.thinking]
-    results = tuple(
-        PointResult(
-            point,
-            next(
-                {name: mode.share for name, mode in arm.config.modes.items()}
-                for arm in finished
-                if arm.point == point
-            ),
-            tuple(read_course(arm) for arm in finished if arm.point == point),
-        )
-        for point in points
-    )
-    drops = finished[0].config.algorithm.drop_zero_variance
-    return SweepResults(
-        tuple(modes), thinking[0] if len(thinking) == 1 else None, results, failures, drops
-    )
+    # By name: what an arm varies may be a list or a mapping.
+    names = dict.fromkeys(arm.point.name for arm in finished)
+    points = tuple(_read_point([a for a in finished if a.point.name == name]) for name in names)
+    return SweepResults(tuple(modes), thinking[0] if len(thinking) == 1 else None, points, failures)
+
+
+def _read_point(arms: Sequence[Arm]) -> PointResult:
+    """arms: of one point, a seed each."""
+    shares = {name: mode.share for name, mode in arms[0].config.modes.items()}
+    return PointResult(arms[0].point, shares, tuple(read_course(arm) for arm in arms))
 
 
 def read_course(arm: Arm) -> Course:
@@ -195,7 +189,15 @@ def read_course(arm: Arm) -> Course:
     signal = 0.0
     tokens = dict.fromkeys(modes, 0.0)
     for step, values in metrics.items():
-        signal += _signal_tokens(values, tokens)
+        before_step, tokens = (
+            tokens,
+            {mode: values.get(f"progress/{mode}/trained_tokens", tokens[mode]) for mode in modes},
+        )
+        signal += sum(
+            (tokens[mode] - before_step[mode])
+            * (1 - values.get(f"rollout/{mode}/zero_variance", 0.0))
+            for mode in modes
+        )
         if all(f"eval/{mode}/accuracy" in values for mode in modes):
             figures = ({m: values[f"eval/{m}/{key}"] for m in modes} for key in _FIGURES)
             evaluations.append(Evaluation(step, sum(tokens.values()), signal, *figures))
@@ -203,19 +205,6 @@ def read_course(arm: Arm) -> Course:
 
 
 _FIGURES = ("accuracy", "half_width", "tokens_mean")
-
-
-def _signal_tokens(values: Mapping[str, float], tokens: dict[str, float]) -> float:
-    """Tokens of a step in groups with variance; `tokens`, by mode, moves on to the step's end.
-
-    Taken as the step's tokens of a mode times the share of its groups with variance.
-    """
-    signal = 0.0
-    for mode, before in list(tokens.items()):
-        tokens[mode] = values.get(f"progress/{mode}/trained_tokens", before)
-        silent = values.get(f"rollout/{mode}/zero_variance", 0.0)
-        signal += (tokens[mode] - before) * (1 - silent)
-    return signal
 
 
 def _summary(arm: Arm) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 from openai.types.chat import ChatCompletion
@@ -41,7 +43,10 @@ async def served_model(url: str, wanted: str | None, max_tokens: int) -> str:
     try:
         async with _client(url, CHECK_TIMEOUT_S, max_retries=0) as client:
             models = {model.id: model async for model in client.models.list()}
-    except openai.APIError as error:
+    except openai.AuthenticationError as error:
+        raise ValueError(f"endpoint {url} wants a key: set OPENAI_API_KEY ({error})") from error
+    # What is no such server answers in any form; the client passes that on as it comes.
+    except (openai.APIError, httpx.InvalidURL, AttributeError, TypeError, ValueError) as error:
         raise _does_not_answer(url, error, CHECK_TIMEOUT_S) from error
     name = next(iter(models)) if wanted is None and len(models) == 1 else wanted
     if name not in models:
@@ -76,7 +81,10 @@ async def open_endpoint(
 
 def _client(url: str, timeout_s: float, max_retries: int) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
-        base_url=url, api_key="none", timeout=timeout_s, max_retries=max_retries
+        base_url=url,
+        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        timeout=timeout_s,
+        max_retries=max_retries,
     )
 
 

@@ -12,7 +12,7 @@ CPU = ["config=sweep_ratio.yaml", "scale=cpu_tiny"]
 
 def test_the_shipped_sweep_has_the_six_ratios_twice():
     sweep = load_sweep(CPU)
-    assert [point.long_share for point in sweep.points] == [0, 0.25, 0.33, 0.5, 0.75, 1]
+    assert [arm.point.long_share for arm in sweep.arms[::2]] == [0, 0.25, 0.33, 0.5, 0.75, 1]
     assert [arm.seed for arm in sweep.arms] == [0, 1] * 6
     assert sweep.root == Path("runs/sweep_ratio").absolute()
 
@@ -89,6 +89,11 @@ def test_other_keys_of_the_command_line_are_settings_of_every_arm():
         ("seedz=[1]", "seedz: no such key"),
         ("recipe=nope.yaml", "nope.yaml: no such file"),
         ("rollout.group_size=1", "rollout.group_size: must be greater than 1"),
+        ("seed=5", "seed: the sweep sets it in every arm; give seeds"),
+        ("arms.data.seed=[1,2]", "data.seed: the sweep sets it in every arm"),
+        ("modes.long.share=0.9", "the sweep sets it from long_share"),
+        ("arms=5", "arms: must be keys with lists of values, got 5"),
+        ("dry_run=1", "dry_run: must be true or false, got 1"),
         ("arms_at_once=0", "arms_at_once: must be greater than 0"),
     ],
 )
@@ -112,3 +117,15 @@ def test_the_launcher_says_that_a_sweep_is_none_of_its_recipes():
         load(["config=sweep_ratio.yaml"])
     with pytest.raises(RecipeError, match="is no sweep"):
         load_sweep(["config=hybrid_50_50.yaml"])
+
+
+def test_a_sweep_file_takes_lists_and_kinds_of_data_in_any_order(tmp_path):
+    sweep = tmp_path / "mine.yaml"
+    sweep.write_text(
+        "recipe: hybrid_50_50.yaml\n"
+        "arms: {policy.optimizer.betas: [[0.9, 0.99], [0.9, 0.95]]}\n"
+        "settings:\n  data: {path: leg_counting, kind: reasoning_gym}\n"
+    )
+    loaded = load_sweep([f"config={sweep}", "scale=cpu_tiny"])
+    assert [arm.config.policy.optimizer.betas for arm in loaded.arms] == [(0.9, 0.99), (0.9, 0.95)]
+    assert loaded.arms[0].config.data.path == "leg_counting"

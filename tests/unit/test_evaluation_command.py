@@ -196,7 +196,8 @@ def result(step: int, temperature: float = 1.0, accuracy: float = 0.5) -> dict:
 def picture(root: Path, results: dict[str, dict]) -> bytes:
     for name, content in results.items():
         (root / name).mkdir(parents=True, exist_ok=True)
-        (root / name / "result.json").write_text(json.dumps(content))
+        for file in ("result.json", "settings.json", "samples.jsonl"):
+            (root / name / file).write_text(json.dumps(content))
     return draw_accuracy(root / "own").read_bytes()
 
 

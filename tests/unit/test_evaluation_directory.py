@@ -13,7 +13,8 @@ SETTINGS = {"policy": {"kind": "checkpoint", "step": 4}, "settings": {"temperatu
 FIRST = Sample(
     "p/0", "long", 0, "1\n</think>二\u2028", "1\n", "二\u2028", 3, "stop", 1.0, "number/2"
 )
-SECOND = Sample("p/1", "long", 0, failure="timeout: rollout.group_timeout_s passed")
+SECOND = Sample("p/1", "long", 0, "2\n", None, None, 72, "length", 0.0, "number/2")
+FAILED = Sample("p/2", "long", 0, failure="timeout: rollout.group_timeout_s passed")
 
 
 def fill(root, *samples):
@@ -30,6 +31,11 @@ def stored(root):
 def test_samples_come_back_as_they_were(tmp_path):
     fill(tmp_path / "e", FIRST, SECOND)
     assert stored(tmp_path / "e") == [FIRST, SECOND]
+
+
+def test_a_response_that_failed_is_asked_for_again(tmp_path):
+    fill(tmp_path, FAILED, FIRST)
+    assert stored(tmp_path) == [FIRST]
 
 
 @pytest.mark.parametrize("lost", [1, 5, 60])
