@@ -129,7 +129,7 @@ def _draw_tokens(axes: Axes, results: SweepResults) -> None:
             (peak.accuracy - peak.half_width, "peak within its interval", _DIAMOND),
             (peak.accuracy, "long-only peak reached", _STAR),
         ):
-            tokens = results.tokens_to(one, accuracy)
+            tokens = results.tokens_to(one.mean_course, accuracy)
             if tokens is not None:
                 label = None if text in shown else text
                 axes.plot(place, tokens, color=INK, linestyle="none", label=label, **style)

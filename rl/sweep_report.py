@@ -93,9 +93,16 @@ def _arm_rows(results: SweepResults) -> tuple[list[str], list[list[str]]]:
         row = [label(one.point), _count(last.trained_tokens), _count(last.signal_tokens)]
         row += [_accuracy(one, mode) for mode in modes]
         row += [f"{last.tokens_mean[mode]:.1f}" for mode in modes]
-        row += [f"{1000 * last.accuracy[m] / last.tokens_mean[m]:.1f}" for m in modes]
+        row += [_per_thousand(one, mode) for mode in modes]
         rows.append(row)
     return header, rows
+
+
+def _per_thousand(one: PointResult, mode: str) -> str:
+    """Accuracy per thousand response tokens at evaluation."""
+    scale = 1000 / one.last.tokens_mean[mode]
+    text = f"{scale * one.last.accuracy[mode]:.1f}"
+    return f"{text} ± {scale * one.spread(mode):.1f}" if len(one.courses) > 1 else text
 
 
 def _accuracy(one: PointResult, mode: str) -> str:
@@ -116,6 +123,7 @@ def _peak_section(results: SweepResults) -> list[str]:
         return []
     rows = [_peak_row(results, one) for one in measured]
     header = ["arm", "best long accuracy", "tokens to the peak", "to within its interval"]
+    header.append("by seed")
     return [
         "## Tokens to the long-only peak",
         *dict.fromkeys(_peak_line(results, one) for one in measured),
@@ -140,8 +148,14 @@ def _peak_row(results: SweepResults, one: PointResult) -> list[str]:
     assert peak is not None and mode is not None
     best = max(evaluation.accuracy[mode] for evaluation in one.mean_course)
     reached = (peak.accuracy, peak.accuracy - peak.half_width)
-    tokens = [results.tokens_to(one, accuracy) for accuracy in reached]
-    return [label(one.point), f"{best:.1%}", *(_of_peak(each, peak.tokens) for each in tokens)]
+    tokens = [results.tokens_to(one.mean_course, accuracy) for accuracy in reached]
+    by_seed = [results.tokens_to(course.evaluations, reached[1]) for course in one.courses]
+    return [
+        label(one.point),
+        f"{best:.1%}",
+        *(_of_peak(each, peak.tokens) for each in tokens),
+        ", ".join("-" if each is None else _count(each) for each in by_seed),
+    ]
 
 
 def _of_peak(tokens: float | None, peak: float) -> str:
@@ -156,8 +170,8 @@ def verdict(results: SweepResults, one: PointResult) -> str:
     assert peak is not None and mode is not None
     if not peak.tokens:
         return "Trained on the long mode alone, the policy never rises above where it started."
-    tokens = results.tokens_to(one, peak.accuracy)
-    close = results.tokens_to(one, peak.accuracy - peak.half_width)
+    tokens = results.tokens_to(one.mean_course, peak.accuracy)
+    close = results.tokens_to(one.mean_course, peak.accuracy - peak.half_width)
     best = max(evaluation.accuracy[mode] for evaluation in one.mean_course)
     gap = f"{100 * (peak.accuracy - best):.1f} points"
     arm = f"**{label(one.point)}**"

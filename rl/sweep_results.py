@@ -110,10 +110,10 @@ class SweepResults:
         best = max(long_only.mean_course, key=lambda e: e.accuracy[mode])
         return Peak(best.accuracy[mode], best.half_width[mode], best.trained_tokens)
 
-    def tokens_to(self, one: PointResult, accuracy: float) -> float | None:
+    def tokens_to(self, course: Sequence[Evaluation], accuracy: float) -> float | None:
         """Trained tokens at the first evaluation whose long accuracy is at least `accuracy`."""
         assert self.long_mode is not None
-        for evaluation in one.mean_course:
+        for evaluation in course:
             if evaluation.accuracy[self.long_mode] >= accuracy:
                 return evaluation.trained_tokens
         return None
@@ -132,6 +132,11 @@ class SweepResults:
 
     def _point_as_json(self, one: PointResult) -> dict[str, Any]:
         peak = self.peak(one.point)
+        reached = []
+        if peak:
+            courses = (one.mean_course, *(course.evaluations for course in one.courses))
+            levels = (peak.accuracy, peak.accuracy - peak.half_width)
+            reached = [[self.tokens_to(course, level) for course in courses] for level in levels]
         return {
             "name": one.point.name,
             "long_share": one.point.long_share,
@@ -140,10 +145,9 @@ class SweepResults:
             "final": asdict(one.last),
             "final_spread_over_seeds": {mode: one.spread(mode) for mode in self.modes},
             "long_only_peak": asdict(peak) if peak else None,
-            "tokens_to_peak": self.tokens_to(one, peak.accuracy) if peak else None,
-            "tokens_to_peak_interval": (
-                self.tokens_to(one, peak.accuracy - peak.half_width) if peak else None
-            ),
+            # The mean over seeds first, then every seed's own.
+            "tokens_to_peak": reached[0] if peak else None,
+            "tokens_to_peak_interval": reached[1] if peak else None,
             "courses": [asdict(course) for course in one.courses],
         }
 

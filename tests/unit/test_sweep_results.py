@@ -76,9 +76,11 @@ def test_the_peak_is_the_best_mean_of_the_long_only_arm():
 
 def test_tokens_to_the_peak_are_those_of_the_first_evaluation_at_or_above_it():
     both = results(HYBRID, LONG_ONLY)
-    assert both.tokens_to(HYBRID, 0.89) == 620
-    assert both.tokens_to(HYBRID, 0.75) == 310
-    assert both.tokens_to(HYBRID, 0.91) is None
+    assert both.tokens_to(HYBRID.mean_course, 0.89) == 620
+    assert both.tokens_to(HYBRID.mean_course, 0.75) == 310
+    assert both.tokens_to(HYBRID.mean_course, 0.91) is None
+    # Its seeds: .8 and .88 at 300 and 600, .7 and .92 at 320 and 640.
+    assert [both.tokens_to(c.evaluations, 0.9) for c in HYBRID.courses] == [None, 640]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_the_report_states_transfer_tokens_the_paper_and_failures(tmp_path):
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["zero_variance_groups"].startswith("in trained_tokens")
     hybrid = next(one for one in stored["points"] if one["long_share"] == 0.5)
-    assert hybrid["tokens_to_peak"] == 620
+    assert hybrid["tokens_to_peak"] == [620, None, 640]
     assert (tmp_path / "ratio.png").stat().st_size > 10_000
 
 
