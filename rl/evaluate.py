@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from rl.evaluation import (
     NothingAnswered,
     Question,
     Sample,
+    answered_before,
     evaluate,
     figures,
     questions,
@@ -169,7 +170,7 @@ async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
     settings = settings_of(evaluation, source.policy)
     asked = questions(config, source.prompts)
     with open_evaluation(root, settings) as directory:
-        known = {sample.key: sample for sample in directory.samples}
+        known = answered_before(asked, directory.samples)
         missing = [question for question in asked if question.key not in known]
         console.print(f"{root}: {len(missing)} of {len(asked)} responses are to be asked for")
         if missing:
@@ -212,15 +213,14 @@ async def _ask(
     console: Console,
 ) -> dict[str, ModeResult]:
     async with source.open() as (encode, sampler, scorer):
-        with progress(asked, directory.samples, console) as advance:
+        known = answered_before(asked, directory.samples).values()
+        with progress(asked, known, console) as advance:
 
             def keep(sample: Sample) -> None:
                 directory.add(sample)
                 advance(sample.mode)
 
-            return await evaluate(
-                config, encode, sampler, scorer, source.prompts, directory.samples, keep
-            )
+            return await evaluate(config, encode, sampler, scorer, source.prompts, known, keep)
 
 
 def settings_of(evaluation: Evaluation, policy: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def settings_of(evaluation: Evaluation, policy: Mapping[str, Any]) -> dict[str, 
 
 @contextmanager
 def progress(
-    asked: Sequence[Question], known: Sequence[Sample], console: Console
+    asked: Sequence[Question], known: Collection[Sample], console: Console
 ) -> Iterator[Callable[[str], None]]:
     """A bar per mode; yields what moves the bar of a mode by one response."""
     keys = {sample.key for sample in known}

@@ -8,10 +8,12 @@ Training and `rl.evaluate` both call `evaluate`. What is computed from samples i
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Protocol
 
 from rl.config import Config
@@ -71,6 +73,8 @@ class Sample:
     failure: str | None = None
     """Why there is no score; None where there is one."""
     leak: float | None = None
+    asked: str = ""
+    """Digest of the prompt and its reference: a row of the data may have been edited since."""
 
     @property
     def key(self) -> Key:
@@ -125,6 +129,13 @@ class Question:
     def key(self) -> Key:
         return self.prompt.id, self.mode, self.sample
 
+    @property
+    def digest(self) -> str:
+        """See Sample.asked."""
+        messages = [dict(message) for message in self.prompt.messages]
+        asked = json.dumps([messages, self.prompt.reference, self.prompt.task], default=str)
+        return blake2b(asked.encode(), digest_size=8).hexdigest()
+
 
 async def evaluate(
     config: Config,
@@ -137,11 +148,11 @@ async def evaluate(
 ) -> dict[str, ModeResult]:
     """Ask every prompt `eval.samples` times in every mode; the same seeds at every call, if any.
 
-    known: samples that are there and not asked for again. keep: given each new one as it comes.
-    Raises NothingAnswered where all of a mode's responses failed.
+    known: samples that are there and, where they fit, not asked for again. keep: given each new one
+    as it comes. Raises NothingAnswered where all of a mode's responses failed.
     """
     asked = questions(config, prompts)
-    samples = {sample.key: sample for sample in known}
+    samples = answered_before(asked, known)
     # As many as a step of training has in flight, for which rollout.group_timeout_s is meant.
     slots = asyncio.Semaphore(config.rollout.prompts_per_step * config.rollout.group_size)
 
@@ -169,6 +180,12 @@ def questions(config: Config, prompts: Sequence[Prompt]) -> list[Question]:
         for place, prompt in enumerate(prompts)
         for sample in range(config.eval.samples)
     ]
+
+
+def answered_before(asked: Sequence[Question], known: Iterable[Sample]) -> dict[Key, Sample]:
+    """Those of the known samples that answer these questions as they now stand, by key."""
+    digests = {question.key: question.digest for question in asked}
+    return {one.key: one for one in known if digests.get(one.key) == one.asked}
 
 
 def figures(asked: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[str, ModeResult]:
@@ -258,7 +275,7 @@ async def _sample(
     try:
         group = await sampler.generate(request)
     except GenerationFailed as failure:
-        return Sample(*question.key, failure=str(failure))
+        return Sample(*question.key, failure=str(failure), asked=question.digest)
     (trajectory,), (score,) = group.trajectories, await scorer.score(group)
     return Sample(
         *question.key,
@@ -271,6 +288,7 @@ async def _sample(
         route=score.route,
         failure=score.failure,
         leak=score.parts.get("leak"),
+        asked=question.digest,
     )
 
 

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from rl.evaluation import (
     ModeResult,
     NothingAnswered,
+    Question,
     Sample,
+    answered_before,
     evaluate,
     half_width,
     ks,
@@ -80,13 +82,23 @@ def test_no_more_responses_are_in_flight_than_a_training_step_has():
 
 
 def test_known_samples_are_not_asked_again_and_new_ones_are_kept_as_they_come():
-    known = [Sample(str(i), "long", 0, "12", accuracy=1.0) for i in range(3)]
+    before = []
+    ask(FakeScorer(lambda g: [1.0]), keep=before.append)
+    known = [one for one in before if one.mode == "long" and one.prompt_id != "3"]
     kept = []
     results, engine = ask(FakeScorer(lambda g: [0.0]), known=known, keep=kept.append)
     assert results["long"].accuracy == 0.75
     asked = {(r.prompt.id, r.mode) for r in engine.requests}
     assert asked == {("3", "long"), *((str(i), "short") for i in range(4))}
     assert {(one.prompt_id, one.mode) for one in kept} == asked
+
+
+def test_an_answer_to_a_row_that_was_edited_since_is_asked_for_again():
+    prompt, edited = Prompt("0", (), "12"), Prompt("0", (), "13")
+    old, new = (Question(0, one, "long", 0) for one in (prompt, edited))
+    sample = Sample(*old.key, text="12", asked=old.digest)
+    assert answered_before([old], [sample]) == {old.key: sample}
+    assert answered_before([new], [sample]) == {}
 
 
 def test_an_error_of_the_engine_ends_the_evaluation_and_what_came_before_is_kept():
