@@ -40,6 +40,11 @@ def test_frames_are_the_middles_of_their_shares():
     assert spread(7, 2) == (1, 5)
 
 
+def test_a_fraction_of_a_second_makes_no_group_too_many():
+    """541 frames at 29.97 a second are 18.05 s, which rounds to 181 tenths."""
+    assert len(plan_frames(541, 29.97, fps=10).groups) == 180
+
+
 def test_a_rate_above_the_files_takes_every_frame():
     plan = plan_frames(5, 2, fps=30)
     assert plan.indices == (0, 1, 2, 3, 4)
