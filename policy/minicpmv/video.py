@@ -49,8 +49,9 @@ def plan_frames(
     duration_s = num_frames / native_fps
     packing = frames_per_group(duration_s, fps, max_groups, max_packing)
     if packing == 1:
-        # The fraction of a second that frames_per_group leaves out can round up to a frame too many.
-        wanted = min(round(min(fps, round(native_fps)) * duration_s), max_groups)
+        wanted = round(min(fps, round(native_fps)) * min(max_groups, duration_s))
+        # The part of a second that frames_per_group leaves out can round up to a frame too many.
+        wanted = min(wanted, max_groups)
     else:
         wanted = min(round(duration_s * fps), max_groups * max_packing)
     indices = spread(num_frames, min(max(wanted, 1), num_frames))
