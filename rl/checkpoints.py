@@ -22,7 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from rl.atomic_write import sync_to_disk
+from rl.atomic_write import FULL_DISK, sync_to_disk
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
@@ -255,7 +255,7 @@ def _digest(path: Path) -> str:
 def _is_disk_full(error: BaseException, directory: Path) -> bool:
     if not isinstance(error, Exception):
         return False
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True
     return shutil.disk_usage(directory).free < _FULL_DISK_BYTES
 

@@ -15,14 +15,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from rl.atomic_write import atomic_write, write_text
+from rl.picture_style import GREY, INK, MODE_COLORS, plain
 from rl.run_directory import RunDirectory
 from rl.sinks import read_metrics
 
 _SIZE_INCHES = (16, 10)
 _DPI = 100
-# Told apart by people with any colour vision (Okabe and Ito).
-MODE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-INK, GREY, GRID = "#22272e", "#6b7280", "#e5e7eb"
 _TIME_PARTS = (
     ("time/wait_for_groups", "waiting for groups", "#9ecae1"),
     ("time/update", "learner update", "#3b7dbf"),
@@ -187,11 +185,7 @@ def _prepare(axes: Axes, record: _Record, title: str) -> None:
     axes.set_xlabel("step", fontsize=12, color=GREY)
     axes.set_xlim(0, max(record.last_step * 1.02, record.last_step + 0.6))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes.tick_params(colors=GREY, labelsize=12, length=0)
-    axes.grid(axis="y", color=GRID, linewidth=1)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
+    plain(axes)
 
 
 def _finish(axes: Axes) -> None:

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from rl.atomic_write import atomic_write
-from rl.curves import GREY, GRID, INK, MODE_COLORS
 from rl.evaluation_directory import read_results
+from rl.picture_style import GREY, INK, MODE_COLORS, plain
 
 _SIZE_INCHES = (10, 6.5)
 _DPI = 120
@@ -124,9 +124,5 @@ def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
     axes.set_ylim(0, 1.04)
     axes.set_ylabel("accuracy", fontsize=12, color=GREY)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.tick_params(colors=GREY, labelsize=12, length=0, which="both")
-    axes.grid(axis="y", color=GRID, linewidth=1)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
+    plain(axes, ticks="both")
     axes.legend(loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=4, frameon=False, fontsize=12)

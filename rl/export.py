@@ -7,7 +7,6 @@ complete, or not at all.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from rl.atomic_write import sync_to_disk
 from rl.checkpoints import Checkpoint, find_checkpoint
+from rl.command_line import exit_code
 from rl.config import Config
 from rl.evaluate import config_of_run
 from rl.export_proof import ModeProof, prove, require_equal
@@ -49,18 +49,9 @@ class Export:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code; an error that a user can mend is one line, not a traceback."""
-    try:
-        run_export(parse(arguments), Console(stderr=True, soft_wrap=True))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}; make room and export again", file=sys.stderr)
-        return 2
-    return 0
+    """Return the exit code (rl/command_line.py)."""
+    console = Console(stderr=True, soft_wrap=True)
+    return exit_code(lambda: run_export(parse(arguments), console), "make room and export again")
 
 
 def parse(arguments: Sequence[str]) -> Export:

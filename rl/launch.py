@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import errno
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 import rich.console
 
 from rl.checkpoints import Checkpoint
+from rl.command_line import exit_code
 from rl.config import Config
 from rl.console import Console
 from rl.curves import draw_curves, write_summary
@@ -43,22 +43,16 @@ CHECKPOINT_BYTES = 16
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code; an error that a user can mend is one line, not a traceback."""
-    try:
-        launch = load(arguments)
-        if launch.dry_run:
-            print(described(launch))
-        else:
-            asyncio.run(train(launch.config, launch.notes))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: {error}; make room, the same command goes on", file=sys.stderr)
-        return 2
-    return 0
+    """Return the exit code (rl/command_line.py)."""
+    return exit_code(lambda: _launch(arguments), "make room, the same command goes on")
+
+
+def _launch(arguments: Sequence[str]) -> None:
+    launch = load(arguments)
+    if launch.dry_run:
+        print(described(launch))
+    else:
+        asyncio.run(train(launch.config, launch.notes))
 
 
 def described(launch: Launch) -> str:

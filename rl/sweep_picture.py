@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from rl.atomic_write import atomic_write
-from rl.curves import GREY, GRID, INK, MODE_COLORS
+from rl.picture_style import GREY, INK, MODE_COLORS, plain
 from rl.sweep_results import PointResult, SweepResults
 
 _SIZE_INCHES = (16, 10)
@@ -143,11 +143,7 @@ def _prepare(axes: Axes, title: str, xlabel: str) -> None:
     axes.set_title(title, loc="left", fontsize=15, color=INK, pad=26)
     axes.set_xlabel(xlabel, fontsize=12, color=GREY)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.tick_params(colors=GREY, labelsize=12, length=0)
-    axes.grid(axis="y", color=GRID, linewidth=1)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
+    plain(axes)
 
 
 def _legend(axes: Axes) -> None:

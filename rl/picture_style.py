@@ -1,0 +1,20 @@
+"""How the project's pictures look: their colours, and axes without what no one reads."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from matplotlib.axes import Axes
+
+# Told apart by people with any colour vision (Okabe and Ito).
+MODE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+INK, GREY, GRID = "#22272e", "#6b7280", "#e5e7eb"
+
+
+def plain(axes: Axes, ticks: Literal["major", "both"] = "major") -> None:
+    """Leave horizontal grid lines behind the data and the lower edge; `ticks` lose their marks."""
+    axes.tick_params(colors=GREY, labelsize=12, length=0, which=ticks)
+    axes.grid(axis="y", color=GRID, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(GREY)
