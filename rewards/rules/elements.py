@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rewards.rules.dates import quick_date, read_date
 from rewards.rules.expressions import is_expression, quick_expression, same_expression
@@ -10,6 +11,7 @@ from rewards.rules.notation import plain_words, settle
 from rewards.rules.number_literals import number_literal, same_number
 from rewards.rules.quantities import convert_quantity, quick_quantity, read_quantity
 
+T = TypeVar("T")
 Equal = Callable[[str, str], bool | None]
 """Reference element and answer element to a verdict; None if it takes sympy or pint."""
 
@@ -48,7 +50,9 @@ def all_equal(wanted: list[str], given: list[str], equal: Equal) -> bool | None:
     return settle([equal(one, other) for one, other in zip(wanted, given, strict=True)])
 
 
-def all_matched(wanted: list[str], given: list[str], equal: Equal) -> bool | None:
+def all_matched(
+    wanted: Sequence[T], given: Sequence[T], equal: Callable[[T, T], bool | None]
+) -> bool | None:
     """Compare in any order: every element has its own partner."""
     if len(wanted) != len(given):
         return False

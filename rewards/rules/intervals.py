@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewards.rules.elements import Equal
+from rewards.rules.elements import Equal, all_matched
 from rewards.rules.notation import plain, settle
 from rewards.rules.number_literals import number_literal
 
@@ -77,18 +77,9 @@ def is_inequality(text: str) -> bool:
 
 def compare_intervals(reference: str, answer: str, equal: Equal) -> bool | None:
     wanted, given = read_intervals(reference), read_intervals(answer)
-    if wanted is None or given is None or len(wanted) != len(given):
+    if wanted is None or given is None:
         return False
-    rest = list(given)
-    verdicts: list[bool | None] = []
-    for one in wanted:
-        found = [_same_interval(one, other, equal) for other in rest]
-        if True in found:
-            del rest[found.index(True)]
-            verdicts.append(True)
-        else:
-            verdicts.append(None if None in found else False)
-    return settle(verdicts)
+    return all_matched(wanted, given, lambda one, other: _same_interval(one, other, equal))
 
 
 def read_intervals(text: str) -> list[Interval] | None:
