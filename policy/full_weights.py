@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from policy.model import copy_companions
+from policy.qwen_vl import checkpoint_name
 
 SHARD_BYTES = 5 * 2**30
 WeightMetadata = list[tuple[str, torch.dtype, tuple[int, ...]]]
@@ -58,8 +59,9 @@ class FullWeights:
         self._is_partitioned = is_partitioned
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self._units = list(_units(base))
+        self._model_type: str = base.config.model_type
         self.metadata: WeightMetadata = [
-            (f"{unit.path}.{name}", dtype, tuple(_shape(unit, name)))
+            (self._stored_name(unit, name), dtype, tuple(_shape(unit, name)))
             for unit in self._units
             for name in unit.names
         ]
@@ -75,7 +77,10 @@ class FullWeights:
             ):
                 tensors = [self._own(unit.tensor(name)) for name in unit.names]
             for name, tensor in zip(unit.names, tensors, strict=True):
-                yield f"{unit.path}.{name}", tensor
+                yield self._stored_name(unit, name), tensor
+
+    def _stored_name(self, unit: _Unit, name: str) -> str:
+        return checkpoint_name(self._model_type, f"{unit.path}.{name}")
 
     def _own(self, tensor: torch.Tensor) -> torch.Tensor:
         """In the compute type; a copy where the gathered storage is about to be freed."""

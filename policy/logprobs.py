@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from policy.minicpmv import MiniCPMV
 
 
 class LogprobModel(torch.nn.Module):
@@ -17,31 +22,51 @@ class LogprobModel(torch.nn.Module):
     token that counts sees padding.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel | PeftModel, chunk_tokens: int) -> None:
-        """chunk_tokens: positions whose logits exist at one time."""
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel | PeftModel,
+        chunk_tokens: int,
+        unsampled: Sequence[int] = (),
+    ) -> None:
+        """chunk_tokens: positions whose logits exist at one time.
+
+        unsampled: token ids that the engines never sample, and leave out of their softmax.
+        """
         super().__init__()
         base = causal_lm.get_base_model() if isinstance(causal_lm, PeftModel) else causal_lm
         self.backbone = base.base_model
-        self.head = ChunkedHead(base.get_output_embeddings(), chunk_tokens)
+        self.head = ChunkedHead(base.get_output_embeddings(), chunk_tokens, unsampled)
 
     def forward(
         self,
         token_ids: Int[Tensor, "batch time"],
         loss_mask: Bool[Tensor, "batch time"],
         temperature: Float[Tensor, " batch"],
+        visual: Mapping[str, Any] | None = None,
+        is_sampled: bool = True,
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Return (logprobs, entropies) of the N tokens under the mask, in row order.
 
-        Token t is predicted from position t - 1. Entropies carry no gradient.
+        Token t is predicted from position t - 1. Entropies carry no gradient. visual: what the
+        backbone takes besides the tokens (policy/visual_inputs.py). is_sampled: whether the tokens
+        come from a sampler, which leaves some out, or are scored as they stand.
         """
-        hidden = self.backbone(input_ids=token_ids, use_cache=False).last_hidden_state  # [B, T, H]
+        hidden = self._hidden(token_ids, visual or {})  # [B, T, H]
         predicted = loss_mask[:, 1:]
         row_temperature = temperature[:, None].expand(predicted.shape)
         return self.head(
             hidden[:, :-1][predicted],  # [N, H]
             token_ids[:, 1:][predicted],
             row_temperature[predicted],
+            is_sampled,
         )
+
+    def _hidden(
+        self, token_ids: Int[Tensor, "batch time"], visual: Mapping[str, Any]
+    ) -> Float[Tensor, "batch time width"]:
+        if isinstance(self.backbone, MiniCPMV):
+            return self.backbone.hidden_states(token_ids, **visual)
+        return self.backbone(input_ids=token_ids, use_cache=False, **visual).last_hidden_state
 
 
 class ChunkedHead(torch.nn.Module):
@@ -52,20 +77,24 @@ class ChunkedHead(torch.nn.Module):
     falling out of step.
     """
 
-    def __init__(self, lm_head: torch.nn.Module, chunk_tokens: int) -> None:
+    def __init__(
+        self, lm_head: torch.nn.Module, chunk_tokens: int, unsampled: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.lm_head = lm_head
         self.chunk_tokens = chunk_tokens
+        self.unsampled = list(unsampled)
 
     def forward(
         self,
         hidden: Float[Tensor, "n width"],
         targets: Int[Tensor, " n"],
         temperature: Float[Tensor, " n"],
+        is_sampled: bool = True,
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         if len(targets) <= self.chunk_tokens:
             # One chunk is all that may exist at a time, so its logits may as well be kept.
-            return self._chunk(hidden, targets, temperature)
+            return self._chunk(hidden, targets, temperature, is_sampled)
         chunks = []
         for start in range(0, len(targets), self.chunk_tokens):
             part = slice(start, start + self.chunk_tokens)
@@ -75,6 +104,7 @@ class ChunkedHead(torch.nn.Module):
                     hidden[part],
                     targets[part],
                     temperature[part],
+                    is_sampled,
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
@@ -87,8 +117,12 @@ class ChunkedHead(torch.nn.Module):
         hidden: Float[Tensor, "n width"],
         targets: Int[Tensor, " n"],
         temperature: Float[Tensor, " n"],
+        is_sampled: bool,
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         logits = self.lm_head(hidden).float() / temperature[:, None]  # [N, V]
+        if is_sampled and self.unsampled:
+            never = torch.tensor(self.unsampled, device=logits.device)
+            logits = logits.index_fill(1, never, -torch.inf)
         logprobs = torch.log_softmax(logits, dim=-1)  # [N, V]
         picked = logprobs.gather(1, targets[:, None])[:, 0]
         # Last, so that the recomputation in the backward stops before it.

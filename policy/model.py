@@ -5,18 +5,28 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from policy.model_cache import default_cache_dir, digest, find_model, made_once
 from policy.model_checks import read_config, refuse_unusable_weights
+from policy.qwen_vl import checkpoint_name, see_once
 from policy.tiny_policy import ensure_tiny_policy
-from rl.config import LoraConfig, PolicyConfig
+from policy.trained_parts import choose_trained
+from rl.config import PolicyConfig
+from rl.vision_families import unsampled_token_ids as unsampled_in
+from rl.vision_families import vision_family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -53,13 +63,10 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
     Raises ValueError for a directory or an architecture that the learner cannot train.
     """
     model_config = read_config(directory)
-    _refuse_logit_settings(model_config)
-    for name, value in vars(model_config).items():
-        # The learner must compute the same probabilities as the engine.
-        if "drop" in name and isinstance(value, float):
-            setattr(model_config, name, 0.0)
+    _refuse_logit_settings(model_config.get_text_config())
+    _without_dropout(model_config)
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_class(model_config).from_pretrained(
         directory,
         config=model_config,
         dtype=DTYPES[config.dtype],
@@ -67,18 +74,39 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
         trust_remote_code=False,
         local_files_only=True,
     )
+    if (family := vision_family(model_config.model_type)) and family.name == "qwen_vl":
+        see_once(model)
     _refuse_renamed_parameters(model, directory)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model if config.lora is None else _with_adapter(model, config.lora)
+    return choose_trained(model, config)
 
 
-def _with_adapter(model: PreTrainedModel, lora: LoraConfig) -> PeftModel:
-    adapter = PeftLoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, task_type="CAUSAL_LM"
+def auto_class(config: PretrainedConfig) -> type[Any]:
+    """What loads a model of this configuration with its output layer."""
+    if vision_family(config.model_type) is None:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
+
+
+def unsampled_token_ids(directory: Path) -> tuple[int, ...]:
+    """Token ids that engines never sample from the model of this directory."""
+    model_type = read_config(directory).model_type
+    if vision_family(model_type) is None:
+        return ()
+    tokenizer = AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True
     )
-    # Adapter weights in the model's own type: DeepSpeed keeps the float32 copies.
-    return get_peft_model(model, adapter, autocast_adapter_dtype=False)
+    return unsampled_in(model_type, tokenizer.get_vocab())
+
+
+def _without_dropout(config: PretrainedConfig) -> None:
+    """The learner must compute the same probabilities as the engine."""
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            _without_dropout(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def _refuse_logit_settings(config: PretrainedConfig) -> None:
@@ -96,10 +124,12 @@ def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
     for file in directory.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             stored.update(opened.keys())
-    renamed = sorted({name for name, _ in model.named_parameters()} - stored)
+    model_type = model.config.model_type
+    names = {checkpoint_name(model_type, name) for name, _ in model.named_parameters()}
+    renamed = sorted(names - stored)
     if stored and renamed:
         raise ValueError(
-            f"{model.config.model_type} has parameters that its checkpoint names otherwise, such "
+            f"{model_type} has parameters that its checkpoint names otherwise, such "
             f"as {renamed[0]}; the learner cannot send these to the engines (mixtures of experts "
             "are not supported)"
         )
@@ -120,12 +150,13 @@ def untied_copy(directory: Path, cache_dir: Path) -> Path:
 
 def _write_untied(directory: Path, target: Path) -> None:
     copy_companions(directory, target)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_class(read_config(directory)).from_pretrained(
         directory, dtype="auto", trust_remote_code=False, local_files_only=True
     )
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False
+    model.config.get_text_config().tie_word_embeddings = False
     model.save_pretrained(target)
 
 

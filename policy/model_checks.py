@@ -8,6 +8,11 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from rl.minicpmv_config import register_config
+from rl.vision_families import vision_family
+
+register_config()
+
 
 def read_config(directory: Path) -> PretrainedConfig:
     """Return the model's configuration; raises ValueError where there is none to use."""
@@ -26,10 +31,12 @@ def read_config(directory: Path) -> PretrainedConfig:
 
 def refuse_unusable_weights(directory: Path, config: PretrainedConfig) -> None:
     """Raise ValueError if this is no causal language model, or its weights cannot be read."""
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    is_text_model = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not is_text_model and vision_family(config.model_type) is None:
         raise ValueError(
             f"policy.model: {directory} holds a model of type {config.model_type}, which is no "
-            "causal language model that transformers knows"
+            "causal language model that transformers knows, nor one of the vision-language models "
+            "that can be trained (MiniCPM-V 4.5, Qwen2.5-VL, Qwen3-VL)"
         )
     files = sorted(directory.glob("*.safetensors"))
     if not files:

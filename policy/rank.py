@@ -22,7 +22,8 @@ from policy.engine_client import EngineClient, Rendezvous
 from policy.full_weights import FullWeights, WeightMetadata, write_model_directory
 from policy.learning_rate import learning_rate_at
 from policy.logprobs import LogprobModel
-from policy.model import DTYPES, load_policy
+from policy.model import DTYPES, load_policy, unsampled_token_ids
+from policy.visual_inputs import open_visual_inputs
 from rl.batching import MicroBatch, collate, plan_micro_batches, reference_sample, split_updates
 from rl.config import Config
 from rl.losses import GlobalCounts, LossInputs, policy_loss, reduce_sums, token_weights
@@ -48,7 +49,8 @@ class RankUpdate:
 class Update:
     """One optimizer step: this rank's micro-batches and the counts of all ranks."""
 
-    micro_batches: list[MicroBatch]
+    micro_batches: list[list[TrainSample]]
+    """Samples that are forwarded together; none where a rank only keeps in step."""
     counts: GlobalCounts
 
 
@@ -75,15 +77,19 @@ class LearnerRank:
         if not self._use_cuda:
             torch.set_num_threads(policy_config.threads)
         join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
+        self._dtype = DTYPES[policy_config.dtype]
         # The same initial adapter on every rank.
         torch.manual_seed(self._config.seed)
         policy = load_policy(self._source, policy_config)
         self._weights = FullWeights(
             policy,
-            DTYPES[policy_config.dtype],
+            self._dtype,
             is_partitioned=policy_config.effective_zero_stage == 3,
         )
-        model = LogprobModel(policy, policy_config.logprob_chunk_tokens)
+        self._visual_inputs = open_visual_inputs(self._source, self._config.data)
+        model = LogprobModel(
+            policy, policy_config.logprob_chunk_tokens, unsampled_token_ids(self._source)
+        )
         self._engine = open_engine(model, policy_config, self._use_cuda)
         self._engine.train()
 
@@ -94,7 +100,7 @@ class LearnerRank:
         updates = self.plan(batch.samples)
         old_logprobs: list[list[Tensor]] | None = None
         if len(updates) > 1:
-            old_logprobs = [[self._logprobs(m) for m in u.micro_batches] for u in updates]
+            old_logprobs = [[self._logprobs(rows) for rows in u.micro_batches] for u in updates]
         parts, grad_norms = [], []
         for place, update in enumerate(updates):
             parts += self.accumulate(update, old_logprobs[place] if old_logprobs else None)
@@ -119,7 +125,7 @@ class LearnerRank:
                 num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
                 num_sequences=len(part),
             )
-            rows = [collate([part[index] for index in rows]) for rows in plan[self._rank]]
+            rows = [[part[index] for index in rows] for rows in plan[self._rank]]
             updates.append(Update(rows, counts))
         return updates
 
@@ -132,21 +138,19 @@ class LearnerRank:
         """
         last = len(update.micro_batches) - 1
         parts = []
-        for place, micro_batch in enumerate(update.micro_batches):
+        for place, samples in enumerate(update.micro_batches):
             self._engine.set_gradient_accumulation_boundary(place == last)
             old = None if old_logprobs is None else old_logprobs[place]
-            loss, sums = self._loss(micro_batch.to(self._device), update.counts, old)
+            loss, sums = self._loss(samples, update.counts, old)
             # DeepSpeed averages over ranks; the loss is already divided by global counts.
             self._engine.backward(loss * self._config.policy.ranks)
             parts.append(sums)
         return parts
 
     def _loss(
-        self, micro_batch: MicroBatch, counts: GlobalCounts, old_logprobs: Tensor | None
+        self, samples: Sequence[TrainSample], counts: GlobalCounts, old_logprobs: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs, entropies = self._engine(
-            micro_batch.token_ids, micro_batch.loss_mask, micro_batch.temperature
-        )
+        micro_batch, logprobs, entropies = self._forward(samples)
         mask = micro_batch.loss_mask
         inputs = LossInputs(
             policy_logprobs=logprobs,
@@ -175,10 +179,27 @@ class LearnerRank:
             group["lr"] = rate
         return rate
 
+    def _forward(
+        self, samples: Sequence[TrainSample], is_sampled: bool = True
+    ) -> tuple[MicroBatch, Tensor, Tensor]:
+        """The samples as a micro-batch, and logprobs and entropies of its loss tokens."""
+        micro_batch = collate(samples)
+        visual = None
+        if self._visual_inputs is not None:
+            visual = self._visual_inputs(samples, micro_batch.token_ids)
+        micro_batch = micro_batch.to(self._device)
+        logprobs, entropies = self._engine(
+            micro_batch.token_ids,
+            micro_batch.loss_mask,
+            micro_batch.temperature,
+            None if visual is None else visual.to(self._device, self._dtype).arguments,
+            is_sampled,
+        )
+        return micro_batch, logprobs, entropies
+
     @torch.no_grad()
-    def _logprobs(self, micro_batch: MicroBatch) -> Tensor:
-        moved = micro_batch.to(self._device)
-        logprobs, _ = self._engine(moved.token_ids, moved.loss_mask, moved.temperature)
+    def _logprobs(self, samples: Sequence[TrainSample], is_sampled: bool = True) -> Tensor:
+        _, logprobs, _ = self._forward(samples, is_sampled)
         return logprobs
 
     def reference_logprobs(
@@ -188,26 +209,29 @@ class LearnerRank:
 
         All ranks are given the same requests, and together they answer each once.
         """
-        samples = [reference_sample(request) for request in requests]
+        samples = [self._reference_sample(request) for request in requests]
         lengths = [sample.trajectory.num_tokens for sample in samples]
         policy = self._config.policy
         plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
         answers: dict[int, tuple[float, ...]] = {}
         for rows in plan[self._rank]:
-            flat = self._logprobs(collate([samples[place] for place in rows])).tolist()
+            flat = self._logprobs([samples[place] for place in rows], is_sampled=False).tolist()
             for place in rows:
                 count = samples[place].trajectory.num_response_tokens
                 answers[place], flat = tuple(flat[:count]), flat[count:]
         return answers
 
-    @torch.no_grad()
-    def logprobs_of(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """Log-probabilities of a sequence's tokens after the first, at temperature 1."""
-        ids = torch.tensor([token_ids], dtype=torch.int64, device=self._device)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        mask[0, 0] = False
-        logprobs, _ = self._engine(ids, mask, torch.ones(1, device=self._device))
-        return tuple(logprobs.tolist())
+    def _reference_sample(self, request: ReferenceRequest) -> TrainSample:
+        context = request.context_token_ids
+        if self._visual_inputs is not None:
+            context = self._visual_inputs.expanded(context, request.prompt.media)
+        return reference_sample(request, context)
+
+    def canary_logprobs(self) -> tuple[float, ...]:
+        """Log-probabilities of the canary's response tokens, at temperature 1."""
+        request, trajectory = self._canary.request, self._canary.trajectory
+        sample = TrainSample(trajectory, 0.0, 1.0, "canary", request.prompt.media)
+        return tuple(self._logprobs([sample], is_sampled=False).tolist())
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Full tensors by checkpoint name, adapters merged; every rank must iterate to the end."""
@@ -238,8 +262,7 @@ class LearnerRank:
     def send_weights(self, version: int) -> WeightProof:
         """Transfer every tensor and return this rank's proof; only rank 0's has digests."""
         seconds = self.sender.send()
-        logprobs = self.logprobs_of(self._canary.token_ids)[self._canary.num_prompt_tokens - 1 :]
-        return WeightProof(version, self.sender.source.digests, logprobs, seconds)
+        return WeightProof(version, self.sender.source.digests, self.canary_logprobs(), seconds)
 
     def save(self, directory: Path) -> None:
         """Write `state/` (DeepSpeed, for `load`) and `model/` (Hugging Face, for vLLM)."""

@@ -1,8 +1,9 @@
-"""The character-level tokenizer of the built-in tiny policy, with its chat template."""
+"""The character-level tokenizer of the built-in tiny policies, with its chat template."""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -28,17 +29,22 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    max_length: int, media_tokens: Sequence[str] = (), chat_template: str = CHAT_TEMPLATE
+) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per printable ASCII character, newline and marker.
 
     The think tags are ordinary added tokens, as in Qwen3, so decoding always keeps them.
+    media_tokens: special tokens of a policy that sees.
     """
     markers = [PAD, EOS, UNKNOWN, USER, ASSISTANT, THINK, END_THINK]
-    vocabulary = {token: place for place, token in enumerate([*markers, *CHARACTERS])}
+    words = [*markers, *CHARACTERS, *media_tokens]
+    vocabulary = {token: place for place, token in enumerate(words)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
-    core.add_special_tokens([AddedToken(marker, special=True) for marker in markers[:5]])
+    special = [*markers[:5], *media_tokens]
+    core.add_special_tokens([AddedToken(marker, special=True) for marker in special])
     core.add_tokens([AddedToken(marker, normalized=False) for marker in (THINK, END_THINK)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -49,5 +55,5 @@ def make_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = chat_template
     return tokenizer

@@ -1,4 +1,4 @@
-"""Teaches the built-in tiny policy to answer in both modes, to a set held-out accuracy.
+"""Teaches a built-in tiny policy to answer in both modes, to a set held-out accuracy.
 
 GRPO strengthens reasoning that exists but does not build it, so the policy first imitates worked
 examples. The examples slip on purpose: what is left for GRPO is to tell good answers from bad ones.
@@ -8,14 +8,24 @@ number of steps.
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3ForCausalLM,
+)
+from transformers.utils.logging import disable_progress_bar
 
 from rl.chain_sum import ChainSumQuestion, Slips, question, worked_example
 
@@ -24,28 +34,41 @@ MAX_RESPONSE_TOKENS = {False: 6, True: 70}
 
 
 @dataclass(frozen=True)
-class WarmupRecipe:
-    """Everything that decides the warmed weights besides the seed and the model's sizes."""
+class ImitationRecipe:
+    """How a policy imitates worked examples, and when that is enough."""
 
-    min_steps: int = 800
-    max_steps: int = 1200
+    min_steps: int
+    max_steps: int
+    learning_rate: float
+    short_share: float
+    """Share of examples that answer at once."""
+    enough_short: float
+    """Warm-up ends once short answers, sampled, are right this often ..."""
+    enough_long: float
+    """... and long ones this often."""
     round_steps: int = 50
     """Steps between two measurements once `min_steps` are done."""
     examples_per_step: int = 64
-    short_share: float = 0.2
-    addition_slips: float = 0.15
-    answer_slips: float = 0.2
-    """How often worked examples err (rl/chain_sum.py)."""
-    learning_rate: float = 6e-3
     rise_steps: int = 30
     """Steps of linear rise; then linear fall to a tenth at `min_steps`, held from there."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
-    enough_short: float = 0.3
-    """Warm-up ends once short answers, sampled, are right this often ..."""
-    enough_long: float = 0.45
-    """... and long ones this often."""
     heldout_questions: int = 256
+
+
+@dataclass(frozen=True)
+class WarmupRecipe(ImitationRecipe):
+    """Everything that decides the warmed weights besides the seed and the model's sizes."""
+
+    min_steps: int = 800
+    max_steps: int = 1200
+    learning_rate: float = 6e-3
+    short_share: float = 0.2
+    enough_short: float = 0.3
+    enough_long: float = 0.45
+    addition_slips: float = 0.15
+    answer_slips: float = 0.2
+    """How often worked examples err (rl/chain_sum.py)."""
 
 
 @dataclass(frozen=True)
@@ -74,35 +97,89 @@ def warm_up(
     on_step: Callable[[int, float], None],
 ) -> WarmupReport:
     """Train `model` in place until it is ready or out of steps; `on_step` hears step and loss."""
-    started = time.monotonic()
     slips = Slips(np.random.default_rng(seed), recipe.addition_slips, recipe.answer_slips)
+
+    def loss_of(first: int) -> torch.Tensor:
+        asked = [question(seed, first + i, False) for i in range(recipe.examples_per_step)]
+        return _mean_loss(model, tokenizer, asked, recipe.short_share, slips)
+
+    def measure() -> Accuracy:
+        return heldout_accuracy(model, tokenizer, recipe.heldout_questions)
+
+    return imitate(model, seed, recipe, loss_of, measure, on_step)
+
+
+def imitate(
+    model: PreTrainedModel,
+    seed: int,
+    recipe: ImitationRecipe,
+    loss_of: Callable[[int], torch.Tensor],
+    measure: Callable[[], Accuracy],
+    on_step: Callable[[int, float], None],
+) -> WarmupReport:
+    """Train `model` in place until it is ready or out of steps; `on_step` hears step and loss.
+
+    loss_of: the loss of a step's examples, given the number of the first. measure: the held-out
+    accuracy, asked for at `min_steps` and then after every round.
+    """
+    started = time.monotonic()
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=recipe.betas, weight_decay=recipe.weight_decay
     )
-    step, drawn = 0, 0
+    step = 0
     while True:
         for _ in range(recipe.round_steps if step else recipe.min_steps):
+            loss = loss_of(step * recipe.examples_per_step)
             step += 1
-            asked = [question(seed, drawn + i, False) for i in range(recipe.examples_per_step)]
-            drawn += len(asked)
-            loss = _mean_loss(model, tokenizer, asked, recipe.short_share, slips)
             _descend(model, optimizer, loss, _learning_rate(recipe, step))
             on_step(step, loss.item())
-        accuracy = heldout_accuracy(model, tokenizer, recipe.heldout_questions)
+        accuracy = measure()
         is_ready = accuracy.short >= recipe.enough_short and accuracy.long >= recipe.enough_long
         if is_ready or step >= recipe.max_steps:
             seconds = round(time.monotonic() - started, 1)
             return WarmupReport(seed, step, seconds, accuracy, is_ready)
 
 
-def _learning_rate(recipe: WarmupRecipe, step: int) -> float:
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Seed torch and hold it to one thread, whose sums always run in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def save_warmed(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    report: WarmupReport,
+) -> None:
+    """Write weights, tokenizer and `warmup.json`, which is the report."""
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    disable_progress_bar()
+    if not torch.cuda.is_available():
+        # Saving loads DeepSpeed, which warns about a missing GPU unless it is told of it.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+
+
+def _learning_rate(recipe: ImitationRecipe, step: int) -> float:
     rise = min(1.0, step / recipe.rise_steps)
     fall = max(0.1, 1 - 0.9 * step / recipe.min_steps)
     return recipe.learning_rate * rise * fall
 
 
 def _descend(
-    model: Qwen3ForCausalLM, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float
 ) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -20,7 +20,7 @@ from rewards.preference_actors import ActorPlaces, PreferenceActors
 from rewards.reward_model import (
     SAMPLE,
     load_tokenizer,
-    refuse_images,
+    refuse_media,
     refuse_unfit_template,
     render,
     special_markers,
@@ -62,7 +62,7 @@ class JudgePrompt:
 
     def rendered(self, asked: PreferenceInput) -> str:
         """The exact text the judge continues; raises ValueError for a question it cannot read."""
-        refuse_images(asked)
+        refuse_media(asked)
         content = TEMPLATE.format(
             question=_question(asked.messages),
             answer=without_markers(asked.answer, self._markers),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rl.advantages import group_advantages, has_zero_variance
+from rl.media import Medium
 from rl.stages import Prompt, Trajectory
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -27,7 +28,7 @@ class PreferenceInput:
     """The question as chat messages."""
     answer: str
     """Without white space around it; never empty."""
-    images: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
 
 
 class PreferenceModel(Protocol):
@@ -53,7 +54,7 @@ def preference_input(prompt: Prompt, trajectory: Trajectory) -> PreferenceInput 
     if trajectory.answer is None or trajectory.finish_reason != "stop":
         return None
     answer = trajectory.answer.rpartition(CLOSE)[2].partition(OPEN)[0].strip()
-    return PreferenceInput(prompt.messages, answer, prompt.images) if answer else None
+    return PreferenceInput(prompt.messages, answer, prompt.media) if answer else None
 
 
 def group_preferences(raw: Sequence[float | None]) -> list[float]:

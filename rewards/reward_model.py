@@ -42,7 +42,7 @@ class RewardModel:
 
     def rendered(self, asked: PreferenceInput) -> str:
         """The exact text the model reads; raises ValueError for a question it cannot read."""
-        refuse_images(asked)
+        refuse_media(asked)
         answer = without_markers(asked.answer, self._markers)
         turn = {"role": "assistant", "content": answer}
         return render(self._tokenizer, [*asked.messages, turn], add_generation_prompt=False)
@@ -144,13 +144,13 @@ def refuse_unfit_template(path: Path, rendered: str) -> None:
             )
 
 
-def refuse_images(asked: PreferenceInput) -> None:
+def refuse_media(asked: PreferenceInput) -> None:
     parts = [
         part for m in asked.messages if isinstance(m["content"], list) for part in m["content"]
     ]
-    if asked.images or any(part.get("type") != "text" for part in parts):
+    if asked.media or any(part.get("type") != "text" for part in parts):
         raise ValueError(
-            "the preference model reads text only, got a question with images; leave "
+            "the preference model reads text only, got a question with images or videos; leave "
             "reward.preference out for such data"
         )
 

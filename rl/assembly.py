@@ -18,6 +18,7 @@ from policy.learner import RayLearner
 from policy.model import resolve_model
 from policy.model_checks import refuse_longer_than_model
 from policy.tiny_reward_model import resolve_reward_model
+from policy.visual_inputs import open_visual_inputs
 from rewards.actor import TextRewardClient
 from rewards.judge import JudgeClient, check_judge
 from rewards.plugins import with_checked_plugins
@@ -30,17 +31,21 @@ from rewards.rules.verifier import ROUTES, score_reference
 from rewards.service import RewardService, takes_probability
 from rewards.text_rewards import question_text
 from rl.cluster import Cluster, open_cluster
-from rl.config import Config, RewardConfig
+from rl.config import Config, RewardConfig, SourceConfig
 from rl.loop import train_request
+from rl.media import MediaError
 from rl.stages import Canary, Prompt
 from rl.visible_gpus import count_visible_gpus
 from rollout.chat import ChatTemplate, refuse_oversized
+from rollout.dataset_source import Quarantined
 from rollout.pool import EnginePool
 from rollout.prompts import PromptStream
 from rollout.splice import Splice
 from rollout.worker import WorkerSettings
 
 CANARY_TOKENS = 64
+CHECKED_MEDIA_PROMPTS = 64
+"""Prompts whose images and videos are read before the run, to see how long they are."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Material:
     def encode(self, prompt: Prompt, mode: str) -> tuple[int, ...]:
         """Prompt token ids up to where sampling starts in this mode."""
         return self.chat.prompt_token_ids(prompt, self.config.modes[mode].thinking)
+
+    @property
+    def quarantined(self) -> Sequence[Quarantined]:
+        """Rows of the data that are left out, because their images or videos cannot be used."""
+        return self.stream.quarantined
 
     @property
     def thinking(self) -> dict[str, bool]:
@@ -96,17 +106,17 @@ def gather_material(config: Config) -> Material:
             f"{count_visible_gpus()}; take a smaller scale=, or join a Ray cluster with "
             "resources.ray_address=auto"
         )
-    if config.data.columns.images is not None:
-        raise ValueError(
-            "data.columns.images is set, but engines and learner are given text alone so far; "
-            "leave it out to train on the text of these prompts"
-        )
     stream = PromptStream.open(config)
+    if config.reward.preference is not None and any(prompt.media for prompt in stream.checked()):
+        raise ValueError(
+            "reward.preference reads text only, and these prompts show images or videos; set "
+            "reward.preference=null"
+        )
     model = resolve_model(config.policy.model, untie=config.resources.gpus == 0)
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())
-    refuse_oversized(config, stream, chat)
+    refuse_oversized(config, stream, chat, _MediaTokens(model, config.data, chat))
     heldout = tuple(stream.heldout(config.eval.prompts))
     reward = with_checked_plugins(config.reward)
     config = config.model_copy(update={"reward": reward})
@@ -118,6 +128,30 @@ def gather_material(config: Config) -> Material:
     routes = count_routes(stream, reward)
     preference_model = _resolve_preference_model(config)
     return Material(config, model, stream, chat, heldout, routes, preference_model)
+
+
+class _MediaTokens:
+    """How many tokens the media of a prompt take, besides their markers.
+
+    It reads and lays them out as the learner does, which takes time, so only the first prompts
+    with media are looked at: a later one that is too long is dropped when it is asked.
+    """
+
+    def __init__(self, model: Path, data: SourceConfig, chat: ChatTemplate) -> None:
+        self._inputs = open_visual_inputs(model, data)
+        self._chat = chat
+        self._left = CHECKED_MEDIA_PROMPTS
+
+    def __call__(self, prompt: Prompt) -> int:
+        if not prompt.media or self._inputs is None or not self._left:
+            return 0
+        self._left -= 1
+        token_ids = self._chat.prompt_token_ids(prompt, thinking=False)
+        try:
+            return len(self._inputs.expanded(token_ids, prompt.media)) - len(token_ids)
+        except MediaError:
+            # What the headers did not tell: its group is dropped, counted and replaced.
+            return 0
 
 
 def _resolve_preference_model(config: Config) -> Path | None:
@@ -234,6 +268,7 @@ async def _create_engines(
         seed=config.seed,
         scores_references=config.reward.probability is not None,
         engine=config.rollout.engine,
+        data=config.data,
     )
     devices = None
     if learner is not None and config.resources.colocate:
@@ -261,4 +296,4 @@ async def _sample_canary(material: Material, engine: EnginePool) -> Canary:
     budget = max(1, min(request.max_tokens - 1, CANARY_TOKENS))
     request = dataclasses.replace(request, n=1, max_tokens=budget)
     (trajectory,) = (await engine.generate(request)).trajectories
-    return Canary(tuple(trajectory.token_ids.tolist()), len(request.prompt_token_ids))
+    return Canary(request, trajectory)

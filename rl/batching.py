@@ -145,10 +145,13 @@ def collate(samples: Sequence[TrainSample]) -> MicroBatch:
     return MicroBatch(token_ids, loss_mask, rollout_logprobs, advantages, temperature)
 
 
-def reference_sample(request: ReferenceRequest) -> TrainSample:
-    """A sample whose loss tokens are the reference, to be forwarded and never trained on."""
-    token_ids = np.array([*request.context_token_ids, *request.reference_token_ids], np.int32)
-    loss_mask = np.arange(len(token_ids)) >= len(request.context_token_ids)
+def reference_sample(request: ReferenceRequest, context: Sequence[int]) -> TrainSample:
+    """A sample whose loss tokens are the reference, to be forwarded and never trained on.
+
+    context: the request's, with every token of its media.
+    """
+    token_ids = np.array([*context, *request.reference_token_ids], np.int32)
+    loss_mask = np.arange(len(token_ids)) >= len(context)
     trajectory = Trajectory(
         token_ids=token_ids,
         loss_mask=loss_mask,
@@ -159,4 +162,10 @@ def reference_sample(request: ReferenceRequest) -> TrainSample:
         reasoning=None,
         answer=None,
     )
-    return TrainSample(trajectory, advantage=0.0, temperature=request.temperature)
+    return TrainSample(
+        trajectory,
+        advantage=0.0,
+        temperature=request.temperature,
+        id=request.id,
+        media=request.prompt.media,
+    )

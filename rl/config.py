@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Part = Literal["llm", "vision", "resampler"]
+"""Of a policy that sees; the resampler (or merger) brings features to the decoder's width."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -56,18 +58,48 @@ class ColumnsConfig(Section):
     mode: str | None = None
     """Column that pins a row to a mode; empty cells leave the row to the draw."""
     images: str | None = None
-    """Column with a list of image paths."""
+    """Column with images: a path or bytes, or a list of them. `<image>` in the text is where one
+    goes; without it they stand in front."""
+    videos: str | None = None
+    """Column with videos, like `images`; `<video>` is where one goes."""
     id: str | None = None
     """Column with a unique id; by default the row number."""
 
 
+class VideoConfig(Section):
+    """Which frames of a video are seen; the defaults are MiniCPM-V 4.5's (arXiv 2509.18154)."""
+
+    fps: float = Field(default=3, gt=0)
+    """Frames seen per second of video."""
+    max_frames: int = Field(default=540, gt=0)
+    """Most frames seen of one video; of a longer one, fewer a second."""
+    frames_per_group: int = Field(default=3, ge=1, le=6)
+    """Most frames that MiniCPM-V packs into one block of visual tokens; others pack none."""
+    max_frame_pixels: int = Field(default=2 * 448 * 448, ge=28 * 28)
+    """Frames with more pixels are scaled down to so many as they are decoded; bounds memory."""
+
+    @property
+    def max_groups(self) -> int:
+        return self.max_frames // self.frames_per_group
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> VideoConfig:
+        if self.max_frames % self.frames_per_group:
+            raise ValueError(
+                f"video.max_frames={self.max_frames} must be a multiple of "
+                f"video.frames_per_group={self.frames_per_group}; change one, "
+                "frames_per_group=1 for models that pack no frames"
+            )
+        return self
+
+
 class SourceConfig(Section):
-    kind: Literal["chain_sum", "reasoning_gym", "dataset"] = "dataset"
-    """`chain_sum` is the built-in task, `reasoning_gym` its procedural tasks, `dataset` a file or
-    a Hugging Face dataset."""
+    kind: Literal["chain_sum", "reasoning_gym", "visual", "dataset"] = "dataset"
+    """`chain_sum` is the built-in task, `reasoning_gym` its procedural tasks, `visual` a task of
+    rl/visual with pictures, `dataset` a file or a Hugging Face dataset."""
     path: str | None = None
     """For `dataset`: a .jsonl or .parquet file, a directory of them, or a dataset name. For
-    `reasoning_gym`: the task's name."""
+    `reasoning_gym` and `visual`: the task's name."""
     subset: str | None = None
     """Configuration of a Hugging Face dataset, such as `main` of openai/gsm8k."""
     split: str = "train"
@@ -80,6 +112,8 @@ class SourceConfig(Section):
     """Share of the rows kept out of training where no held-out rows are named."""
     columns: ColumnsConfig = ColumnsConfig()
     """Which column holds what."""
+    video: VideoConfig = VideoConfig()
+    """Which frames of its videos are seen."""
     settings: dict[str, Any] = {}
     """Passed to the procedural generator as they are."""
     seed: int | None = None
@@ -124,8 +158,11 @@ class PolicyConfig(Section):
     logprob_chunk_tokens: int = Field(default=2048, gt=0)
     """Positions whose logits exist at one time; bounds memory to chunk x vocabulary."""
     gradient_checkpointing: bool = False
+    train: list[Part] | None = Field(default=None, min_length=1)
+    """Parts of a vision-language model that are trained, the others stay as they are; None trains
+    all, or under `lora` the language model's adapters alone."""
     lora: LoraConfig | None = None
-    """None trains all weights."""
+    """Adapters on the language model; None trains the weights themselves."""
     optimizer: OptimizerConfig = OptimizerConfig()
     threads: int = Field(default=1, gt=0)
     """Torch threads of a rank on CPU."""

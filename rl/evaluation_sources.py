@@ -17,6 +17,7 @@ from rl.checkpoints import MANIFEST, find_checkpoint
 from rl.config import Config
 from rl.evaluation import Encode, Sampler
 from rl.interfaces import Scorer
+from rl.media import MediaStore
 from rl.stages import Prompt, RolloutGroup, Score
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ async def _server(config: Config, url: str, name: str) -> AsyncIterator[Parts]:
     text = TextRewards(reward, modes)
     try:
         scorer = EndpointScorer(RewardService(reward, modes, text), reward.probability is not None)
-        async with open_endpoint(url, name, thinking, config.rollout.group_timeout_s) as endpoint:
+        deadline_s, media = config.rollout.group_timeout_s, MediaStore(config.data)
+        async with open_endpoint(url, name, thinking, deadline_s, media) as endpoint:
             yield lambda prompt, mode: (), endpoint, scorer
     finally:
         text.close()
@@ -198,9 +200,10 @@ def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note
     from rewards.service import takes_probability
     from rewards.text_rewards import question_text
 
-    if images := sum(bool(prompt.images) for prompt in prompts):
+    if videos := sum(any(m.kind == "video" for m in prompt.media) for prompt in prompts):
         raise ValueError(
-            f"{images} prompts have images, and an endpoint is asked text alone so far"
+            f"{videos} prompts show videos, of which a server would choose other frames; evaluate "
+            "run= or model=, or other data"
         )
     reasons: Counter[str] = Counter()
     for prompt in prompts:

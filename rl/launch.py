@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import rich.console
 
+from rl.atomic_write import write_text
 from rl.checkpoints import Checkpoint
 from rl.command_line import exit_code
 from rl.config import Config
@@ -129,6 +132,7 @@ class _Training:
         listed = (f"{count} {route}" for route, count in self._material.routes.items())
         self._console.note(f"references by reward: {', '.join(listed)}")
         self._directory.check_room(self._checkpoint_bytes())
+        self._report_quarantined()
         # Only now that all input has been checked: what is forgotten here is about to be remade.
         self._directory.truncate_to(step)
         self._sinks = Sinks(self._config.log, self._directory, self._console.note, self._more_sinks)
@@ -136,6 +140,20 @@ class _Training:
             await self._run_system(step, checkpoint)
         finally:
             self._sinks.close()
+
+    def _report_quarantined(self) -> None:
+        """Rows that are never asked, with the reason of each in the run directory."""
+        quarantined = self._material.quarantined
+        if not quarantined:
+            return
+        lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in quarantined]
+        write_text(self._directory.quarantine_path, "".join(f"{line}\n" for line in lines))
+        counts = Counter(row.reason.partition(":")[0] for row in quarantined)
+        listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        self._console.note(
+            f"{len(quarantined)} rows are left out ({listed}), such as {quarantined[0].id}: "
+            f"{quarantined[0].reason}; all are in {self._directory.quarantine_path}"
+        )
 
     def _checkpoint_bytes(self) -> int:
         """Room for the checkpoints that are kept and the one that is being written."""

@@ -11,11 +11,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl.atomic_write import atomic_write
+from rl.media import to_json
 from rl.stages import ScoredGroup
 
 PART_PREFIX = "part/"
@@ -26,6 +28,8 @@ _COLUMNS_BEFORE_PARTS = (
     pa.field("prompt_id", pa.string(), nullable=False),
     pa.field("task", pa.string(), nullable=False),
     pa.field("messages", pa.string(), nullable=False),
+    pa.field("media", pa.string()),
+    pa.field("media_digests", pa.list_(pa.string()), nullable=False),
     pa.field("mode", pa.string(), nullable=False),
     pa.field("first_version", pa.int32(), nullable=False),
     pa.field("last_version", pa.int32(), nullable=False),
@@ -77,6 +81,10 @@ class LedgerRow:
     """None where the trajectory was left out of the update."""
     mismatch: float | None
     """Mean over response tokens of |rollout_logprobs - policy_logprobs|; None if not measured."""
+    media: str | None = None
+    """The prompt's images and videos by name, as rl.media.to_json writes them; None without any."""
+    media_digests: tuple[str, ...] = ()
+    """Of their pixels, as the engine saw them."""
 
 
 def ledger_rows(
@@ -128,6 +136,8 @@ def _group_rows(
             prompt_id=request.prompt.id,
             task=request.prompt.task,
             messages=json.dumps(request.prompt.messages, default=dict, ensure_ascii=False),
+            media=to_json(request.prompt.media) if request.prompt.media else None,
+            media_digests=scored.group.media_digests,
             mode=request.mode,
             first_version=trajectory.versions[0],
             last_version=trajectory.versions[1],
@@ -163,7 +173,7 @@ def _table(rows: Sequence[LedgerRow]) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _storable(value: str | float | None) -> str | float | None:
+def _storable(value: Any) -> Any:
     """Text with lone surrogates, which JSON data sets contain and UTF-8 cannot hold, gets `?`."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode("utf-8")
@@ -183,6 +193,7 @@ def read_rows(path: Path) -> list[LedgerRow]:
 def _stored_row(record: Mapping, names: set[str], parts: Sequence[str]) -> LedgerRow:
     known = {name: record[name] for name in parts if record[name] is not None}
     return LedgerRow(
-        **{name: record[name] for name in names},
+        **{name: record[name] for name in names - {"media_digests"}},
+        media_digests=tuple(record["media_digests"]),
         parts={name.removeprefix(PART_PREFIX): value for name, value in known.items()},
     )

@@ -34,6 +34,7 @@ from rl.modes import draw_step, shares_at
 from rl.publish import publish
 from rl.stages import (
     Prompt,
+    RolloutGroup,
     RolloutRequest,
     ScoredGroup,
     TrainBatch,
@@ -251,9 +252,9 @@ class TrainingLoop:
             for scored in groups
         )
         samples = tuple(
-            TrainSample(trajectory, advantage, scored.group.request.temperature)
+            _sample(scored.group, place, advantage)
             for scored, of_group in zip(groups, advantages, strict=True)
-            for trajectory, advantage in zip(scored.group.trajectories, of_group, strict=True)
+            for place, advantage in enumerate(of_group)
             if advantage is not None
         )
         return TrainBatch(self._version + 1, samples), advantages
@@ -285,6 +286,17 @@ class TrainingLoop:
     def _take_dropped(self) -> Counter[str]:
         taken, self._dropped = self._dropped, Counter()
         return taken
+
+
+def _sample(group: RolloutGroup, place: int, advantage: float) -> TrainSample:
+    request = group.request
+    return TrainSample(
+        trajectory=group.trajectories[place],
+        advantage=advantage,
+        temperature=request.temperature,
+        id=f"{request.group_id}/{place}",
+        media=request.prompt.media,
+    )
 
 
 def train_request(

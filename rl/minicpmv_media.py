@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
+
+from rl.media import as_rgb, refuse_size
 
 IMAGE_MARKER = "(<image>./</image>)"
 """Stands in a prompt's text where an image goes."""
@@ -30,12 +32,14 @@ VIDEO_MARKER = "(<video>./</video>)"
 PLACEHOLDER = "<unk>"
 """The token whose embedding a visual feature replaces; an ordinary word of the vocabulary."""
 
+_BRACKETS = ("image", "slice", "image_id")
+BRACKET_TOKENS = tuple(f"<{end}{name}>" for name in _BRACKETS for end in ("", "/"))
+"""Stand around the visual tokens of a view, and around an image's number."""
+
 STILL = -1
 """The temporal id of a view that is no video frame."""
 NUM_TEMPORAL_IDS = 36_000
 """Temporal ids end before this: an hour in steps of 0.1 s, the length of vLLM's table."""
-MAX_ASPECT_RATIO = 200
-MAX_PIXELS = 2**26
 
 Groups = Sequence[Sequence[int]]
 """The temporal ids of a video's frames, in order, by group."""
@@ -128,16 +132,6 @@ def sliced_size(
     return cell[0] * columns, cell[1] * rows
 
 
-def refuse_size(width: int, height: int) -> None:
-    """Raise ValueError for an image that would cost more than any real one."""
-    shortest, longest = min(width, height), max(width, height)
-    if shortest < 1 or longest > MAX_ASPECT_RATIO * shortest or width * height > MAX_PIXELS:
-        raise ValueError(
-            f"an image may have {MAX_PIXELS} pixels and an aspect ratio of {MAX_ASPECT_RATIO} at "
-            f"most, got {width} x {height}; scale or crop it"
-        )
-
-
 def _fit(length: float, divisor: int) -> int:
     """The multiple of `divisor` nearest to `length`, and at least one; halves go to even."""
     return max(round(length / divisor) * divisor, divisor)
@@ -154,18 +148,6 @@ class View:
     """[3, P, P * N]: the patches side by side, row by row, normalised."""
     size: tuple[int, int]
     """(rows, columns) of patches."""
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Upright by its EXIF tag, transparency over white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def image_views(image: Image.Image, settings: ImageSettings) -> list[View]:
@@ -218,7 +200,7 @@ class PackedVideo:
     frames: NDArray[np.uint8]
     """[N, H, W, 3], N frames of one size."""
     groups: tuple[tuple[int, ...], ...]
-    """Temporal ids of the frames, in order, by group (policy/minicpmv/video.py makes them)."""
+    """Temporal ids of the frames, in order, by group (rl/video_frames.py makes them)."""
 
     def __post_init__(self) -> None:
         refuse_frames(self.frames)
@@ -265,7 +247,7 @@ class MediaTokens:
 
     def __post_init__(self) -> None:
         vocabulary = self.tokenizer.get_vocab()
-        wanted = [PLACEHOLDER, *(f"<{end}{n}>" for n in _BRACKETS for end in ("", "/"))]
+        wanted = [PLACEHOLDER, *BRACKET_TOKENS]
         if missing := [token for token in wanted if token not in vocabulary]:
             raise ValueError(
                 f"the tokenizer has no {', '.join(missing)}; take the one of MiniCPM-V 4.5"
@@ -312,6 +294,11 @@ class MediaTokens:
     def placeholder(self) -> int:
         return placeholder_token_id(self.tokenizer)
 
+    @property
+    def block_starts(self) -> tuple[int, int]:
+        """Each stands before a block of visual tokens, and nowhere else."""
+        return self._brackets["image"][0], self._brackets["slice"][0]
+
     @cached_property
     def _brackets(self) -> dict[str, tuple[int, int]]:
         ids = self.tokenizer.convert_tokens_to_ids
@@ -335,9 +322,6 @@ class MediaTokens:
         for line in lines[1:]:
             joined += [*newline, *line]
         return joined
-
-
-_BRACKETS = ("image", "slice", "image_id")
 
 
 def placeholder_token_id(tokenizer: Any) -> int:

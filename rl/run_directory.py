@@ -59,6 +59,10 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def quarantine_path(self) -> Path:
+        return self.root / "quarantine.jsonl"
+
+    @property
     def ledger_path(self) -> Path:
         return self.root / "ledger"
 

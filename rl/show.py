@@ -1,9 +1,9 @@
 """Show: `python -m rl.show run=runs/NAME [step=12 | step=10..20] [limit=2000] [out=FILE.html]`.
 
 Writes what a step of a run sampled as one page for a browser that needs no network and no other
-file: each group with its prompt, and under it every trajectory with its reward and what the reward
-was made of. Without `step` it shows the newest. It only reads the ledger, so it can look at a run
-that is going on.
+file: each group with its prompt and pictures, and under it every trajectory with its reward and
+what the reward was made of. Without `step` it shows the newest. It only reads the ledger, and the
+media that the ledger names, so it can look at a run that is going on.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
-import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+from pydantic import ValidationError
+from yaml import YAMLError
 
 from rl.atomic_write import write_text
+from rl.config import SourceConfig
 from rl.ledger import LedgerRow, read_rows
+from rl.media import MediaError, MediaStore, Medium, Video, describe, from_json
 from rl.run_directory import RunDirectory
 from rl.show_page import Card, Page, Picture, as_html, as_ranges
+from rl.video_frames import spread
 
 OWN_KEYS = ("run", "step", "limit", "out")
 MAX_TRAJECTORIES = 2_000
-MAX_SIDE = 512
+MAX_SIDE = 448
 """Pixels of the longer side of an image on the page."""
-# Formats that Pillow decodes in this process; it gives others, such as PostScript, to programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-_MAX_PIXELS = 2**26
+MAX_FRAMES, MAX_FRAME_SIDE = 6, 160
+"""Frames that stand for a video on the page, and the longer side of each in pixels."""
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +70,7 @@ def show(arguments: Sequence[str]) -> tuple[Path, Page]:
     out = Path(own.get("out", run.root / "samples" / f"{_file_name(list(paths))}.html"))
     if out.suffix != ".html":
         raise ValueError(f"out names the page, a file that ends with .html, got {out}")
-    page = read_page(run.name, paths, limit)
+    page = read_page(run.name, paths, limit, Pictures(run.config_path))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, as_html(page))
     return out, page
@@ -81,15 +87,15 @@ def ledger_steps(ledger: Path) -> dict[int, Path]:
     return {int(path.stem.removeprefix("step_")): path for path in paths}
 
 
-def read_page(name: str, paths: Mapping[int, Path], limit: int) -> Page:
+def read_page(name: str, paths: Mapping[int, Path], limit: int, pictures: Pictures) -> Page:
     """Read steps, whole groups as long as they fit into `limit` trajectories, and at least one."""
     cards: list[Card] = []
     rows: list[LedgerRow] = []
     room = limit
     for path in paths.values():
-        for group, images in _groups(path):
+        for group in _groups(path):
             if not cards or len(group) <= room:
-                cards.append(Card(group, tuple(map(embedded, images))))
+                cards.append(Card(group, pictures.of(group[0])))
                 room -= len(group)
             else:
                 # From here on none fits: a later, smaller group would stand beside a gap.
@@ -98,16 +104,10 @@ def read_page(name: str, paths: Mapping[int, Path], limit: int) -> Page:
     return Page(name, tuple(paths), tuple(cards), tuple(rows))
 
 
-def _groups(path: Path) -> Iterator[tuple[tuple[LedgerRow, ...], Sequence[str]]]:
-    """The groups of a step in the order of the ledger, each with the paths of its images."""
-    rows = read_rows(path)
-    images: list[list[str] | None] = [None] * len(rows)
-    if "images" in pq.read_schema(path).names:
-        images = pq.read_table(path, columns=["images"])["images"].to_pylist()
-    pairs = zip(rows, images, strict=True)
-    for _, members in groupby(pairs, key=lambda pair: pair[0].group_id):
-        group, paths = zip(*members, strict=True)
-        yield group, paths[0] or ()
+def _groups(path: Path) -> Iterator[tuple[LedgerRow, ...]]:
+    """The groups of a step in the order of the ledger."""
+    for _, members in groupby(read_rows(path), key=lambda row: row.group_id):
+        yield tuple(members)
 
 
 def _without_text(row: LedgerRow) -> LedgerRow:
@@ -116,25 +116,68 @@ def _without_text(row: LedgerRow) -> LedgerRow:
     return dataclasses.replace(bare, preference_answer=None)
 
 
-def embedded(path: str) -> Picture:
-    """The image as a data URI, at most MAX_SIDE pixels wide and high, or why it is not shown."""
-    try:
-        # A pipe would keep the reader waiting for ever.
-        if not Path(path).is_file():
-            return Picture(path, None, "there is no such file")
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                size = f"{image.width} x {image.height} pixels"
-                return Picture(path, None, f"it has {size}, more than {_MAX_PIXELS:,}")
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return Picture(path, None, f"it cannot be read as an image: {error}")
-    upright.thumbnail((MAX_SIDE, MAX_SIDE))
-    white = Image.new("RGBA", upright.size, "white")
+class Pictures:
+    """The media of a run, as they are on disk now and as small as a page needs them."""
+
+    def __init__(self, config_path: Path) -> None:
+        """config_path: the run's; read once a row has media."""
+        self._config_path = config_path
+
+    def of(self, row: LedgerRow) -> tuple[Picture, ...]:
+        """The media of the row's prompt; raises ValueError where the run's data are not known."""
+        if row.media is None:
+            return ()
+        media = from_json(row.media)
+        digests = row.media_digests or (None,) * len(media)
+        return tuple(self._picture(*pair) for pair in zip(media, digests, strict=True))
+
+    def _picture(self, medium: Medium, digest: str | None) -> Picture:
+        """digest: of the pixels that the policy saw, if it is known."""
+        name, is_strip = describe(medium), medium.kind == "video"
+        try:
+            seen = self._store.read(medium)
+        except MediaError as error:
+            return Picture(name, None, f"not shown: {error}", is_strip)
+        image = _strip(seen) if isinstance(seen, Video) else _small(seen.pixels, MAX_SIDE)
+        is_same = digest in (None, seen.digest)
+        changed = None if is_same else "changed since: these are not the pixels the policy saw"
+        return Picture(name, embedded(image), changed, is_strip)
+
+    @cached_property
+    def _store(self) -> MediaStore:
+        try:
+            stored = OmegaConf.to_container(OmegaConf.load(self._config_path))
+            data = stored.get("data") if isinstance(stored, dict) else None
+            return MediaStore(SourceConfig.model_validate(data))
+        except (YAMLError, OmegaConfBaseException, ValidationError) as error:
+            raise ValueError(
+                f"{self._config_path} does not say where the media of the run are: {error}"
+            ) from error
+
+
+def embedded(image: Image.Image) -> str:
+    """The image as a data URI."""
     encoded = io.BytesIO()
-    Image.alpha_composite(white, upright).convert("RGB").save(encoded, "JPEG", quality=85)
-    uri = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
-    return Picture(path, uri, None)
+    image.save(encoded, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+
+
+def _strip(video: Video) -> Image.Image:
+    """Frames from all over the video, from left to right."""
+    places = spread(len(video.frames), min(MAX_FRAMES, len(video.frames)))
+    frames = [_small(Image.fromarray(video.frames[n]), MAX_FRAME_SIDE) for n in places]
+    width, height = frames[0].size
+    strip = Image.new("RGB", (width * len(frames), height))
+    for place, frame in enumerate(frames):
+        strip.paste(frame, (place * width, 0))
+    return strip
+
+
+def _small(image: Image.Image, side: int) -> Image.Image:
+    """No side longer than `side`; never enlarged."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    return small
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, str]:

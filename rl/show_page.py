@@ -22,13 +22,15 @@ from rl.ledger import LedgerRow
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a prompt."""
+    """An image of a prompt, or frames of a video side by side."""
 
-    path: str
+    name: str
     uri: str | None
-    """A data URI; None where the image is not shown."""
+    """A data URI; None where it is not shown."""
     problem: str | None
-    """Why it is not shown."""
+    """Why it is not shown, or how it differs from what the policy saw."""
+    is_strip: bool = False
+    """Whether it is frames of a video."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Card:
     """One group: the trajectories of one prompt in one mode."""
 
     rows: tuple[LedgerRow, ...]
-    images: tuple[Picture, ...]
+    pictures: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,7 @@ def _card(card: Card, place_of_mode: int) -> Html:
         "section",
         tag("h2", mode, " ", first.prompt_id),
         tag("p", " · ".join(facts), class_="facts"),
-        tag("div", prompt, *_pictures(card.images), class_="prompt"),
+        tag("div", prompt, *_pictures(card.pictures), class_="prompt"),
         tag("ol", *(_trajectory(row, place) for place, row in enumerate(card.rows))),
         class_="group",
         tabindex="-1",
@@ -279,16 +281,19 @@ def _text(text: str) -> Html:
     return tag("div", text, class_="text", dir="auto")
 
 
-def _pictures(images: Sequence[Picture]) -> Iterator[Html]:
-    if images:
-        yield tag("div", *map(_picture, images), class_="images")
+def _pictures(pictures: Sequence[Picture]) -> Iterator[Html]:
+    if pictures:
+        yield tag("div", *map(_picture, pictures), class_="images")
 
 
 def _picture(picture: Picture) -> Html:
-    name = tag("figcaption", picture.path)
-    if picture.uri is None:
-        return tag("figure", tag("p", f"not shown: {picture.problem}"), name, class_="problem")
-    return tag("figure", tag("img", src=picture.uri, alt=picture.path), name)
+    shown: list[Html] = []
+    if picture.uri is not None:
+        shown.append(tag("img", src=picture.uri, alt=picture.name))
+    if picture.problem is not None:
+        shown.append(tag("p", picture.problem, class_="problem"))
+    name = tag("figcaption", picture.name)
+    return tag("figure", *shown, name, class_="strip" if picture.is_strip else None)
 
 
 def _trajectory(row: LedgerRow, place: int) -> Html:
@@ -412,6 +417,7 @@ form span { color: var(--grey) }
 .prompt > :first-child { flex: 1 1 20rem; min-width: 0 }
 .images { display: flex; flex-wrap: wrap; gap: .5rem; flex: 0 1 auto; max-width: 100% }
 figure { margin: 0; max-width: 16rem }
+figure.strip { max-width: 100% }
 img { max-width: 100%; height: auto; display: block; border-radius: .25rem }
 figcaption { font-size: .75rem; color: var(--grey); overflow-wrap: anywhere }
 .block { margin: .5rem 0 }

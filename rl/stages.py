@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.media import Medium
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -34,7 +36,8 @@ class Prompt:
     """Which accuracy reward applies; `auto` lets the reward service route by the reference."""
     mode: str | None = None
     """A mode that the dataset pins this row to; None leaves it to the draw."""
-    images: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
+    """Its images and videos, in the order in which the messages show them."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class RolloutRequest:
     prompt: Prompt
     mode: str
     prompt_token_ids: tuple[int, ...]
-    """The chat template of the mode, tokenised, up to where sampling starts."""
+    """The chat template of the mode, tokenised, up to where sampling starts. A medium is one marker
+    here, which the engine replaces by as many tokens as the policy sees of it."""
     n: int
     """Trajectories to sample (the group size)."""
     max_tokens: int
@@ -60,7 +64,7 @@ class RolloutRequest:
 class Trajectory:
     """One completion, with everything the learner and the rewards need.
 
-    L counts prompt and response tokens together.
+    L counts prompt and response tokens together, and in the prompt every token of its media.
     """
 
     token_ids: NDArray[np.int32]  # [L]
@@ -81,6 +85,10 @@ class Trajectory:
         return int(self.loss_mask.sum())
 
     @property
+    def response_token_ids(self) -> NDArray[np.int32]:
+        return self.token_ids[self.loss_mask]
+
+    @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
@@ -93,6 +101,8 @@ class RolloutGroup:
     trajectories: tuple[Trajectory, ...]
     engine: int = 0
     """Place of the engine that sampled it; its prefix cache holds the trajectories for a while."""
+    media_digests: tuple[str, ...] = ()
+    """Of the prompt's media as the engine read them."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ class ReferenceRequest:
     """Unique among the requests in flight."""
     prompt: Prompt
     context_token_ids: tuple[int, ...]
-    """Prompt and response up to where the answer begins."""
+    """Prompt and response up to where the answer begins, with one marker for each medium."""
     reference_token_ids: tuple[int, ...]
     """Tokenised apart from the context, so their boundary is exact; never empty."""
     temperature: float
@@ -144,6 +154,10 @@ class TrainSample:
     advantage: float
     temperature: float
     """The temperature it was sampled at; the learner divides its logits by it."""
+    id: str = ""
+    """Group and place in it, for errors."""
+    media: tuple[Medium, ...] = ()
+    """The prompt's images and videos."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +177,8 @@ class Canary:
     prompt it never learned to write, amplify rounding until it hides what the canary is for.
     """
 
-    token_ids: tuple[int, ...]
-    num_prompt_tokens: int
+    request: RolloutRequest
+    trajectory: Trajectory
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ closing one; a mode that answers at once ends it with an empty think block.
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jinja2 import TemplateError
 
 from rl.config import Config
 from rl.stages import Prompt
+from rl.vision_families import VisionFamily, unsampled_token_ids, vision_family
 from rollout.prompts import PromptStream
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -42,6 +44,8 @@ class ChatTemplate:
         from transformers import AutoTokenizer
 
         self._path = path
+        self._model_type = _model_type(Path(path))
+        self._family = vision_family(self._model_type)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not self._tokenizer.chat_template:
             raise ValueError(
@@ -59,9 +63,21 @@ class ChatTemplate:
     def prompt_token_ids(self, prompt: Prompt, thinking: bool) -> tuple[int, ...]:
         """Return the prompt's tokens up to where sampling starts; ends as the module says.
 
-        Raises ValueError if the template refuses the messages.
+        Each medium is one marker of its family. Raises ValueError if the template refuses the
+        messages, and for markers that do not match the prompt's media.
         """
-        return self.token_ids(self._render(prompt, thinking))
+        text = self._render(prompt, thinking)
+        if self._family is None:
+            return self.token_ids(text)
+        # Piece by piece, so that no marker's end is tokenised with the text that follows it.
+        pieces = re.split(f"({'|'.join(map(re.escape, self._family.markers.values()))})", text)
+        self._refuse_markers(prompt, self._family, pieces)
+        return tuple(chain.from_iterable(map(self.token_ids, pieces)))
+
+    @property
+    def unsampled(self) -> tuple[int, ...]:
+        """Token ids that no engine may sample: those that stand for media."""
+        return unsampled_token_ids(self._model_type, self._tokenizer.get_vocab())
 
     def token_ids(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text alone, without any that a model puts around it."""
@@ -71,12 +87,12 @@ class ChatTemplate:
         """Return the prompt's length in tokens where that is more than `limit`, else None.
 
         Quick for most prompts: a text has no more tokens than UTF-8 bytes, so one whose bytes
-        fit need not be tokenised.
+        fit need not be tokenised. Media count as their markers.
         """
         text = self._render(prompt, thinking)
-        if len(text.encode()) <= limit:
+        if not prompt.media and len(text.encode()) <= limit:
             return None
-        length = len(self.token_ids(text))
+        length = len(self.prompt_token_ids(prompt, thinking))
         return length if length > limit else None
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -106,7 +122,27 @@ class ChatTemplate:
         asked = [self._apply(sample, thinking) for thinking in (True, False)]
         return asked[0] != asked[1]
 
+    def _refuse_markers(self, prompt: Prompt, family: VisionFamily, pieces: Sequence[str]) -> None:
+        kind_of = {marker: kind for kind, marker in family.markers.items()}
+        written = [kind_of[marker] for marker in pieces[1::2]]
+        if written != (shown := [medium.kind for medium in prompt.media]):
+            raise ValueError(
+                f"prompt {prompt.id} as the chat template writes it has places for {written}, and "
+                f"its media are {shown}; its messages need one image or video part for each, and "
+                f"no text of theirs may write {' or '.join(kind_of)}"
+            )
+        if found := [token for token in family.reserved if any(token in p for p in pieces[::2])]:
+            raise ValueError(
+                f"the text of prompt {prompt.id} must not write {', '.join(found)}, which "
+                f"{self._path} takes for parts of an image; escape or remove it"
+            )
+
     def _render(self, prompt: Prompt, thinking: bool) -> str:
+        if prompt.media and self._family is None:
+            raise ValueError(
+                f"prompt {prompt.id} shows {len(prompt.media)} images or videos, and {self._path} "
+                "reads text only; take a vision-language model, or data without media"
+            )
         try:
             text = self._apply(prompt.messages, thinking)
         except (TemplateError, TypeError) as error:
@@ -123,6 +159,9 @@ class ChatTemplate:
         return text if self._has_switch or text.endswith(EMPTY_BLOCK) else text + EMPTY_BLOCK
 
     def _apply(self, messages: Sequence[Any], thinking: bool) -> str:
+        family = self._family
+        if family is not None and not family.chat_takes_parts:
+            messages = [_as_text(message, family.markers) for message in messages]
         return self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=False,
@@ -131,22 +170,29 @@ class ChatTemplate:
         )
 
 
-def refuse_oversized(config: Config, stream: PromptStream, chat: ChatTemplate) -> None:
+def refuse_oversized(
+    config: Config,
+    stream: PromptStream,
+    chat: ChatTemplate,
+    media_tokens: Callable[[Prompt], int],
+) -> None:
     """Raise ValueError if a prompt leaves too little room for its response in the engine.
 
     Looks at the held-out prompts and at every training prompt (a sample where they are endless),
-    each in every mode in which it can be asked.
+    each in every mode in which it can be asked. media_tokens: what a prompt's media add to the
+    tokens of their markers.
     """
     limit = config.rollout.max_model_length
     too_long: dict[str, dict[str, int]] = defaultdict(dict)
     # Held-out prompts are asked in every mode, training prompts only in the one they are pinned to.
     asked = [(prompt, None) for prompt in stream.heldout(config.eval.prompts)]
     for prompt, pin in chain(asked, ((prompt, prompt.mode) for prompt in stream.checked())):
+        seen = media_tokens(prompt)
         for name in config.modes if pin is None else (pin,):
             mode = config.modes[name]
-            length = chat.length_above(prompt, mode.thinking, limit - mode.max_tokens)
+            length = chat.length_above(prompt, mode.thinking, limit - mode.max_tokens - seen)
             if length is not None:
-                too_long[name][prompt.id] = length
+                too_long[name][prompt.id] = length + seen
     for name, lengths in too_long.items():
         raise ValueError(
             f"{len(lengths)} prompts are too long for mode {name}: up to "
@@ -155,6 +201,20 @@ def refuse_oversized(config: Config, stream: PromptStream, chat: ChatTemplate) -
             "lower the budget, or remove the prompts. The first ids: "
             f"{', '.join(list(lengths)[:SHOWN_IDS])}"
         )
+
+
+def _model_type(path: Path) -> str:
+    config = path / "config.json"
+    return json.loads(config.read_text()).get("model_type", "") if config.is_file() else ""
+
+
+def _as_text(message: Mapping[str, Any], markers: Mapping[Any, str]) -> Mapping[str, Any]:
+    """The message with its parts joined as the published chat of MiniCPM-V joins them."""
+    content = message["content"]
+    if isinstance(content, str):
+        return message
+    parts = [part["text"] if part["type"] == "text" else markers[part["type"]] for part in content]
+    return {**message, "content": "\n".join(parts)}
 
 
 def _end_tokens(path: Path, tokenizer: Any) -> set[int]:

@@ -1,7 +1,7 @@
 """Prompts from a data set: a .jsonl or .parquet file, a directory of them, or a Hugging Face name.
 
 Everything that can be wrong with the rows is found when the source is opened, before anything
-heavy starts. No code of a data set is ever run.
+heavy starts. Rows whose media cannot be used are quarantined: left out, with a reason.
 """
 
 from __future__ import annotations
@@ -10,25 +10,37 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from rl.config import ColumnsConfig, SourceConfig
+from rl.media import MediaError
+from rl.stable_hash import stable_hash
 from rl.stages import Prompt
-from rollout.conversation import conversation, stable_hash, system_message
+from rl.tables import Location, heldout_location, read_table, train_location
+from rollout.conversation import conversation, system_message
+from rollout.row_media import Messages, media_of_rows, place_media
 
-READERS = {".jsonl": "json", ".parquet": "parquet"}
 SHOWN_IDS = 5
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that is never asked."""
+
+    id: str
+    """As a prompt's; the split is that of the table that holds the row."""
+    reason: str
+    """What an rl.media.MediaError says: `reason: what is wrong with which medium`."""
 
 
 class DatasetSource:
     """Rows are shuffled by rollout/prompts.py; here they keep the order of the data set."""
 
     def __init__(self, config: SourceConfig, modes: Collection[str]) -> None:
-        if config.path is None:
+        train, heldout = train_location(config), heldout_location(config)
+        if train is None:
             raise ValueError(
                 "data.path is required: name a .jsonl or .parquet file, a directory of them, or a "
                 "Hugging Face data set"
@@ -36,17 +48,16 @@ class DatasetSource:
         self._columns = config.columns
         self._task = config.task
         self._system_prompt = config.system_prompt
-        rows = _Rows(_Location(config.path, config.subset, config.split), config.columns, modes)
-        if config.heldout_path or config.heldout_split:
-            location = _Location(
-                config.heldout_path or config.path, config.subset, config.heldout_split or "train"
-            )
-            self._heldout_rows = _Rows(location, config.columns, modes)
-            self._train = _not_among(rows, self._heldout_rows)
-            self._heldout = np.arange(len(self._heldout_rows))
-        else:
+        rows = _Rows(train, "train", config.columns, modes)
+        if heldout is None:
             self._heldout_rows = rows
             self._train, self._heldout = _divide(rows, config.heldout_share)
+            self.quarantined = rows.quarantined
+        else:
+            self._heldout_rows = _Rows(heldout, "heldout", config.columns, modes)
+            self._train = _not_among(rows, self._heldout_rows)
+            self._heldout = self._heldout_rows.usable
+            self.quarantined = rows.quarantined + self._heldout_rows.quarantined
         self._rows = rows
         pins = rows.pins()
         self._pins = None if pins is None else [pins[row] for row in self._train]
@@ -72,50 +83,51 @@ class DatasetSource:
 
     def _prompt(self, rows: _Rows, split: str, number: int) -> Prompt:
         row, columns = rows.table[number], self._columns
-        images = tuple(row[columns.images] or ()) if columns.images else ()
+        messages, media = place_media(rows.asked(row), rows.media[number].media, rows.has_media)
+        if self._system_prompt is not None and messages[0]["role"] != "system":
+            messages = (system_message(self._system_prompt), *messages)
         return Prompt(
             id=f"{rows.name}/{split}/{rows.id_of(number)}",
-            messages=self._messages(row, len(images)),
+            messages=messages,
             reference=_text(row[columns.reference]),
             task=(row[columns.task] if columns.task else None) or self._task,
             mode=row[columns.mode] or None if columns.mode else None,
-            images=images,
+            media=media,
         )
-
-    def _messages(self, row: Mapping[str, Any], num_images: int) -> tuple[Mapping[str, Any], ...]:
-        if self._columns.messages is None:
-            question = _text(row[self._columns.question])
-            *system, asked = conversation(question, self._system_prompt)
-            if num_images:
-                parts = [{"type": "image"}] * num_images + [{"type": "text", "text": question}]
-                asked = {"role": "user", "content": parts}
-            return (*system, asked)
-        messages = tuple(row[self._columns.messages])
-        if self._system_prompt is None or messages[0]["role"] == "system":
-            return messages
-        return (system_message(self._system_prompt), *messages)
-
-
-@dataclass(frozen=True)
-class _Location:
-    """Where rows are read from; subset and split matter to Hugging Face names alone."""
-
-    path: str
-    subset: str | None
-    split: str
 
 
 class _Rows:
-    """The rows of one split, all of them usable."""
+    """The rows of one table: all of them readable, most of them usable."""
 
-    def __init__(self, location: _Location, columns: ColumnsConfig, modes: Collection[str]) -> None:
+    def __init__(
+        self,
+        location: Location,
+        split: Literal["train", "heldout"],
+        columns: ColumnsConfig,
+        modes: Collection[str],
+    ) -> None:
         self.name = Path(location.path).stem
-        self.table = _read(location)
         self._columns = columns
         self._path = location.path
-        self._refuse_missing_columns()
+        whole = read_table(location)
+        self._refuse_missing_columns(whole.column_names)
+        media = {columns.images, columns.videos} - {None}
+        self.has_media = bool(media)
+        # Cells of media stay closed: datasets would decode an image column with each row.
+        self.table = whole.select_columns([n for n in whole.column_names if n not in media])
         self._ids = [_text(i) for i in self.table[columns.id]] if columns.id else None
         self._refuse_bad_rows(modes)
+        try:
+            self.media = list(media_of_rows(whole, columns, split, location.directory))
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}") from error
+        problems = self._problems()
+        self.usable = np.array([n for n in range(len(self)) if n not in problems], dtype=int)
+        self.quarantined = tuple(
+            Quarantined(f"{self.name}/{split}/{self.id_of(n)}", why) for n, why in problems.items()
+        )
+        if not len(self.usable):
+            raise ValueError(f"{self._path} has no row that can be used; {self.left_out()}")
 
     def __len__(self) -> int:
         return len(self.table)
@@ -128,28 +140,50 @@ class _Rows:
             return None
         return [pin or None for pin in self.table[self._columns.mode]]
 
+    def asked(self, row: Mapping[str, Any]) -> Messages:
+        """The row's messages as they are stored, or its question as one."""
+        if self._columns.messages is not None:
+            return tuple(row[self._columns.messages])
+        return conversation(_text(row[self._columns.question]), None)
+
     def split_keys(self) -> list[str]:
         """What decides a row's split: its content, so that equal questions never fall apart."""
-        names = [self._columns.messages or self._columns.question]
-        names += [self._columns.images] if self._columns.images else []
-        contents = zip(*(self.table[name] for name in names), strict=True)
-        return [repr(content) for content in contents]
+        texts = self.table[self._columns.messages or self._columns.question]
+        return [repr((text, *media.names)) for text, media in zip(texts, self.media, strict=True)]
 
-    def _refuse_missing_columns(self) -> None:
+    def left_out(self) -> str:
+        """How many rows are quarantined for which reason, and the first of them."""
+        if not self.quarantined:
+            return "no row is quarantined for its media"
+        counts = Counter(one.reason.partition(":")[0] for one in self.quarantined)
+        counted = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        first = "; ".join(f"{one.id} {one.reason}" for one in self.quarantined[:SHOWN_IDS])
+        return f"quarantined are {counted}; the first: {first}"
+
+    def _problems(self) -> dict[int, str]:
+        """Why rows cannot be used for their media, by number."""
+        asked = self._columns.messages or self._columns.question
+        problems = {}
+        rows = zip(self.table[asked], self.media, strict=True)
+        for number, (content, row) in enumerate(rows):
+            try:
+                if row.problem is not None:
+                    raise MediaError(row.problem)
+                place_media(self.asked({asked: content}), row.media, self.has_media)
+            except MediaError as error:
+                problems[number] = str(error)
+        return problems
+
+    def _refuse_missing_columns(self, present: Sequence[str]) -> None:
         mapped = self._columns.model_dump()
         if self._columns.messages is not None:
             del mapped["question"]
-        missing = {key: name for key, name in mapped.items() if name not in (None, *self._present)}
+        missing = {key: name for key, name in mapped.items() if name not in (None, *present)}
         if missing:
             listed = ", ".join(f"data.columns.{key}={name}" for key, name in missing.items())
             raise ValueError(
-                f"{self._path} has no column for {listed}; its columns are "
-                f"{', '.join(self._present)}"
+                f"{self._path} has no column for {listed}; its columns are {', '.join(present)}"
             )
-
-    @property
-    def _present(self) -> list[str]:
-        return self.table.column_names
 
     def _refuse_bad_rows(self, modes: Collection[str]) -> None:
         if not len(self):
@@ -194,13 +228,6 @@ class _Rows:
                     f"{self._path}: column {columns.messages} must hold lists of messages with "
                     f"role and content, got {messages!r:.120}"
                 )
-        if columns.images is not None:
-            images = row[columns.images] or []
-            if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
-                raise ValueError(
-                    f"{self._path}: column {columns.images} must hold lists of image paths, got "
-                    f"{images!r:.120}"
-                )
 
     def _refuse(self, numbers: Sequence[int], why: str) -> None:
         if numbers:
@@ -218,64 +245,23 @@ def _divide(rows: _Rows, share: float) -> tuple[np.ndarray, np.ndarray]:
 
     A data set so small that no row falls into the held-out share gives up its nearest ones.
     """
-    keys = np.array([stable_hash(key) for key in rows.split_keys()], dtype=np.uint64)
-    bound = max(np.uint64(share * 2**64), keys.min())
-    heldout, train = np.flatnonzero(keys <= bound), np.flatnonzero(keys > bound)
-    if not len(train):
+    keys = np.array([stable_hash(key) for key in rows.split_keys()], dtype=np.uint64)[rows.usable]
+    is_heldout = keys <= max(np.uint64(share * 2**64), keys.min())
+    if is_heldout.all():
         raise ValueError(
-            f"data.path has {len(rows)} rows, too few to hold out data.heldout_share={share} of "
-            "different questions; name data.heldout_path"
+            f"data.path has {len(rows.usable)} rows, too few to hold out data.heldout_share="
+            f"{share} of different questions ({rows.left_out()}); name data.heldout_path"
         )
-    return train, heldout
+    return rows.usable[~is_heldout], rows.usable[is_heldout]
 
 
 def _not_among(rows: _Rows, heldout: _Rows) -> np.ndarray:
-    """Return the numbers of the rows that are not held out as well."""
-    held = set(heldout.split_keys())
-    train = np.array([n for n, key in enumerate(rows.split_keys()) if key not in held], dtype=int)
+    """Return the numbers of the usable rows that are not held out as well."""
+    held, keys = set(heldout.split_keys()), rows.split_keys()
+    train = np.array([n for n in rows.usable if keys[n] not in held], dtype=int)
     if not len(train):
         raise ValueError(
-            "every row of data.path is among the held-out rows, so nothing is left to train on; "
-            "name other rows in data.heldout_path or data.heldout_split"
+            "every row of data.path is among the held-out rows, so nothing is left to train on "
+            f"({rows.left_out()}); name other rows in data.heldout_path or data.heldout_split"
         )
     return train
-
-
-def _read(location: _Location) -> Dataset:
-    """Return the rows; raises ValueError where there are none to read."""
-    path, local = location.path, Path(location.path)
-    if local.is_dir():
-        files = sorted(file for file in local.rglob("*") if file.suffix in READERS)
-        kinds = {file.suffix for file in files}
-        if len(kinds) != 1:
-            raise ValueError(
-                f"{path} must hold files of one kind, {' or '.join(READERS)}, got "
-                f"{', '.join(sorted(kinds)) or 'none'}"
-            )
-        return _read_files(kinds.pop(), files)
-    if local.is_file():
-        if local.suffix not in READERS:
-            raise ValueError(f"{path} must end in {' or '.join(READERS)}, got {local.suffix!r}")
-        return _read_files(local.suffix, [local])
-    if local.suffix in READERS or path.startswith((".", "/", "~")):
-        raise ValueError(f"{path} does not exist; paths start at {Path.cwd()}")
-    try:
-        return load_dataset(path, location.subset, split=location.split)
-    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no file here, and as a Hugging Face data set (data.subset="
-            f"{location.subset}, split {location.split}) it cannot be read: {error}"
-        ) from error
-
-
-def _read_files(suffix: str, files: Sequence[Path]) -> Dataset:
-    try:
-        return load_dataset(
-            READERS[suffix], data_files=[str(file) for file in files], split="train"
-        )
-    except (DatasetGenerationError, StopIteration) as error:
-        # The library lets StopIteration escape for a file without a single row.
-        why = error.__cause__ or "no rows"
-        raise ValueError(
-            f"{', '.join(map(str, files))} cannot be read as {suffix[1:]}: {why}"
-        ) from error

@@ -21,8 +21,10 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from rl.interfaces import GenerationFailed
+from rl.media import MediaError, MediaStore
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import CLOSE, split_response
+from rollout.image_messages import messages_with_images
 
 MAX_IN_FLIGHT = 128
 MAX_RETRIES = 4
@@ -67,14 +69,19 @@ async def served_model(url: str, wanted: str | None, max_tokens: int) -> str:
 
 @asynccontextmanager
 async def open_endpoint(
-    url: str, served_name: str, thinking: Mapping[str, bool], deadline_s: float
+    url: str,
+    served_name: str,
+    thinking: Mapping[str, bool],
+    deadline_s: float,
+    media: MediaStore,
 ) -> AsyncIterator[Endpoint]:
     """An endpoint that can be asked.
 
-    thinking: whether each mode reasons. deadline_s: of one response, its retries included.
+    thinking: whether each mode reasons. deadline_s: of one response, its retries included. media:
+    reads the images of prompts.
     """
     async with _client(url, deadline_s, MAX_RETRIES) as client:
-        endpoint = Endpoint(client, served_name, thinking, deadline_s)
+        endpoint = Endpoint(client, served_name, thinking, deadline_s, media)
         await endpoint.probe()
         yield endpoint
 
@@ -97,8 +104,10 @@ class Endpoint:
         served_name: str,
         thinking: Mapping[str, bool],
         deadline_s: float,
+        media: MediaStore,
     ) -> None:
         self._client = client
+        self._media = media
         self._served_name = served_name
         self._thinking = dict(thinking)
         self._deadline_s = deadline_s
@@ -142,13 +151,15 @@ class Endpoint:
             raise GenerationFailed(f"request_refused: {error}") from error
         except openai.APIError as error:
             raise _does_not_answer(self._url, error, self._deadline_s) from error
+        except MediaError as error:
+            raise GenerationFailed(f"bad_media: {error}") from error
         self._answered_at = time.monotonic()
         return reply
 
     async def _ask(self, request: RolloutRequest) -> ChatCompletion:
         reply = await self._client.chat.completions.create(
             model=self._served_name,
-            messages=[dict(message) for message in request.prompt.messages],
+            messages=await asyncio.to_thread(messages_with_images, request.prompt, self._media),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             top_p=request.top_p,

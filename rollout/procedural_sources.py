@@ -7,25 +7,27 @@ import difflib
 from rl.chain_sum import LENGTHS
 from rl.chain_sum import question as chain_sum_question
 from rl.config import SourceConfig
+from rl.stable_hash import stable_hash
 from rl.stages import Prompt
-from rollout.conversation import conversation, stable_hash
+from rollout.conversation import conversation
 
 # The held-out prompts of a procedural task are the same whatever the run's seed, so that runs
 # can be compared.
 HELDOUT_SEED = 0
 
 
-class _Procedural:
+class Procedural:
     """Any number of prompts, none of them pinned."""
 
     train_count = None
     heldout_count = None
+    quarantined = ()
 
     def rows_for(self, mode: str) -> None:
         return None
 
 
-class ChainSumSource(_Procedural):
+class ChainSumSource(Procedural):
     """The built-in addition task (rl/chain_sum.py).
 
     `settings` takes `lengths`, and `probability_share`: the share of training prompts whose answer
@@ -71,7 +73,7 @@ class ChainSumSource(_Procedural):
         return Prompt(f"chain_sum/{split}/{index}", messages, asked.answer, task)
 
 
-class ReasoningGymSource(_Procedural):
+class ReasoningGymSource(Procedural):
     """A procedural task of the reasoning-gym library; `settings` are the task's own.
 
     The splits draw from one generator, and a hash of the question decides which of the two may

@@ -6,7 +6,7 @@ uninterrupted one would have asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rl.config import Config
 from rl.stages import Prompt
+from rollout.dataset_source import Quarantined
 from rollout.sources import Source, open_source
 
 # Third words of the generators' keys, so that no two draws of a run share their numbers.
@@ -42,6 +43,11 @@ class PromptStream:
         seed = config.seed if config.data.seed is None else config.data.seed
         source = open_source(config.data, seed, config.modes)
         return cls(source, seed, config.rollout.prompts_per_step)
+
+    @property
+    def quarantined(self) -> Sequence[Quarantined]:
+        """Rows that are left out, because their images or videos cannot be used."""
+        return self._source.quarantined
 
     def prompts(self, step: int) -> list[Prompt]:
         """Return the prompts of a step (0-based), one per place."""

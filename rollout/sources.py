@@ -1,4 +1,4 @@
-"""Where prompts come from: the built-in task, reasoning-gym's procedural tasks, or a data set.
+"""Where prompts come from: procedural tasks in text or pictures, or a data set.
 
 A source is two numbered rows of prompts, for training and held out, and never shows a held-out
 question in training. It is a pure function of its arguments; order is rollout/prompts.py's part.
@@ -6,13 +6,14 @@ question in training. It is a pure function of its arguments; order is rollout/p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from rl.config import SourceConfig
 from rl.stages import Prompt
-from rollout.dataset_source import DatasetSource
+from rollout.dataset_source import DatasetSource, Quarantined
 from rollout.procedural_sources import ChainSumSource, ReasoningGymSource
+from rollout.visual_source import VisualSource
 
 
 class Source(Protocol):
@@ -23,6 +24,11 @@ class Source(Protocol):
 
     @property
     def heldout_count(self) -> int | None: ...
+
+    @property
+    def quarantined(self) -> Sequence[Quarantined]:
+        """Rows of both splits that are left out, because their media cannot be used."""
+        ...
 
     def train(self, index: int) -> Prompt: ...
 
@@ -42,4 +48,6 @@ def open_source(config: SourceConfig, seed: int, modes: Collection[str]) -> Sour
         return ChainSumSource(config, seed)
     if config.kind == "reasoning_gym":
         return ReasoningGymSource(config, seed)
+    if config.kind == "visual":
+        return VisualSource(config, seed)
     return DatasetSource(config, modes)

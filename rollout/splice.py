@@ -24,7 +24,7 @@ class Splice:
     ) -> ReferenceRequest | None:
         """The reference after the start `kept_text` of trajectory `place`; None if too long."""
         request = group.request
-        response = group.trajectories[place].token_ids[len(request.prompt_token_ids) :].tolist()
+        response = group.trajectories[place].response_token_ids.tolist()
         text, moved = _move_space(kept_text)
         kept = self._tokens_within(response, text)
         rest = text.removeprefix(self._chat.raw_text(response[:kept]))

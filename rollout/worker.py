@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from rl.config import SourceConfig
 from rl.interfaces import GenerationFailed
+from rl.media import MediaError, Medium
 from rl.stages import (
     Canary,
     ReferenceRequest,
@@ -25,6 +27,7 @@ from rl.stages import (
     WeightProof,
 )
 from rollout.chat import ChatTemplate, split_response
+from rollout.engine_media import EngineMedia
 
 # The name under which rollout/weight_receiver.py registers the engine of each transport.
 BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
@@ -33,6 +36,9 @@ BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
 # vLLM serves the lowest first. The canary must not wait behind groups in flight, and a reference
 # is to be scored before the prefix cache loses its context.
 CANARY_PRIORITY, REFERENCE_PRIORITY = -2, -1
+
+NEVER = -100.0
+"""The lowest bias that vLLM takes; e^-100 is no chance at all in float32."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class WorkerSettings:
     seed: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments, passed through."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+    """Where the media of prompts are read from."""
 
 
 class RolloutWorker:
@@ -89,6 +97,8 @@ class RolloutWorker:
         if settings.tensor_parallel > 1:
             # Inside a placement group vLLM would start Ray actors on the GPUs that this one holds.
             arguments["distributed_executor_backend"] = "mp"
+        self._media = EngineMedia(settings.model, settings.data)
+        arguments |= self._media.engine_arguments
         config = AsyncEngineArgs(**arguments | settings.engine).create_engine_config()
         if settings.scores_references:
             from rollout.forced_decoding import enable_forced_decoding
@@ -98,6 +108,7 @@ class RolloutWorker:
         if settings.scores_references:
             await self._engine.collective_rpc("force_tokens")
         self._chat = ChatTemplate(settings.model)
+        self._never_sampled = dict.fromkeys(self._chat.unsampled, NEVER)
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
@@ -109,7 +120,12 @@ class RolloutWorker:
             raise GenerationFailed("aborted: the engine gave a trajectory up")
         versions = (first_version, self._version)
         return RolloutGroup(
-            request, tuple(self._trajectory(request, c, versions) for c in output.outputs)
+            request,
+            tuple(
+                self._trajectory(request.mode, output.prompt_token_ids, c, versions)
+                for c in output.outputs
+            ),
+            media_digests=await self._media.digests(request.prompt.media),
         )
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
@@ -120,7 +136,11 @@ class RolloutWorker:
             self._engine.vllm_config, request.reference_token_ids, request.temperature
         )
         scored = self._final_output(
-            request.context_token_ids, sampling, request.id, REFERENCE_PRIORITY
+            request.context_token_ids,
+            request.prompt.media,
+            sampling,
+            request.id,
+            REFERENCE_PRIORITY,
         )
         (completion,) = (await self._answered(scored)).outputs
         if tuple(completion.token_ids) != request.reference_token_ids:
@@ -138,6 +158,8 @@ class RolloutWorker:
             raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
         except EngineGenerateError as error:
             raise GenerationFailed(f"engine_error: {error.__cause__ or error}") from error
+        except MediaError as error:
+            raise GenerationFailed(f"bad_media: {error}") from error
         except (ValueError, VLLMClientError) as error:
             raise GenerationFailed(f"request_refused: {error}") from error
 
@@ -155,29 +177,44 @@ class RolloutWorker:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            logit_bias=self._never_sampled or None,
         )
-        return await self._final_output(request.prompt_token_ids, sampling, request.group_id)
+        return await self._final_output(
+            request.prompt_token_ids, request.prompt.media, sampling, request.group_id
+        )
 
     async def _final_output(
-        self, token_ids: Sequence[int], sampling: Any, request_id: str, priority: int = 0
+        self,
+        token_ids: Sequence[int],
+        media: Sequence[Medium],
+        sampling: Any,
+        request_id: str,
+        priority: int = 0,
     ) -> Any:
-        prompt = {"prompt_token_ids": list(token_ids)}
+        prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
+        if media:
+            prompt |= await self._media.inputs(media)
         stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
         outputs = [output async for output in stream]
         return outputs[-1]
 
     def _trajectory(
-        self, request: RolloutRequest, completion: Any, versions: tuple[int, int]
+        self,
+        mode: str,
+        prompt_token_ids: Sequence[int],
+        completion: Any,
+        versions: tuple[int, int],
     ) -> Trajectory:
-        num_prompt = len(request.prompt_token_ids)
+        """prompt_token_ids: with every token of the prompt's media."""
+        num_prompt = len(prompt_token_ids)
         response = np.asarray(completion.token_ids, dtype=np.int32)
         logprobs = np.zeros(num_prompt + len(response), dtype=np.float32)
         logprobs[num_prompt:] = completion.logprobs.logprobs
         loss_mask = np.zeros(len(logprobs), dtype=np.bool_)
         loss_mask[num_prompt:] = True
         text = self._chat.text(completion.token_ids)
-        reasoning, answer = split_response(text, self._settings.thinking[request.mode])
-        prompt = np.asarray(request.prompt_token_ids, dtype=np.int32)
+        reasoning, answer = split_response(text, self._settings.thinking[mode])
+        prompt = np.asarray(prompt_token_ids, dtype=np.int32)
         return Trajectory(
             token_ids=np.concatenate([prompt, response]),
             loss_mask=loss_mask,
@@ -218,24 +255,28 @@ class RolloutWorker:
     async def prove(self, canary: Canary) -> list[WeightProof]:
         """What each vLLM process received, and the canary's log-probabilities from the engine."""
         started = time.monotonic()
+        request, response = canary.request, canary.trajectory.response_token_ids.tolist()
         digests, logprobs = await asyncio.gather(
-            self._engine.collective_rpc("weight_digests"), self._score(canary)
+            self._engine.collective_rpc("weight_digests"),
+            self._score(request.prompt_token_ids, response, request.prompt.media),
         )
         seconds = {"prove": time.monotonic() - started}
         return [WeightProof(self._version, received, logprobs, seconds) for received in digests]
 
-    async def _score(self, canary: Canary) -> tuple[float, ...]:
+    async def _score(
+        self, context: Sequence[int], scored: Sequence[int], media: Sequence[Medium]
+    ) -> tuple[float, ...]:
+        """Log-probabilities of the `scored` tokens after a context, at temperature 1."""
         from vllm import SamplingParams
 
         self._num_canaries += 1
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        request_id = f"canary/{self._num_canaries}"
         output = await self._final_output(
-            canary.token_ids, sampling, f"canary/{self._num_canaries}", CANARY_PRIORITY
+            (*context, *scored), media, sampling, request_id, CANARY_PRIORITY
         )
-        scored = zip(canary.token_ids, output.prompt_logprobs, strict=True)
-        return tuple(
-            position[token].logprob for token, position in list(scored)[canary.num_prompt_tokens :]
-        )
+        found = zip(scored, output.prompt_logprobs[-len(scored) :], strict=True)
+        return tuple(position[token].logprob for token, position in found)
 
     async def close(self) -> None:
         """Stop the engine's processes."""

@@ -37,7 +37,6 @@ from rl.modes import draw_step, shares_at
 from rl.publish import publish
 from rl.recipe import load
 from rl.stages import (
-    Canary,
     ReferenceRequest,
     RolloutRequest,
     ScoredGroup,
@@ -307,8 +306,8 @@ class ScoringWorker(RolloutWorker):
 
     async def prompt_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """The same log-probabilities from vLLM's prompt_logprobs over context and reference."""
-        tokens = (*request.context_token_ids, *request.reference_token_ids)
-        return await self._score(Canary(tokens, len(request.context_token_ids)))
+        context, reference = request.context_token_ids, request.reference_token_ids
+        return await self._score(context, reference, request.prompt.media)
 
 
 async def bench_probability(material: Material, rounds: int) -> dict[str, Any]:

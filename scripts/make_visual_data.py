@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from rl.config import Section
 from rl.recipe_errors import problems
-from rollout.visual import TASKS, VisualExample, read_settings, render
+from rl.visual import TASKS, VisualExample, read_settings, render
 
 STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; background: #f2f2f0; color: #1a1a1a }

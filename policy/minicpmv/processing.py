@@ -6,6 +6,7 @@ tokens that the learner trains on, and what a policy wrote stays as it wrote it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoTokenizer
 
+from rl.media import StillImage, Video
 from rl.minicpmv_media import (
     IMAGE_MARKER,
     STILL,
@@ -55,6 +57,17 @@ class MediaPrompt:
         return mask
 
 
+@dataclass(frozen=True)
+class MediumTokens:
+    """One medium as the policy gets it; the fields are those of `MediaPrompt`."""
+
+    token_ids: tuple[int, ...]
+    views: tuple[View, ...]
+    groups: tuple[tuple[int, ...], ...]
+    blocks: tuple[tuple[int, int], ...]
+    """(start, end) of each group's tokens among `token_ids`."""
+
+
 class MiniCPMVProcessor:
     """Turns a chat's text, with a marker where each medium goes, into a `MediaPrompt`."""
 
@@ -84,45 +97,72 @@ class MiniCPMVProcessor:
         """
         _refuse_counts(text, IMAGE_MARKER, images)
         _refuse_counts(text, VIDEO_MARKER, videos)
-        left_images, left_videos = iter(enumerate(images)), iter(videos)
+        left = {IMAGE_MARKER: map(self.image, range(len(images)), images)}
+        left[VIDEO_MARKER] = map(self.video, videos)
         token_ids: list[int] = []
-        views: list[View] = []
-        groups: list[tuple[int, ...]] = []
-        ranges: list[tuple[int, int]] = []
+        shown: list[tuple[int, MediumTokens]] = []
         for piece in _MARKERS.split(text):
-            if piece == IMAGE_MARKER:
-                tokens, seen, ids = self._image(*next(left_images))
-            elif piece == VIDEO_MARKER:
-                tokens, seen, ids = self._video(next(left_videos))
-            else:
+            if piece not in left:
                 token_ids += self.tokens.text(piece)
                 continue
-            ranges += self._blocks(tokens, len(token_ids))
-            token_ids += tokens
-            views += seen
-            groups += ids
-        return MediaPrompt(tuple(token_ids), tuple(views), tuple(groups), tuple(ranges))
+            medium = next(left[piece])
+            shown.append((len(token_ids), medium))
+            token_ids += medium.token_ids
+        return media_prompt(token_ids, shown)
 
-    def _image(
-        self, place: int, image: Image.Image
-    ) -> tuple[list[int], list[View], list[tuple[int, ...]]]:
+    def image(self, place: int, image: Image.Image) -> MediumTokens:
+        """place: among the prompt's images, counted from 0."""
         views = image_views(image, self.settings)
-        return self.tokens.image(*as_rgb(image).size, place), views, [(STILL,)] * len(views)
+        token_ids = self.tokens.image(*as_rgb(image).size, place)
+        return self._medium(token_ids, views, [(STILL,)] * len(views))
 
-    def _video(self, video: PackedVideo) -> tuple[list[int], list[View], list[tuple[int, ...]]]:
+    def video(self, video: PackedVideo) -> MediumTokens:
         views = frame_views(video.frames, self.settings)
-        return self.tokens.video(len(video.groups)), views, list(video.groups)
+        return self._medium(self.tokens.video(len(video.groups)), views, video.groups)
 
-    def _blocks(self, tokens: Sequence[int], offset: int) -> Iterator[tuple[int, int]]:
+    def media(self, read: Sequence[StillImage | Video]) -> list[MediumTokens]:
+        """A prompt's media in its order."""
+        place = itertools.count()
+        return [
+            self.image(next(place), medium.pixels)
+            if isinstance(medium, StillImage)
+            else self.video(PackedVideo(medium.frames, medium.groups))
+            for medium in read
+        ]
+
+    def _medium(
+        self,
+        token_ids: Sequence[int],
+        views: Sequence[View],
+        groups: Sequence[tuple[int, ...]],
+    ) -> MediumTokens:
+        blocks = tuple(self._blocks(token_ids))
+        return MediumTokens(tuple(token_ids), tuple(views), tuple(groups), blocks)
+
+    def _blocks(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
         """(start, end) of each block of placeholders in the tokens of one medium."""
         length = self.settings.tokens_per_view
         place = 0
         while place < len(tokens):
             if tokens[place] == self.tokens.placeholder:
-                yield offset + place, offset + place + length
+                yield place, place + length
                 place += length
             else:
                 place += 1
+
+
+def media_prompt(
+    token_ids: Sequence[int], shown: Sequence[tuple[int, MediumTokens]]
+) -> MediaPrompt:
+    """A prompt in which each medium's tokens stand from a place on."""
+    return MediaPrompt(
+        tuple(token_ids),
+        tuple(view for _, medium in shown for view in medium.views),
+        tuple(group for _, medium in shown for group in medium.groups),
+        tuple(
+            (start + first, start + end) for start, medium in shown for first, end in medium.blocks
+        ),
+    )
 
 
 def _refuse_counts(text: str, marker: str, media: Sequence[Any]) -> None:
@@ -131,15 +171,3 @@ def _refuse_counts(text: str, marker: str, media: Sequence[Any]) -> None:
             f"the text has {count} markers {marker} and {len(media)} were given for them; give one "
             "for each marker, in order"
         )
-
-
-def engine_prompt(
-    prompt: MediaPrompt, images: Sequence[Image.Image] = (), videos: Sequence[PackedVideo] = ()
-) -> dict[str, Any]:
-    """The prompt as an engine takes it: the learner's own tokens, and the media once more."""
-    media: dict[str, list[Any]] = {}
-    if images:
-        media["image"] = [as_rgb(image) for image in images]
-    if videos:
-        media["video"] = [(video.frames, {"temporal_ids": video.groups}) for video in videos]
-    return {"prompt_token_ids": list(prompt.token_ids), "multi_modal_data": media}

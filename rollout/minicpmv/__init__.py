@@ -11,14 +11,13 @@ architecture name of its own: what other MiniCPM-V checkpoints say keeps its mea
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
+from rl.media import StillImage, Video
 from rl.minicpmv_config import register_config
-from rl.minicpmv_media import placeholder_token_id
 
 ARCHITECTURE = "HybridMiniCPMV"
-_NEVER = -100.0
-"""The lowest bias vLLM takes; e^-100 is no chance at all in float32."""
 
 
 @functools.cache
@@ -35,10 +34,11 @@ def engine_arguments() -> dict[str, Any]:
     return {"hf_overrides": {"architectures": [ARCHITECTURE]}}
 
 
-def placeholder_bias(tokenizer: Any) -> dict[int, float]:
-    """`SamplingParams.logit_bias` under which no placeholder is sampled.
-
-    The sampler reports log-probabilities after it, so the learner must leave the same token out of
-    its softmax: a policy that would write the token with probability p is else off by log(1 - p).
-    """
-    return {placeholder_token_id(tokenizer): _NEVER}
+def multi_modal_inputs(stills: Sequence[StillImage], videos: Sequence[Video]) -> dict[str, Any]:
+    """The media of a prompt as model and processor of this package take them."""
+    media: dict[str, list[Any]] = {}
+    if stills:
+        media["image"] = [still.pixels for still in stills]
+    if videos:
+        media["video"] = [(video.frames, {"temporal_ids": video.groups}) for video in videos]
+    return {"multi_modal_data": media}

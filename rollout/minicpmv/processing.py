@@ -1,8 +1,7 @@
 """What vLLM does to a prompt with media before the model sees it.
 
-Prompts come as token ids with every placeholder already in them (policy/minicpmv/processing.py),
-and stay as they are: here the placeholders are only found. A prompt from vLLM's own chat interface
-has a marker in each medium's place instead, and vLLM's usual replacement puts the placeholders in.
+Prompts come as token ids with a marker in each medium's place, and vLLM replaces the marker's
+tokens by the medium's; all other tokens stay as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from vllm.multimodal.processing.processor import (
     PromptReplacement,
     PromptUpdateDetails,
     ResolvedPromptUpdate,
-    find_mm_placeholders,
 )
 
 from rl.minicpmv_media import (
@@ -230,9 +228,3 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         # An image that vLLM has seen before may have had another number.
         renumbered = self.info.tokens.renumbered(update.content.full, new_item_idx)
         return update.with_content(self._details(renumbered))
-
-    def _apply_prompt_updates(self, token_ids: list[int], mm_prompt_updates: Any) -> Any:
-        found = find_mm_placeholders(token_ids, mm_prompt_updates)
-        if all(len(found.get(name, ())) == len(items) for name, items in mm_prompt_updates.items()):
-            return token_ids, found
-        return super()._apply_prompt_updates(token_ids, mm_prompt_updates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from rl.config import Config
 from rl.export_proof import PROOF_PROMPTS, ModeProof
 from rl.recipe import dump, load
 from rl.run_directory import RunDirectory
+from rl.stages import Prompt, ReferenceRequest
 from tests.integration.test_learner import ask, close, make_batch, open_ranks
 
+PROMPT = Prompt("export", ({"role": "user", "content": "?"},), "0")
 # In float32, between what is served and the learner: half of it between learner and checkpoint
 # (merging an adapter rounds), half between checkpoint and vLLM.
 TOLERANCE = 1e-4
@@ -74,7 +77,12 @@ def train(root: Path, settings: Sequence[str]) -> Trained:
     with directory.checkpoint_writer(1, progress) as path:
         ask(actors, "save", path)
     sequences = [sample.trajectory.token_ids.tolist() for sample in make_batch(2).samples]
-    logprobs = [ask(actors, "logprobs_of", sequence)[0] for sequence in sequences]
+    requests = [
+        ReferenceRequest(str(place), PROMPT, tuple(ids[:1]), tuple(ids[1:]), temperature=1.0)
+        for place, ids in enumerate(sequences)
+    ]
+    answers = ChainMap(*ask(actors, "reference_logprobs", requests))
+    logprobs = [answers[place] for place in range(len(requests))]
     close(actors)
     directory.close()
     return Trained(root, sequences, logprobs)

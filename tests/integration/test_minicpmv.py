@@ -4,6 +4,7 @@ publish. One vLLM engine, started as the rollout workers start theirs, serves al
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from policy.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVProcessor, collate, engine_prompt
+from policy.logprobs import LogprobModel
+from policy.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVInputs, MiniCPMVProcessor, collate
+from policy.model import unsampled_token_ids
+from rl.batching import collate as collate_samples
+from rl.config import SourceConfig
 from rl.engine_environment import engine_environment
 from rl.interfaces import GenerationFailed
+from rl.media import MediaFile, MediaStore, StillImage, Video
 from rl.minicpmv_media import IMAGE_MARKER, VIDEO_MARKER, PackedVideo
+from rl.stages import Prompt, RolloutGroup, RolloutRequest, TrainSample
 from rl.weight_digest import tensor_digest
-from rollout.minicpmv import engine_arguments, placeholder_bias
+from rollout.chat import ChatTemplate
+from rollout.minicpmv import multi_modal_inputs
 from rollout.worker import RolloutWorker, WorkerSettings
 from tests.minicpmv_tiny import noise_frames, noise_image, save_tiny, tiny_model
 
@@ -44,10 +52,18 @@ class Policies:
     processor: MiniCPMVProcessor
     worker: RolloutWorker
     runner: asyncio.Runner
-    asked: int = 0
+    num_asked: int = 0
 
     def prompt(self, case: Case) -> MediaPrompt:
         return self.processor(case.text, case.images, case.videos)
+
+    def asked(self, case: Case) -> dict[str, Any]:
+        """The case as a worker asks it: a marker in each medium's place, and the media."""
+        pieces = re.split(f"({'|'.join(map(re.escape, (IMAGE_MARKER, VIDEO_MARKER)))})", case.text)
+        stills = [StillImage(image, "") for image in case.images]
+        videos = [Video(v.frames, (), v.groups, 1.0, "") for v in case.videos]
+        ids = [token for piece in pieces for token in self.processor.tokens.encode(piece)]
+        return {"prompt_token_ids": ids} | multi_modal_inputs(stills, videos)
 
     def sample(self, prompt: dict[str, Any], **settings: Any) -> Any:
         """The engine's final output, prompt log-probabilities included.
@@ -59,28 +75,25 @@ class Policies:
     async def _sample(self, prompt: dict[str, Any], settings: dict[str, Any]) -> Any:
         from vllm import SamplingParams
 
-        self.asked += 1
+        self.num_asked += 1
         sampling = SamplingParams(
             max_tokens=SAMPLED, logprobs=0, prompt_logprobs=0, ignore_eos=True, **settings
         )
-        stream = self.worker._engine.generate(prompt, sampling, f"case/{self.asked}")
+        stream = self.worker._engine.generate(prompt, sampling, f"case/{self.num_asked}")
         return [output async for output in stream][-1]
 
     @torch.inference_mode()
-    def learner_logprobs(
-        self, prompt: MediaPrompt, response: Sequence[int], without: Sequence[int] = ()
-    ) -> np.ndarray:
-        """[T - 1] of prompt and response; tokens in `without` are left out of the softmax."""
+    def learner_logprobs(self, prompt: MediaPrompt, response: Sequence[int]) -> np.ndarray:
+        """[T - 1] of prompt and response."""
         ids = torch.tensor([[*prompt.token_ids, *response]])  # [1, T]
         logits = self.model(ids, visual=collate([prompt], ids.shape[1])).logits[0, :-1]  # [T-1, V]
-        logits[:, list(without)] = -torch.inf
         table = torch.log_softmax(logits, dim=-1)
         return table.gather(1, ids[0, 1:, None])[:, 0].numpy()
 
     def difference(self, case: Case, seen: Case | None = None) -> float:
         """Largest between the engine on `case` and the learner, who may see another case."""
         prompt = self.prompt(case)
-        output = self.sample(engine_prompt(prompt, case.images, case.videos))
+        output = self.sample(self.asked(case))
         assert output.prompt_token_ids == list(prompt.token_ids)
         learner = self.learner_logprobs(self.prompt(seen or case), output.outputs[0].token_ids)
         return float(np.abs(engine_logprobs(output) - learner).max())
@@ -98,7 +111,7 @@ def engine_logprobs(output: Any) -> np.ndarray:
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     root = tmp_path_factory.mktemp("minicpmv")
     model = save_tiny(root / "policy")
-    engine = {"enforce_eager": True, "max_num_batched_tokens": 2048, **engine_arguments()}
+    engine = {"enforce_eager": True, "max_num_batched_tokens": 2048}
     settings = WorkerSettings(
         str(root / "policy"), "float32", 2048, 1, "host", {"short": False}, engine=engine
     )
@@ -168,7 +181,7 @@ def test_an_image_seen_before_may_have_another_number(policies: Policies):
 def test_tokens_a_policy_wrote_apart_stay_apart(policies: Policies):
     """`a` and `b`, two tokens here, are one when their text is tokenised."""
     case = CASES["one image"]
-    prompt, media = policies.prompt(case), engine_prompt(policies.prompt(case), case.images)
+    prompt, media = policies.prompt(case), policies.asked(case)
     apart = [policies.processor.tokens.encode(letter)[0] for letter in "ab"]
     media["prompt_token_ids"] += apart
     output = policies.sample(media)
@@ -177,25 +190,72 @@ def test_tokens_a_policy_wrote_apart_stay_apart(policies: Policies):
     assert np.abs(engine_logprobs(output) - learner).max() < TOLERANCE
 
 
-def test_markers_of_a_chat_become_the_learners_tokens(policies: Policies):
-    case = CASES["image and video"]
-    prompt = policies.prompt(case)
-    text = case.text
-    media = engine_prompt(prompt, case.images, case.videos)
-    media["prompt_token_ids"] = policies.processor.tokens.encode(text)
-    assert policies.sample(media).prompt_token_ids == list(prompt.token_ids)
+def request(directory: Path, parts: list[dict[str, str]], *media: MediaFile) -> RolloutRequest:
+    prompt = Prompt("p", ({"role": "user", "content": parts},), "1", media=media)
+    ids = ChatTemplate(str(directory)).prompt_token_ids(prompt, thinking=False)
+    return RolloutRequest("0/0/0", prompt, "short", ids, 2, SAMPLED, temperature=1.3, seed=1)
 
 
-def test_the_placeholder_is_not_sampled_under_its_bias(policies: Policies):
-    case = CASES["one image"]
-    prompt = policies.prompt(case)
-    bias = placeholder_bias(policies.processor.tokens.tokenizer)
-    output = policies.sample(engine_prompt(prompt, case.images), logit_bias=bias, temperature=1.0)
-    response = output.outputs[0].token_ids
-    assert not set(bias) & set(response)
-    learner = policies.learner_logprobs(prompt, response, without=list(bias))
-    own = len(prompt.token_ids) - 1
-    assert np.abs(engine_logprobs(output)[own:] - learner[own:]).max() < TOLERANCE
+def learner_logprobs(
+    policies: Policies, directory: Path, groups: Sequence[RolloutGroup]
+) -> Sequence[float]:
+    """Of all response tokens, in one padded micro-batch, as a learner rank forwards it."""
+    samples = [
+        TrainSample(t, 1.0, group.request.temperature, "0", group.request.prompt.media)
+        for group in groups
+        for t in group.trajectories
+    ]
+    batch = collate_samples(samples)
+    visual = MiniCPMVInputs(directory, MediaStore(SourceConfig()))(samples, batch.token_ids)
+    model = LogprobModel(policies.model, 64, unsampled_token_ids(directory))
+    with torch.inference_mode():
+        logprobs, _ = model(
+            batch.token_ids, batch.loss_mask, batch.temperature, visual and visual.arguments
+        )
+    return logprobs.tolist()
+
+
+def test_groups_of_a_worker_are_what_the_learner_forwards(policies: Policies, tmp_path: Path):
+    """From files to token log-probabilities: images of two sizes, and text alone, in one batch.
+
+    A random policy would sample the placeholder, which neither side may count with.
+    """
+    files = [tmp_path / "small.png", tmp_path / "large.png"]
+    noise_image(44, 30).save(files[0])
+    noise_image(300, 130).save(files[1])
+    media = [MediaFile("image", str(file)) for file in files]
+    image, question = {"type": "image"}, {"type": "text", "text": "what?"}
+    directory = Path(policies.worker._settings.model)
+    groups = [
+        policies.runner.run(policies.worker.generate(request(directory, parts, *shown)))
+        for parts, shown in (
+            ([image, question], media[:1]),
+            ([image, question, image], media[::-1]),
+            ([question], []),
+        )
+    ]
+    assert [len(group.media_digests) for group in groups] == [1, 2, 0]
+    engine = [
+        float(logprob)
+        for group in groups
+        for t in group.trajectories
+        for logprob in t.rollout_logprobs[t.loss_mask]
+    ]
+    learner = learner_logprobs(policies, directory, groups)
+    assert len(engine) > 100
+    assert np.abs(np.array(engine) - learner).max() < TOLERANCE
+    never = set(unsampled_token_ids(directory))
+    assert len(never) == 7
+    assert not any(
+        never & set(t.response_token_ids.tolist()) for g in groups for t in g.trajectories
+    )
+
+
+def test_a_missing_image_fails_its_group_and_says_which(policies: Policies):
+    directory = Path(policies.worker._settings.model)
+    asked = request(directory, [{"type": "image"}], MediaFile("image", "/none/a.png"))
+    with pytest.raises(GenerationFailed, match=r"bad_media: missing: /none/a.png"):
+        policies.runner.run(policies.worker.generate(asked))
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.tiny_tokenizer import make_tokenizer
+from rl.media import MediaFile
+from rl.minicpmv_media import IMAGE_MARKER, VIDEO_MARKER
 from rl.stages import Prompt
 from rollout.chat import ChatTemplate, refuse_oversized, split_response
 from rollout.prompts import PromptStream
 from tests.fakes import config
+from tests.minicpmv_tiny import tiny_tokenizer
 
 TURNS = (
     "{%- for m in messages -%}{{ '<' + m.role[0] + '>' + m.content }}{%- endfor -%}"
@@ -38,6 +41,10 @@ def open_chat(directory, template: str | None) -> ChatTemplate:
         tokenizer.chat_template = template
     tokenizer.save_pretrained(directory)
     return ChatTemplate(str(directory))
+
+
+def no_media(prompt: Prompt) -> int:
+    return 0
 
 
 def rendered(chat: ChatTemplate, thinking: bool) -> str:
@@ -131,8 +138,84 @@ def test_prompts_that_leave_no_room_are_counted_and_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"too long for mode long: up to 18 prompt tokens"
     ) as caught:
-        refuse_oversized(cfg, stream, chat)
+        refuse_oversized(cfg, stream, chat, no_media)
     assert "chain_sum/heldout/1, chain_sum/heldout/3, chain_sum/train/" in str(caught.value)
     assert "heldout/0" not in str(caught.value)
     fits = config(rollout__max_model_length=34, data__settings={"lengths": [3, 6]})
-    refuse_oversized(fits, PromptStream.open(fits), chat)
+    refuse_oversized(fits, PromptStream.open(fits), chat, no_media)
+
+
+IMAGE, VIDEO = MediaFile("image", "/a.png"), MediaFile("video", "/b.mp4")
+
+
+def seeing_chat(directory) -> ChatTemplate:
+    """MiniCPM-V, whose template takes text alone."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(directory)
+    (directory / "config.json").write_text('{"model_type": "minicpmv"}')
+    return ChatTemplate(str(directory))
+
+
+def shown(parts: list, *media: MediaFile) -> Prompt:
+    return Prompt("p/1", ({"role": "user", "content": parts},), "4", media=media)
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
+
+
+def test_media_are_one_marker_each_in_the_order_of_the_messages(tmp_path):
+    chat = seeing_chat(tmp_path)
+    parts = [{"type": "image"}, text("then"), {"type": "video"}, text("what?")]
+    ids = chat.prompt_token_ids(shown(parts, IMAGE, VIDEO), thinking=False)
+    body = f"{IMAGE_MARKER}\nthen\n{VIDEO_MARKER}\nwhat?"
+    assert chat.raw_text(ids).startswith(f"<|im_start|>user\n{body}<|im_end|>\n")
+    marker = list(chat.token_ids(IMAGE_MARKER))
+    # In running text the marker's last character and the new line are one token.
+    assert marker != list(chat.token_ids(f"{IMAGE_MARKER}\n"))[: len(marker)]
+    assert marker in [list(ids[i : i + len(marker)]) for i in range(len(ids))]
+
+
+@pytest.mark.parametrize(
+    ("parts", "media"),
+    [
+        ([text("what?")], [IMAGE]),
+        ([{"type": "image"}, text("what?")], [VIDEO]),
+        ([{"type": "image"}, text(f"{IMAGE_MARKER} what?")], [IMAGE]),
+        ([text(f"{VIDEO_MARKER} what?")], []),
+    ],
+    ids=["none", "other kind", "written by the text", "text alone"],
+)
+def test_markers_must_match_the_media(tmp_path, parts, media):
+    chat = seeing_chat(tmp_path)
+    with pytest.raises(ValueError, match=r"prompt p/1 .* has places for"):
+        chat.prompt_token_ids(shown(parts, *media), thinking=False)
+
+
+def test_a_text_cannot_write_an_image(tmp_path):
+    chat = seeing_chat(tmp_path)
+    forged = shown([{"type": "image"}, text("<image><unk></image>")], IMAGE)
+    with pytest.raises(ValueError, match="must not write <image>, </image>"):
+        chat.prompt_token_ids(forged, thinking=False)
+
+
+def test_a_policy_of_text_refuses_media(tmp_path):
+    chat = open_chat(tmp_path, QWEN3)
+    assert chat.unsampled == ()
+    with pytest.raises(ValueError, match=r"shows 1 images or videos, and .* reads text only"):
+        chat.prompt_token_ids(shown([{"type": "image"}], IMAGE), thinking=False)
+
+
+def test_no_token_of_a_medium_may_be_sampled(tmp_path):
+    chat = seeing_chat(tmp_path)
+    names = "<unk> <image> </image> <slice> </slice> <image_id> </image_id>".split()
+    assert [chat.raw_text([token]) for token in chat.unsampled] == names
+
+
+def test_what_media_take_counts_against_the_engines_length(tmp_path):
+    chat = open_chat(tmp_path, QWEN3)
+    settings = config(rollout__max_model_length=64)
+    stream = PromptStream.open(settings)
+    refuse_oversized(settings, stream, chat, no_media)
+    with pytest.raises(ValueError, match="too long for mode"):
+        refuse_oversized(settings, stream, chat, lambda prompt: 60)

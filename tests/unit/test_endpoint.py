@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from rl.config import SourceConfig
 from rl.evaluation import evaluate
 from rl.interfaces import GenerationFailed
+from rl.media import MediaFile, MediaStore
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout import endpoint
 from rollout.endpoint import open_endpoint, served_model
 from tests.fakes import FakeScorer, config
+from tests.minicpmv_tiny import noise_image
 
 THINKING = {"short": False, "long": True}
 PROMPT = Prompt("p/0", ({"role": "user", "content": "1+2?"},), "3")
+MEDIA = MediaStore(SourceConfig())
 Reply = dict[str, Any] | int
 
 
@@ -108,7 +116,7 @@ def request(mode: str = "long", place: int = 0, max_tokens: int = 16) -> Rollout
 
 
 async def ask_all(url: str, requests: list[RolloutRequest], deadline_s: float) -> list[Any]:
-    async with open_endpoint(url, "./exported", THINKING, deadline_s) as opened:
+    async with open_endpoint(url, "./exported", THINKING, deadline_s, MEDIA) as opened:
         asked = (opened.generate(one) for one in requests)
         return await asyncio.gather(*asked, return_exceptions=True)
 
@@ -186,6 +194,33 @@ def test_a_server_that_counts_no_tokens_is_refused(serve):
         ask(serve(counts_nothing).url)
 
 
+def test_a_server_is_shown_the_very_pixels(serve, tmp_path):
+    noise = noise_image(30, 20)
+    noise.save(tmp_path / "a.png")
+    parts = [{"type": "text", "text": "what?"}, {"type": "image"}]
+    shown = (MediaFile("image", str(tmp_path / "a.png")),)
+    prompt = Prompt("p/0", ({"role": "user", "content": parts},), "3", media=shown)
+    server = serve(without_parser("3"))
+    (group,) = asyncio.run(ask_all(server.url, [replace(request(), prompt=prompt)], 20))
+    assert group.trajectories[0].text == "3"
+    text, image = server.asked[-1]["messages"][0]["content"]
+    assert text == parts[0]
+    sent = base64.b64decode(image["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    with Image.open(BytesIO(sent)) as received:
+        assert received.tobytes() == noise.tobytes()
+
+
+def test_an_image_that_cannot_be_read_fails_its_request(serve):
+    parts = [{"type": "image"}]
+    gone = Prompt(
+        "p/0", ({"role": "user", "content": parts},), "3", media=(MediaFile("image", "/none.png"),)
+    )
+    server = serve(without_parser("3"))
+    (answer,) = asyncio.run(ask_all(server.url, [replace(request(), prompt=gone)], 20))
+    assert isinstance(answer, GenerationFailed)
+    assert str(answer).startswith("bad_media: missing: /none.png")
+
+
 def test_a_request_says_all_that_the_engines_are_told(serve):
     server = serve(without_parser("3"))
     ask(server.url, "short")
@@ -250,7 +285,7 @@ def test_a_server_that_went_away_ends_the_evaluation_and_nothing_is_lost(serve, 
     async def run():
         cfg = config(rollout__prompts_per_step=1, rollout__group_size=2)
         prompts = [Prompt(str(n), PROMPT.messages, "3") for n in range(8)]
-        async with open_endpoint(server.url, "./exported", THINKING, 20) as opened:
+        async with open_endpoint(server.url, "./exported", THINKING, 20, MEDIA) as opened:
             await evaluate(cfg, lambda p, m: (), opened, FakeScorer(), prompts, (), kept.append)
 
     server = serve(dies)

@@ -1,8 +1,10 @@
+import dataclasses
 import math
 
 import pytest
 
-from rl.ledger import ledger_rows, read, write_step
+from rl.ledger import ledger_rows, read, read_rows, write_step
+from rl.media import MediaFile, RenderedImage, from_json
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Score, ScoredGroup
 from tests.fakes import trajectory
 
@@ -39,6 +41,8 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
         "prompt_id": "prompt/0/0/0",
         "task": "auto",
         "messages": "[]",
+        "media": None,
+        "media_digests": [],
         "mode": "long",
         "first_version": 0,
         "last_version": 1,
@@ -61,6 +65,19 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
     }
     failed = dict.fromkeys(scored) | {"route": "", "failure": "timeout"}
     assert read(path.parent).to_pylist() == [shared | scored, shared | failed]
+
+
+def test_media_are_kept_by_name_with_what_was_seen_of_them(tmp_path):
+    media = (MediaFile("image", "/a\udcff.png"), RenderedImage("digits", 0, 7, False, 0))
+    prompt = dataclasses.replace(FIRST.group.request.prompt, media=media)
+    request = dataclasses.replace(FIRST.group.request, prompt=prompt)
+    seen = dataclasses.replace(FIRST.group, request=request, media_digests=("0a", "0b"))
+    rows = ledger_rows(1, [dataclasses.replace(FIRST, group=seen)], [(0.5, None)])
+    path = write_step(tmp_path, 1, rows)
+    back = read_rows(path)
+    assert back == rows
+    assert [from_json(row.media) for row in back] == [media] * 2
+    assert [row.media_digests for row in back] == [("0a", "0b")] * 2
 
 
 def test_steps_are_read_in_order_and_a_part_that_a_step_lacks_is_null(tmp_path):

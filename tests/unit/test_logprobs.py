@@ -96,3 +96,23 @@ def test_a_batch_without_loss_tokens_gives_zero_gradients(causal_lm: Qwen3ForCau
         parameter.grad is not None and not parameter.grad.any()
         for parameter in causal_lm.parameters()
     )
+
+
+def test_tokens_that_are_never_sampled_leave_the_softmax(causal_lm):
+    """By hand: p(t) / (1 - p(never)); a text that is scored as it stands keeps them."""
+    never = (1, 5)
+    token_ids, loss_mask, temperature = batch()
+    # The row's last token is one of them, so it is no response to be scored this way.
+    loss_mask &= ~torch.isin(token_ids, torch.tensor(never))
+    whole, _ = LogprobModel(causal_lm, CHUNK)(token_ids, loss_mask, temperature)
+    model = LogprobModel(causal_lm, CHUNK, never)
+    scored, _ = model(token_ids, loss_mask, temperature, is_sampled=False)
+    assert torch.equal(scored, whole)
+    sampled, entropies = model(token_ids, loss_mask, temperature)
+    logits = causal_lm(input_ids=token_ids).logits[:, :-1] / temperature[:, None, None]
+    left = 1 - torch.softmax(logits, dim=-1)[..., list(never)].sum(dim=-1)  # [B, T - 1]
+    assert torch.allclose(sampled, whole - left[loss_mask[:, 1:]].log(), atol=1e-5)
+    assert (sampled > whole).all()
+    assert entropies.isfinite().all()
+    sampled.sum().backward()
+    assert causal_lm.lm_head.weight.grad.isfinite().all()

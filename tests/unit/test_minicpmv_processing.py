@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.minicpmv import MiniCPMVProcessor, collate, engine_prompt, plan_frames
-from policy.minicpmv.video import frames_per_group, spread, temporal_ids
+from policy.minicpmv import MiniCPMVProcessor, collate
 from rl.minicpmv_media import IMAGE_MARKER, VIDEO_MARKER, ImageSettings, PackedVideo
+from rl.video_frames import frames_per_group, plan_frames, spread, temporal_ids
 from tests.minicpmv_tiny import QUERIES, SCALE, noise_frames, noise_image, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -127,17 +127,6 @@ def test_a_text_cannot_pass_for_an_image(processor: MiniCPMVProcessor):
 def test_markers_and_media_must_match(processor: MiniCPMVProcessor, text: str, images: int):
     with pytest.raises(ValueError, match=f"has {text.count(IMAGE_MARKER)} markers"):
         processor(text, [noise_image(56, 56)] * images)
-
-
-def test_an_engine_gets_the_learners_tokens(processor: MiniCPMVProcessor):
-    video = PackedVideo(noise_frames(2, 56, 56), ((0, 3),))
-    image = noise_image(56, 56)
-    prompt = processor(IMAGE_MARKER + VIDEO_MARKER, [image], [video])
-    asked = engine_prompt(prompt, [image], [video])
-    assert asked["prompt_token_ids"] == list(prompt.token_ids)
-    frames, metadata = asked["multi_modal_data"]["video"][0]
-    assert metadata == {"temporal_ids": ((0, 3),)}
-    assert frames is video.frames
 
 
 def test_a_batch_counts_places_over_its_rows(processor: MiniCPMVProcessor):

@@ -34,6 +34,7 @@ from rewards.preference import (
 )
 from rewards.reward_model import RewardModel, RewardModelActor, _batches
 from rl.engine_environment import engine_environment
+from rl.media import MediaFile
 from rl.stages import Prompt
 from tests.fakes import trajectory
 
@@ -94,13 +95,14 @@ def test_reasoning_never_changes_what_a_preference_model_sees(
         for reasoning in (one, other)
     ]
     assert inputs[0] == inputs[1]
-    assert {field.name for field in fields(PreferenceInput)} == {"messages", "answer", "images"}
+    assert {field.name for field in fields(PreferenceInput)} == {"messages", "answer", "media"}
 
 
 def test_the_input_is_the_question_and_the_bare_answer() -> None:
     assert seen("\n\n11\n") == PreferenceInput(MESSAGES, "11")
-    with_image = preference_input(replace(PROMPT, images=("a.png",)), trajectory(answer="11"))
-    assert with_image == PreferenceInput(MESSAGES, "11", ("a.png",))
+    shown = (MediaFile("image", "a.png"),)
+    with_image = preference_input(replace(PROMPT, media=shown), trajectory(answer="11"))
+    assert with_image == PreferenceInput(MESSAGES, "11", shown)
 
 
 @pytest.mark.parametrize("answer", [None, "", " \n", "<think>2+9", "2+9</think> \n"])
@@ -251,7 +253,8 @@ def test_what_is_longer_than_the_model_is_not_scored(model: RewardModel) -> None
 
 def test_a_question_with_images_is_refused(model: RewardModel) -> None:
     picture = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},)
-    for one in (PreferenceInput(picture, "11"), PreferenceInput(MESSAGES, "11", ("a.png",))):
+    shown = (MediaFile("image", "a.png"),)
+    for one in (PreferenceInput(picture, "11"), PreferenceInput(MESSAGES, "11", shown)):
         with pytest.raises(ValueError, match="reads text only"):
             model.score([one])
 

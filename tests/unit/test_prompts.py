@@ -244,13 +244,6 @@ def test_messages_that_end_with_the_answer_are_refused(tmp_path):
         dataset(path, columns={"messages": "chat"})
 
 
-def test_image_columns_put_placeholders_before_the_text(tmp_path):
-    path = write_jsonl(tmp_path / "v.jsonl", rows(5, pictures=["a.png", "b.png"]))
-    prompt = dataset(path, columns={"images": "pictures"}).train(0)
-    assert prompt.images == ("a.png", "b.png")
-    assert [part["type"] for part in prompt.messages[0]["content"]] == ["image", "image", "text"]
-
-
 @pytest.mark.parametrize(
     ("table", "columns", "message"),
     [
@@ -282,9 +275,9 @@ def test_image_columns_put_placeholders_before_the_text(tmp_path):
             "column chat must hold lists of messages with role and content, got 'hello'",
         ),
         (
-            rows(2, picture="a.png"),
+            rows(2, picture=7),
             {"images": "picture"},
-            "column picture must hold lists of image paths, got 'a.png'",
+            "column picture must hold paths, bytes or {bytes, path}, or lists of them, got 7",
         ),
     ],
 )

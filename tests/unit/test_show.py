@@ -9,16 +9,17 @@ import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rl.config import SourceConfig
 from rl.ledger import LedgerRow, write_step
-from rl.show import embedded, main, read_page, show
+from rl.media import MediaFile, MediaStore, RenderedImage, to_json
+from rl.show import Pictures, main, read_page, show
 from rl.show_page import Card, Page, Picture, as_html, as_ranges, tag
+from tests.unit.test_media import write_video
 
 HOSTILE = (
     "</script></style></title>--><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;"
@@ -53,8 +54,8 @@ def row(group="0/0/0", **changes):
     return LedgerRow(**(fields | changes))
 
 
-def page(*rows, images=()):
-    return Page("run", (1,), (Card(rows, images),), rows)
+def page(*rows, pictures=()):
+    return Page("run", (1,), (Card(rows, pictures),), rows)
 
 
 @dataclass
@@ -119,7 +120,7 @@ def run(tmp_path):
     """A run with the steps 1, 2 and 12; in each the groups a, b and c with two trajectories."""
     root = tmp_path / "run"
     root.mkdir()
-    (root / "config.yaml").write_text("")
+    (root / "config.yaml").write_text("data: {kind: visual, path: digits}")
     for step in (1, 2, 12):
         rows = [row(group, step=step, reward=0.5 * n) for group in "abc" for n in range(2)]
         write_step(root / "ledger", step, rows)
@@ -311,7 +312,7 @@ def test_the_limit_keeps_whole_groups_and_what_is_left_out_is_said(run):
 def test_no_later_group_fills_the_gap_of_one_that_did_not_fit(tmp_path):
     rows = [row("a"), *[row("b")] * 3, row("c")]
     path = write_step(tmp_path, 1, rows)
-    shown = read_page("run", {1: path}, 3)
+    shown = read_page("run", {1: path}, 3, Pictures(tmp_path / "config.yaml"))
     assert [card.rows[0].group_id for card in shown.cards] == ["a"]
 
 
@@ -362,44 +363,72 @@ def test_no_run_and_no_ledger_are_told_apart(tmp_path, capsys):
     assert not (tmp_path / "samples").exists()
 
 
-def test_images_of_the_ledger_are_embedded_once_a_group(run, tmp_path):
-    picture = tmp_path / "picture.png"
-    Image.new("RGB", (1024, 256), "red").save(picture)
-    path = run / "ledger" / "step_000012.parquet"
-    lists = [[str(picture)]] * 2 + [[str(tmp_path / "gone.png")]] * 2 + [None] * 2
-    column = pa.array(lists, pa.list_(pa.string()))
-    pq.write_table(pq.read_table(path).append_column("images", column), path)
-    out, shown = show([f"run={run}"])
-    assert [len(card.images) for card in shown.cards] == [1, 1, 0]
-    document = parsed(out.read_text("utf-8"))
-    (image,) = document.all("img")
+def shown_media(run, *media, digests=()):
+    """The figures of a page with one group, and the bytes of the page."""
+    rows = [row("a", media=to_json(media), media_digests=tuple(digests)) for _ in range(2)]
+    write_step(run / "ledger", 13, rows)
+    out, _ = show([f"run={run}"])
+    return list(parsed(out.read_text("utf-8")).all("figure")), out.stat().st_size
+
+
+def pixels_of(figure):
+    (image,) = figure.all("img")
     kind, _, data = image.attributes["src"].partition(",")
     assert kind == "data:image/jpeg;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (512, 128)
-    assert [one.text for one in document.all("figure")] == [
-        str(picture),
-        f"not shown: there is no such file{tmp_path / 'gone.png'}",
-    ]
+    return Image.open(io.BytesIO(base64.b64decode(data)))
 
 
-def test_an_image_is_upright_over_white_and_never_enlarged(tmp_path):
-    tall = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
-    turned = tall.getexif()
-    turned[0x0112] = 6
-    tall.save(tmp_path / "turned.png", exif=turned)
-    shown = embedded(str(tmp_path / "turned.png"))
-    assert shown.uri is not None
-    image = Image.open(io.BytesIO(base64.b64decode(shown.uri.partition(",")[2])))
-    assert (image.size, image.getpixel((5, 5))) == ((20, 40), (255, 255, 255))
+def test_images_of_the_ledger_are_embedded_once_a_group(run, tmp_path):
+    Image.new("RGB", (1024, 256), "red").save(tmp_path / "large.png")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "small.png")
+    names = ("large.png", "small.png", "gone.png")
+    media = [MediaFile("image", str(tmp_path / name)) for name in names]
+    (large, small, gone), _ = shown_media(run, *media)
+    assert (pixels_of(large).size, pixels_of(small).size) == ((448, 112), (30, 20))
+    assert small.text == media[1].path
+    path = media[2].path
+    assert gone.text == f"not shown: missing: {path} does not exist{path}"
+    assert not list(gone.all("img"))
 
 
-def test_what_is_no_image_is_said(tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
-    shown = embedded(str(tmp_path / "text.png"))
-    assert shown.uri is None and "cannot be read as an image" in (shown.problem or "")
-    assert embedded("a" * 5000).uri is None
-    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
-    assert "9000 x 9000 pixels" in (embedded(str(tmp_path / "large.png")).problem or "")
+def test_a_picture_that_is_not_what_the_policy_saw_is_told(run, tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (30, 20), "red").save(picture)
+    medium = MediaFile("image", str(picture))
+    seen = MediaStore(SourceConfig()).read(medium).digest
+    (same,), _ = shown_media(run, medium, digests=[seen])
+    assert same.text == str(picture)
+    Image.new("RGB", (30, 20), "blue").save(picture)
+    (other,), _ = shown_media(run, medium, digests=[seen])
+    assert other.text.startswith("changed since: ")
+    assert pixels_of(other).getpixel((0, 0))[2] > 250
+
+
+def test_a_video_is_a_strip_of_six_frames(run, tmp_path):
+    path = write_video(tmp_path / "a.mp4", 30, size=(320, 160))
+    (figure,), _ = shown_media(run, MediaFile("video", path))
+    assert figure.attributes["class"] == "strip"
+    strip = pixels_of(figure)
+    assert strip.size == (6 * 160, 80)
+    shades = [strip.getpixel((160 * n + 80, 40))[0] for n in range(6)]
+    # Nine frames are seen (3 s at 3 a second); the strip shows number 0, 2, 3, 5, 6 and 8.
+    assert shades == pytest.approx([8 * n for n in (1, 8, 11, 18, 21, 28)], abs=5)
+
+
+def test_a_rendered_picture_is_painted_with_the_settings_of_the_run(run):
+    (run / "config.yaml").write_text("data: {kind: visual, path: digits, settings: {width: 90}}")
+    (figure,), size = shown_media(run, RenderedImage("digits", 0, 3, False, 0))
+    assert pixels_of(figure).size == (90, 28)
+    assert figure.text == "digits, training picture 3 of seed 0"
+    assert size < 40_000
+
+
+def test_a_run_whose_data_are_not_known_is_one_line(run, capsys):
+    write_step(run / "ledger", 13, [row(media=to_json([MediaFile("image", "/a.png")]))])
+    for text in ("", "data: 7", "data: {colour: red}", "data: ["):
+        (run / "config.yaml").write_text(text)
+        assert main([f"run={run}"]) == 2
+        assert "does not say where the media of the run are" in capsys.readouterr().err
 
 
 def test_a_tag_escapes_what_is_not_markup():

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout.visual import draw_scene, read_settings, render
-from rollout.visual.digits import _dots, _segments
-from rollout.visual.pages import PageSettings, draw_page, paint_page
-from rollout.visual.reconstruction import QUESTION, region
+from rl.visual import draw_scene, read_settings, render
+from rl.visual.digits import _dots, _segments
+from rl.visual.pages import PageSettings, draw_page, paint_page
+from rl.visual.reconstruction import QUESTION, region
 
 seeds = st.integers(0, 2**31)
 indices = st.integers(0, 10**9)
@@ -307,9 +307,9 @@ def test_damage_leaves_as_much_as_its_level_says(level, least, most):
 
 def _undamaged(scene, settings, index):
     """The page as it is painted before a region is damaged: the same draws up to there."""
-    from rollout.conversation import stable_hash
-    from rollout.visual import reconstruction
-    from rollout.visual.tasks import is_held_out
+    from rl.stable_hash import stable_hash
+    from rl.visual import reconstruction
+    from rl.visual.tasks import is_held_out
 
     rng = np.random.default_rng((stable_hash("reconstruction"), 0, index, 0))
     while is_held_out(drawn := reconstruction.draw(settings, rng)):

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from rl.config import SourceConfig
+from rl.visual import read_settings, render
 from rollout.dataset_source import DatasetSource
-from rollout.visual import read_settings, render
 from scripts.make_visual_data import main
 
 
@@ -47,8 +47,8 @@ def test_rows_are_prompts_of_the_dataset_source(written):
     }
     prompt = next(one for name, one in prompts.items() if name.endswith("reconstruction/3"))
     made = render("reconstruction", read_settings("reconstruction"), 2, 3, False)
-    (path,) = prompt.images
-    with Image.open(path) as image:
+    (medium,) = prompt.media
+    with Image.open(medium.path) as image:
         assert image.tobytes() == made.images[0].tobytes()
     assert (prompt.reference, prompt.task) == (made.answer, made.task)
     assert prompt.messages[-1]["content"] == [

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.rules.verifier import verify_quickly
-from rollout.visual import TASKS, draw_scene, read_settings, render
-from rollout.visual.tasks import HELDOUT_ONE_IN, is_held_out
+from rl.visual import TASKS, draw_scene, read_settings, render
+from rl.visual.tasks import HELDOUT_ONE_IN, is_held_out
 
 DEFAULTS = {task: read_settings(task) for task in TASKS}
 tasks = st.sampled_from(sorted(TASKS))
@@ -167,9 +167,13 @@ def test_a_split_without_scenes_is_refused():
         ("chart", {}, "no visual task 'chart'; did you mean charts?"),
         ("charts", {"kind": ["bar"]}, "kind: no such key, got ['bar']; did you mean kinds?"),
         ("charts", {"kinds": []}, "kinds: "),
-        ("charts", {"categories": [3, 9]}, "categories.1: "),
+        (
+            "charts",
+            {"categories": [3, 9]},
+            "categories: must be a lower and an upper bound within 2",
+        ),
         ("charts", {"width": 300}, "width: must be greater than or equal to 448, got 300"),
-        ("digits", {"n": [4, 2]}, "the lower bound comes first, got [4, 2]; swap them"),
+        ("digits", {"n": [4, 2]}, "within 2 and 9, the lower first, got [4, 2]"),
         ("digits", {"n": [3, 9], "width": 28}, "9 digits on 28x28 pixels have room for 9 pixels"),
         ("shapes", {"rows": [1, 2], "columns": [2, 2], "filled": 0.5}, "fewer than two shapes"),
         ("reconstruction", {"masked_route": "text"}, "masked_route: "),

@@ -3,7 +3,7 @@
 The recipe of the published examples of MiniCPM-V 4.5 (https://arxiv.org/abs/2509.18154):
 a short video gives each frame a block of visual tokens of its own; a longer one is seen at the same
 rate, with up to `max_packing` frames to a block; a still longer one at a lower rate. Pure functions
-of numbers: decoding is somebody else's work.
+of numbers; rl/media_files.py decodes.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 
 from rl.config import Section
-from rollout.visual.example import VisualExample
-from rollout.visual.ranges import at_least_one, draw_whole, pick, pick_several, whole_range
+from rl.visual.example import VisualExample
+from rl.visual.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
 
 Question = Literal["count", "colour", "left_of"]
 COLOURS = {
@@ -30,13 +30,13 @@ LINE = "#c8c8c8"
 
 
 class ShapesSettings(Section):
-    rows: whole_range(1, 6) = (2, 4)
-    columns: whole_range(2, 6) = (2, 4)
+    rows: Annotated[tuple[int, int], within(1, 6)] = (2, 4)
+    columns: Annotated[tuple[int, int], within(2, 6)] = (2, 4)
     cell: int = Field(default=56, ge=14, le=160)
     """Pixels of a cell, either way."""
     filled: float = Field(default=0.7, gt=0, le=1)
     """Share of the cells that hold a shape; two at least always do."""
-    questions: at_least_one(Question) = ("count", "colour", "left_of")
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = ("count", "colour", "left_of")
 
     @model_validator(mode="after")
     def _grid_is_no_single_row_of_one(self) -> ShapesSettings:

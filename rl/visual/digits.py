@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from rl.config import Section
-from rollout.visual.example import VisualExample
-from rollout.visual.ranges import (
-    at_least_one,
-    draw_real,
-    draw_whole,
-    pick,
-    real_range,
-    whole_range,
-)
+from rl.visual.example import VisualExample
+from rl.visual.ranges import NOT_EMPTY, draw_real, draw_whole, pick, within
 
 Operation = Literal["sum", "max", "count"]
 MIN_HEIGHT = 12
@@ -37,22 +30,22 @@ PAPER, INK = 0.92, 0.08
 
 
 class DigitsSettings(Section):
-    n: whole_range(2, 9) = (3, 3)
+    n: Annotated[tuple[int, int], within(2, 9)] = (3, 3)
     """Digits in the picture."""
     width: int = Field(default=56, ge=MIN_HEIGHT, le=448)
     """Pixels."""
     height: int = Field(default=28, ge=MIN_HEIGHT, le=448)
     """Pixels."""
-    operations: at_least_one(Operation) = ("sum",)
+    operations: Annotated[tuple[Operation, ...], NOT_EMPTY] = ("sum",)
     wording: Literal["plain", "terse"] = "plain"
     """`terse` asks in a few characters, `+?`, `>?` or `#7?`, and pads answers to two digits, for
     policies that know no words."""
-    fonts: at_least_one(Literal["strokes", "bitmap"]) = ("strokes",)
-    noise: real_range(0, 1) = (0.0, 0.1)
+    fonts: Annotated[tuple[Literal["strokes", "bitmap"], ...], NOT_EMPTY] = ("strokes",)
+    noise: Annotated[tuple[float, float], within(0, 1)] = (0.0, 0.1)
     """Standard deviation of the noise of every pixel; black to white is 1."""
     jitter: float = Field(default=0.5, ge=0, le=1)
     """How far digits leave their place, size and slant; 0 draws them all alike."""
-    thickness: real_range(0.05, 0.3) = (0.1, 0.16)
+    thickness: Annotated[tuple[float, float], within(0.05, 0.3)] = (0.1, 0.16)
     """Width of strokes over the height of a digit; the bitmap font has its own."""
 
     @model_validator(mode="after")
@@ -73,6 +66,7 @@ class DigitsScene:
     """In reading order."""
     question: str
     answer: str
+    task: str = "number"
 
     @property
     def identity(self) -> str:
@@ -104,7 +98,7 @@ def paint(scene: DigitsScene, settings: DigitsSettings, rng: np.random.Generator
         shade += np.float32(sigma) * rng.standard_normal(shade.shape, dtype=np.float32)
     pixels = (shade.clip(0, 1) * np.float32(255)).astype(np.uint8)
     image = Image.fromarray(pixels).convert("RGB")
-    return VisualExample((image,), scene.question, scene.answer, "number")
+    return VisualExample((image,), scene.question, scene.answer, scene.task)
 
 
 def _shade(

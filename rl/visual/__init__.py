@@ -6,7 +6,7 @@
 One file per task; each draws a scene (what is shown and asked, without pixels) and paints it.
 """
 
-from rollout.visual.example import VisualExample
-from rollout.visual.tasks import TASKS, draw_scene, read_settings, render
+from rl.visual.example import VisualExample
+from rl.visual.tasks import TASKS, ask, draw_scene, read_settings, render
 
-__all__ = ["TASKS", "VisualExample", "draw_scene", "read_settings", "render"]
+__all__ = ["TASKS", "VisualExample", "ask", "draw_scene", "read_settings", "render"]

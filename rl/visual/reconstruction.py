@@ -9,14 +9,14 @@ the rest of the page, which states every masked fact once more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from rollout.visual.example import VisualExample
-from rollout.visual.pages import Line, Page, PageSettings, draw_page, paint_page
-from rollout.visual.ranges import at_least_one, pick
+from rl.visual.example import VisualExample
+from rl.visual.pages import Line, Page, PageSettings, draw_page, paint_page
+from rl.visual.ranges import NOT_EMPTY, pick
 
 Level = Literal["light", "heavy", "masked"]
 Box = tuple[int, int, int, int]
@@ -28,7 +28,7 @@ QUESTION = (
 
 
 class ReconstructionSettings(PageSettings):
-    levels: at_least_one(Level) = ("light", "heavy", "masked")
+    levels: Annotated[tuple[Level, ...], NOT_EMPTY] = ("light", "heavy", "masked")
     masked_route: Literal["transcription", "probability"] = "transcription"
     """How masked text is rewarded: by its likeness, or by how probable the policy finds it."""
 

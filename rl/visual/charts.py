@@ -7,17 +7,17 @@ drawn, whatever a matplotlibrc says.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
 from rl.config import Section
-from rollout.visual import words
-from rollout.visual.example import VisualExample
-from rollout.visual.lettering import FAMILIES, font_file
-from rollout.visual.ranges import at_least_one, draw_whole, pick, pick_several, whole_range
+from rl.visual import words
+from rl.visual.example import VisualExample
+from rl.visual.lettering import FAMILIES, font_file
+from rl.visual.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,8 +53,8 @@ THEMES = (
 
 
 class ChartsSettings(Section):
-    kinds: at_least_one(Kind) = ("bar", "horizontal_bar", "line", "pie")
-    categories: whole_range(2, 7) = (3, 6)
+    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = ("bar", "horizontal_bar", "line", "pie")
+    categories: Annotated[tuple[int, int], within(2, 7)] = (3, 6)
     """Bars, points or pieces."""
     width: int = Field(default=448, ge=448, le=1600)
     """Pixels; on fewer the names and numbers of a full chart would touch."""
@@ -63,7 +63,13 @@ class ChartsSettings(Section):
     labelled: float = Field(default=0.3, ge=0, le=1)
     """Share of the bar and line charts with their values written beside them; of the others they
     must be read off the grid. The pieces of a pie always say their share."""
-    questions: at_least_one(Question) = ("read", "sum", "difference", "largest", "smallest")
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = (
+        "read",
+        "sum",
+        "difference",
+        "largest",
+        "smallest",
+    )
 
 
 @dataclass(frozen=True)

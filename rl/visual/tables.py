@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from rl.config import Section
-from rollout.visual import words
-from rollout.visual.example import VisualExample
-from rollout.visual.lettering import FAMILIES, font
-from rollout.visual.ranges import at_least_one, draw_whole, pick, pick_several, whole_range
+from rl.visual import words
+from rl.visual.example import VisualExample
+from rl.visual.lettering import FAMILIES, font
+from rl.visual.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
 
 Question = Literal["look_up", "row_sum", "column_sum", "difference", "largest"]
 INK, LINE = "#1a1a1a", "#8c8c8c"
@@ -40,14 +40,14 @@ THEMES = (
 
 
 class TablesSettings(Section):
-    rows: whole_range(2, 8) = (3, 6)
+    rows: Annotated[tuple[int, int], within(2, 8)] = (3, 6)
     """Beside the header."""
-    columns: whole_range(2, 5) = (2, 4)
+    columns: Annotated[tuple[int, int], within(2, 5)] = (2, 4)
     """Beside the one with the names."""
-    values: whole_range(0, 9999) = (2, 99)
-    letters: whole_range(12, 32) = (15, 19)
+    values: Annotated[tuple[int, int], within(0, 9999)] = (2, 99)
+    letters: Annotated[tuple[int, int], within(12, 32)] = (15, 19)
     """Size of the font in pixels."""
-    questions: at_least_one(Question) = (
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = (
         "look_up",
         "row_sum",
         "column_sum",

@@ -2,7 +2,7 @@
 
 A page is a title and paragraphs from a small grammar. Every fact is a field of the sentences'
 templates; `paint_page` says where each mention of one stands in the picture, so that it can be
-damaged (rollout/visual/reconstruction.py) and still be inferred.
+damaged (rl/visual/reconstruction.py) and still be inferred.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from string import Formatter
+from typing import Annotated
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, model_validator
 
 from rl.config import Section
-from rollout.visual import words
-from rollout.visual.lettering import FAMILIES, font
-from rollout.visual.ranges import draw_whole, pick, pick_several, whole_range
+from rl.visual import words
+from rl.visual.lettering import FAMILIES, font
+from rl.visual.ranges import draw_whole, pick, pick_several, within
 
 INK, PAPER = "#141414", "#fdfdfb"
 LETTERS_PER_LINE = 14
@@ -29,7 +30,7 @@ LETTERS_PER_LINE = 14
 class PageSettings(Section):
     width: int = Field(default=448, ge=320, le=1600)
     """Pixels; the height follows from the text."""
-    letters: whole_range(12, 32) = (15, 18)
+    letters: Annotated[tuple[int, int], within(12, 32)] = (15, 18)
     """Size of the font in pixels."""
 
     @model_validator(mode="after")

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from rl.config import Section
 from rl.recipe_errors import problems
-from rollout.conversation import stable_hash
-from rollout.visual import (
+from rl.stable_hash import stable_hash
+from rl.visual import (
     charts,
     digits,
     documents,
@@ -22,7 +22,7 @@ from rollout.visual import (
     shapes,
     tables,
 )
-from rollout.visual.example import VisualExample
+from rl.visual.example import VisualExample
 
 HELDOUT_ONE_IN = 8
 """One scene in so many is held out."""
@@ -46,6 +46,8 @@ class Task:
     """Settings and generator to a scene; no pixels, so that drawing until one fits is cheap."""
     paint: Callable[[Any, Any, np.random.Generator], VisualExample]
     """Scene, settings and generator to the example."""
+    is_asked_by_scene: bool = True
+    """Whether the scene has question, answer and accuracy route, or painting decides them."""
 
 
 TASKS: dict[str, Task] = {
@@ -56,7 +58,10 @@ TASKS: dict[str, Task] = {
     "charts": Task(charts.ChartsSettings, charts.draw, charts.paint),
     "documents": Task(documents.DocumentsSettings, documents.draw, documents.paint),
     "reconstruction": Task(
-        reconstruction.ReconstructionSettings, reconstruction.draw, reconstruction.paint
+        reconstruction.ReconstructionSettings,
+        reconstruction.draw,
+        reconstruction.paint,
+        is_asked_by_scene=False,
     ),
 }
 
@@ -88,6 +93,18 @@ def render(task: str, settings: Section, seed: int, index: int, is_heldout: bool
 def draw_scene(task: str, settings: Section, seed: int, index: int, is_heldout: bool) -> Any:
     """Return what `render` paints, such as a DigitsScene with its digits, for worked examples."""
     return _drawn(task, settings, seed, index, is_heldout)[0]
+
+
+def ask(
+    task: str, settings: Section, seed: int, index: int, is_heldout: bool
+) -> tuple[str, str, str]:
+    """Return question, answer and accuracy route of what `render` paints.
+
+    Nothing is painted where the scene states all three.
+    """
+    made = draw_scene if _task(task).is_asked_by_scene else render
+    asked = made(task, settings, seed, index, is_heldout)
+    return asked.question, asked.answer, asked.task
 
 
 def is_held_out(scene: Scene) -> bool:

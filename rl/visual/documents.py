@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from rollout.visual.example import VisualExample
-from rollout.visual.pages import Page, PageSettings, draw_page, paint_page, text_of
-from rollout.visual.ranges import at_least_one, pick
+from rl.visual.example import VisualExample
+from rl.visual.pages import Page, PageSettings, draw_page, paint_page, text_of
+from rl.visual.ranges import NOT_EMPTY, pick
 
 Question = Literal["page", "title", "paragraph", "fact"]
 ORDINALS = ("first", "second")
 
 
 class DocumentsSettings(PageSettings):
-    questions: at_least_one(Question) = ("page", "title", "paragraph", "fact")
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = ("page", "title", "paragraph", "fact")
     """Transcribe the page, its title or a paragraph; or answer about a fact."""
 
 

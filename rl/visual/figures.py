@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field
 
 from rl.config import Section
-from rollout.visual.example import VisualExample
-from rollout.visual.lettering import font
-from rollout.visual.ranges import at_least_one, draw_whole, pick, whole_range
+from rl.visual.example import VisualExample
+from rl.visual.lettering import font
+from rl.visual.ranges import NOT_EMPTY, draw_whole, pick, within
 
 Kind = Literal["angle", "right_triangle", "area", "perimeter", "segment", "l_shape"]
 SMOOTHING = 3
@@ -28,7 +28,7 @@ INK, FILL, MARK = "#1a1a1a", "#e8eef8", "#b02a2a"
 
 
 class FiguresSettings(Section):
-    kinds: at_least_one(Kind) = (
+    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = (
         "angle",
         "right_triangle",
         "area",
@@ -38,7 +38,7 @@ class FiguresSettings(Section):
     )
     size: int = Field(default=280, ge=200, le=1024)
     """Pixels, either way."""
-    lengths: whole_range(2, 99) = (3, 15)
+    lengths: Annotated[tuple[int, int], within(2, 99)] = (3, 15)
     """Of sides, in centimetres; right triangles have their own."""
     turn: float = Field(default=12.0, ge=0, le=180)
     """Degrees that a figure may be turned, to either side."""
@@ -73,6 +73,7 @@ class FiguresScene:
     """Thin lines: arcs of angles, square corners, ticks, dimension lines."""
 
     margin: float = MARGIN
+    task: str = "number"
 
     @property
     def identity(self) -> str:
@@ -312,7 +313,7 @@ def paint(
         far = label.away * size / 100 + abs(dx) * (right - left) / 2 + abs(dy) * (bottom - top) / 2
         canvas.text((x + far * dx, y + far * dy), label.text, INK, letters, anchor="mm")
     small = image.resize((settings.size, settings.size), Image.Resampling.BOX)
-    return VisualExample((small,), scene.question, scene.answer, "number")
+    return VisualExample((small,), scene.question, scene.answer, scene.task)
 
 
 def _fit(scene: FiguresScene, turned: np.ndarray, size: int):
