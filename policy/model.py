@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from policy.model_cache import default_cache_dir, digest, find_model, made_once
 from policy.model_checks import read_config, refuse_unusable_weights
 from policy.qwen_vl import checkpoint_name, see_once
 from policy.tiny_policy import ensure_tiny_policy
+from policy.tiny_vision_policy import ensure_tiny_vision_policy
 from policy.trained_parts import choose_trained
 from rl.config import PolicyConfig
 from rl.vision_families import unsampled_token_ids as unsampled_in
@@ -32,6 +35,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 """Files that hold weights; a model directory's other files go along with any new weights."""
 
+BUILTIN: Mapping[str, Callable[[], Path]] = {
+    "builtin:tiny": ensure_tiny_policy,
+    "builtin:tiny_qwen_vl": partial(ensure_tiny_vision_policy, "tiny_qwen_vl"),
+    "builtin:tiny_minicpmv": partial(ensure_tiny_vision_policy, "tiny_minicpmv"),
+}
+"""Policies that are made on this machine, on first use."""
+
 # Settings that change logits after the output layer, which policy/logprobs.py applies alone.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _log = logging.getLogger(__name__)
@@ -40,14 +50,14 @@ _log = logging.getLogger(__name__)
 def resolve_model(name: str, untie: bool) -> Path:
     """Return the model directory that learner and engines load.
 
-    name: `builtin:tiny`, a directory, or the name of a Hugging Face model. With
+    name: one of BUILTIN, a directory, or the name of a Hugging Face model. With
     `untie`, a model with tied embeddings is replaced by an untied copy: vLLM on CPU keeps an
     outdated output layer of a tied one after a weight update.
 
     Raises ValueError if there is no such model.
     """
-    if name == "builtin:tiny":
-        return ensure_tiny_policy()
+    if name in BUILTIN:
+        return BUILTIN[name]()
     directory = find_model(name, "policy.model")
     config = read_config(directory)
     refuse_unusable_weights(directory, config)

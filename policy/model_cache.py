@@ -29,7 +29,7 @@ def find_model(name: str, setting: str) -> Path:
         return Path(name)
     if not _HUB_NAME.fullmatch(name):
         raise ValueError(
-            f"{setting} must be a model directory, a Hugging Face name or builtin:tiny, got "
+            f"{setting} must be a model directory, a Hugging Face name or a builtin one, got "
             f"{name!r}; there is no such directory"
         )
     try:

@@ -92,7 +92,7 @@ def warm_up(
     heldout = PictureTask.open(directory, tokenizer, TASK)
 
     def loss_of(first: int) -> Tensor:
-        pictures = [_picture(seed, first + i, False) for i in range(recipe.examples_per_step)]
+        pictures = training_pictures(seed, first, recipe.examples_per_step)
         return imitation_loss(model, examples, pictures, recipe.short_share)
 
     def measure() -> Accuracy:
@@ -202,6 +202,10 @@ def _sampled(
         token_ids[:, place] = torch.multinomial(logits.softmax(dim=-1), 1)[:, 0]
     texts = tokenizer.batch_decode(token_ids[:, start:])
     return [text.partition(EOS)[0] for text in texts]
+
+
+def training_pictures(seed: int, first: int, count: int) -> list[RenderedImage]:
+    return [_picture(seed, first + place, False) for place in range(count)]
 
 
 def _picture(seed: int, index: int, is_heldout: bool) -> RenderedImage:

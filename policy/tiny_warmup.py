@@ -160,14 +160,14 @@ def save_warmed(
     report: WarmupReport,
 ) -> None:
     """Write weights, tokenizer and `warmup.json`, which is the report."""
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
     disable_progress_bar()
     if not torch.cuda.is_available():
         # Saving loads DeepSpeed, which warns about a missing GPU unless it is told of it.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     model.save_pretrained(directory)
+    GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    ).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     (directory / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
 

@@ -99,7 +99,8 @@ def run_export(export: Export, console: Console) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     dtype = export.config.policy.dtype
-    console.print(f"{out} is ready: {serve_command(out.name, dtype, facts.reasoning_parser)}")
+    command = serve_command(out.name, dtype, facts.reasoning_parser, facts.engine)
+    console.print(f"{out} is ready: {command}")
 
 
 def _make_partial(out: Path) -> Path:
@@ -138,6 +139,7 @@ def gather_facts(
     export: Export, checkpoint: Checkpoint, proof: Mapping[str, ModeProof]
 ) -> CardFacts:
     from policy.serving_directory import default_mode, request_fields
+    from rollout.engine_media import serving_arguments
 
     modes = export.config.modes
     reasons = any(mode.thinking for mode in modes.values())
@@ -152,6 +154,7 @@ def gather_facts(
         requests={name: request_fields(mode) for name, mode in modes.items()},
         default_mode=default_mode(modes),
         reasoning_parser=REASONING_PARSER if reasons else None,
+        engine=serving_arguments(checkpoint.path / "model"),
         proof=proof,
     )
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.config import Config
-from rl.stages import Prompt
+from rl.media import MediaStore
+from rl.stages import Prompt, ReferenceRequest
 
 if TYPE_CHECKING:
     from policy.plain_forward import ScoredTokens
@@ -53,12 +54,13 @@ class Case:
     prompt: Prompt
     is_greedy: bool
 
-    def question(self, config: Config) -> Question:
+    def question(self, config: Config, media: MediaStore) -> Question:
+        from rollout.image_messages import messages_with_images
         from rollout.plain_engine import Question
 
         mode = config.modes[self.mode]
         return Question(
-            messages=[dict(message) for message in self.prompt.messages],
+            messages=messages_with_images(self.prompt, media),
             thinking=mode.thinking,
             max_tokens=min(mode.max_tokens, PROOF_TOKENS),
             temperature=0.0 if self.is_greedy else mode.temperature,
@@ -73,18 +75,23 @@ def prove(config: Config, model: Path, directory: Path) -> dict[str, ModeProof]:
     template makes other prompt tokens than training did.
     """
     from policy.plain_forward import score_responses
+    from policy.visual_inputs import open_visual_inputs
     from rollout.chat import ChatTemplate
     from rollout.prompts import PromptStream
 
     prompts = PromptStream.open(config).heldout(PROOF_PROMPTS)
     cases = [Case(*each) for each in product(config.modes, prompts, (True, False))]
-    responses = _ask(config, directory, [case.question(config) for case in cases])
-    chat = ChatTemplate(str(model))
+    media = MediaStore(config.data)
+    responses = _ask(config, directory, [case.question(config, media) for case in cases])
+    chat, inputs = ChatTemplate(str(model)), open_visual_inputs(model, config.data)
+    asked = []
     for case, response in zip(cases, responses, strict=True):
         trained = chat.prompt_token_ids(case.prompt, config.modes[case.mode].thinking)
-        require_trained_prompt(chat, case, response.prompt_token_ids, trained)
-    pairs = [(response.prompt_token_ids, response.token_ids) for response in responses]
-    scored = score_responses(model, config.policy.dtype, config.resources.gpus > 0, pairs)
+        shown = inputs.expanded(trained, case.prompt.media) if inputs is not None else trained
+        require_trained_prompt(chat, case, response.prompt_token_ids, shown)
+        asked.append(ReferenceRequest("proof", case.prompt, trained, response.token_ids, 1.0))
+    on_gpu = config.resources.gpus > 0
+    scored = score_responses(model, config.data, config.policy.dtype, on_gpu, asked)
     compared = list(zip(cases, responses, scored, strict=True))
     return {
         mode: summarize([one for one in compared if one[0].mode == mode]) for mode in config.modes
@@ -116,6 +123,7 @@ def require_equal(proof: Mapping[str, ModeProof], tolerance: float) -> None:
 
 
 def _ask(config: Config, directory: Path, questions: Sequence[Question]) -> list[PlainResponse]:
+    from rollout.engine_media import serving_arguments
     from rollout.plain_engine import PlainEngine, PlainEngineFailed
 
     arguments = {
@@ -126,7 +134,7 @@ def _ask(config: Config, directory: Path, questions: Sequence[Question]) -> list
         "seed": config.seed,
     }
     engine = PlainEngine(
-        arguments=arguments | config.rollout.engine,
+        arguments=arguments | serving_arguments(directory) | config.rollout.engine,
         cpus=config.resources.engine_cpus,
         on_gpu=config.resources.gpus > 0,
         deadline_s=config.rollout.start_timeout_s + config.rollout.group_timeout_s,

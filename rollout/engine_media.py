@@ -11,15 +11,27 @@ from typing import Any
 
 from rl.config import SourceConfig
 from rl.media import MediaStore, Medium, StillImage, Video
-from rl.vision_families import vision_family
+from rl.vision_families import VisionFamily, vision_family
+
+
+def serving_arguments(directory: Path) -> dict[str, Any]:
+    """vLLM engine arguments without which no server can serve the model of a directory."""
+    family = _family(directory)
+    if family is not None and family.name == "minicpmv":
+        from rollout.minicpmv import engine_arguments
+
+        return engine_arguments()
+    return {}
+
+
+def _family(directory: Path) -> VisionFamily | None:
+    return vision_family(json.loads((directory / "config.json").read_text())["model_type"])
 
 
 class EngineMedia:
     def __init__(self, model: str, data: SourceConfig) -> None:
         """model: the policy's directory. data: where the media are read from."""
-        config = json.loads((Path(model) / "config.json").read_text())
-        self._family = vision_family(config["model_type"])
-        self._model = model
+        self._family = _family(Path(model))
         self._store = MediaStore(data)
 
     @cached_property

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from policy.plain_forward import score_responses
 from policy.tiny_policy import ensure_tiny_policy
 from rl import export
-from rl.config import Config
+from rl.config import Config, SourceConfig
 from rl.export_proof import PROOF_PROMPTS, ModeProof
 from rl.recipe import dump, load
 from rl.run_directory import RunDirectory
@@ -77,20 +77,24 @@ def train(root: Path, settings: Sequence[str]) -> Trained:
     with directory.checkpoint_writer(1, progress) as path:
         ask(actors, "save", path)
     sequences = [sample.trajectory.token_ids.tolist() for sample in make_batch(2).samples]
-    requests = [
-        ReferenceRequest(str(place), PROMPT, tuple(ids[:1]), tuple(ids[1:]), temperature=1.0)
-        for place, ids in enumerate(sequences)
-    ]
-    answers = ChainMap(*ask(actors, "reference_logprobs", requests))
-    logprobs = [answers[place] for place in range(len(requests))]
+    answers = ChainMap(*ask(actors, "reference_logprobs", requests(sequences)))
+    logprobs = [answers[place] for place in range(len(sequences))]
     close(actors)
     directory.close()
     return Trained(root, sequences, logprobs)
 
 
 def forward(directory: Path, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-    pairs = [(sequence[:1], sequence[1:]) for sequence in sequences]
-    return [scored.logprobs for scored in score_responses(directory, "float32", False, pairs)]
+    scored = score_responses(directory, SourceConfig(), "float32", False, requests(sequences))
+    return [one.logprobs for one in scored]
+
+
+def requests(sequences: Sequence[Sequence[int]]) -> list[ReferenceRequest]:
+    """For the log-probabilities of every token after the first."""
+    return [
+        ReferenceRequest(str(place), PROMPT, tuple(ids[:1]), tuple(ids[1:]), temperature=1.0)
+        for place, ids in enumerate(sequences)
+    ]
 
 
 def largest_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> float:

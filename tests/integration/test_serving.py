@@ -106,7 +106,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def start_server(directory: Path, output: Path) -> tuple[subprocess.Popen[bytes], int]:
     """The card's own command, on a free port of this machine, in a process group of its own."""
-    program, *arguments = serve_command(directory.name, "float32", REASONING_PARSER).split()
+    program, *arguments = serve_command(directory.name, "float32", REASONING_PARSER, {}).split()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

