@@ -34,7 +34,8 @@ class LogprobModel(torch.nn.Module):
         """
         super().__init__()
         base = causal_lm.get_base_model() if isinstance(causal_lm, PeftModel) else causal_lm
-        self.backbone = base.base_model
+        # Without the output layer, of which only the head may have a hold: see ChunkedHead.
+        self.backbone = base.backbone() if isinstance(base, MiniCPMV) else base.base_model
         self.head = ChunkedHead(base.get_output_embeddings(), chunk_tokens, unsampled)
 
     def forward(
@@ -51,7 +52,8 @@ class LogprobModel(torch.nn.Module):
         backbone takes besides the tokens (policy/visual_inputs.py). is_sampled: whether the tokens
         come from a sampler, which leaves some out, or are scored as they stand.
         """
-        hidden = self._hidden(token_ids, visual or {})  # [B, T, H]
+        output = self.backbone(input_ids=token_ids, use_cache=False, **(visual or {}))
+        hidden = output.last_hidden_state  # [B, T, H]
         predicted = loss_mask[:, 1:]
         row_temperature = temperature[:, None].expand(predicted.shape)
         return self.head(
@@ -60,13 +62,6 @@ class LogprobModel(torch.nn.Module):
             row_temperature[predicted],
             is_sampled,
         )
-
-    def _hidden(
-        self, token_ids: Int[Tensor, "batch time"], visual: Mapping[str, Any]
-    ) -> Float[Tensor, "batch time width"]:
-        if isinstance(self.backbone, MiniCPMV):
-            return self.backbone.hidden_states(token_ids, **visual)
-        return self.backbone(input_ids=token_ids, use_cache=False, **visual).last_hidden_state
 
 
 class ChunkedHead(torch.nn.Module):

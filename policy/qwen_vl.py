@@ -104,15 +104,25 @@ class QwenVLBatch:
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """Pixels and grids by kind of medium, and position_ids [3, B, T]."""
+        """Pixels and grids by kind of medium, and position_ids [3, B, T].
+
+        A medium that several rows show is there once; `repeats` then says which one each shows.
+        """
         found: dict[str, Any] = {"position_ids": self._positions()}
+        repeats: dict[MediumKind, list[int]] = {}
         for kind, pixels in _PIXELS.items():
-            if shown := [medium for medium in self.media if medium.kind == kind]:
-                patches = torch.cat([medium.pixels for medium in shown])
-                found[pixels] = patches.to(self.device, self.dtype)
-                grids = torch.tensor([medium.grid for medium in shown])
-                found[_GRIDS[kind]] = grids.to(self.device)
-        return found
+            shown = [medium for medium in self.media if medium.kind == kind]
+            if not shown:
+                continue
+            places: dict[int, int] = {}
+            order = [places.setdefault(id(medium), len(places)) for medium in shown]
+            distinct = [shown[order.index(place)] for place in range(len(places))]
+            patches = torch.cat([medium.pixels for medium in distinct])
+            found[pixels] = patches.to(self.device, self.dtype)
+            found[_GRIDS[kind]] = torch.tensor([m.grid for m in distinct]).to(self.device)
+            if len(distinct) < len(shown):
+                repeats[kind] = order
+        return found | ({"repeats": repeats} if repeats else {})
 
     def _positions(self) -> Tensor:
         rows = []
@@ -150,8 +160,10 @@ class QwenVLInputs:
 
     def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> QwenVLBatch | None:
         media, blocks = [], []
+        # The samples of a group show the same.
+        known = {medium: self._see(medium) for sample in samples for medium in sample.media}
         for sample in samples:
-            seen = [self._see(medium) for medium in sample.media]
+            seen = [known[medium] for medium in sample.media]
             blocks.append(self._located(sample, seen))
             media += seen
         if not media:
@@ -285,16 +297,18 @@ def see_once(model: PreTrainedModel) -> None:
 def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give the backbone what its tower makes of the pixels instead of the pixels."""
     pixels = {kind: kwargs.pop(name) for kind, name in _PIXELS.items() if name in kwargs}
+    repeats = kwargs.pop("repeats", {})
     if not pixels:
         seen = _see(backbone, *_black_image(backbone))
         # Not one of its tokens is kept: the whole tower gets a gradient, which is zero.
-        kwargs["mm_encoder_outputs"] = {"image": _picked(seen, slice(1), slice(0))}
+        kwargs["mm_encoder_outputs"] = {"image": _picked(seen, [0], slice(0))}
         return args, kwargs
     grids = {kind: kwargs[_GRIDS[kind]] for kind in pixels}
     seen = _see(backbone, torch.cat([*pixels.values()]), torch.cat([*grids.values()]))
     outputs, done = {}, 0
     for kind, grid in grids.items():
-        outputs[kind] = _picked(seen, slice(done, done + len(grid)), slice(None))
+        order = repeats.get(kind, range(len(grid)))
+        outputs[kind] = _picked(seen, [done + place for place in order], slice(None))
         done += len(grid)
     kwargs["mm_encoder_outputs"] = outputs
     return args, kwargs
@@ -314,11 +328,11 @@ def _black_image(backbone: Any) -> tuple[Tensor, Tensor]:
     return pixels, torch.tensor([[1, side, side]], device=like.device)
 
 
-def _picked(seen: Any, media: slice, tokens: slice) -> Any:
+def _picked(seen: Any, media: Sequence[int], tokens: slice) -> Any:
     """Some of the tower's output: these media, and these tokens of each, at every depth alike."""
 
     def pick(by_medium: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(features[tokens] for features in by_medium[media])
+        return tuple(by_medium[place][tokens] for place in media)
 
     picked: dict[str, Any] = {"pooler_output": pick(seen.pooler_output)}
     if "deepstack_features" in seen:

@@ -6,23 +6,17 @@ DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils.logging import disable_progress_bar
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from policy.model_cache import default_cache_dir, digest, made_once
 from policy.tiny_tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
-from policy.tiny_warmup import WarmupRecipe, warm_up
+from policy.tiny_warmup import WarmupRecipe, reproducible, save_warmed, warm_up
 
 # The output layer is not tied to the embedding: vLLM on CPU keeps a repacked copy of a tied one
 # through a weight update.
@@ -60,7 +54,7 @@ def ensure_tiny_policy(
 
 def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
     tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
-    with _reproducible(seed), step_progress() as progress:
+    with reproducible(seed), step_progress() as progress:
         model = Qwen3ForCausalLM(
             Qwen3Config(
                 **SIZES,
@@ -78,29 +72,7 @@ def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
             progress.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
 
         report = warm_up(model, tokenizer, seed, recipe, show)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    disable_progress_bar()
-    if not torch.cuda.is_available():
-        # Saving loads DeepSpeed, which warns about a missing GPU unless it is told of it.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    (directory / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seed torch and hold it to one thread, whose sums always run in the same order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    save_warmed(directory, model, tokenizer, report)
 
 
 def step_progress() -> Progress:

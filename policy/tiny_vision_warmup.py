@@ -2,7 +2,9 @@
 
 It imitates worked examples on clean pictures until it is right often enough on those of the task,
 which are noisier and less orderly. Reasoning is then formed, and what is left for GRPO is mostly
-to see. A policy is shown its pictures as the learner shows them, whatever its family.
+to see. The examples misread on purpose: a policy that is sure of what it sees samples the same
+reading every time, and GRPO learns nothing from it. A policy is shown its pictures as the learner
+shows them, whatever its family.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ TASK: dict[str, Any] = {
     # A digit has 28 x 28 pixels of its own: one visual token of the Qwen policy.
     "width": 84,
     "height": 28,
-    "jitter": 0.8,
+    "jitter": 0.75,
     "noise": [0.1, 0.3],
 }
 """What a warmed policy is right on now and then (`data.settings`)."""
@@ -47,18 +49,40 @@ MAX_RESPONSE_TOKENS = {False: 6, True: 30}
 class VisionWarmupRecipe(ImitationRecipe):
     """Everything that decides the warmed weights besides the seed, the task and the sizes."""
 
-    min_steps: int = 700
-    max_steps: int = 1000
+    min_steps: int = 750
+    max_steps: int = 1050
     learning_rate: float = 3e-3
-    short_share: float = 0.3
+    short_share: float = 0.45
     enough_short: float = 0.25
-    enough_long: float = 0.35
+    enough_long: float = 0.25
+    misread: float = 0.12
+    """How often an example reads some digit or other in the place of one; it reasons on from it."""
+    answer_slips: float = 0.15
+    """How often an answer without reasoning is off by one or two."""
     clean_jitter: float = 0.5
     clean_noise: tuple[float, float] = (0.0, 0.1)
     """Of the pictures that worked examples show, in place of the task's."""
 
 
-def worked_example(scene: DigitsScene, thinking: bool) -> str:
+@dataclass(frozen=True)
+class Misreading:
+    """Errors of worked examples; without them a policy would be sure of all it sees."""
+
+    rng: np.random.Generator
+    misread: float
+    answer: float
+    """Probabilities; see VisionWarmupRecipe."""
+
+    def read(self, digit: int) -> int:
+        return int(self.rng.integers(10)) if self.rng.random() < self.misread else digit
+
+    def total(self, value: int) -> int:
+        if self.rng.random() >= self.answer:
+            return value
+        return max(0, value + int(self.rng.choice([-2, -1, 1, 2])))
+
+
+def worked_example(scene: DigitsScene, thinking: bool, slips: Misreading | None = None) -> str:
     """Return a response as the policy should write it, after its generation prompt.
 
     With thinking, the first line is what the picture shows, and each further line adds one digit
@@ -66,13 +90,14 @@ def worked_example(scene: DigitsScene, thinking: bool) -> str:
     `372\\n7+03=10\\n2+10=12\\n`, closed by `</think>`, a blank line and the answer.
     """
     if not thinking:
-        return scene.answer
-    total, *rest = scene.digits
-    lines = ["".join(map(str, scene.digits))]
-    for digit in rest:
+        answer = int(scene.answer)
+        return f"{slips.total(answer) if slips else answer:02d}"
+    digits = [slips.read(digit) if slips else digit for digit in scene.digits]
+    lines, total = ["".join(map(str, digits))], digits[0]
+    for digit in digits[1:]:
         lines.append(f"{digit}+{total:02d}={total + digit:02d}")
         total += digit
-    return "\n".join([*lines, f"</think>\n\n{scene.answer}"])
+    return "\n".join([*lines, f"</think>\n\n{total:02d}"])
 
 
 def warm_up(
@@ -90,10 +115,11 @@ def warm_up(
     clean = TASK | {"jitter": recipe.clean_jitter, "noise": recipe.clean_noise}
     examples = PictureTask.open(directory, tokenizer, clean)
     heldout = PictureTask.open(directory, tokenizer, TASK)
+    slips = Misreading(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
 
     def loss_of(first: int) -> Tensor:
         pictures = training_pictures(seed, first, recipe.examples_per_step)
-        return imitation_loss(model, examples, pictures, recipe.short_share)
+        return imitation_loss(model, examples, pictures, recipe.short_share, slips)
 
     def measure() -> Accuracy:
         return heldout_accuracy(model, heldout, recipe.heldout_questions)
@@ -157,6 +183,7 @@ def imitation_loss(
     task: PictureTask,
     pictures: Sequence[RenderedImage],
     short_share: float,
+    slips: Misreading | None = None,
 ) -> Tensor:
     """Return the mean over examples, each mode weighing its own tokens equally."""
     num_short = round(short_share * len(pictures))
@@ -164,7 +191,7 @@ def imitation_loss(
     for thinking, part in ((False, pictures[:num_short]), (True, pictures[num_short:])):
         if not part:
             continue
-        texts = [worked_example(task.scene(one), thinking) for one in part]
+        texts = [worked_example(task.scene(one), thinking, slips) for one in part]
         responses = task.tokenizer([text + EOS for text in texts])["input_ids"]
         token_ids, visual = task.rows(part, responses, thinking)
         start = len(task.prompts[thinking])

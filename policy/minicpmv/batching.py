@@ -6,14 +6,18 @@ tower's weights equally often, however many images each has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from policy.minicpmv.processing import MediaPrompt
-from rl.minicpmv_media import STILL
+from rl.minicpmv_media import STILL, View
+
+Block = tuple[tuple[int, ...], tuple[View, ...]]
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,10 @@ class VisualBatch:
     """[S] (rows, columns) of patches."""
     groups: tuple[tuple[int, ...], ...]
     """[G] temporal ids of the views, in order."""
+    shown: Tensor
+    """[R] the group of each block of visual tokens; one that several rows show is there once."""
     places: Tensor
-    """[G * Q] where each visual token goes, counted over the batch: row * T + position."""
+    """[R * Q] where each visual token goes, counted over the batch: row * T + position."""
 
     @property
     def arguments(self) -> dict[str, VisualBatch]:
@@ -36,7 +42,12 @@ class VisualBatch:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> VisualBatch:
         """On a device, with the patches in the model's type."""
-        return replace(self, patches=self.patches.to(device, dtype), places=self.places.to(device))
+        return replace(
+            self,
+            patches=self.patches.to(device, dtype),
+            shown=self.shown.to(device),
+            places=self.places.to(device),
+        )
 
 
 def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | None:
@@ -44,9 +55,13 @@ def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | No
 
     Returns None where no prompt has any.
     """
-    views = [view for prompt in prompts for view in prompt.views]
-    if not views:
+    blocks = [block for prompt in prompts for block in _blocks(prompt)]
+    if not blocks:
         return None
+    # Samples of one group share their views, which are then seen once.
+    distinct: dict[tuple[Any, ...], tuple[int, Block]] = {}
+    shown = [distinct.setdefault(_identity(block), (len(distinct), block))[0] for block in blocks]
+    views = [view for _, (_, seen) in distinct.values() for view in seen]
     longest = max(view.patches.shape[-1] for view in views)
     channels, height, _ = views[0].patches.shape
     patches = torch.zeros(len(views), channels, height, longest)
@@ -60,13 +75,26 @@ def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | No
     return VisualBatch(
         patches,
         tuple(view.size for view in views),
-        tuple(group for prompt in prompts for group in prompt.groups),
+        tuple(group for _, (group, _) in distinct.values()),
+        torch.tensor(shown),
         torch.cat(places),
     )
+
+
+def _blocks(prompt: MediaPrompt) -> Iterator[Block]:
+    """Temporal ids and views of each block of visual tokens."""
+    views = iter(prompt.views)
+    for group in prompt.groups:
+        yield group, tuple(itertools.islice(views, len(group)))
+
+
+def _identity(block: Block) -> tuple[Any, ...]:
+    group, views = block
+    return (*group, *map(id, views))
 
 
 def smallest_batch(patch_size: int, like: Tensor) -> VisualBatch:
     """One black patch that goes nowhere: the least that can pass the tower and the resampler."""
     patches = like.new_zeros(1, 3, patch_size, patch_size)
     nowhere = torch.empty(0, dtype=torch.long, device=like.device)
-    return VisualBatch(patches, ((1, 1),), ((STILL,),), nowhere)
+    return VisualBatch(patches, ((1, 1),), ((STILL,),), nowhere, nowhere)

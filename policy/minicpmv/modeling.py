@@ -11,15 +11,59 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3ForCausalLM, Qwen3Model
 from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput
 
 from policy.minicpmv.batching import VisualBatch, smallest_batch
 from policy.minicpmv.resampler import CrossAttention, Resampler
 from policy.minicpmv.vision import VisionTower
 from rl.config import Part
 from rl.minicpmv_config import MiniCPMVConfig, refuse_unsupported
+
+
+class Backbone(nn.Module):
+    """What the output layer works on: a module apart, so that it can be wrapped without it."""
+
+    def __init__(self, llm: Qwen3Model, vpm: VisionTower, resampler: Resampler) -> None:
+        super().__init__()
+        self.llm = llm
+        self.vpm = vpm
+        self.resampler = resampler
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        visual: VisualBatch | None = None,
+        use_cache: bool = False,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states [B, T, D] of token ids [B, T]."""
+        return self.llm(
+            inputs_embeds=self.embed(input_ids, visual),
+            attention_mask=attention_mask,
+            use_cache=use_cache,
+        )
+
+    def embed(self, input_ids: Tensor, visual: VisualBatch | None) -> Tensor:
+        """[B, T, D], visual tokens in place.
+
+        Text alone passes one black patch through tower and resampler and leaves nothing of it but a
+        gradient of zero: sharded ranks must all use the same weights, in the same order, though
+        only some have images.
+        """
+        embedded = self.llm.embed_tokens(input_ids)  # [B, T, D]
+        if visual is None:
+            smallest = smallest_batch(self.vpm.patch_size, embedded)
+            return embedded + 0 * self.see(smallest).sum()
+        seen = self.see(visual)[visual.shown].flatten(0, 1).to(embedded.dtype)  # [R * Q, D]
+        merged = embedded.flatten(0, 1).index_copy(0, visual.places, seen)  # [B * T, D]
+        return merged.view_as(embedded)
+
+    def see(self, visual: VisualBatch) -> Tensor:
+        """Visual tokens [G, Q, D]."""
+        features = self.vpm(visual.patches, visual.sizes)  # [S, N, C]
+        return self.resampler(features, visual.sizes, visual.groups)
 
 
 class MiniCPMV(PreTrainedModel):
@@ -53,42 +97,12 @@ class MiniCPMV(PreTrainedModel):
         **_: Any,
     ) -> CausalLMOutput:
         """Logits [B, T, V] of token ids [B, T]; of the last `logits_to_keep` positions unless 0."""
-        hidden = self.hidden_states(input_ids, attention_mask, visual)
+        hidden = self.backbone()(input_ids, attention_mask, visual).last_hidden_state
         return CausalLMOutput(logits=self.llm.lm_head(hidden[:, -logits_to_keep:]))
 
-    def hidden_states(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        visual: VisualBatch | None = None,
-    ) -> Tensor:
-        """[B, T, D], what the output layer gets."""
-        decoded = self.llm.model(
-            inputs_embeds=self.embed(input_ids, visual),
-            attention_mask=attention_mask,
-            use_cache=False,
-        )
-        return decoded.last_hidden_state
-
-    def embed(self, input_ids: Tensor, visual: VisualBatch | None) -> Tensor:
-        """[B, T, D], visual tokens in place.
-
-        Text alone passes one black patch through tower and resampler and leaves nothing of it but a
-        gradient of zero: sharded ranks must all use the same weights, in the same order, though
-        only some have images.
-        """
-        embedded = self.llm.model.embed_tokens(input_ids)  # [B, T, D]
-        if visual is None:
-            patch_size = self.config.vision_config.patch_size
-            return embedded + 0 * self.see(smallest_batch(patch_size, embedded)).sum()
-        seen = self.see(visual).flatten(0, 1).to(embedded.dtype)  # [G * Q, D]
-        merged = embedded.flatten(0, 1).index_copy(0, visual.places, seen)  # [B * T, D]
-        return merged.view_as(embedded)
-
-    def see(self, visual: VisualBatch) -> Tensor:
-        """Visual tokens [G, Q, D]."""
-        features = self.vpm(visual.patches, visual.sizes)  # [S, N, C]
-        return self.resampler(features, visual.sizes, visual.groups)
+    def backbone(self) -> Backbone:
+        """All but the output layer; the parts are this model's own."""
+        return Backbone(self.llm.model, self.vpm, self.resampler)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.model.embed_tokens

@@ -45,6 +45,7 @@ class VisionTower(nn.Module):
     def __init__(self, config: Any) -> None:
         """config: a SiglipVisionConfig."""
         super().__init__()
+        self.patch_size: int = config.patch_size
         self.embeddings = VisionEmbeddings(config)
         self.encoder = VisionEncoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)

@@ -30,7 +30,10 @@ class MiniCPMVInputs:
         self._store = store
 
     def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> VisualBatch | None:
-        return collate([self._located(sample) for sample in samples], token_ids.shape[1])
+        # The samples of a group show the same, and then share it.
+        known = {sample.media: self._tokens(sample.media) for sample in samples}
+        located = [self._located(sample, known[sample.media]) for sample in samples]
+        return collate(located, token_ids.shape[1])
 
     def expanded(self, token_ids: Sequence[int], media: Sequence[Medium]) -> tuple[int, ...]:
         ids, done = list(token_ids), 0
@@ -43,19 +46,19 @@ class MiniCPMVInputs:
             done = start + len(shown.token_ids)
         return tuple(ids)
 
-    def _located(self, sample: TrainSample) -> MediaPrompt:
+    def _located(self, sample: TrainSample, media: Sequence[MediumTokens]) -> MediaPrompt:
         """The sample's views, and where in its tokens they are."""
         ids, done = sample.trajectory.token_ids.tolist(), 0
         shown = []
-        for tokens in self._tokens(sample.media):
+        for tokens in media:
             start = find(ids, tokens.token_ids, done)
             if start is None:
-                raise self._difference(sample)
+                raise self._difference(sample, media)
             shown.append((start, tokens))
             done = start + len(tokens.token_ids)
         # A whole image is also the beginning of one that is cut into slices.
         if self._num_blocks(sample) != sum(len(tokens.blocks) for _, tokens in shown):
-            raise self._difference(sample)
+            raise self._difference(sample, media)
         return media_prompt(ids, shown)
 
     def _num_blocks(self, sample: TrainSample) -> int:
@@ -63,8 +66,8 @@ class MiniCPMVInputs:
         prompt = sample.trajectory.token_ids[~sample.trajectory.loss_mask]
         return int(np.isin(prompt, self._processor.tokens.block_starts).sum())
 
-    def _difference(self, sample: TrainSample) -> ValueError:
-        blocks = [len(tokens.blocks) for tokens in self._tokens(sample.media)]
+    def _difference(self, sample: TrainSample, media: Sequence[MediumTokens]) -> ValueError:
+        blocks = [len(tokens.blocks) for tokens in media]
         size = self._processor.settings.tokens_per_view
         return ValueError(
             f"sample {sample.id}: the engine saw {self._num_blocks(sample)} blocks of {size} "

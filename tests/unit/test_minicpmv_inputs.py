@@ -98,6 +98,19 @@ def test_visual_tokens_are_found_where_the_engine_put_them(inputs: MiniCPMVInput
     assert len(expected) == QUERIES * 7
 
 
+def test_what_a_group_shares_is_seen_once(inputs: MiniCPMVInputs):
+    prompt = inputs.expanded(encode(*PROMPT), MEDIA)
+    rows = [sample(prompt, encode(answer), *MEDIA) for answer in ("1", "22", "333")]
+    token_ids = torch.zeros(3, 90, dtype=torch.long)
+    alone, together = inputs(rows[:1], token_ids), inputs(rows, token_ids)
+    assert torch.equal(together.patches, alone.patches)
+    assert together.groups == alone.groups
+    assert together.shown.tolist() == 3 * list(range(6))
+    assert together.places.tolist() == [
+        row * 90 + place for row in range(3) for place in alone.places.tolist()
+    ]
+
+
 def test_text_alone_has_no_batch(inputs: MiniCPMVInputs):
     assert inputs([sample(tuple(encode("abc")), encode("1"))], torch.zeros(1, 9)) is None
     assert collate([], 9) is None

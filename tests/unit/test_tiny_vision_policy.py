@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
@@ -15,6 +16,7 @@ from policy.tiny_vision_policy import TinyVisionName, ensure_tiny_vision_policy
 from policy.tiny_vision_warmup import (
     TASK,
     TASK_NAME,
+    Misreading,
     PictureTask,
     VisionWarmupRecipe,
     imitation_loss,
@@ -54,6 +56,16 @@ def test_a_long_example_reads_then_adds_digit_by_digit() -> None:
     assert worked_example(SCENE, thinking=False) == "12"
     small = DigitsScene((0, 1, 2), "+?", "03")
     assert worked_example(small, thinking=True).endswith("\n2+01=03\n</think>\n\n03")
+
+
+def test_a_misread_example_reasons_on_from_what_it_read() -> None:
+    slips = Misreading(np.random.default_rng(0), misread=1.0, answer=1.0)
+    texts = [worked_example(SCENE, True, slips) for _ in range(200)]
+    assert sum(text.startswith("372") for text in texts) < 5
+    for text in texts:
+        assert sum(map(int, text[:3])) == int(text[-2:])
+    answers = {int(worked_example(SCENE, False, slips)) for _ in range(200)}
+    assert answers == {10, 11, 13, 14}
 
 
 def test_the_directory_is_one_that_learner_and_engines_load(policy: Path) -> None:
