@@ -485,6 +485,8 @@ def main(arguments: list[str]) -> None:
             rest.append(argument)
     with tempfile.TemporaryDirectory() as run:
         config = load([*rest, f"run={run}"]).config
+        if config.data.kind == "visual" or config.data.columns.images or config.data.columns.videos:
+            sys.exit("the bare sides of this benchmark are given text alone; take a text recipe")
         results = asyncio.run(bench(config, int(own["rounds"])))
     if own["out"]:
         Path(own["out"]).write_text(json.dumps(results, indent=1))

@@ -70,3 +70,23 @@ def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport):
     forced = [row["part/probability"] for row in ledger if row["route"] == "probability/1"]
     assert any(value is not None for value in forced)
     assert all(0 < value <= 1 for value in forced if value is not None)
+
+
+@needs_engines
+@pytest.mark.parametrize("model", ["tiny_qwen_vl", "tiny_minicpmv"])
+def test_a_policy_that_sees_trains_in_bfloat16(tmp_path, model):
+    run = tmp_path / "run"
+    command = [
+        *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50_vision.yaml", "scale=one_gpu"),
+        *(f"run={run}", f"policy.model=builtin:{model}", "policy.lora=null", "steps=4"),
+        *("data.kind=visual", "data.path=digits", "data.settings.wording=terse"),
+        *("data.settings.width=84", "data.settings.height=28"),
+        *("modes.short.max_tokens=6", "modes.long.max_tokens=32", "rollout.max_model_length=128"),
+        *("rollout.prompts_per_step=16", "eval.prompts=16"),
+        "rollout.engine.gpu_memory_utilization=0.2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 4
+    assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01

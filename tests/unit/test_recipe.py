@@ -47,7 +47,7 @@ def test_the_shipped_files_are_the_documented_ones():
         "long_only.yaml",
         "short_only.yaml",
     ]
-    assert SWEEPS == ["sweep_ratio.yaml"]
+    assert SWEEPS == ["sweep_ratio.yaml", "sweep_vision.yaml"]
     assert SCALE_NAMES == ["cluster", "cpu_tiny", "node_8gpu", "one_gpu"]
 
 
