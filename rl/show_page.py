@@ -250,7 +250,7 @@ def _versions(rows: Iterable[LedgerRow]) -> str:
 
 
 def _messages(stored: str) -> Iterator[Html]:
-    """One block a message of the chat; what is not text in it is shown as JSON."""
+    """One block a message of the chat; media are named, what else is no text is shown as JSON."""
     for message in json.loads(stored):
         rest = {key: value for key, value in message.items() if key not in ("role", "content")}
         text = _content(message.get("content")) + (f"\n{_json(rest)}" if rest else "")
@@ -261,11 +261,17 @@ def _content(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "\n".join(
-            part["text"] if isinstance(part, dict) and part.get("type") == "text" else _json(part)
-            for part in content
-        )
+        return "\n".join(_part(part) for part in content)
     return _json(content)
+
+
+def _part(part: Any) -> str:
+    match part:
+        case {"type": "text", "text": text}:
+            return text
+        case {"type": "image" | "video" as kind, **rest} if not rest:
+            return f"[{kind}]"
+    return _json(part)
 
 
 def _json(value: Any) -> str:
