@@ -16,7 +16,8 @@ from policy.minicpmv import MiniCPMVInputs
 from policy.model_checks import read_config
 from policy.qwen_vl import QwenVLInputs
 from rl.config import SourceConfig
-from rl.media import MediaStore, Medium
+from rl.media import Medium
+from rl.media_store import MediaStore
 from rl.stages import TrainSample
 from rl.vision_families import vision_family
 

@@ -17,7 +17,7 @@ from rl.checkpoints import MANIFEST, find_checkpoint
 from rl.config import Config
 from rl.evaluation import Encode, Sampler
 from rl.interfaces import Scorer
-from rl.media import MediaStore
+from rl.media_store import MediaStore
 from rl.stages import Prompt, RolloutGroup, Score
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rl.config import Config
-from rl.media import MediaStore
+from rl.media_store import MediaStore
 from rl.stages import Prompt, ReferenceRequest
 
 if TYPE_CHECKING:

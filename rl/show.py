@@ -27,7 +27,8 @@ from yaml import YAMLError
 from rl.atomic_write import write_text
 from rl.config import SourceConfig
 from rl.ledger import LedgerRow, read_rows
-from rl.media import MediaError, MediaStore, Medium, Video, describe, from_json
+from rl.media import MediaError, Medium, Video, describe, from_json
+from rl.media_store import MediaStore
 from rl.run_directory import RunDirectory
 from rl.show_page import Card, Page, Picture, as_html, as_ranges
 from rl.video_frames import spread

@@ -21,7 +21,8 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from rl.interfaces import GenerationFailed
-from rl.media import MediaError, MediaStore
+from rl.media import MediaError
+from rl.media_store import MediaStore
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import CLOSE, split_response
 from rollout.image_messages import messages_with_images

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import SourceConfig
-from rl.media import MediaStore, Medium, StillImage, Video
+from rl.media import Medium, StillImage, Video
+from rl.media_store import MediaStore
 from rl.vision_families import VisionFamily, vision_family
 
 

@@ -6,7 +6,8 @@ import base64
 from io import BytesIO
 from typing import Any
 
-from rl.media import MediaStore, StillImage
+from rl.media import StillImage
+from rl.media_store import MediaStore
 from rl.stages import Prompt
 
 

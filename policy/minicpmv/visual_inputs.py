@@ -15,7 +15,8 @@ from policy.minicpmv.processing import (
     MiniCPMVProcessor,
     media_prompt,
 )
-from rl.media import MediaStore, Medium, describe
+from rl.media import Medium, describe
+from rl.media_store import MediaStore
 from rl.minicpmv_media import IMAGE_MARKER, VIDEO_MARKER
 from rl.stages import TrainSample
 

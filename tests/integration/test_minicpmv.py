@@ -23,7 +23,8 @@ from rl.batching import collate as collate_samples
 from rl.config import SourceConfig
 from rl.engine_environment import engine_environment
 from rl.interfaces import GenerationFailed
-from rl.media import MediaFile, MediaStore, StillImage, Video
+from rl.media import MediaFile, StillImage, Video
+from rl.media_store import MediaStore
 from rl.minicpmv_media import IMAGE_MARKER, VIDEO_MARKER, PackedVideo
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, TrainSample
 from rl.weight_digest import tensor_digest

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from rl.media import MediaFile, MediaStore, from_json
+from rl.media import MediaFile, from_json
+from rl.media_store import MediaStore
 from rl.recipe import load
 from tests.integration.test_run import finish, metrics_of, start
 from tests.minicpmv_tiny import noise_image, save_tiny

@@ -19,7 +19,8 @@ from PIL import Image
 from rl.config import SourceConfig
 from rl.evaluation import evaluate
 from rl.interfaces import GenerationFailed
-from rl.media import MediaFile, MediaStore
+from rl.media import MediaFile
+from rl.media_store import MediaStore
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout import endpoint
 from rollout.endpoint import open_endpoint, served_model

@@ -17,7 +17,6 @@ from rl.media import (
     MediaCell,
     MediaError,
     MediaFile,
-    MediaStore,
     RenderedImage,
     StillImage,
     Video,
@@ -27,6 +26,7 @@ from rl.media import (
     to_json,
 )
 from rl.media_files import _timed, read_image, read_video
+from rl.media_store import MediaStore
 from rl.visual import TASKS, ask, read_settings, render
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rl.config import SourceConfig
-from rl.media import MediaCell, MediaError, MediaFile, MediaStore, RenderedImage
+from rl.media import MediaCell, MediaError, MediaFile, RenderedImage
+from rl.media_store import MediaStore
 from rl.visual import TASKS, read_settings, render
 from rollout.dataset_source import DatasetSource
 from rollout.row_media import place_media

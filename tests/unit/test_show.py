@@ -16,7 +16,8 @@ from PIL import Image
 
 from rl.config import SourceConfig
 from rl.ledger import LedgerRow, write_step
-from rl.media import MediaFile, MediaStore, RenderedImage, to_json
+from rl.media import MediaFile, RenderedImage, to_json
+from rl.media_store import MediaStore
 from rl.show import Pictures, main, read_page, show
 from rl.show_page import Card, Page, Picture, as_html, as_ranges, tag
 from tests.unit.test_media import write_video
