@@ -14,14 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from policy.logprobs import LogprobModel
 from policy.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVInputs, MiniCPMVProcessor, collate
 from policy.model import unsampled_token_ids
 from rl.batching import collate as collate_samples
 from rl.config import SourceConfig
-from rl.engine_environment import engine_environment
 from rl.interfaces import GenerationFailed
 from rl.media import MediaFile, StillImage, Video
 from rl.media_store import MediaStore
@@ -30,7 +28,8 @@ from rl.stages import Prompt, RolloutGroup, RolloutRequest, TrainSample
 from rl.weight_digest import tensor_digest
 from rollout.chat import ChatTemplate
 from rollout.minicpmv import multi_modal_inputs
-from rollout.worker import RolloutWorker, WorkerSettings
+from rollout.worker import RolloutWorker
+from tests.engine_parity import engine_logprobs, open_worker, publish
 from tests.minicpmv_tiny import noise_frames, noise_image, save_tiny, tiny_model
 
 SAMPLED = 24
@@ -100,32 +99,13 @@ class Policies:
         return float(np.abs(engine_logprobs(output) - learner).max())
 
 
-def engine_logprobs(output: Any) -> np.ndarray:
-    """[T - 1] of the prompt's tokens and the sampled ones."""
-    ids, (completion,) = output.prompt_token_ids, output.outputs
-    pairs = [*zip(ids, output.prompt_logprobs, strict=True)][1:]
-    pairs += zip(completion.token_ids, completion.logprobs, strict=True)
-    return np.array([found[token].logprob for token, found in pairs], dtype=np.float32)
-
-
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     root = tmp_path_factory.mktemp("minicpmv")
     model = save_tiny(root / "policy")
-    engine = {"enforce_eager": True, "max_num_batched_tokens": 2048}
-    settings = WorkerSettings(
-        str(root / "policy"), "float32", 2048, 1, "host", {"short": False}, engine=engine
-    )
-    worker = RolloutWorker("worker", settings)
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
-        for name, value in engine_environment(cpus=1, on_gpu=False).items():
-            patch.setenv(name, value)
-        runner.run(worker.start())
-        try:
-            processor = MiniCPMVProcessor.from_pretrained(root / "policy")
-            yield Policies(model, processor, worker, runner)
-        finally:
-            runner.run(worker.close())
+    processor = MiniCPMVProcessor.from_pretrained(root / "policy")
+    with open_worker(root / "policy") as (worker, runner):
+        yield Policies(model, processor, worker, runner)
 
 
 def chat(*parts: str) -> str:
@@ -289,22 +269,6 @@ def test_a_publish_keeps_them_in_step(policies: Policies, tmp_path: Path):
     decoder = {k: v for k, v in policies.model.state_dict().items() if k.startswith("llm.")}
     assert policies.runner.run(publish(policies.worker, decoder, tmp_path)) == digests(decoder)
     assert policies.difference(CASES["image and video"]) < TOLERANCE
-
-
-async def publish(
-    worker: RolloutWorker, tensors: dict[str, torch.Tensor], directory: Path
-) -> dict[str, str]:
-    """What `host` does for a learner (policy/weight_sender.py); returns the worker's digests."""
-    path = directory / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    await worker.pause()
-    await worker.init_weight_transfer_engine({})
-    await worker.start_weight_update()
-    await worker.update_weights({"path": str(path), "names": list(tensors)})
-    await worker.finish_weight_update()
-    await worker.resume(version=1)
-    (received,) = await worker._engine.collective_rpc("weight_digests")
-    return received
 
 
 def digests(tensors: dict[str, torch.Tensor]) -> dict[str, str]:

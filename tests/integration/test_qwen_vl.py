@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from policy.qwen_vl import QwenVLInputs, checkpoint_name, see_once
-from rl.engine_environment import engine_environment
 from rl.media import Medium, StillImage, Video
 from rl.stages import TrainSample
 from rl.weight_digest import tensor_digest
 from rollout.qwen_vl import engine_arguments, multi_modal_inputs
-from rollout.worker import RolloutWorker, WorkerSettings
+from rollout.worker import RolloutWorker
+from tests.engine_parity import engine_logprobs, open_worker, publish
 from tests.qwen_vl_tiny import (
     VISION_TOKENS,
     Shelf,
@@ -131,14 +130,6 @@ def inputs_of(case: Case) -> dict[str, Any]:
     return multi_modal_inputs(stills, videos) if stills or videos else {}
 
 
-def engine_logprobs(output: Any) -> np.ndarray:
-    """[T - 1] of the prompt's tokens and the sampled ones."""
-    ids, (completion,) = output.prompt_token_ids, output.outputs
-    pairs = [*zip(ids, output.prompt_logprobs, strict=True)][1:]
-    pairs += zip(completion.token_ids, completion.logprobs, strict=True)
-    return np.array([found[token].logprob for token, found in pairs], dtype=np.float32)
-
-
 def sample_of(name: str, output: Any, media: tuple[Medium, ...]) -> TrainSample:
     return tiny_sample(name, output.prompt_token_ids, output.outputs[0].token_ids, media)
 
@@ -147,30 +138,11 @@ def sample_of(name: str, output: Any, media: tuple[Medium, ...]) -> TrainSample:
 def policies(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     directory = tmp_path_factory.mktemp(request.param) / "policy"
     save_tiny(directory, request.param)
-    engine = {
-        "enforce_eager": True,
-        "max_num_batched_tokens": 2048,
-        # One process less to start.
-        "distributed_executor_backend": "uni",
-        **engine_arguments(),
-    }
-    settings = WorkerSettings(
-        str(directory), "float32", 2048, 1, "host", {"short": False}, engine=engine
-    )
-    worker = RolloutWorker("worker", settings)
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
-        for name, value in engine_environment(cpus=1, on_gpu=False).items():
-            patch.setenv(name, value)
-        runner.run(worker.start())
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                directory, attn_implementation="sdpa"
-            )
-            see_once(model)
-            shelf = Shelf()
-            yield Policies(model, shelf, QwenVLInputs(directory, shelf), worker, runner)
-        finally:
-            runner.run(worker.close())
+    model = AutoModelForImageTextToText.from_pretrained(directory, attn_implementation="sdpa")
+    see_once(model)
+    shelf = Shelf()
+    with open_worker(directory) as (worker, runner):
+        yield Policies(model, shelf, QwenVLInputs(directory, shelf), worker, runner)
 
 
 def test_learner_and_engine_agree_on_rows_of_every_kind_in_one_batch(policies: Policies):
@@ -289,19 +261,3 @@ def test_a_publish_keeps_them_in_step(policies: Policies, names: str, tmp_path: 
     cases = {name: CASES[name] for name in ("text only", "two images", "images and videos")}
     differences = policies.differences(cases)
     assert max(differences.values()) < TOLERANCE, differences
-
-
-async def publish(
-    worker: RolloutWorker, tensors: Mapping[str, torch.Tensor], directory: Path
-) -> dict[str, str]:
-    """What `host` does for a learner (policy/weight_sender.py); returns the worker's digests."""
-    path = directory / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    await worker.pause()
-    await worker.init_weight_transfer_engine({})
-    await worker.start_weight_update()
-    await worker.update_weights({"path": str(path), "names": list(tensors)})
-    await worker.finish_weight_update()
-    await worker.resume(version=1)
-    (received,) = await worker._engine.collective_rpc("weight_digests")
-    return received
