@@ -174,10 +174,12 @@ def _table(rows: Sequence[LedgerRow]) -> pa.Table:
 
 
 def _storable(value: Any) -> Any:
-    """Text with lone surrogates, which JSON data sets contain and UTF-8 cannot hold, gets `?`."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")
-    return value
+    return storable_text(value) if isinstance(value, str) else value
+
+
+def storable_text(text: str) -> str:
+    """The text with `?` for lone surrogates, which JSON data has and UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_rows(path: Path) -> list[LedgerRow]:

@@ -1,6 +1,6 @@
 """Prompts without end that show a picture: the procedural tasks of rl/visual.
 
-A prompt names its picture; whoever needs the pixels paints them (rl/media.py).
+A prompt names its picture; whoever needs the pixels paints them (rl/media_store.py).
 """
 
 from __future__ import annotations

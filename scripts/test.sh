@@ -17,4 +17,5 @@ lint-imports
 step "unit tests"
 python -m pytest tests/unit -q
 step "integration tests: Ray, vLLM and DeepSpeed on CPU"
-python -m pytest tests/integration tests/gpu -q
+# Most of a file's time is the start of its engines, on one core each; a file's tests share them.
+python -m pytest tests/integration tests/gpu -q -n 2 --dist loadfile
