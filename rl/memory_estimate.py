@@ -10,15 +10,20 @@ from safetensors import safe_open
 from rl.config import PolicyConfig, RolloutConfig
 
 GIB = 2**30
-BUILTIN_PARAMETERS = 90_000
+BUILTIN_PARAMETERS = {
+    "builtin:tiny": 90_000,
+    "builtin:tiny_qwen_vl": 560_000,
+    "builtin:tiny_minicpmv": 560_000,
+}
+BUILTIN_VOCABULARY = 110
 VOCABULARY_GUESS = 152_000
 """Where only the vocabulary's order of magnitude matters: that of Qwen3."""
 
 
 def count_parameters(model: str) -> int | None:
     """Parameters of a model directory by its safetensors headers; None if it is not here."""
-    if model.startswith("builtin:"):
-        return BUILTIN_PARAMETERS
+    if model in BUILTIN_PARAMETERS:
+        return BUILTIN_PARAMETERS[model]
     files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
     if not files:
         return None
@@ -54,7 +59,8 @@ def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
 def describe_memory(policy: PolicyConfig, rollout: RolloutConfig) -> str:
     """Lines for people: learner rank, logits in flight, engine weights."""
     # Logits of a chunk, their log-softmax and its gradient, in float32.
-    logits = 3 * 4 * policy.logprob_chunk_tokens * VOCABULARY_GUESS
+    vocabulary = BUILTIN_VOCABULARY if policy.model in BUILTIN_PARAMETERS else VOCABULARY_GUESS
+    logits = 3 * 4 * policy.logprob_chunk_tokens * vocabulary
     parameters = count_parameters(policy.model)
     if parameters is None:
         return f"  unknown until {policy.model} is on this disk"
@@ -64,7 +70,7 @@ def describe_memory(policy: PolicyConfig, rollout: RolloutConfig) -> str:
         f"  each learner rank: {rank_bytes(policy, parameters) / GIB:.2f} GiB for weights, "
         "gradients and optimizer, and activations on top",
         f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
-        f"{VOCABULARY_GUESS:,} (policy.logprob_chunk_tokens)",
+        f"{vocabulary:,} (policy.logprob_chunk_tokens)",
         f"  each engine GPU or process: {engine / GIB:.2f} GiB for weights, and its KV cache",
     ]
     return "\n".join(lines)

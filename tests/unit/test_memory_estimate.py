@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rl.config import PolicyConfig
-from rl.memory_estimate import count_parameters, rank_bytes
+from rl.config import PolicyConfig, RolloutConfig
+from rl.memory_estimate import count_parameters, describe_memory, rank_bytes
 
 
 def test_parameters_are_counted_over_all_shards(tmp_path):
@@ -30,3 +30,10 @@ def test_a_model_that_is_not_here_has_no_count(tmp_path):
 )
 def test_bytes_of_a_rank_by_hand(settings, bytes_per_parameter):
     assert rank_bytes(PolicyConfig(**settings), 1000) == round(1000 * bytes_per_parameter)
+
+
+def test_a_builtin_policy_has_a_small_vocabulary():
+    """16,384 positions x 110 tokens x 4 bytes, three times: 22 MB."""
+    rollout = RolloutConfig(max_model_length=128)
+    told = describe_memory(PolicyConfig(logprob_chunk_tokens=16384), rollout)
+    assert "logits in flight: at most 0.02 GiB for a vocabulary of 110" in told
