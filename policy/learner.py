@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.engine_client import Rendezvous
 from policy.rank import LearnerRank, RankUpdate
+from policy.rank_failure import rank_failure
 from rl.cluster import Cluster
 from rl.config import Config
 from rl.losses import loss_metrics, reduce_sums
@@ -150,7 +150,9 @@ class RayLearner:
         if any(call.exception() for call in done):
             if pending:
                 done |= (await asyncio.wait(pending, timeout=BLAME_S))[0]
-            raise _failure(method, {calls[c]: e for c in done if (e := c.exception())})
+            raise rank_failure(
+                "learner", method, {calls[c]: e for c in done if (e := c.exception())}
+            )
         if pending:
             late = sorted(calls[call] for call in pending)
             raise TimeoutError(
@@ -184,18 +186,3 @@ def _actor(config: Config, cluster: Cluster, rank: int) -> Any:
             placement_group_bundle_index=cluster.placement.rank_bundles[rank],
         ),
     )
-
-
-def _failure(method: str, errors: Mapping[int, BaseException]) -> Exception:
-    """Name the rank at fault: one that died, else the first that raised."""
-    dead = [rank for rank, error in errors.items() if isinstance(error, RayActorError)]
-    rank = min(dead or errors)
-    error = errors[rank]
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, ValueError):
-        cause.__cause__ = error
-        return cause
-    verb = "died" if dead else "failed"
-    failure = RuntimeError(f"learner rank {rank} {verb} in {method}: {cause}")
-    failure.__cause__ = error
-    return failure

@@ -1,0 +1,169 @@
+"""Preference pairs as token ids: checked, kept in a file, ordered, collated."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from policy.visual_inputs import VisualArguments, VisualInputs
+from rl.batching import reference_sample
+from rl.media import Medium, from_json, to_json
+from rl.stages import Prompt, ReferenceRequest, TrainSample
+
+MAX_NAMED = 5
+"""Pairs that an error names; it counts the others."""
+MEDIA = "media"
+"""Key of a batch's media; no model takes an argument of this name."""
+
+
+@dataclass(frozen=True)
+class DpoPair:
+    """Two responses to one prompt, as they were sampled: no text is tokenised again."""
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    """With one marker for each medium, as in rl.stages.RolloutRequest."""
+    media: tuple[Medium, ...]
+    chosen_token_ids: tuple[int, ...]
+    rejected_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BatchMedia:
+    """Media of a batch's rows.
+
+    In a wrapper because accelerate moves everything in a batch that has a `to`, and moving these
+    takes the model's type too.
+    """
+
+    visual: VisualArguments | None
+
+
+def refuse_bad_pairs(pairs: Sequence[DpoPair], max_length: int) -> None:
+    """Raise ValueError naming pairs that cannot be trained on.
+
+    max_length: tokens of prompt and response; media are counted once they are read (PairCollator).
+    """
+    if not pairs:
+        raise ValueError("there are no preference pairs to train on; sample more prompts")
+    faults = [f"{pair.id} ({why})" for pair in pairs if (why := _fault(pair, max_length))]
+    if faults:
+        more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+        raise ValueError(
+            f"{len(faults)} of {len(pairs)} preference pairs cannot be trained on: "
+            f"{'; '.join(faults[:MAX_NAMED])}{more}; leave them out, or raise "
+            "rollout.max_model_length for those that are too long"
+        )
+
+
+def _fault(pair: DpoPair, max_length: int) -> str | None:
+    """Why a pair cannot be trained on."""
+    if not pair.prompt_token_ids:
+        return "its prompt is empty"
+    for name in ("chosen", "rejected"):
+        if not getattr(pair, f"{name}_token_ids"):
+            return f"its {name} response is empty"
+    if pair.chosen_token_ids == pair.rejected_token_ids:
+        return "its responses are the same"
+    longest = max(len(pair.chosen_token_ids), len(pair.rejected_token_ids))
+    length = len(pair.prompt_token_ids) + longest
+    return f"{length} tokens, of at most {max_length}" if length > max_length else None
+
+
+def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
+    """Write the pairs as a data set of `directory`, unless they are there; return where it is.
+
+    TRL keeps the reference log-probabilities beside the data set. Raises ValueError if the
+    directory holds others.
+    """
+    rows = [_row(pair) for pair in pairs]
+    digest = blake2b("\n".join(map(repr, rows)).encode(), digest_size=8).hexdigest()
+    target = directory / f"pairs-{digest}"
+    if others := [path.name for path in directory.glob("pairs-*") if path != target]:
+        raise ValueError(
+            f"{directory} was begun with other pairs ({others[0]}, now {target.name}); remove it "
+            "to train on these from the start"
+        )
+    if not target.exists():
+        aside = directory / f".{target.name}.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        Dataset.from_list(rows).save_to_disk(aside)
+        aside.rename(target)
+    return target
+
+
+def _row(pair: DpoPair) -> dict[str, Any]:
+    """The columns that TRL's trainer works on, and what media stand in the prompt."""
+    return {
+        "id": pair.id,
+        "prompt_ids": list(pair.prompt_token_ids),
+        "chosen_ids": list(pair.chosen_token_ids),
+        "rejected_ids": list(pair.rejected_token_ids),
+        "media_json": to_json(pair.media),
+    }
+
+
+def training_order(num_pairs: int, num_places: int, seed: int) -> list[int]:
+    """The pair at each place of training: all of them in a random order, then in another one."""
+    num_rounds = -(-num_places // num_pairs)
+    rounds = [np.random.default_rng([seed, r]).permutation(num_pairs) for r in range(num_rounds)]
+    return np.concatenate(rounds)[:num_places].tolist()
+
+
+class PairCollator:
+    """Rows of `keep_pairs` -> a batch of TRL's trainer: chosen rows, then rejected ones."""
+
+    def __init__(self, pad_token_id: int, inputs: VisualInputs | None, max_length: int) -> None:
+        # Brings TRL, which the driver needs nothing of.
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+        self._pad = DataCollatorForPreference(pad_token_id=pad_token_id)
+        self._inputs = inputs
+        self._max_length = max_length
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor | BatchMedia]:
+        """[2P, T] token ids, attention mask and completion mask of P pairs, and their media.
+
+        Raises ValueError, naming the pair, if it is too long with every token of its media.
+        """
+        shown = [from_json(row["media_json"]) for row in rows]
+        seen = [self._expanded(row, media) for row, media in zip(rows, shown, strict=True)]
+        batch = self._pad(seen)
+        if self._inputs is not None:
+            samples = [
+                _sample(row, media, side)
+                for side in ("chosen_ids", "rejected_ids")
+                for row, media in zip(seen, shown, strict=True)
+            ]
+            batch[MEDIA] = BatchMedia(self._inputs(samples, batch["input_ids"]))
+        return batch
+
+    def _expanded(self, row: Mapping[str, Any], media: Sequence[Medium]) -> dict[str, Any]:
+        """The row with every token of its media."""
+        if self._inputs is None:
+            if media:
+                raise ValueError(f"pair {row['id']} shows media to a policy of text alone")
+            return dict(row)
+        prompt = list(self._inputs.expanded(row["prompt_ids"], media))
+        length = len(prompt) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+        if length > self._max_length:
+            raise ValueError(
+                f"preference pair {row['id']} has {length} tokens with those of its media, of at "
+                f"most {self._max_length}; leave it out or raise rollout.max_model_length"
+            )
+        return {**row, "prompt_ids": prompt}
+
+
+def _sample(row: Mapping[str, Any], media: tuple[Medium, ...], side: str) -> TrainSample:
+    context, response = tuple(row["prompt_ids"]), tuple(row[side])
+    prompt = Prompt(row["id"], (), "", media=media)
+    request = ReferenceRequest(f"{row['id']}/{side}", prompt, context, response, temperature=1.0)
+    return reference_sample(request, context)

@@ -1,0 +1,112 @@
+"""One rank of preference optimisation: a plain class; stage.py makes Ray actors of it."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from datasets import load_from_disk
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedModel
+
+from policy.deepspeed_engine import RankPlace, join_ranks
+from policy.dpo.checkpoints import last_checkpoint
+from policy.dpo.config import DpoConfig
+from policy.dpo.pairs import PairCollator
+from policy.full_weights import FullWeights, write_model_directory
+from policy.model import DTYPES, load_policy
+from policy.visual_inputs import open_visual_inputs
+from rl.config import Config
+
+if TYPE_CHECKING:
+    from policy.dpo.trainer import PairTrainer
+
+HEARTBEAT = "heartbeat"
+"""File whose time says when rank 0 last began a micro-batch."""
+
+
+@dataclass(frozen=True)
+class DpoTask:
+    """What every rank is told."""
+
+    config: Config
+    dpo: DpoConfig
+    source: Path
+    """Directory of the policy as it is now, which is the reference too."""
+    pairs: Path
+    """What policy.dpo.pairs.keep_pairs wrote."""
+    directory: Path
+    """The stage's own; all ranks can reach it."""
+
+
+class DpoRank:
+    def __init__(self, task: DpoTask, rank: int) -> None:
+        self._task = task
+        self._rank = rank
+        self._use_cuda = task.config.resources.gpus > 0
+
+    def free_address(self) -> tuple[str, int]:
+        """Return an address of this node and a port that is free on it."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def train(self, address: str, port: int, target: Path) -> None:
+        """Meet the other ranks, train to the last step and write the model directory `target`."""
+        policy_config = self._task.config.policy
+        if not self._use_cuda:
+            torch.set_num_threads(policy_config.threads)
+            _leave_out_shared_memory()
+        join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
+        # The same initial adapter on every rank.
+        torch.manual_seed(self._task.config.seed)
+        policy = load_policy(self._task.source, policy_config)
+        weights = FullWeights(
+            policy,
+            DTYPES[policy_config.dtype],
+            is_partitioned=policy_config.effective_zero_stage == 3,
+        )
+        trainer = self._trainer(policy)
+        checkpoint = last_checkpoint(self._task.directory)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        write_model_directory(weights, self._task.source, target, is_writer=self._rank == 0)
+        torch.distributed.barrier()
+
+    def _trainer(self, policy: PreTrainedModel | PeftModel) -> PairTrainer:
+        # Brings TRL, which takes seconds: the driver imports this module too and needs none of it.
+        from policy.dpo.trainer import MetricsLog, PairTrainer, training_arguments
+
+        task = self._task
+        tokenizer = AutoTokenizer.from_pretrained(
+            task.source, trust_remote_code=False, local_files_only=True
+        )
+        # Padding is masked wherever it counts, so any token serves.
+        pad_token_id = tokenizer.pad_token_id or 0
+        max_length = task.config.rollout.max_model_length
+        inputs = open_visual_inputs(task.source, task.config.data)
+        return PairTrainer(
+            policy,
+            task.dpo,
+            on_batch=self._beat,
+            args=training_arguments(task.config, task.dpo, task.directory, self._use_cuda),
+            train_dataset=load_from_disk(str(task.pairs)),
+            data_collator=PairCollator(pad_token_id, inputs, max_length),
+            processing_class=tokenizer,
+            callbacks=[MetricsLog(task.directory / "metrics.jsonl", is_writer=self._rank == 0)],
+        )
+
+    def _beat(self) -> None:
+        if self._rank == 0:
+            (self._task.directory / HEARTBEAT).touch()
+
+
+def _leave_out_shared_memory() -> None:
+    """DeepSpeed would compile its collectives, most of a minute, for what gloo does as well."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

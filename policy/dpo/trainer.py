@@ -1,0 +1,201 @@
+"""TRL's DPO trainer over token ids and our visual inputs.
+
+The loss, the reference pass and the step are TRL's and accelerate's own. PairTrainer replaces what
+would tokenise texts, load pictures or write what is not needed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import GenerationConfig, PreTrainedModel, PrinterCallback, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from policy.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
+from policy.dpo.checkpoints import COMPLETE
+from policy.dpo.config import DpoConfig
+from policy.dpo.pairs import MEDIA, training_order
+from policy.learning_rate import learning_rate_at
+from policy.minicpmv import MiniCPMV
+from rl.atomic_write import write_text
+from rl.config import Config, PolicyConfig
+from rl.sinks import JsonlSink
+
+REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
+KEPT_CHECKPOINTS = 2
+"""The one before stays until the newest is complete."""
+METRICS = {
+    "loss": "dpo/loss",
+    "rewards/margins": "dpo/margin",
+    "rewards/accuracies": "dpo/accuracy",
+    "rewards/chosen": "dpo/chosen_reward",
+    "rewards/rejected": "dpo/rejected_reward",
+    "logps/chosen": "dpo/chosen_logprob",
+    "logps/rejected": "dpo/rejected_logprob",
+    "entropy": "policy/entropy",
+    "grad_norm": "policy/grad_norm",
+    "learning_rate": "optim/learning_rate",
+}
+"""Our names of what TRL logs. The margin is beta times the difference of the log-ratios."""
+
+
+class PairTrainer(DPOTrainer):
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        dpo: DpoConfig,
+        on_batch: Callable[[], None],
+        **arguments: Any,
+    ) -> None:
+        """on_batch: called before each micro-batch. arguments: DPOTrainer's."""
+        self._dpo = dpo
+        self._on_batch = on_batch
+        _show_backbone(model)
+        super().__init__(model=model, **arguments)
+        self.remove_callback(PrinterCallback)
+        places = training_order(len(self.train_dataset), dpo.steps * dpo.batch_size, self.args.seed)
+        self.train_dataset = self.train_dataset.select(places)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        """Rows are token ids already; TRL would tokenise texts."""
+        return dataset
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """On the device, the media as arguments of the model.
+
+        Trainer brings every float to DeepSpeed's type. In bfloat16 that would round reference
+        log-probabilities of some hundreds to whole numbers, so these stay as they are.
+        """
+        self._on_batch()
+        known = {**inputs}
+        references = {name: known.pop(name) for name in REFERENCES if name in known}
+        media = known.pop(MEDIA, None)
+        prepared = super()._prepare_inputs(known)
+        prepared |= {name: value.to(self.args.device) for name, value in references.items()}
+        if media is not None and media.visual is not None:
+            visual = media.visual.to(self.args.device, self.model.dtype)
+            prepared |= visual.arguments
+        return prepared
+
+    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Reference batches come without Trainer's own preparation."""
+        return super().compute_ref_log_probs(model, self._prepare_inputs(inputs))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The learner's schedule."""
+        chosen = self._dpo.optimizer
+
+        def factor(done: int) -> float:
+            return learning_rate_at(chosen, done + 1, self._dpo.steps) / chosen.learning_rate
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing: a checkpoint is DeepSpeed's state, and the result is written by the rank."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: that of an export says what was trained, and how."""
+
+    def _send_telemetry(self) -> None:
+        """None: a run reports to nobody."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_text(checkpoint / COMPLETE, "")
+
+
+def _show_backbone(model: PreTrainedModel | PeftModel) -> None:
+    """Give MiniCPM-V the two attributes that TRL reads of transformers' own language models."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, MiniCPMV):
+        return
+    # Not a submodule: its parts are the model's own.
+    vars(base)["_backbone"] = base.backbone()
+    base.base_model_prefix = "_backbone"
+    base.generation_config = GenerationConfig()
+
+
+class MetricsLog(TrainerCallback):
+    """Curves in metrics.jsonl; a loss that is not a number ends the training."""
+
+    def __init__(self, path: Path, is_writer: bool) -> None:
+        self._sink = JsonlSink(path) if is_writer else None
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any
+    ) -> None:
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise ValueError(
+                f"the DPO loss of step {state.global_step} is {logs['loss']}; lower "
+                "dpo.optimizer.learning_rate"
+            )
+        if self._sink is not None:
+            found = {ours: logs[theirs] for theirs, ours in METRICS.items() if theirs in logs}
+            self._sink.write(state.global_step, found)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+
+def training_arguments(
+    config: Config, dpo: DpoConfig, directory: Path, use_cuda: bool
+) -> DPOConfig:
+    """What Trainer, TRL, accelerate and DeepSpeed are told.
+
+    To be made after the policy is loaded: under ZeRO-3 transformers loads what comes later in
+    parts. Raises ValueError if the batch is not a whole number of micro-batches.
+    """
+    policy, optimizer = config.policy, dpo.optimizer
+    return DPOConfig(
+        output_dir=str(directory),
+        beta=dpo.beta,
+        max_length=None,
+        precompute_ref_log_probs=True,
+        max_steps=dpo.steps,
+        per_device_train_batch_size=dpo.micro_batch_pairs,
+        gradient_accumulation_steps=dpo.accumulation(policy.ranks),
+        learning_rate=optimizer.learning_rate,
+        adam_beta1=optimizer.betas[0],
+        adam_beta2=optimizer.betas[1],
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+        optim="adamw_torch_fused" if use_cuda else "adamw_torch",
+        deepspeed=_deepspeed(policy, dpo),
+        bf16=policy.dtype == "bfloat16",
+        gradient_checkpointing=policy.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        dataloader_pin_memory=use_cuda,
+        save_steps=dpo.checkpoint_every,
+        save_total_limit=KEPT_CHECKPOINTS,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not use_cuda,
+        seed=config.seed,
+        ddp_timeout=int(COLLECTIVE_TIMEOUT.total_seconds()),
+    )
+
+
+def _deepspeed(policy: PolicyConfig, dpo: DpoConfig) -> dict[str, Any]:
+    """The learner's configuration, with what accelerate marks and counts itself."""
+    return deepspeed_config(policy.model_copy(update={"optimizer": dpo.optimizer})) | {
+        "train_micro_batch_size_per_gpu": dpo.micro_batch_pairs,
+        "gradient_accumulation_steps": dpo.accumulation(policy.ranks),
+        "gradient_clipping": dpo.optimizer.max_grad_norm,
+    }
