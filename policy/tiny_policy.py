@@ -6,6 +6,8 @@ DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,7 @@ def ensure_tiny_policy(
 
 def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
     tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
-    with reproducible(seed), step_progress() as progress:
+    with reproducible(seed), shown_warmup(recipe.min_steps) as show:
         model = Qwen3ForCausalLM(
             Qwen3Config(
                 **SIZES,
@@ -65,14 +67,21 @@ def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
                 dtype="float32",
             )
         )
-        task = progress.add_task("making the tiny policy (once)", total=recipe.min_steps, loss="")
-
-        def show(step: int, loss: float) -> None:
-            total = max(step, recipe.min_steps)
-            progress.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
-
         report = warm_up(model, tokenizer, seed, recipe, show)
     save_warmed(directory, model, tokenizer, report)
+
+
+@contextmanager
+def shown_warmup(min_steps: int) -> Iterator[Callable[[int, float], None]]:
+    """A progress bar of a policy's making; what it yields is told each step and its loss."""
+    with step_progress() as progress:
+        task = progress.add_task("making the tiny policy (once)", total=min_steps, loss="")
+
+        def show(step: int, loss: float) -> None:
+            total = max(step, min_steps)
+            progress.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
+
+        yield show
 
 
 def step_progress() -> Progress:

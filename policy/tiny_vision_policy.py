@@ -21,7 +21,7 @@ from transformers import (
 
 from policy.minicpmv import MiniCPMV, MiniCPMVConfig
 from policy.model_cache import default_cache_dir, digest, made_once
-from policy.tiny_policy import step_progress
+from policy.tiny_policy import shown_warmup
 from policy.tiny_tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
 from policy.tiny_vision_warmup import TASK, VisionWarmupRecipe, warm_up
 from policy.tiny_warmup import reproducible, save_warmed
@@ -135,19 +135,13 @@ class _Family:
 
 def _write_policy(family: _Family, directory: Path, seed: int, recipe: VisionWarmupRecipe) -> None:
     tokenizer = make_tokenizer(MAX_LENGTH, family.tokens, family.template)
-    with reproducible(seed), step_progress() as progress:
+    with reproducible(seed), shown_warmup(recipe.min_steps) as show:
         model = family.model(tokenizer)
         # What the learner's side of media reads.
         model.config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         settings = json.dumps(family.preprocessor, indent=2)
         (directory / "preprocessor_config.json").write_text(settings + "\n")
-        task = progress.add_task("making the tiny policy (once)", total=recipe.min_steps, loss="")
-
-        def show(step: int, loss: float) -> None:
-            total = max(step, recipe.min_steps)
-            progress.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
-
         report = warm_up(model, directory, tokenizer, seed, recipe, show)
     save_warmed(directory, model, tokenizer, report)
 

@@ -25,9 +25,10 @@ from policy.model_checks import read_config
 from policy.tiny_tokenizer import END_THINK, EOS
 from policy.tiny_warmup import Accuracy, ImitationRecipe, WarmupReport, imitate
 from policy.visual_inputs import VisualInputs, open_visual_inputs
+from rl.batching import reference_sample
 from rl.config import Section, SourceConfig
 from rl.media import RenderedImage
-from rl.stages import TrainSample, Trajectory
+from rl.stages import Prompt, ReferenceRequest, TrainSample
 from rl.vision_families import VisionFamily, unsampled_token_ids, vision_family
 from rl.visual import draw_scene, read_settings
 from rl.visual.digits import DigitsScene
@@ -256,14 +257,6 @@ def _prompt(
 
 
 def _sample(picture: RenderedImage, token_ids: Sequence[int], num_prompt: int) -> TrainSample:
-    trajectory = Trajectory(
-        token_ids=np.array(token_ids, dtype=np.int32),
-        loss_mask=np.arange(len(token_ids)) >= num_prompt,
-        rollout_logprobs=np.zeros(len(token_ids), dtype=np.float32),
-        versions=(0, 0),
-        finish_reason="stop",
-        text="",
-        reasoning=None,
-        answer=None,
-    )
-    return TrainSample(trajectory, advantage=0.0, temperature=1.0, media=(picture,))
+    prompt = Prompt("picture", (), "", media=(picture,))
+    context, response = tuple(token_ids[:num_prompt]), tuple(token_ids[num_prompt:])
+    return reference_sample(ReferenceRequest("", prompt, context, response, 1.0), context)

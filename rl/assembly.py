@@ -107,7 +107,9 @@ def gather_material(config: Config) -> Material:
             "resources.ray_address=auto"
         )
     stream = PromptStream.open(config)
-    if config.reward.preference is not None and any(prompt.media for prompt in stream.checked()):
+    # A data set of text alone need not be gone through for it.
+    may_show = config.reward.preference is not None and config.data.shows_media
+    if may_show and any(prompt.media for prompt in stream.checked()):
         raise ValueError(
             "reward.preference reads text only, and these prompts show images or videos; set "
             "reward.preference=null"

@@ -123,6 +123,11 @@ class SourceConfig(Section):
     system_prompt: str | None = None
     """Put in front of every conversation that has no system message."""
 
+    @property
+    def shows_media(self) -> bool:
+        """Whether its prompts can have images or videos."""
+        return self.kind == "visual" or bool(self.columns.images or self.columns.videos)
+
 
 class OptimizerConfig(Section):
     learning_rate: float = Field(default=1e-6, gt=0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rl.config import SourceConfig
@@ -18,15 +19,18 @@ from rl.vision_families import VisionFamily, vision_family
 def serving_arguments(directory: Path) -> dict[str, Any]:
     """vLLM engine arguments without which no server can serve the model of a directory."""
     family = _family(directory)
-    if family is not None and family.name == "minicpmv":
-        from rollout.minicpmv import engine_arguments
-
-        return engine_arguments()
-    return {}
+    if family is None or family.name != "minicpmv":
+        return {}
+    return _module(family).engine_arguments()
 
 
 def _family(directory: Path) -> VisionFamily | None:
     return vision_family(json.loads((directory / "config.json").read_text())["model_type"])
+
+
+def _module(family: VisionFamily) -> ModuleType:
+    """What vLLM is told of the family; imported for policies that see alone."""
+    return importlib.import_module(f"rollout.{family.name}")
 
 
 class EngineMedia:
@@ -35,33 +39,24 @@ class EngineMedia:
         self._family = _family(Path(model))
         self._store = MediaStore(data)
 
-    @cached_property
+    @property
     def engine_arguments(self) -> Mapping[str, Any]:
         """vLLM engine arguments that the family needs."""
-        if self._family is None:
-            return {}
-        if self._family.name == "minicpmv":
-            from rollout.minicpmv import engine_arguments
-        else:
-            from rollout.qwen_vl import engine_arguments
-        return engine_arguments()
+        return {} if self._family is None else _module(self._family).engine_arguments()
 
-    async def inputs(self, media: Sequence[Medium]) -> dict[str, Any]:
-        """What a prompt of vLLM holds besides its tokens; raises MediaError."""
-        read = await self._read(media)
-        if self._family is not None and self._family.name == "minicpmv":
-            from rollout.minicpmv import multi_modal_inputs
-        else:
-            from rollout.qwen_vl import multi_modal_inputs
-        stills = [medium for medium in read if isinstance(medium, StillImage)]
-        videos = [medium for medium in read if isinstance(medium, Video)]
-        return multi_modal_inputs(stills, videos)
-
-    async def digests(self, media: Sequence[Medium]) -> tuple[str, ...]:
-        return tuple(medium.digest for medium in await self._read(media))
-
-    async def _read(self, media: Sequence[Medium]) -> list[StillImage | Video]:
+    async def read(self, media: Sequence[Medium]) -> list[StillImage | Video]:
+        """The media of a prompt; raises MediaError."""
         if not media:
             return []
         # Reading and decoding must not hold up the requests in flight.
         return await asyncio.to_thread(lambda: [self._store.read(medium) for medium in media])
+
+    def inputs(self, read: Sequence[StillImage | Video]) -> dict[str, Any]:
+        """What a prompt of vLLM holds besides its tokens."""
+        if not read:
+            return {}
+        # A prompt with media was written by the family's chat template.
+        assert self._family is not None
+        stills = [medium for medium in read if isinstance(medium, StillImage)]
+        videos = [medium for medium in read if isinstance(medium, Video)]
+        return _module(self._family).multi_modal_inputs(stills, videos)

@@ -17,7 +17,7 @@ import numpy as np
 
 from rl.config import SourceConfig
 from rl.interfaces import GenerationFailed
-from rl.media import MediaError, Medium
+from rl.media import MediaError, Medium, StillImage, Video
 from rl.stages import (
     Canary,
     ReferenceRequest,
@@ -113,7 +113,7 @@ class RolloutWorker:
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
         first_version = self._version
-        output = await self._answered(self._sample(request))
+        output, media = await self._answered(self._sample(request))
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
             raise GenerationFailed("empty: the engine returned no tokens for a trajectory")
         if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
@@ -125,7 +125,7 @@ class RolloutWorker:
                 self._trajectory(request.mode, output.prompt_token_ids, c, versions)
                 for c in output.outputs
             ),
-            media_digests=await self._media.digests(request.prompt.media),
+            media_digests=tuple(medium.digest for medium in media),
         )
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
@@ -135,17 +135,17 @@ class RolloutWorker:
         sampling = forced_sampling(
             self._engine.vllm_config, request.reference_token_ids, request.temperature
         )
-        scored = self._final_output(
-            request.context_token_ids,
-            request.prompt.media,
-            sampling,
-            request.id,
-            REFERENCE_PRIORITY,
-        )
+        scored = self._forced(request, sampling)
         (completion,) = (await self._answered(scored)).outputs
         if tuple(completion.token_ids) != request.reference_token_ids:
             raise GenerationFailed("not_forced: the engine emitted other tokens than it was given")
         return tuple(completion.logprobs.logprobs)
+
+    async def _forced(self, request: ReferenceRequest, sampling: Any) -> Any:
+        inputs = self._media.inputs(await self._media.read(request.prompt.media))
+        return await self._final_output(
+            request.context_token_ids, inputs, sampling, request.id, REFERENCE_PRIORITY
+        )
 
     async def _answered(self, answer: Awaitable[Any]) -> Any:
         """What the engine answers; GenerationFailed if the request, not the engine, is at fault."""
@@ -163,7 +163,8 @@ class RolloutWorker:
         except (ValueError, VLLMClientError) as error:
             raise GenerationFailed(f"request_refused: {error}") from error
 
-    async def _sample(self, request: RolloutRequest) -> Any:
+    async def _sample(self, request: RolloutRequest) -> tuple[Any, list[StillImage | Video]]:
+        """The engine's output, and the prompt's media as they were shown to it."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -179,21 +180,20 @@ class RolloutWorker:
             output_kind=RequestOutputKind.FINAL_ONLY,
             logit_bias=self._never_sampled or None,
         )
-        return await self._final_output(
-            request.prompt_token_ids, request.prompt.media, sampling, request.group_id
-        )
+        media = await self._media.read(request.prompt.media)
+        token_ids, inputs = request.prompt_token_ids, self._media.inputs(media)
+        return await self._final_output(token_ids, inputs, sampling, request.group_id), media
 
     async def _final_output(
         self,
         token_ids: Sequence[int],
-        media: Sequence[Medium],
+        inputs: Mapping[str, Any],
         sampling: Any,
         request_id: str,
         priority: int = 0,
     ) -> Any:
-        prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
-        if media:
-            prompt |= await self._media.inputs(media)
+        """inputs: what the prompt holds besides its tokens."""
+        prompt = {"prompt_token_ids": list(token_ids), **inputs}
         stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
         outputs = [output async for output in stream]
         return outputs[-1]
@@ -272,8 +272,9 @@ class RolloutWorker:
         self._num_canaries += 1
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         request_id = f"canary/{self._num_canaries}"
+        inputs = self._media.inputs(await self._media.read(media))
         output = await self._final_output(
-            (*context, *scored), media, sampling, request_id, CANARY_PRIORITY
+            (*context, *scored), inputs, sampling, request_id, CANARY_PRIORITY
         )
         found = zip(scored, output.prompt_logprobs[-len(scored) :], strict=True)
         return tuple(position[token].logprob for token, position in found)

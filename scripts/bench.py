@@ -485,7 +485,7 @@ def main(arguments: list[str]) -> None:
             rest.append(argument)
     with tempfile.TemporaryDirectory() as run:
         config = load([*rest, f"run={run}"]).config
-        if config.data.kind == "visual" or config.data.columns.images or config.data.columns.videos:
+        if config.data.shows_media:
             sys.exit("the bare sides of this benchmark are given text alone; take a text recipe")
         results = asyncio.run(bench(config, int(own["rounds"])))
     if own["out"]:
