@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +27,25 @@ class RankPlace:
     address: str
     """Address and port at which rank 0 gathers all ranks."""
     port: int
+
+
+def free_address() -> tuple[str, int]:
+    """Return an address of this node and a port that is free on it."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def leave_out_shared_memory() -> None:
+    """Keep DeepSpeed on CPU from compiling its shared-memory collectives.
+
+    That takes most of a minute and a C++ compiler, for what gloo does as well.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def join_ranks(place: RankPlace, use_cuda: bool) -> None:
@@ -91,9 +111,7 @@ def open_engine(model: LogprobModel, config: PolicyConfig, use_cuda: bool) -> An
     from deepspeed.utils import set_z3_leaf_modules
 
     if not use_cuda:
-        # DeepSpeed would compile its shared-memory collectives: most of a minute and a C++ compiler
-        # for what gloo does as well.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        leave_out_shared_memory()
     if config.effective_zero_stage == 3:
         set_z3_leaf_modules(model, [ChunkedHead])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

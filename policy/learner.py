@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.engine_client import Rendezvous
 from policy.rank import LearnerRank, RankUpdate
-from policy.rank_failure import rank_failure
+from policy.rank_actor import rank_actor, rank_failure
 from rl.cluster import Cluster
 from rl.config import Config
 from rl.losses import loss_metrics, reduce_sums
@@ -38,8 +37,9 @@ class RayLearner:
     def __init__(self, config: Config, model: Path, cluster: Cluster) -> None:
         """Create the actors; they load nothing before `start`. model: the policy's directory."""
         self._config = config
+        environment = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
         self.ranks = [
-            _actor(config, cluster, rank).remote(config, model, rank)
+            rank_actor(LearnerRank, config, cluster, rank, environment).remote(config, model, rank)
             for rank in range(config.policy.ranks)
         ]
         self._references: list[tuple[ReferenceRequest, asyncio.Future[tuple[float, ...]]]] = []
@@ -163,26 +163,3 @@ class RayLearner:
 
 async def _answer(method: Any, arguments: Sequence[Any]) -> Any:
     return await method.remote(*arguments)
-
-
-def _actor(config: Config, cluster: Cluster, rank: int) -> Any:
-    """Return the actor class of a rank, placed in its bundle."""
-    use_cuda = config.resources.gpus > 0
-    environment = {
-        "DS_ACCELERATOR": "cuda" if use_cuda else "cpu",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore",
-    }
-    if not use_cuda:
-        environment["OMP_NUM_THREADS"] = str(config.policy.threads)
-    return ray.remote(LearnerRank).options(
-        num_cpus=config.resources.rank_cpus,
-        num_gpus=1 if use_cuda else 0,
-        max_restarts=0,
-        runtime_env={"env_vars": environment},
-        scheduling_strategy=PlacementGroupSchedulingStrategy(
-            placement_group=cluster.group,
-            placement_group_bundle_index=cluster.placement.rank_bundles[rank],
-        ),
-    )

@@ -7,7 +7,6 @@ what without talking. A plain class; policy/learner.py makes Ray actors of it.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy.deepspeed_engine import RankPlace, join_ranks, open_engine
+from policy.deepspeed_engine import RankPlace, free_address, join_ranks, open_engine
 from policy.engine_client import EngineClient, Rendezvous
 from policy.full_weights import FullWeights, WeightMetadata, write_model_directory
 from policy.learning_rate import learning_rate_at
@@ -65,11 +64,7 @@ class LearnerRank:
 
     def free_address(self) -> tuple[str, int]:
         """Return an address of this node and a port that is free on it."""
-        import ray
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return free_address()
 
     def start(self, address: str, port: int) -> None:
         """Meet the other ranks and load the policy; returns when this rank can update."""

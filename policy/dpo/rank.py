@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,12 @@ from datasets import load_from_disk
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from policy.deepspeed_engine import RankPlace, join_ranks
+from policy.deepspeed_engine import (
+    RankPlace,
+    free_address,
+    join_ranks,
+    leave_out_shared_memory,
+)
 from policy.dpo.checkpoints import last_checkpoint
 from policy.dpo.config import DpoConfig
 from policy.dpo.pairs import PairCollator
@@ -50,18 +54,14 @@ class DpoRank:
 
     def free_address(self) -> tuple[str, int]:
         """Return an address of this node and a port that is free on it."""
-        import ray
-
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        return free_address()
 
     def train(self, address: str, port: int, target: Path) -> None:
         """Meet the other ranks, train to the last step and write the model directory `target`."""
         policy_config = self._task.config.policy
         if not self._use_cuda:
             torch.set_num_threads(policy_config.threads)
-            _leave_out_shared_memory()
+            leave_out_shared_memory()
         join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
         # The same initial adapter on every rank.
         torch.manual_seed(self._task.config.seed)
@@ -103,10 +103,3 @@ class DpoRank:
     def _beat(self) -> None:
         if self._rank == 0:
             (self._task.directory / HEARTBEAT).touch()
-
-
-def _leave_out_shared_memory() -> None:
-    """DeepSpeed would compile its collectives, most of a minute, for what gloo does as well."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

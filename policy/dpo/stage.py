@@ -15,13 +15,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.dpo.checkpoints import remove_torn_checkpoints
 from policy.dpo.config import DpoConfig
 from policy.dpo.pairs import DpoPair, keep_pairs, refuse_bad_pairs
 from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
-from policy.rank_failure import rank_failure
+from policy.rank_actor import rank_actor, rank_failure
 from rl.cluster import Cluster
 from rl.config import Config
 
@@ -29,6 +28,11 @@ START_TIMEOUT_S = 900.0
 STALL_TIMEOUT_S = 3600.0
 """Longest time without a micro-batch: loading, a checkpoint or the result take less."""
 POLL_S = 5.0
+QUIET = {
+    "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
+    "TQDM_DISABLE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 BLAME_S = 5.0
 """How long a failure waits for those of other ranks, to name the rank that failed first."""
 
@@ -60,7 +64,10 @@ def train_dpo(
     shutil.rmtree(aside, ignore_errors=True)
     remove_torn_checkpoints(directory)
     task = DpoTask(config, dpo, source.absolute(), kept, directory)
-    ranks = [_actor(config, cluster, r).remote(task, r) for r in range(config.policy.ranks)]
+    ranks = [
+        rank_actor(DpoRank, config, cluster, rank, QUIET).remote(task, rank)
+        for rank in range(config.policy.ranks)
+    ]
     try:
         address, port = ray.get(ranks[0].free_address.remote(), timeout=START_TIMEOUT_S)
         _wait([rank.train.remote(address, port, aside) for rank in ranks], directory / HEARTBEAT)
@@ -102,28 +109,3 @@ def _error(call: Any) -> RayError | None:
     except RayError as error:
         return error
     return None
-
-
-def _actor(config: Config, cluster: Cluster, rank: int) -> Any:
-    """The actor class of a rank, placed where the learner's rank is."""
-    use_cuda = config.resources.gpus > 0
-    environment = {
-        "DS_ACCELERATOR": "cuda" if use_cuda else "cpu",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore",
-        "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
-        "TQDM_DISABLE": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    }
-    if not use_cuda:
-        environment["OMP_NUM_THREADS"] = str(config.policy.threads)
-    return ray.remote(DpoRank).options(
-        num_cpus=config.resources.rank_cpus,
-        num_gpus=1 if use_cuda else 0,
-        max_restarts=0,
-        runtime_env={"env_vars": environment},
-        scheduling_strategy=PlacementGroupSchedulingStrategy(
-            placement_group=cluster.group,
-            placement_group_bundle_index=cluster.placement.rank_bundles[rank],
-        ),
-    )
