@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from policy.model_cache import default_cache_dir, digest, find_model, made_once
 from policy.model_checks import read_config, refuse_unusable_weights
 from policy.qwen_vl import checkpoint_name, see_once
+from policy.tiny_labeller import ensure_tiny_labeller, ensure_tiny_vision_labeller
 from policy.tiny_policy import ensure_tiny_policy
 from policy.tiny_vision_policy import ensure_tiny_vision_policy
 from policy.trained_parts import choose_trained
@@ -39,8 +40,10 @@ BUILTIN: Mapping[str, Callable[[], Path]] = {
     "builtin:tiny": ensure_tiny_policy,
     "builtin:tiny_qwen_vl": partial(ensure_tiny_vision_policy, "tiny_qwen_vl"),
     "builtin:tiny_minicpmv": partial(ensure_tiny_vision_policy, "tiny_minicpmv"),
+    "builtin:tiny_labeller": ensure_tiny_labeller,
+    "builtin:tiny_vision_labeller": ensure_tiny_vision_labeller,
 }
-"""Policies that are made on this machine, on first use."""
+"""Models that are made on this machine, on first use."""
 
 # Settings that change logits after the output layer, which policy/logprobs.py applies alone.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")

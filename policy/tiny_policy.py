@@ -72,10 +72,10 @@ def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
 
 
 @contextmanager
-def shown_warmup(min_steps: int) -> Iterator[Callable[[int, float], None]]:
-    """A progress bar of a policy's making; what it yields is told each step and its loss."""
+def shown_warmup(min_steps: int, what: str = "policy") -> Iterator[Callable[[int, float], None]]:
+    """A progress bar of a model's making; what it yields is told each step and its loss."""
     with step_progress() as progress:
-        task = progress.add_task("making the tiny policy (once)", total=min_steps, loss="")
+        task = progress.add_task(f"making the tiny {what} (once)", total=min_steps, loss="")
 
         def show(step: int, loss: float) -> None:
             total = max(step, min_steps)

@@ -171,7 +171,7 @@ class PictureTask:
         prompt = self.prompts[thinking]
         token_ids = torch.tensor([[*prompt, *response] for response in responses])  # [B, T]
         samples = [
-            _sample(picture, row, len(prompt))
+            picture_sample(picture, row, len(prompt))
             for picture, row in zip(pictures, token_ids.tolist(), strict=True)
         ]
         visual = self.inputs(samples, token_ids)
@@ -206,7 +206,7 @@ def imitation_loss(
 @torch.no_grad()
 def heldout_accuracy(model: PreTrainedModel, task: PictureTask, num_questions: int) -> Accuracy:
     """Show `num_questions` held-out pictures once in each mode."""
-    pictures = [_picture(0, index, True) for index in range(num_questions)]
+    pictures = heldout_pictures(num_questions)
     answers = [task.scene(picture).answer for picture in pictures]
     right = {}
     for thinking in (False, True):
@@ -236,6 +236,10 @@ def training_pictures(seed: int, first: int, count: int) -> list[RenderedImage]:
     return [_picture(seed, first + place, False) for place in range(count)]
 
 
+def heldout_pictures(count: int) -> list[RenderedImage]:
+    return [_picture(0, index, True) for index in range(count)]
+
+
 def _picture(seed: int, index: int, is_heldout: bool) -> RenderedImage:
     return RenderedImage(TASK_NAME, seed, index, is_heldout, place=0)
 
@@ -256,7 +260,10 @@ def _prompt(
     return tokenizer(text)["input_ids"]
 
 
-def _sample(picture: RenderedImage, token_ids: Sequence[int], num_prompt: int) -> TrainSample:
+def picture_sample(
+    picture: RenderedImage, token_ids: Sequence[int], num_prompt: int
+) -> TrainSample:
+    """A row of tokens that shows a picture, as the learner takes it."""
     prompt = Prompt("picture", (), "", media=(picture,))
     context, response = tuple(token_ids[:num_prompt]), tuple(token_ids[num_prompt:])
     return reference_sample(ReferenceRequest("", prompt, context, response, 1.0), context)

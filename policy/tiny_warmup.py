@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -123,6 +124,51 @@ def imitate(
     accuracy, asked for at `min_steps` and then after every round.
     """
     started = time.monotonic()
+
+    def is_enough(accuracy: Accuracy) -> bool:
+        return accuracy.short >= recipe.enough_short and accuracy.long >= recipe.enough_long
+
+    steps, accuracy = train_in_rounds(model, recipe, loss_of, measure, is_enough, on_step)
+    seconds = round(time.monotonic() - started, 1)
+    return WarmupReport(seed, steps, seconds, accuracy, is_enough(accuracy))
+
+
+class Rounds(Protocol):
+    """How long to train, and how fast; see ImitationRecipe for what each says."""
+
+    @property
+    def min_steps(self) -> int: ...
+    @property
+    def max_steps(self) -> int: ...
+    @property
+    def round_steps(self) -> int: ...
+    @property
+    def examples_per_step(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def rise_steps(self) -> int: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+Measured = TypeVar("Measured")
+
+
+def train_in_rounds(
+    model: PreTrainedModel,
+    recipe: Rounds,
+    loss_of: Callable[[int], torch.Tensor],
+    measure: Callable[[], Measured],
+    is_enough: Callable[[Measured], bool],
+    on_step: Callable[[int, float], None],
+) -> tuple[int, Measured]:
+    """Train until what `measure` returns is enough or steps are out; return steps and the last one.
+
+    See `imitate`.
+    """
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=recipe.betas, weight_decay=recipe.weight_decay
     )
@@ -133,11 +179,9 @@ def imitate(
             step += 1
             _descend(model, optimizer, loss, _learning_rate(recipe, step))
             on_step(step, loss.item())
-        accuracy = measure()
-        is_ready = accuracy.short >= recipe.enough_short and accuracy.long >= recipe.enough_long
-        if is_ready or step >= recipe.max_steps:
-            seconds = round(time.monotonic() - started, 1)
-            return WarmupReport(seed, step, seconds, accuracy, is_ready)
+        measured = measure()
+        if is_enough(measured) or step >= recipe.max_steps:
+            return step, measured
 
 
 @contextmanager
@@ -157,9 +201,9 @@ def save_warmed(
     directory: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    report: WarmupReport,
+    report: Any,
 ) -> None:
-    """Write weights, tokenizer and `warmup.json`, which is the report."""
+    """Write weights, tokenizer and `warmup.json`, which is the report, a dataclass."""
     disable_progress_bar()
     if not torch.cuda.is_available():
         # Saving loads DeepSpeed, which warns about a missing GPU unless it is told of it.
@@ -172,7 +216,7 @@ def save_warmed(
     (directory / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
 
 
-def _learning_rate(recipe: ImitationRecipe, step: int) -> float:
+def _learning_rate(recipe: Rounds, step: int) -> float:
     rise = min(1.0, step / recipe.rise_steps)
     fall = max(0.1, 1 - 0.9 * step / recipe.min_steps)
     return recipe.learning_rate * rise * fall

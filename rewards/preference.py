@@ -46,15 +46,21 @@ class PreferenceModel(Protocol):
 
 
 def preference_input(prompt: Prompt, trajectory: Trajectory) -> PreferenceInput | None:
-    """Return what a preference model may see of a trajectory, or None if it has no answer.
-
-    It has none where its reasoning never ended, where the token budget cut it off, and where the
-    answer is empty. Reasoning that leaks into the answer is left out of it.
-    """
-    if trajectory.answer is None or trajectory.finish_reason != "stop":
-        return None
-    answer = trajectory.answer.rpartition(CLOSE)[2].partition(OPEN)[0].strip()
+    """Return what a preference model may see of a trajectory, or None if it has no answer."""
+    answer = final_answer(trajectory.answer, trajectory.finish_reason)
     return PreferenceInput(prompt.messages, answer, prompt.media) if answer else None
+
+
+def final_answer(answer: str | None, finish_reason: str | None) -> str | None:
+    """Return what a response says at its end, without white space around it.
+
+    answer: what stands after its reasoning. It says nothing where the reasoning never ended, where
+    the token budget cut it off, and where the answer is empty. Reasoning that leaks into the answer
+    is left out of it.
+    """
+    if answer is None or finish_reason != "stop":
+        return None
+    return answer.rpartition(CLOSE)[2].partition(OPEN)[0].strip() or None
 
 
 def group_preferences(raw: Sequence[float | None]) -> list[float]:

@@ -109,6 +109,11 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
     launches = _arms(config, root)
     notes = tuple(dict.fromkeys(note for _, launch in launches for note in launch.notes))
     arms = tuple(arm for arm, _ in launches)
+    if any(arm.config.align.enabled for arm in arms):
+        raise RecipeError(
+            "align.enabled: a sweep compares RL runs; leave it out, and align an arm afterwards "
+            f"with python -m rl.align run={root}/arms/NAME"
+        )
     return Sweep(config, root, arms, is_dry_run(directives), notes)
 
 

@@ -132,6 +132,13 @@ def gather_material(config: Config) -> Material:
     return Material(config, model, stream, chat, heldout, routes, preference_model)
 
 
+def resolve_reference(config: Config, model: str) -> Path:
+    """Directory of a second model that the run's engines can hold; raises ValueError if none."""
+    directory = resolve_model(model, untie=config.resources.gpus == 0)
+    refuse_longer_than_model(directory, config.rollout.max_model_length)
+    return directory
+
+
 class _MediaTokens:
     """How many tokens the media of a prompt take, besides their markers.
 
@@ -194,15 +201,25 @@ def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[str]:
 
 
 async def start_system(
-    material: Material, phase: Callable[[str], None], train: bool = True, model: Path | None = None
+    material: Material,
+    phase: Callable[[str], None],
+    train: bool = True,
+    model: Path | None = None,
+    cluster: Cluster | None = None,
+    scores_responses: bool = False,
 ) -> System:
     """Start Ray, engines, reward service and (to train) the learner, side by side.
 
     model: where the engines load their first weights from; by default the policy's own directory.
+    cluster: one that outlives the system; by default it opens its own. scores_responses: whether
+    the engines are asked how probable responses are, also without a reward that asks them.
     """
     config = material.config
-    phase("starting Ray")
-    cluster = open_cluster(config)
+    if cluster is None:
+        phase("starting Ray")
+        cluster = open_cluster(config)
+    else:
+        cluster = dataclasses.replace(cluster, is_own=False)
     closers: list[Callable[[], Awaitable[None]]] = []
     try:
         phase(f"starting {config.rollout.workers} vLLM engines, {config.policy.ranks} ranks")
@@ -212,7 +229,8 @@ async def start_system(
         if train:
             learner = RayLearner(config, material.model.absolute(), cluster)
             closers.append(learner.close)
-        engine = await _create_engines(material, cluster, learner, model or material.model)
+        scores = scores_responses or config.reward.probability is not None
+        engine = await _create_engines(material, cluster, learner, model or material.model, scores)
         closers.append(engine.close)
         await _start_together(engine, learner, config.resources.colocate)
         preference = await _start_preference(material, cluster)
@@ -256,7 +274,11 @@ async def _start_preference(material: Material, cluster: Cluster) -> PreferenceM
 
 
 async def _create_engines(
-    material: Material, cluster: Cluster, learner: RayLearner | None, model: Path
+    material: Material,
+    cluster: Cluster,
+    learner: RayLearner | None,
+    model: Path,
+    scores_references: bool,
 ) -> EnginePool:
     config = material.config
     settings = WorkerSettings(
@@ -268,7 +290,7 @@ async def _create_engines(
         transport=config.transport,
         thinking=material.thinking,
         seed=config.seed,
-        scores_references=config.reward.probability is not None,
+        scores_references=scores_references,
         engine=config.rollout.engine,
         data=config.data,
     )

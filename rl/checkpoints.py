@@ -107,6 +107,10 @@ class Checkpoints:
             )
         return None
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.directory / _name(step)
+
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending; not verified."""
         if not self.directory.is_dir():

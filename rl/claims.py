@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from rl.atomic_write import atomic_write
 from rl.evaluation import half_width, mean
 from rl.ledger import storable_text
-from rl.media import from_json, to_json
+from rl.media import Medium, from_json, to_json
 from rl.stages import Prompt
 
 
@@ -86,6 +86,28 @@ class Label:
     def is_accepted(self) -> bool:
         """Whether the claim counts as true; a tie does not."""
         return self.p_yes > self.p_no
+
+
+class Assistant(Protocol):
+    """A language model that is asked one thing at a time: it divides answers, or labels claims."""
+
+    name: str
+    """What claims and labels are kept under: the model, with what else changes its answers."""
+
+    async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
+        """The likeliest reply, without reasoning; None if the token budget cut it off.
+
+        Raises rl.interfaces.GenerationFailed if the request is at fault.
+        """
+        ...
+
+    async def label(self, question: str, media: Sequence[Medium]) -> Label:
+        """How probable yes and no are as the next token, each summed over its spellings.
+
+        Both may be next to nothing, where the model wants to say something else. Raises
+        rl.interfaces.GenerationFailed if the request is at fault, ValueError if the model is.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -289,29 +311,21 @@ _PAIRS = pa.schema(
 
 
 def write_responses(path: Path, responses: Iterable[Response]) -> None:
-    _write(path, _RESPONSES, [_response_record(one) for one in responses])
+    _write(path, _RESPONSES, [response_record(one) for one in responses])
 
 
 def read_responses(path: Path) -> list[Response]:
     """What `write_responses` wrote; raises ValueError for a file of another form."""
-    return [_response(record) for record in _read(path, _RESPONSES)]
+    return [as_response(record) for record in _read(path, _RESPONSES)]
 
 
 def write_divided(path: Path, divided: Iterable[DividedResponse]) -> None:
-    _write(path, _DIVIDED, [_divided_record(one) for one in divided])
+    _write(path, _DIVIDED, [divided_record(one) for one in divided])
 
 
 def read_divided(path: Path) -> list[DividedResponse]:
     """What `write_divided` wrote; raises ValueError for a file of another form."""
-    return [
-        DividedResponse(
-            _response(record),
-            tuple(Claim(**claim) for claim in record["claims"]),
-            record["divider"],
-            record["fallback"],
-        )
-        for record in _read(path, _DIVIDED)
-    ]
+    return [as_divided(record) for record in _read(path, _DIVIDED)]
 
 
 def write_judged(path: Path, judged: Iterable[JudgedResponse]) -> None:
@@ -320,7 +334,7 @@ def write_judged(path: Path, judged: Iterable[JudgedResponse]) -> None:
 
 def read_judged(path: Path) -> list[JudgedResponse]:
     """What `write_judged` wrote; raises ValueError for a file of another form."""
-    return [_judged(_response(record), record["claims"]) for record in _read(path, _JUDGED)]
+    return [_judged(as_response(record), record["claims"]) for record in _read(path, _JUDGED)]
 
 
 def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> None:
@@ -355,12 +369,14 @@ def _read(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def _response_record(response: Response) -> dict[str, Any]:
+def response_record(response: Response) -> dict[str, Any]:
+    """A row of `write_responses`: plain values, which JSON holds too."""
     return _prompt_record(response.prompt, response.mode) | _answer_record(response)
 
 
-def _divided_record(divided: DividedResponse) -> dict[str, Any]:
-    return _response_record(divided.response) | {
+def divided_record(divided: DividedResponse) -> dict[str, Any]:
+    """A row of `write_divided`: plain values, which JSON holds too."""
+    return response_record(divided.response) | {
         "claims": [_claim_record(claim) for claim in divided.claims],
         "divider": divided.divider,
         "fallback": divided.fallback,
@@ -368,7 +384,7 @@ def _divided_record(divided: DividedResponse) -> dict[str, Any]:
 
 
 def _judged_record(judged: JudgedResponse) -> dict[str, Any]:
-    return _response_record(judged.response) | {
+    return response_record(judged.response) | {
         "claims": _judged_claims(judged),
         "score": judged.score if judged.is_complete else None,
     }
@@ -425,13 +441,20 @@ def _side_record(side: JudgedResponse | RewardedResponse) -> dict[str, Any]:
 
 
 def _side(pair: Mapping[str, Any], record: Mapping[str, Any]) -> JudgedResponse | RewardedResponse:
-    response = _response({**pair, **record})
+    response = as_response({**pair, **record})
     if record["group_id"] is None:
         return _judged(response, record["claims"])
     return RewardedResponse(response, record["group_id"], record["score"])
 
 
-def _response(record: Mapping[str, Any]) -> Response:
+def as_divided(record: Mapping[str, Any]) -> DividedResponse:
+    """What `divided_record` made a record of."""
+    claims = tuple(Claim(**claim) for claim in record["claims"])
+    return DividedResponse(as_response(record), claims, record["divider"], record["fallback"])
+
+
+def as_response(record: Mapping[str, Any]) -> Response:
+    """What `response_record` made a record of."""
     prompt = Prompt(
         id=record["prompt_id"],
         messages=tuple(json.loads(record["messages"])),

@@ -398,6 +398,100 @@ class ResourcesConfig(Section):
     """CPU cores Ray reserves per learner rank."""
 
 
+class DpoConfig(Section):
+    """Preference optimisation; MiniCPM-V 4.5's settings (arXiv 2509.18154, appendix A)."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Weight of the log-ratio against the reference: the larger, the closer the policy stays."""
+    batch_size: int = Field(default=256, gt=0)
+    """Pairs per optimizer step, over all ranks."""
+    steps: int = Field(default=400, gt=0)
+    """Optimizer steps; pairs are taken again, in another order, where they run out."""
+    micro_batch_pairs: int = Field(default=1, gt=0)
+    """Pairs a rank forwards at once, each as two rows."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Its schedule is not published; the default is constant."""
+    checkpoint_every: int = Field(default=50, gt=0)
+    """Steps between checkpoints to resume from."""
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches of a rank per step; raises ValueError if the batch is not whole ones."""
+        at_once = self.micro_batch_pairs * ranks
+        if self.batch_size % at_once:
+            raise ValueError(
+                f"align.dpo.batch_size={self.batch_size} must be a multiple of the {at_once} pairs "
+                f"that {ranks} ranks (policy.ranks) with align.dpo.micro_batch_pairs="
+                f"{self.micro_batch_pairs} forward at once; change one of the three"
+            )
+        return self.batch_size // at_once
+
+
+class AssistantConfig(Section):
+    """A language model that divides answers into claims, or labels them."""
+
+    model: str | None = None
+    """Model directory, Hugging Face name or builtin one; None is the policy that is aligned."""
+    endpoint: str | None = None
+    """Address of an OpenAI-compatible server that is asked in place of a model here."""
+    served_name: str | None = None
+    """Which of the endpoint's models, where it serves several."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """By default the policy's."""
+    max_model_length: int | None = Field(default=None, gt=0)
+    """Tokens its engines accept; by default rollout.max_model_length."""
+    engine: dict[str, Any] = {}
+    """vLLM engine arguments, over those of rollout.engine; it runs where the run's engines do."""
+
+    @model_validator(mode="after")
+    def _is_one_model(self) -> AssistantConfig:
+        if self.model is not None and self.endpoint is not None:
+            raise ValueError(
+                f"model={self.model} and endpoint={self.endpoint} are two models; name one"
+            )
+        if self.served_name is not None and self.endpoint is None:
+            raise ValueError("served_name belongs to an endpoint; name that too")
+        return self
+
+
+class GateConfig(Section):
+    """What decides whether the aligned policy takes the place of the one before it."""
+
+    prompts: int = Field(default=512, gt=0)
+    """Held-out prompts, each asked in every mode before and after."""
+    samples: int = Field(default=1, gt=0)
+    """Responses per prompt and mode."""
+    max_accuracy_drop: Share = 0.02
+    """Most accuracy that any mode may lose."""
+
+
+class AlignConfig(Section):
+    """The RLAIF-V pass (arXiv 2405.17220) that follows RL (arXiv 2509.18154, section 2.4.5)."""
+
+    enabled: bool = False
+    """Whether rl.launch goes on with it after the last step."""
+    iterations: int = Field(default=1, gt=0)
+    """Rounds, each with new prompts and with responses of the policy that the last one gave."""
+    prompts: int = Field(default=4000, gt=0)
+    """Training prompts of an iteration."""
+    responses: int = Field(default=10, gt=1)
+    """Responses per prompt, all of one mode."""
+    temperature: float = Field(default=0.7, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    mix: dict[str, Share] = {}
+    """Share of the prompts that are asked in each mode; empty takes modes.*.share."""
+    mine: Literal["reward", "accuracy"] | None = None
+    """Take the pairs from the newest steps of the run's ledger, by this score, and sample none."""
+    divider: AssistantConfig | None = None
+    """What takes answers apart into claims; None does it by rules."""
+    labeller: AssistantConfig = AssistantConfig()
+    """What says whether a claim is true."""
+    gap: float = Field(default=1, gt=0)
+    """Least difference between the scores of a pair."""
+    pairs_per_prompt: int = Field(default=2, gt=0)
+    dpo: DpoConfig = DpoConfig()
+    gate: GateConfig = GateConfig()
+
+
 class LogConfig(Section):
     tensorboard: bool = True
     wandb_project: str | None = None
@@ -426,6 +520,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    align: AlignConfig = AlignConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
@@ -467,6 +562,17 @@ class Config(Section):
                     f"reward.overlong_window.{mode} must be between 1 and the mode's max_tokens "
                     f"{self.modes[mode].max_tokens}, got {window}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _alignment_fits(self) -> Config:
+        mix = self.align.mix
+        if unknown := sorted(set(mix) - set(self.modes)):
+            raise ValueError(f"align.mix names unknown modes {unknown}; modes are {[*self.modes]}")
+        if mix:
+            _check_shares("align.mix", mix)
+        if self.align.enabled:
+            self.align.dpo.accumulation(self.policy.ranks)
         return self
 
     @model_validator(mode="after")

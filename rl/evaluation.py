@@ -1,6 +1,7 @@
 """Held-out accuracy, length and leaks of every mode, from responses to the same prompts.
 
     prompts x modes x samples -> responses (engines, or an endpoint) -> samples -> ModeResult
+    samples, two models -> ResponseLogprob -> rl/best_of.py
 
 Training and `rl.evaluate` both call `evaluate`. What is computed from samples is a pure function.
 """
@@ -11,16 +12,19 @@ import asyncio
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar
 
 from rl.config import Config
-from rl.interfaces import GenerationFailed, Scorer
+from rl.interfaces import GenerationFailed, ReferenceScorer, Scorer
 from rl.loop import sampling_seed
-from rl.stages import Prompt, RolloutGroup, RolloutRequest
+from rl.stages import Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
 
+Item = TypeVar("Item")
+By = Literal["policy", "reference"]
+"""Which of two models finds a response probable."""
 Encode = Callable[[Prompt, str], tuple[int, ...]]
 Key = tuple[str, str, int]
 """Prompt id, mode and number of a sample."""
@@ -75,6 +79,8 @@ class Sample:
     leak: float | None = None
     asked: str = ""
     """Digest of the prompt and its reference: a row of the data may have been edited since."""
+    token_ids: tuple[int, ...] | None = None
+    """The sampled tokens, end of sequence included; only where they are asked for."""
 
     @property
     def key(self) -> Key:
@@ -83,6 +89,31 @@ class Sample:
     @property
     def is_answered(self) -> bool:
         return self.text is not None
+
+    @property
+    def digest(self) -> str:
+        """Of what was asked and sampled."""
+        return blake2b(json.dumps([self.asked, self.token_ids]).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class ResponseLogprob:
+    """How probable one model finds a response: a row of logprobs.jsonl."""
+
+    prompt_id: str
+    mode: str
+    sample: int
+    by: By
+    response: str
+    """Digest of the sample: it may have been asked for again since."""
+    logprob: float | None = None
+    """Sum over its tokens at temperature 1; None where it could not be scored."""
+    failure: str | None = None
+    """Why there is none."""
+
+    @property
+    def key(self) -> Key:
+        return self.prompt_id, self.mode, self.sample
 
 
 @dataclass(frozen=True)
@@ -145,31 +176,76 @@ async def evaluate(
     prompts: Sequence[Prompt],
     known: Iterable[Sample] = (),
     keep: Callable[[Sample], None] = lambda sample: None,
+    token_ids: bool = False,
 ) -> dict[str, ModeResult]:
     """Ask every prompt `eval.samples` times in every mode; the same seeds at every call, if any.
 
     known: samples that are there and, where they fit, not asked for again. keep: given each new one
-    as it comes. Raises NothingAnswered where all of a mode's responses failed.
+    as it comes, with its token_ids if so asked. Raises NothingAnswered where all of a mode's
+    responses failed.
     """
     asked = questions(config, prompts)
     samples = answered_before(asked, known)
-    # As many as a step of training has in flight, for which rollout.group_timeout_s is meant.
-    slots = asyncio.Semaphore(config.rollout.prompts_per_step * config.rollout.group_size)
 
     async def ask(question: Question) -> None:
-        async with slots:
-            sample = await _sample(_request(config, encode, question), question, sampler, scorer)
+        request = _request(config, encode, question)
+        sample = await _sample(request, question, sampler, scorer, token_ids)
         samples[question.key] = sample
         keep(sample)
 
-    tasks = [asyncio.create_task(ask(one)) for one in asked if one.key not in samples]
+    await _for_each(config, [one for one in asked if one.key not in samples], ask)
+    return figures(asked, samples)
+
+
+async def score_responses(
+    config: Config,
+    encode: Encode,
+    scorer: ReferenceScorer,
+    by: By,
+    responses: Iterable[tuple[Question, Sample]],
+    keep: Callable[[ResponseLogprob], None],
+) -> None:
+    """Have a model say how probable it finds each response, at temperature 1.
+
+    responses: with their token_ids. keep: given each result as it comes, failures too.
+    """
+
+    async def score(response: tuple[Question, Sample]) -> None:
+        question, sample = response
+        request = _scoring_request(encode, question, sample)
+        logprob, failure = None, None
+        try:
+            total = math.fsum(await scorer.reference_logprobs(request))
+        except GenerationFailed as error:
+            failure = str(error)
+        else:
+            is_number = math.isfinite(total)
+            logprob, failure = (total, None) if is_number else (None, f"its logprob is {total}")
+        keep(ResponseLogprob(*sample.key, by, sample.digest, logprob, failure))
+
+    await _for_each(config, responses, score)
+
+
+async def _for_each(
+    config: Config, items: Iterable[Item], ask: Callable[[Item], Awaitable[None]]
+) -> None:
+    """Ask for all, as many at a time as a step of training has in flight.
+
+    For so many rollout.group_timeout_s is meant. The first error ends it, and cancels the others.
+    """
+    slots = asyncio.Semaphore(config.rollout.prompts_per_step * config.rollout.group_size)
+
+    async def in_slot(item: Item) -> None:
+        async with slots:
+            await ask(item)
+
+    tasks = [asyncio.create_task(in_slot(item)) for item in items]
     try:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return figures(asked, samples)
 
 
 def questions(config: Config, prompts: Sequence[Prompt]) -> list[Question]:
@@ -186,6 +262,18 @@ def answered_before(asked: Sequence[Question], known: Iterable[Sample]) -> dict[
     """Those of the known samples that answer these questions as they now stand, by key."""
     digests = {question.key: question.digest for question in asked}
     return {one.key: one for one in known if digests.get(one.key) == one.asked}
+
+
+def scored_before(
+    samples: Iterable[Sample], known: Iterable[ResponseLogprob], by: By
+) -> dict[Key, float]:
+    """The log-probabilities of these samples that one of the models has given, by key."""
+    digests = {sample.key: sample.digest for sample in samples if sample.is_answered}
+    return {
+        one.key: one.logprob
+        for one in known
+        if one.by == by and one.logprob is not None and digests.get(one.key) == one.response
+    }
 
 
 def figures(asked: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[str, ModeResult]:
@@ -270,7 +358,7 @@ def _is_probability(sample: Sample) -> bool:
 
 
 async def _sample(
-    request: RolloutRequest, question: Question, sampler: Sampler, scorer: Scorer
+    request: RolloutRequest, question: Question, sampler: Sampler, scorer: Scorer, token_ids: bool
 ) -> Sample:
     try:
         group = await sampler.generate(request)
@@ -289,6 +377,7 @@ async def _sample(
         failure=score.failure,
         leak=score.parts.get("leak"),
         asked=question.digest,
+        token_ids=tuple(trajectory.response_token_ids.tolist()) if token_ids else None,
     )
 
 
@@ -305,4 +394,15 @@ def _request(config: Config, encode: Encode, question: Question) -> RolloutReque
         temperature=config.eval.temperature,
         top_p=config.eval.top_p,
         seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
+    )
+
+
+def _scoring_request(encode: Encode, question: Question, sample: Sample) -> ReferenceRequest:
+    assert sample.token_ids, f"{sample.key} was asked for without its token ids"
+    return ReferenceRequest(
+        id=f"eval/{question.mode}/{question.place}/{question.sample}/logprobs",
+        prompt=question.prompt,
+        context_token_ids=encode(question.prompt, question.mode),
+        reference_token_ids=sample.token_ids,
+        temperature=1.0,
     )

@@ -2,6 +2,8 @@
 
 settings.json    what decides a response: policy, prompts, sampling, rewards
 samples.jsonl    a line per response, appended as it comes (rl/evaluation.py:Sample)
+logprobs.jsonl   with a reference: a line per response and model (ResponseLogprob)
+best_of.jsonl    with a reference: the chosen response of every prompt (rl/best_of.py:Choice)
 result.json      the figures by mode, with what they belong to
 accuracy.png     rl/evaluation_plot.py
 
@@ -14,14 +16,16 @@ import dataclasses
 import fcntl
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 from rl.atomic_write import write_text
+from rl.best_of import Choice
 from rl.config import EvalConfig
-from rl.evaluation import Sample
+from rl.evaluation import ResponseLogprob, Sample
+from rl.journal import Journal
 from rl.setting_differences import setting_differences
 
 
@@ -31,16 +35,49 @@ class EvaluationDirectory:
     def __init__(self, root: Path, samples: list[Sample], file: TextIO) -> None:
         self.root = root
         self.samples = samples
-        """What earlier commands were answered."""
+        """What earlier commands were answered, and all that was added since."""
         self._file = file
 
     def add(self, sample: Sample) -> None:
-        line = json.dumps(dataclasses.asdict(sample), ensure_ascii=False)
-        self._file.write(f"{line}\n")
+        row = dataclasses.asdict(sample)
+        if sample.token_ids is None:
+            del row["token_ids"]
+        self._file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
         self._file.flush()
+        self.samples.append(sample)
+
+    def write_choices(self, choices: Iterable[Choice]) -> None:
+        lines = (json.dumps(dataclasses.asdict(choice)) for choice in choices)
+        write_text(self.root / "best_of.jsonl", "".join(f"{line}\n" for line in lines))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_text(self.root / "result.json", json.dumps(dict(result), indent=1) + "\n")
+
+
+class Logprobs:
+    """How probable policy and reference find the responses of an open evaluation."""
+
+    def __init__(self, journal: Journal) -> None:
+        """Raises ValueError for a line that cannot be read."""
+        self._journal = journal
+        try:
+            self.found = [ResponseLogprob(**record) for record in journal.records]
+        except TypeError as error:
+            raise ValueError(
+                f"{journal.path} has a line that is no log-probability of this version ({error}); "
+                "remove the file to have the responses scored again"
+            ) from error
+
+    def add(self, one: ResponseLogprob) -> None:
+        self._journal.add(dataclasses.asdict(one))
+        self.found.append(one)
+
+
+@contextmanager
+def open_logprobs(directory: EvaluationDirectory) -> Iterator[Logprobs]:
+    """Those of an open evaluation, new or to go on with."""
+    with Journal(directory.root / "logprobs.jsonl") as journal:
+        yield Logprobs(journal)
 
 
 @contextmanager
@@ -69,10 +106,12 @@ def open_evaluation(root: Path, settings: Mapping[str, Any]) -> Iterator[Evaluat
         yield EvaluationDirectory(root, samples, file)
 
 
-def label(policy: str, data: str | None, split: str, settings: EvalConfig) -> str:
+def label(
+    policy: str, data: str | None, split: str, settings: EvalConfig, reference: str | None = None
+) -> str:
     """The name of an evaluation's directory.
 
-    data: what is asked in place of the run's own data.
+    data: what is asked in place of the run's own data. reference: what a best-of compares with.
 
     Example: label("step_000120", None, "heldout", EvalConfig(temperature=0))
              == "step_000120_heldout_greedy"
@@ -81,6 +120,7 @@ def label(policy: str, data: str | None, split: str, settings: EvalConfig) -> st
     parts.append("greedy" if settings.temperature == 0 else f"t{settings.temperature:g}")
     parts += [f"p{settings.top_p:g}"] if settings.top_p < 1 else []
     parts += [f"k{settings.samples}"] if settings.samples > 1 else []
+    parts += [f"against_{reference}"] if reference else []
     return re.sub(r"[^\w.-]+", "-", "_".join(parts))
 
 
@@ -116,12 +156,18 @@ def _read(path: Path) -> Iterator[Sample]:
     with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield Sample(**json.loads(line))
+                yield _sample(json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number} is no sample of this version ({error}); remove the "
                     "line to have it asked again, or name another directory with out=DIR"
                 ) from error
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    if "token_ids" in row:
+        row["token_ids"] = tuple(row["token_ids"])
+    return Sample(**row)
 
 
 def _refuse_other_settings(root: Path, settings: Mapping[str, Any], has_samples: bool) -> None:

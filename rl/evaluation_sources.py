@@ -1,5 +1,6 @@
 """Whose answers an evaluation asks for: a checkpoint's or a model's, in engines of its own, or a
-server's. All input is checked before anything heavy runs."""
+server's; and the reference that a best-of compares it with. All input is checked before anything
+heavy runs."""
 
 from __future__ import annotations
 
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from rl.checkpoints import MANIFEST, find_checkpoint
 from rl.config import Config
 from rl.evaluation import Encode, Sampler
-from rl.interfaces import Scorer
+from rl.interfaces import ReferenceScorer, Scorer
 from rl.media_store import MediaStore
 from rl.stages import Prompt, RolloutGroup, Score
+from rl.vision_families import vision_family
 
 if TYPE_CHECKING:
     from rl.assembly import Material
@@ -29,8 +31,31 @@ NEEDS_ENGINE = (
     "does not give"
 )
 
+SHOWN_TOKENS = 3
+
 Note = Callable[[str], None]
-Parts = tuple[Encode, Sampler, Scorer]
+
+
+@dataclass(frozen=True)
+class Session:
+    """The running parts of a policy, or of a reference."""
+
+    encode: Encode
+    sampler: Sampler
+    scorer: Scorer
+    responses: ReferenceScorer | None = None
+    """Says how probable responses are; None where nothing asked for that."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model that a best-of compares the policy with, asked in the policy's own tokens."""
+
+    name: str
+    path: str
+    weights: str
+    """What tells it from any other."""
+    open: Callable[[], AbstractAsyncContextManager[Session]]
 
 
 @dataclass(frozen=True)
@@ -44,19 +69,30 @@ class Source:
     policy: Mapping[str, Any]
     """What tells it from any other."""
     prompts: Sequence[Prompt]
-    open: Callable[[], AbstractAsyncContextManager[Parts]]
+    open: Callable[[], AbstractAsyncContextManager[Session]]
+    reference: Reference | None = None
+    """None where no best-of is asked for."""
 
 
 def checkpoint_source(
-    config: Config, split: str, run: Path, step: int | None, note: Note
+    config: Config,
+    split: str,
+    run: Path,
+    step: int | None,
+    note: Note,
+    reference: str | None = None,
 ) -> Source:
-    """A run's checkpoint; of no `step`, its newest."""
+    """A run's checkpoint; of no `step`, its newest.
+
+    reference: directory or name of the model that a best-of compares it with.
+    """
     checkpoint = find_checkpoint(run, step, note)
     material = _gather(config)
+    model = checkpoint.path / "model"
     policy = {
         "kind": "checkpoint",
         "step": checkpoint.step,
-        "weights": _stamp((checkpoint.path / MANIFEST).read_text(encoding="utf-8")),
+        "weights": stamp((checkpoint.path / MANIFEST).read_text(encoding="utf-8")),
     }
     return Source(
         name=checkpoint.path.name,
@@ -64,28 +100,88 @@ def checkpoint_source(
         policy=policy,
         prompts=prompts_of(material.stream, split, config.eval.prompts),
         open=lambda: _engines(
-            material, checkpoint.path / "model", checkpoint.progress["scorer"], note
+            material, model, checkpoint.progress["scorer"], note, reference is not None
         ),
+        reference=_reference(material, model, reference, note) if reference else None,
     )
 
 
-def model_source(config: Config, split: str, model: str, note: Note) -> Source:
-    """A model directory, such as rl.export writes, or a model's name."""
-    directory = Path(model)
-    if directory.is_dir() and not (directory / "config.json").is_file():
-        raise ValueError(
-            f"model={model} has no config.json; name a directory that rl.export wrote, a "
-            "checkpoint's model/, or any other Hugging Face model directory"
-        )
+def model_source(
+    config: Config, split: str, model: str, note: Note, reference: str | None = None
+) -> Source:
+    """A model directory, such as rl.export writes, or a model's name.
+
+    reference: as for a checkpoint.
+    """
+    _refuse_no_model("model", model)
     policy = config.policy.model_copy(update={"model": model})
     material = _gather(config.model_copy(update={"policy": policy}))
     return Source(
-        name=f"model_{directory.resolve().name}",
+        name=f"model_{Path(model).resolve().name}",
         path=model,
-        policy={"kind": "model", "step": None, "weights": _stamp_of_model(material.model)},
+        policy={"kind": "model", "step": None, "weights": stamp_of_model(material.model)},
         prompts=prompts_of(material.stream, split, config.eval.prompts),
-        open=lambda: _engines(material, material.model, None, note),
+        open=lambda: _engines(material, material.model, None, note, reference is not None),
+        reference=_reference(material, material.model, reference, note) if reference else None,
     )
+
+
+def _refuse_no_model(key: str, model: str) -> None:
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        raise ValueError(
+            f"{key}={model} has no config.json; name a directory that rl.export wrote, a "
+            "checkpoint's model/, or any other Hugging Face model directory"
+        )
+
+
+def _reference(material: Material, policy: Path, model: str, note: Note) -> Reference:
+    """Raises ValueError for a model that cannot score the responses of the one in `policy`."""
+    from rl.assembly import resolve_reference
+
+    _refuse_no_model("reference", model)
+    try:
+        directory = resolve_reference(material.config, model)
+        _refuse_other_eyes(policy, directory)
+        _refuse_other_tokens(_tokens(policy), _tokens(directory))
+    except ValueError as error:
+        raise ValueError(f"reference={model} cannot be compared with: {error}") from error
+    return Reference(
+        name=Path(model).resolve().name,
+        path=model,
+        weights=stamp_of_model(directory),
+        open=lambda: _engines(material, directory, None, note, True),
+    )
+
+
+def _refuse_other_eyes(policy: Path, reference: Path) -> None:
+    types = [
+        json.loads((directory / "config.json").read_text(encoding="utf-8"))["model_type"]
+        for directory in (policy, reference)
+    ]
+    if vision_family(types[0]) != vision_family(types[1]):
+        raise ValueError(
+            f"it is of type {types[1]}, which is not shown images as the policy's {types[0]} is; "
+            "name a model of the same family"
+        )
+
+
+def _tokens(directory: Path) -> dict[str, int]:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True
+    ).get_vocab()
+
+
+def _refuse_other_tokens(policy: Mapping[str, int], reference: Mapping[str, int]) -> None:
+    """Raise ValueError if not every token id means the same to both models."""
+    if differing := sorted(set(policy.items()) ^ set(reference.items())):
+        tokens = list(dict.fromkeys(token for token, _ in differing))
+        raise ValueError(
+            f"its tokenizer has other tokens than the policy's, {len(tokens)} in all, such as "
+            f"{', '.join(map(repr, tokens[:SHOWN_TOKENS]))}; name a model of the same tokenizer, "
+            "such as the one that training started from"
+        )
 
 
 async def endpoint_source(
@@ -137,22 +233,29 @@ def _gather(config: Config) -> Material:
 
 @asynccontextmanager
 async def _engines(
-    material: Material, model: Path, scorer_state: Mapping[str, Any] | None, note: Note
-) -> AsyncIterator[Parts]:
+    material: Material,
+    model: Path,
+    scorer_state: Mapping[str, Any] | None,
+    note: Note,
+    scores_responses: bool,
+) -> AsyncIterator[Session]:
     """The run's own engines and reward service, with these weights."""
     from rl.assembly import start_system
 
-    system = await start_system(material, note, train=False, model=model)
+    system = await start_system(
+        material, note, train=False, model=model, scores_responses=scores_responses
+    )
     try:
         if scorer_state is not None:
             system.scorer.load(scorer_state)
-        yield material.encode, system.engine, system.scorer
+        responses = system.engine if scores_responses else None
+        yield Session(material.encode, system.engine, system.scorer, responses)
     finally:
         await system.close()
 
 
 @asynccontextmanager
-async def _server(config: Config, url: str, name: str) -> AsyncIterator[Parts]:
+async def _server(config: Config, url: str, name: str) -> AsyncIterator[Session]:
     from rewards.service import RewardService
     from rewards.text_rewards import TextRewards
     from rollout.endpoint import open_endpoint
@@ -164,7 +267,7 @@ async def _server(config: Config, url: str, name: str) -> AsyncIterator[Parts]:
         scorer = EndpointScorer(RewardService(reward, modes, text), reward.probability is not None)
         deadline_s, media = config.rollout.group_timeout_s, MediaStore(config.data)
         async with open_endpoint(url, name, thinking, deadline_s, media) as endpoint:
-            yield lambda prompt, mode: (), endpoint, scorer
+            yield Session(lambda prompt, mode: (), endpoint, scorer)
     finally:
         text.close()
 
@@ -222,12 +325,12 @@ def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note
         )
 
 
-def _stamp_of_model(directory: Path) -> str:
+def stamp_of_model(directory: Path) -> str:
     """Changes when anything in the directory is written anew: weights, tokenizer, chat template."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
     stats = [(file.name, file.stat()) for file in files]
-    return _stamp(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
+    return stamp(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
 
 
-def _stamp(text: str) -> str:
+def stamp(text: str) -> str:
     return blake2b(text.encode(), digest_size=6).hexdigest()

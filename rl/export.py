@@ -143,12 +143,18 @@ def gather_facts(
 
     modes = export.config.modes
     reasons = any(mode.thinking for mode in modes.values())
+    alignment = checkpoint.progress.get("align")
+    if alignment is None:
+        step, after = checkpoint.step, _heldout_figures(export.run, checkpoint.step, modes)
+    else:
+        step, after = alignment["origin"].get("step", 0), alignment["after"]["modes"]
     return CardFacts(
         name=export.out.absolute().name,
-        step=checkpoint.step,
+        step=step,
         trained_tokens=checkpoint.progress["progress"]["trained_tokens"],
         before=checkpoint.progress["before"],
-        after=_heldout_figures(export.run, checkpoint.step, modes),
+        after=after,
+        alignment=alignment,
         trained_with=_trained_with(export.run),
         exported_with=stack_versions(),
         requests={name: request_fields(mode) for name, mode in modes.items()},

@@ -1,7 +1,8 @@
 """Train: `python -m rl.launch config=hybrid_50_50.yaml [scale=...] [key=value ...] [dry_run=true]`.
 
 The composition root of training: refuses bad input, starts the parts, runs the loop, evaluates
-before and after, and leaves everything a person needs in the run directory.
+before and after, and leaves everything a person needs in the run directory. `align.enabled=true`
+goes on with rl.align after the last step.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import rich.console
 
+from rl.align import Align, run_alignment
 from rl.atomic_write import write_text
 from rl.checkpoints import Checkpoint
 from rl.command_line import exit_code
@@ -55,7 +57,14 @@ def _launch(arguments: Sequence[str]) -> None:
     if launch.dry_run:
         print(described(launch))
     else:
-        asyncio.run(train(launch.config, launch.notes))
+        asyncio.run(_train_and_align(launch))
+
+
+async def _train_and_align(launch: Launch) -> None:
+    config = launch.config
+    is_finished = await train(config, launch.notes)
+    if config.align.enabled and is_finished:
+        await run_alignment(Align(config, step=config.steps, model=None))
 
 
 def described(launch: Launch) -> str:
@@ -79,8 +88,8 @@ async def train(
     notes: Sequence[str] = (),
     screen: rich.console.Console | None = None,
     sinks: Sequence[MetricSink] = (),
-) -> None:
-    """Run, or continue, the training that `config` describes.
+) -> bool:
+    """Run, or continue, the training that `config` describes; whether it is at its last step.
 
     notes: shown at the start. screen: where a person follows the run; stdout by default. sinks:
     get every step's metrics, beside those that `config.log` asks for.
@@ -91,7 +100,7 @@ async def train(
     for note in notes:
         console.note(note)
     try:
-        await _Training(config, directory, console, sinks).run()
+        return await _Training(config, directory, console, sinks).run()
     finally:
         console.close()
         directory.close()
@@ -116,14 +125,15 @@ class _Training:
         self._summary: dict[str, Any] = {}
         self._stopping = False
 
-    async def run(self) -> None:
+    async def run(self) -> bool:
+        """Whether the last step is done."""
         checkpoint = self._directory.newest_checkpoint(self._console.note)
         step = checkpoint.step if checkpoint else 0
         if step >= self._config.steps:
             self._console.note(
                 f"{self._directory.root} is finished at step {step}; raise steps= to go on"
             )
-            return
+            return True
         # Imported here, so that a mistyped key is answered before torch and vLLM load.
         from rl.assembly import gather_material
 
@@ -133,6 +143,7 @@ class _Training:
         self._console.note(f"references by reward: {', '.join(listed)}")
         self._directory.check_room(self._checkpoint_bytes())
         self._report_quarantined()
+        await self._check_alignment()
         # Only now that all input has been checked: what is forgotten here is about to be remade.
         self._directory.truncate_to(step)
         self._sinks = Sinks(self._config.log, self._directory, self._console.note, self._more_sinks)
@@ -140,6 +151,15 @@ class _Training:
             await self._run_system(step, checkpoint)
         finally:
             self._sinks.close()
+        return not self._stopping or bool(self._summary)
+
+    async def _check_alignment(self) -> None:
+        """Refuse now what the pass after the last step could not work with."""
+        if self._config.align.enabled:
+            from rl.assistants import DIVIDER, LABELLER, assistant_source
+
+            for role in (LABELLER, DIVIDER):
+                await assistant_source(self._config, role, self._material.model)
 
     def _report_quarantined(self) -> None:
         """Rows that are never asked, with the reason of each in the run directory."""

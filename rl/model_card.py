@@ -14,6 +14,12 @@ from rl.config import Config
 from rl.export_proof import ModeProof
 from rl.markdown_table import markdown_table
 
+RATES = {
+    "wrong_claims": "wrong claims a response",
+    "wrong_responses": "responses with one",
+    "claims": "claims a response",
+}
+WHEN = ("before", "after")
 Figures = Mapping[str, Mapping[str, float]]
 """Held-out figures by mode, named as the fields of rl/evaluation.py:ModeResult."""
 
@@ -25,6 +31,7 @@ class CardFacts:
     name: str
     """The directory's name."""
     step: int
+    """RL steps."""
     trained_tokens: Mapping[str, int]
     before: Figures
     after: Figures
@@ -40,6 +47,8 @@ class CardFacts:
     """vLLM engine arguments without which the model is not served."""
     proof: Mapping[str, ModeProof]
     """Empty where the export was not proven."""
+    alignment: Mapping[str, Any] | None = None
+    """What the gate of the RLAIF-V pass measured (rl/alignment.py); None before any pass."""
 
 
 def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
@@ -52,6 +61,7 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
         _opening(config, facts),
         _serving(config, facts),
         _results(config, facts),
+        *([] if facts.alignment is None else [_alignment(facts.alignment)]),
         _proof(config, facts),
         _lineage(config, facts),
         f"## Configuration\n\n{_fenced(config_text.rstrip(), 'yaml')}",
@@ -93,11 +103,18 @@ def _opening(config: Config, facts: CardFacts) -> str:
         f"**{name}** ({'reasons first' if mode.thinking else 'answers at once'})"
         for name, mode in config.modes.items()
     )
+    trained = [f"{facts.step} steps of reinforcement learning (GRPO)"] if facts.step else []
+    if facts.alignment is not None:
+        iterations = _count(facts.alignment["iteration"], "iteration")
+        trained.append(f"{iterations} of alignment on AI feedback (RLAIF-V, DPO)")
     return (
         f"# {facts.name}\n\n"
-        f"{config.policy.model} after {facts.step} steps of reinforcement learning (GRPO), "
-        f"trained in the modes {modes}."
+        f"{config.policy.model} after {' and '.join(trained)}, trained in the modes {modes}."
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _serving(config: Config, facts: CardFacts) -> str:
@@ -187,6 +204,26 @@ def _responses(samples: int) -> str:
 
 def _accuracy(figures: Mapping[str, float]) -> str:
     return f"{figures['accuracy']:.1%} ± {100 * figures['half_width']:.1f}"
+
+
+def _alignment(alignment: Mapping[str, Any]) -> str:
+    before, after = (alignment[when]["hallucination"] for when in ("before", "after"))
+    rows = [
+        [mode, *(cell for name in RATES for cell in _before_after(before, after, mode, name))]
+        for mode in before
+        if mode in after
+    ]
+    header = ["mode", *(f"{label} {when}" for label in RATES.values() for when in WHEN)]
+    return (
+        "## Hallucination\n\nHeld-out responses were cut into claims, each of which a labeller "
+        f"checked, before and after the last iteration of alignment, on {alignment['pairs']:,} "
+        f"preference pairs.\n\n{markdown_table(header, rows)}"
+    )
+
+
+def _before_after(before: Figures, after: Figures, mode: str, name: str) -> tuple[str, str]:
+    form = ".1%" if name == "wrong_responses" else ".3f"
+    return format(before[mode][name], form), format(after[mode][name], form)
 
 
 def _proof(config: Config, facts: CardFacts) -> str:

@@ -98,17 +98,21 @@ def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
 def load_over(stored: Path, section: str, arguments: Sequence[str]) -> Config:
     """The configuration in `stored`, with one section of a recipe and of `arguments` over it.
 
-    arguments: `config=NAME` for the recipe, if any, and `section.key=value`. Raises RecipeError,
-    also for keys of other sections.
+    arguments: `config=NAME` for the recipe and `scale=NAME` for a scale, if any, and
+    `section.key=value`. Raises RecipeError, also for keys of other sections.
     """
     directives, overrides = parse_arguments(arguments)
-    layers = _read_chain(stored)
+    over: list[Layer] = []
     if "config" in directives:
-        layers += [
-            Layer(layer.name, OmegaConf.masked_copy(layer.tree, [section]))
-            for layer in _read_chain(find_recipe(str(directives["config"])))
-            if section in layer.tree
-        ]
+        over += _read_chain(find_recipe(str(directives["config"])))
+    if "scale" in directives:
+        folder = _last(over, "scales") or ""
+        over += _read_chain(find_scale(str(directives["scale"]), str(folder)))
+    layers = _read_chain(stored) + [
+        Layer(layer.name, OmegaConf.masked_copy(layer.tree, [section]))
+        for layer in over
+        if section in layer.tree
+    ]
     if other := sorted({str(key) for key in overrides} - {section}):
         raise RecipeError(f"only {section}.* can be changed here, got {', '.join(other)}")
     return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})

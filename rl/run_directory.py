@@ -28,7 +28,7 @@ from rl.directory_lock import DirectoryLock
 from rl.setting_differences import setting_differences
 
 MAY_DIFFER_ON_RESUME = (
-    *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync"),
+    *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync", "align"),
     # How the engines run, not what they sample.
     *("rollout.workers", "rollout.tensor_parallel", "rollout.engine"),
     *("rollout.start_timeout_s", "rollout.group_timeout_s"),

@@ -123,6 +123,19 @@ class ReferenceRequest:
 
 
 @dataclass(frozen=True)
+class NextTokenRequest:
+    """How probable does an engine find each of these tokens as the very next one?"""
+
+    id: str
+    """Unique among the requests in flight."""
+    prompt: Prompt
+    prompt_token_ids: tuple[int, ...]
+    """The prompt up to where the token goes, with one marker for each medium."""
+    token_ids: tuple[int, ...]
+    """Whose probability is asked: distinct, and 128 at most."""
+
+
+@dataclass(frozen=True)
 class Score:
     """A reward with its parts, or a stated failure. A failure is never a silent zero."""
 

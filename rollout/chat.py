@@ -83,6 +83,13 @@ class ChatTemplate:
         """Return the tokens of a text alone, without any that a model puts around it."""
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def response_token_ids(self, text: str, is_ended: bool) -> tuple[int, ...]:
+        """Return a response's text as tokens, with the end of sequence where it was sampled.
+
+        They may be others than those that were sampled, of the same text.
+        """
+        return (*self.token_ids(text), *([self._tokenizer.eos_token_id] if is_ended else []))
+
     def length_above(self, prompt: Prompt, thinking: bool, limit: int) -> int | None:
         """Return the prompt's length in tokens where that is more than `limit`, else None.
 

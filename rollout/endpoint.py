@@ -31,6 +31,8 @@ MAX_IN_FLIGHT = 128
 MAX_RETRIES = 4
 """Of a request that met no server or a busy one, after 0.5, 1, 2 and 4 seconds."""
 CHECK_TIMEOUT_S = 60.0
+TOP_LOGPROBS = 20
+"""As many as every server lists; vLLM refuses more unless it is started with --max-logprobs."""
 # A server takes what a request leaves out from its own defaults, such as vLLM from the model's
 # generation_config.json; the project's engines sample without any of these.
 NO_DEFAULTS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -139,11 +141,30 @@ class Endpoint:
             reply = await self._reply(request)
         return RolloutGroup(request, (self._trajectory(reply, self._thinking[request.mode]),))
 
-    async def _reply(self, request: RolloutRequest) -> ChatCompletion:
+    async def next_token_logprobs(self, prompt: Prompt, mode: str) -> tuple[tuple[str, float], ...]:
+        """The likeliest next tokens, 20 at most: the text of each with its log-probability.
+
+        One that is sampled and less likely takes the place of the last. Asked at temperature 1, so
+        that servers that report the model's own distribution (OpenAI; vLLM unless it is started
+        with another --logprobs-mode) and those that report the one they sample from say the same.
+        Raises GenerationFailed if the request is at fault, ValueError if the server is, as one is
+        that sends no log-probabilities.
+        """
+        request = RolloutRequest(prompt.id, prompt, mode, (), 1, 1, 1.0, None)
+        async with self._slots:
+            reply = await self._reply(request, logprobs=True, top_logprobs=TOP_LOGPROBS)
+        return _top_logprobs(reply, self._url)
+
+    @property
+    def name(self) -> str:
+        """Of the model, with the address of its server: another may call another model so."""
+        return f"{self._served_name} at {self._url}"
+
+    async def _reply(self, request: RolloutRequest, **also_asked: Any) -> ChatCompletion:
         asked_at = time.monotonic()
         try:
             async with asyncio.timeout(self._deadline_s):
-                reply = await self._ask(request)
+                reply = await self._ask(request, also_asked)
         except (TimeoutError, openai.APITimeoutError) as error:
             if self._answered_at > asked_at:
                 raise GenerationFailed("timeout: rollout.group_timeout_s passed") from None
@@ -157,7 +178,7 @@ class Endpoint:
         self._answered_at = time.monotonic()
         return reply
 
-    async def _ask(self, request: RolloutRequest) -> ChatCompletion:
+    async def _ask(self, request: RolloutRequest, also_asked: Mapping[str, Any]) -> ChatCompletion:
         reply = await self._client.chat.completions.create(
             model=self._served_name,
             messages=await asyncio.to_thread(messages_with_images, request.prompt, self._media),
@@ -171,6 +192,7 @@ class Endpoint:
                 "skip_special_tokens": False,
                 "return_token_ids": True,
             },
+            **also_asked,
         )
         # The client does not look at what it was sent.
         if not isinstance(reply, ChatCompletion) or not reply.choices:
@@ -221,6 +243,25 @@ def _token_ids(reply: ChatCompletion) -> np.ndarray:
     if ids is None:
         return np.zeros(reply.usage.completion_tokens, np.int32)
     return np.asarray(ids, np.int32)
+
+
+def _top_logprobs(reply: ChatCompletion, url: str) -> tuple[tuple[str, float], ...]:
+    """Of the first token; raises ValueError for a reply without them."""
+    choice = reply.choices[0]
+    try:
+        found = tuple((e.token, float(e.logprob)) for e in choice.logprobs.content[0].top_logprobs)
+    # The client passes on what is missing or of another form as it comes.
+    except (AttributeError, IndexError, TypeError, ValueError):
+        found = ()
+    if not found:
+        raise ValueError(
+            f"endpoint {url} was asked for log-probabilities and sends none (logprobs: "
+            f"{choice.logprobs!r:.200}); take a server that does (vLLM), or a model directory"
+        )
+    # Rounding may lift a certain token a little above 0; a NaN is no number at all.
+    if wrong := [logprob for _, logprob in found if not logprob <= 1e-3]:
+        raise ValueError(f"endpoint {url} sends {wrong[0]} for a log-probability; mend the server")
+    return found
 
 
 def _does_not_answer(url: str, error: Exception, deadline_s: float) -> ValueError:

@@ -15,7 +15,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rl.config import Config
 from rl.engine_environment import engine_environment
 from rl.interfaces import GenerationFailed
-from rl.stages import Canary, ReferenceRequest, RolloutGroup, RolloutRequest, WeightProof
+from rl.stages import (
+    Canary,
+    NextTokenRequest,
+    ReferenceRequest,
+    RolloutGroup,
+    RolloutRequest,
+    WeightProof,
+)
 from rollout.worker import RolloutWorker, WorkerSettings
 
 # Groups an actor accepts at once; vLLM queues what does not fit its batch.
@@ -83,6 +90,10 @@ class EnginePool:
         place = self._least_loaded() if request.engine is None else request.engine
         tokens = len(request.reference_token_ids)
         return await self._ask(place, tokens, "reference_logprobs", request)
+
+    async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
+        """Log-probability of each asked token as the next one, or GenerationFailed."""
+        return await self._ask(self._least_loaded(), 1, "next_token_logprobs", request)
 
     def _least_loaded(self) -> int:
         return min(range(len(self.actors)), key=self._load.__getitem__)

@@ -20,6 +20,7 @@ from rl.interfaces import GenerationFailed
 from rl.media import MediaError, Medium, StillImage, Video
 from rl.stages import (
     Canary,
+    NextTokenRequest,
     ReferenceRequest,
     RolloutGroup,
     RolloutRequest,
@@ -146,6 +147,32 @@ class RolloutWorker:
         return await self._final_output(
             request.context_token_ids, inputs, sampling, request.id, REFERENCE_PRIORITY
         )
+
+    async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
+        """Log-probability of each asked token as the next one, in their order, at temperature 1.
+
+        The softmax goes over the whole vocabulary: no token is biased, and none is cut off. Raises
+        GenerationFailed.
+        """
+        (completion,) = (await self._answered(self._next_token(request))).outputs
+        if not completion.token_ids:
+            raise GenerationFailed("empty: the engine returned no token")
+        (position,) = completion.logprobs
+        return tuple(position[token].logprob for token in request.token_ids)
+
+    async def _next_token(self, request: NextTokenRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            max_tokens=1,
+            temperature=1.0,
+            logprob_token_ids=list(request.token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        inputs = self._media.inputs(await self._media.read(request.prompt.media))
+        return await self._final_output(request.prompt_token_ids, inputs, sampling, request.id)
 
     async def _answered(self, answer: Awaitable[Any]) -> Any:
         """What the engine answers; GenerationFailed if the request, not the engine, is at fault."""

@@ -3,8 +3,7 @@
 pairs of token ids -> reference log-probabilities, once -> steps -> a model directory
 """
 
-from policy.dpo.config import DpoConfig
 from policy.dpo.pairs import DpoPair
 from policy.dpo.stage import train_dpo
 
-__all__ = ["DpoConfig", "DpoPair", "train_dpo"]
+__all__ = ["DpoPair", "train_dpo"]

@@ -18,12 +18,11 @@ from policy.deepspeed_engine import (
     leave_out_shared_memory,
 )
 from policy.dpo.checkpoints import last_checkpoint
-from policy.dpo.config import DpoConfig
 from policy.dpo.pairs import PairCollator
 from policy.full_weights import FullWeights, write_model_directory
 from policy.model import DTYPES, load_policy
 from policy.visual_inputs import open_visual_inputs
-from rl.config import Config
+from rl.config import Config, DpoConfig
 
 if TYPE_CHECKING:
     from policy.dpo.trainer import PairTrainer

@@ -19,12 +19,11 @@ from trl import DPOConfig, DPOTrainer
 
 from policy.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
 from policy.dpo.checkpoints import COMPLETE
-from policy.dpo.config import DpoConfig
 from policy.dpo.pairs import MEDIA, training_order
 from policy.learning_rate import learning_rate_at
 from policy.minicpmv import MiniCPMV
 from rl.atomic_write import write_text
-from rl.config import Config, PolicyConfig
+from rl.config import Config, DpoConfig, PolicyConfig
 from rl.sinks import JsonlSink
 
 REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
@@ -139,7 +138,7 @@ class MetricsLog(TrainerCallback):
         if not math.isfinite(logs["loss"]):
             raise ValueError(
                 f"the DPO loss of step {state.global_step} is {logs['loss']}; lower "
-                "dpo.optimizer.learning_rate"
+                "align.dpo.optimizer.learning_rate"
             )
         if self._sink is not None:
             found = {ours: logs[theirs] for theirs, ours in METRICS.items() if theirs in logs}

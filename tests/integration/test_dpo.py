@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from policy.dpo import DpoConfig, DpoPair, train_dpo
+from policy.dpo import DpoPair, train_dpo
 from policy.dpo.checkpoints import COMPLETE, last_checkpoint
 from policy.dpo.pairs import keep_pairs, training_order
 from policy.learning_rate import learning_rate_at
@@ -31,7 +31,7 @@ from policy.qwen_vl import checkpoint_name
 from policy.visual_inputs import open_visual_inputs
 from rl.batching import reference_sample
 from rl.cluster import Cluster
-from rl.config import Config, SourceConfig
+from rl.config import Config, DpoConfig, SourceConfig
 from rl.media import MediaFile
 from rl.placement import place
 from rl.sinks import read_metrics

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import DPOConfig, DPOTrainer
 
-from policy.dpo import DpoConfig, DpoPair
+from policy.dpo import DpoPair
 from policy.dpo.checkpoints import COMPLETE, last_checkpoint
 from policy.dpo.pairs import (
     MEDIA,
@@ -27,6 +27,7 @@ from policy.dpo.pairs import (
     training_order,
 )
 from policy.dpo.trainer import MetricsLog, PairTrainer
+from rl.config import DpoConfig
 from rl.media import MediaFile
 from rl.sinks import read_metrics
 from tests import minicpmv_tiny

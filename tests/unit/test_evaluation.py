@@ -11,14 +11,19 @@ from rl.evaluation import (
     ModeResult,
     NothingAnswered,
     Question,
+    ResponseLogprob,
     Sample,
     answered_before,
     evaluate,
     half_width,
     ks,
     pass_at_k,
+    questions,
+    score_responses,
+    scored_before,
     summarize,
 )
+from rl.interfaces import GenerationFailed
 from rl.stages import Prompt
 from tests.fakes import FakeEngine, FakeScorer, config
 
@@ -202,3 +207,76 @@ def test_the_metrics_of_training_keep_their_keys():
 def test_greedy_copies_are_refused():
     with pytest.raises(ValidationError, match=r"eval.samples=2 greedy responses would be copies"):
         config(eval={"samples": 2, "temperature": 0.0})
+
+
+def test_token_ids_are_kept_only_where_they_are_asked_for():
+    for asked, expected in ((False, None), (True, (3, 4, 5, 6))):
+        kept = []
+        ask(FakeScorer(), keep=kept.append, token_ids=asked)
+        assert {one.token_ids for one in kept} == {expected}
+
+
+class Scores:
+    """Finds every token of sample 1 impossible, fails for sample 2, else says -0.5 a token."""
+
+    def __init__(self):
+        self.requests = []
+
+    async def reference_logprobs(self, request):
+        self.requests.append(request)
+        number = request.id.split("/")[-2]
+        if number == "2":
+            raise GenerationFailed("request_refused: too long")
+        return tuple(-math.inf if number == "1" else -0.5 for _ in request.reference_token_ids)
+
+
+def scored(by="policy"):
+    prompts = [Prompt("p", (), "12")]
+    asked = questions(config(eval={"samples": 3}), prompts)
+    responses = [
+        (q, Sample(*q.key, text="12", asked=q.digest, token_ids=(7, 8, q.sample))) for q in asked
+    ]
+    scores, kept = Scores(), []
+    encode = lambda prompt, mode: (1, 2) if mode == "long" else (1,)  # noqa: E731
+    asyncio.run(score_responses(config(), encode, scores, by, responses, kept.append))
+    return [sample for _, sample in responses], scores.requests, kept
+
+
+def test_responses_are_scored_at_temperature_1_after_the_prompt_of_their_mode():
+    _, requests, kept = scored()
+    assert {request.temperature for request in requests} == {1.0}
+    assert {(r.context_token_ids, r.reference_token_ids) for r in requests} == {
+        (context, (7, 8, number)) for context in ((1,), (1, 2)) for number in range(3)
+    }
+    assert len({request.id for request in requests}) == 6
+    by_number = {one.sample: one for one in kept if one.mode == "long"}
+    assert (by_number[0].logprob, by_number[0].failure) == (-1.5, None)
+    assert (by_number[1].logprob, by_number[1].failure) == (None, "its logprob is -inf")
+    assert (by_number[2].logprob, by_number[2].failure) == (None, "request_refused: too long")
+
+
+def test_a_score_is_of_one_model_and_of_the_response_that_it_was_given_for():
+    samples, _, kept = scored()
+    assert scored_before(samples, kept, "reference") == {}
+    known = scored_before(samples, kept, "policy")
+    assert known == {("p", "long", 0): -1.5, ("p", "short", 0): -1.5}
+    again = [Sample(*one.key, "12", asked=one.asked, token_ids=(9,)) for one in samples]
+    edited = [Sample(*one.key, "12", asked="x", token_ids=one.token_ids) for one in samples]
+    assert scored_before(again, kept, "policy") == scored_before(edited, kept, "policy") == {}
+    failed = next(one for one in samples if one.key == ("p", "long", 2))
+    later = ResponseLogprob(*failed.key, "policy", failed.digest, -9.0)
+    assert scored_before(samples, [*kept, later], "policy") == known | {failed.key: -9.0}
+
+
+def test_an_error_of_the_engine_ends_the_scoring():
+    class Dead:
+        async def reference_logprobs(self, request):
+            raise RuntimeError("engine 0: its process died")
+
+    question = Question(0, Prompt("p", (), "12"), "long", 0)
+    response = Sample(*question.key, text="12", token_ids=(7,))
+    scoring = score_responses(
+        config(), lambda prompt, mode: (1,), Dead(), "policy", [(question, response)], print
+    )
+    with pytest.raises(RuntimeError, match="its process died"):
+        asyncio.run(scoring)

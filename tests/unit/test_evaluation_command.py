@@ -6,12 +6,14 @@ import asyncio
 import copy
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from rl import evaluate
+from rl.best_of import BestOf
 from rl.config import Config
 from rl.evaluate import as_table, parse, progress
 from rl.evaluation import METRICS, ModeResult, Sample, questions
@@ -21,7 +23,9 @@ from rl.recipe import dump
 from rl.run_directory import RunDirectory
 from rl.stages import Prompt, RolloutGroup, RolloutRequest
 from rollout.prompts import PromptStream
+from tests.bpe_policy import make_policy
 from tests.fakes import FakeScorer, config, trajectory
+from tests.qwen_vl_tiny import save_tiny
 
 RECIPE = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
 
@@ -58,6 +62,41 @@ def test_a_command_without_one_clear_policy_is_refused(run, capsys):
     assert "a run's checkpoint" in refused(capsys, here, "step=4", there)
     assert "belongs to endpoint=URL" in refused(capsys, here, "served_name=a")
     assert "model= names nothing" in refused(capsys, here, "model=")
+
+
+def test_a_best_of_that_cannot_be_chosen_is_refused(run, capsys):
+    best = (f"run={run}", "reference=builtin:tiny")
+    assert "got eval.samples=1; set eval.samples=8" in refused(capsys, *best)
+    endpoint = (*best, "eval.samples=2", "endpoint=http://127.0.0.1:9/v1")
+    assert "which a server does not give; evaluate run= or model=" in refused(capsys, *endpoint)
+    speculates = (*best, "eval.samples=2", "rollout.engine.speculative_config={method: ngram}")
+    assert "rollout.engine.speculative_config=null" in refused(capsys, *speculates)
+    assert "reference= names nothing" in refused(capsys, f"run={run}", "reference=")
+
+
+def test_a_reference_that_cannot_score_the_responses_is_refused_before_anything_runs(
+    tmp_path, capsys
+):
+    policy = make_policy(tmp_path / "policy", 512)
+    asked = (*RECIPE, f"model={policy}", "eval.samples=2", f"out={tmp_path / 'out'}")
+
+    def why(reference: Path | str) -> str:
+        return refused(capsys, *asked, f"reference={reference}")
+
+    shutil.copytree(policy, tmp_path / "other")
+    names = json.loads((policy / "tokenizer.json").read_text())
+    names["model"]["vocab"]["#"], names["model"]["vocab"]["$"] = (
+        names["model"]["vocab"][token] for token in "$#"
+    )
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(names))
+    line = why(tmp_path / "other")
+    assert "other tokens than the policy's, 2 in all, such as '#', '$'; name a model of" in line
+    save_tiny(tmp_path / "sees", "qwen2_5_vl")
+    assert "is of type qwen2_5_vl, which is not shown images as" in why(tmp_path / "sees")
+    (tmp_path / "empty").mkdir()
+    assert f"reference={tmp_path / 'empty'} has no config.json" in why(tmp_path / "empty")
+    assert "reference=nowhere/at/all cannot be compared with" in why("nowhere/at/all")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_does_not_exist_is_refused_by_name(run, tmp_path, capsys):
@@ -169,6 +208,19 @@ def test_the_table_has_a_column_for_every_k():
     ):
         assert text in shown, text
     assert "pass@1" not in shown
+
+
+def test_the_table_shows_the_chosen_beside_all():
+    figures = ModeResult(0.5, 0.1, 12.0, 0.0, 0, 4, 0.25, 2, {1: 0.5, 2: 0.75})
+    best = BestOf(0.625, 0.2, 9.5, 0.01, 3)
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(as_table("t", {"long": figures}, {"long": best}))
+    lines = [line.split("│")[1:3] for line in screen.getvalue().splitlines() if "│" in line]
+    rows = {name.strip(): cell.strip() for name, cell in lines}
+    assert rows["accuracy (avg@2)"] == "50.0% ± 10.0"
+    assert rows["best of 2, self-feedback"] == "62.5% ± 20.0"
+    assert (rows["tokens"], rows["tokens of the best"]) == ("12.0", "9.5")
+    assert (rows["pass@2"], rows["unrewarded"]) == ("75.0%", "3")
 
 
 def test_every_figure_is_defined():

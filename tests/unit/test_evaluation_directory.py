@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -5,9 +6,10 @@ import sys
 
 import pytest
 
+from rl.best_of import Choice
 from rl.config import EvalConfig
-from rl.evaluation import Sample
-from rl.evaluation_directory import label, open_evaluation, read_results
+from rl.evaluation import ResponseLogprob, Sample
+from rl.evaluation_directory import label, open_evaluation, open_logprobs, read_results
 
 SETTINGS = {"policy": {"kind": "checkpoint", "step": 4}, "settings": {"temperature": 0.0}}
 FIRST = Sample(
@@ -31,6 +33,53 @@ def stored(root):
 def test_samples_come_back_as_they_were(tmp_path):
     fill(tmp_path / "e", FIRST, SECOND)
     assert stored(tmp_path / "e") == [FIRST, SECOND]
+
+
+def test_token_ids_come_back_and_leave_no_trace_where_there_are_none(tmp_path):
+    with_ids = dataclasses.replace(SECOND, token_ids=(5, 6, 1))
+    fill(tmp_path, FIRST, with_ids)
+    assert stored(tmp_path) == [FIRST, with_ids]
+    first, second = map(json.loads, (tmp_path / "samples.jsonl").read_text().strip().split("\n"))
+    assert "token_ids" not in first
+    assert second["token_ids"] == [5, 6, 1]
+
+
+def test_what_is_added_is_there_at_once(tmp_path):
+    fill(tmp_path, FIRST)
+    with open_evaluation(tmp_path, SETTINGS) as directory:
+        directory.add(FAILED)
+        assert directory.samples == [FIRST, FAILED]
+
+
+def logprobs_of(root, *added):
+    with open_evaluation(root, SETTINGS) as directory, open_logprobs(directory) as logprobs:
+        for one in added:
+            logprobs.add(one)
+        return logprobs.found
+
+
+def test_logprobs_come_back_as_they_were_without_a_torn_line(tmp_path):
+    whole = ResponseLogprob("p/0", "long", 0, "policy", "ab", -1.25)
+    failed = ResponseLogprob("p/0", "long", 0, "reference", "ab", None, "timeout: 9 s")
+    assert logprobs_of(tmp_path, whole, failed) == [whole, failed]
+    path = tmp_path / "logprobs.jsonl"
+    os.truncate(path, path.stat().st_size - 1)
+    assert logprobs_of(tmp_path) == [whole]
+    assert logprobs_of(tmp_path, failed) == [whole, failed]
+
+
+def test_a_line_that_is_no_logprob_is_refused(tmp_path):
+    (tmp_path / "logprobs.jsonl").write_text('{"prompt_id": "p/0"}\n')
+    with pytest.raises(ValueError, match=r"logprobs.jsonl has a line that is no log-probability"):
+        logprobs_of(tmp_path)
+
+
+def test_the_choices_are_written_a_line_each(tmp_path):
+    with open_evaluation(tmp_path, SETTINGS) as directory:
+        directory.write_choices([Choice("a", "long", 1, (None, 0.5)), Choice("b", "long", 0, ())])
+    first, second = map(json.loads, (tmp_path / "best_of.jsonl").read_text().splitlines())
+    assert first == {"prompt_id": "a", "mode": "long", "sample": 1, "rewards": [None, 0.5]}
+    assert (second["prompt_id"], second["sample"]) == ("b", 0)
 
 
 def test_a_response_that_failed_is_asked_for_again(tmp_path):
@@ -122,3 +171,5 @@ def test_a_label_says_what_was_asked():
     assert label("step_000120", None, "heldout", greedy) == "step_000120_heldout_greedy"
     sampled = EvalConfig(temperature=0.7, top_p=0.9, samples=8)
     assert label("model_a b", "gsm8k", "train", sampled) == "model_a-b_gsm8k_train_t0.7_p0.9_k8"
+    best = label("model_a", None, "heldout", sampled, "org b")
+    assert best == "model_a_heldout_t0.7_p0.9_k8_against_org-b"

@@ -45,6 +45,7 @@ def test_the_shipped_files_are_the_documented_ones():
         "hybrid_50_50_minicpm_v.yaml",
         "hybrid_50_50_vision.yaml",
         "long_only.yaml",
+        "rlaif_v.yaml",
         "short_only.yaml",
     ]
     assert SWEEPS == ["sweep_ratio.yaml", "sweep_vision.yaml"]

@@ -1,0 +1,68 @@
+"""What a person at the terminal sees of an RLAIF-V pass: a bar per stage, a table per verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from rl.alignment_gate import as_measurement
+from rl.step_line import duration
+
+
+class AlignmentConsole:
+    """Follows a pass. Text from elsewhere is shown as it is, never as markup."""
+
+    def __init__(self, screen: rich.console.Console) -> None:
+        self._screen = screen
+        self._started = time.monotonic()
+
+    def note(self, text: str) -> None:
+        elapsed = duration(time.monotonic() - self._started)
+        self._screen.print(Text(f"[{elapsed}] {text}"), soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar of `total` pieces of work; yields what moves it by one."""
+        self.note(f"{name}: {total:,}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=self._screen, transient=True
+        ) as bars:
+            bar = bars.add_task(name, total=total)
+            yield lambda: bars.advance(bar)
+
+    def verdict(self, number: int, verdict: Mapping[str, Any]) -> None:
+        """Both measurements of an iteration side by side, and what became of its policy."""
+        before, after = (as_measurement(verdict[when]) for when in ("before", "after"))
+        table = Table(title=f"iteration {number}", title_justify="left")
+        table.add_column("held-out")
+        for mode in before.modes:
+            table.add_column(f"{mode} before", justify="right")
+            table.add_column("after", justify="right")
+        figures = (
+            ("accuracy", lambda m, mode: f"{m.modes[mode].accuracy:.1%}"),
+            ("tokens", lambda m, mode: f"{m.modes[mode].tokens_mean:.1f}"),
+            ("wrong claims a response", lambda m, mode: _rate(m, mode, "wrong_claims", ".3f")),
+            ("responses with one", lambda m, mode: _rate(m, mode, "wrong_responses", ".1%")),
+            ("claims a response", lambda m, mode: _rate(m, mode, "claims", ".2f")),
+        )
+        for name, cell in figures:
+            sides = (cell(side, mode) for mode in before.modes for side in (before, after))
+            table.add_row(name, *sides)
+        self._screen.print(table)
+        if verdict["is_accepted"]:
+            self.note("accepted")
+        else:
+            self.note(f"not accepted, the policy before it stays: {'; '.join(verdict['reasons'])}")
+
+
+def _rate(measurement: Any, mode: str, figure: str, form: str) -> str:
+    rate = measurement.hallucination.get(mode)
+    return "-" if rate is None else format(getattr(rate, figure), form)

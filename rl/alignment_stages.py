@@ -1,0 +1,208 @@
+"""The stages of an RLAIF-V pass that ask a model, each of which goes on where it was cut short.
+
+    requests -> sample -> Response -> divide -> DividedResponse -> judge -> JudgedResponse
+
+What is asked (engines, an endpoint, rules) is given to them; what was answered is on disk before it
+counts as done. Responses come back in the order in which they were asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Protocol, TypeVar
+
+from rl.claims import (
+    DividedResponse,
+    JudgedResponse,
+    Label,
+    Response,
+    as_divided,
+    as_response,
+    divided_record,
+    response_record,
+)
+from rl.evaluation import Sampler
+from rl.interfaces import GenerationFailed
+from rl.journal import Journal
+from rl.media import Medium
+from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+
+Advance = Callable[[], None]
+"""Told of each piece of work that is done."""
+Item = TypeVar("Item")
+LEAST_MASS = 0.1
+"""Probability of yes and no together; with less a labeller answers something else, and the claim
+has no label."""
+
+
+class Labels(Protocol):
+    """Labels by content, on disk (rewards/claims/label_cache.py)."""
+
+    def get(self, key: str) -> Label | None: ...
+
+    def put(self, labels: Mapping[str, Label]) -> None: ...
+
+
+async def sample(
+    requests: Sequence[RolloutRequest],
+    engine: Sampler,
+    final_answer: Callable[[Trajectory], str | None],
+    journal: Journal,
+    at_once: int,
+    advance: Advance,
+) -> tuple[list[Response], Counter[str]]:
+    """Return the responses to all requests, and how many groups failed, by reason.
+
+    at_once: requests in flight.
+    """
+    known = {
+        record["group_id"]: [as_response(stored) for stored in record["responses"]]
+        for record in journal.records
+    }
+    failures: Counter[str] = Counter()
+
+    async def ask(request: RolloutRequest) -> None:
+        if request.group_id not in known:
+            try:
+                group = await engine.generate(request)
+            except GenerationFailed as failure:
+                failures[str(failure).partition(":")[0]] += 1
+            else:
+                found = known[request.group_id] = _responses(group, final_answer)
+                records = [response_record(response) for response in found]
+                journal.add({"group_id": request.group_id, "responses": records})
+        advance()
+
+    await _each(requests, ask, at_once)
+    return [r for request in requests for r in known.get(request.group_id, [])], failures
+
+
+def _responses(
+    group: RolloutGroup, final_answer: Callable[[Trajectory], str | None]
+) -> list[Response]:
+    request = group.request
+    return [
+        Response(
+            prompt=request.prompt,
+            mode=request.mode,
+            place=place,
+            token_ids=tuple(trajectory.response_token_ids.tolist()),
+            text=trajectory.text,
+            answer=final_answer(trajectory),
+        )
+        for place, trajectory in enumerate(group.trajectories)
+    ]
+
+
+async def divide(
+    responses: Sequence[Response],
+    divider: Callable[[Response], Awaitable[DividedResponse]],
+    journal: Journal,
+    at_once: int,
+    advance: Advance,
+) -> list[DividedResponse]:
+    """Return the responses with their claims; equal answers to a prompt are divided once."""
+    alike: dict[tuple[str, str | None], list[Response]] = {}
+    for response in responses:
+        alike.setdefault((response.prompt.id, response.answer), []).append(response)
+    known = {}
+    for record in journal.records:
+        divided = as_divided(record)
+        known[divided.response.prompt.id, divided.response.answer] = divided
+
+    async def ask(key: tuple[str, str | None]) -> None:
+        if key not in known:
+            known[key] = await divider(alike[key][0])
+            journal.add(divided_record(known[key]))
+        for _ in alike[key]:
+            advance()
+
+    await _each(alike, ask, at_once)
+    found = (known[response.prompt.id, response.answer] for response in responses)
+    return [
+        DividedResponse(response, one.claims, one.divider, one.fallback)
+        for response, one in zip(responses, found, strict=True)
+    ]
+
+
+async def judge(
+    divided: Sequence[DividedResponse],
+    label: Callable[[str, Sequence[Medium]], Awaitable[Label]],
+    key_of: Callable[[Prompt, str], str],
+    labels: Labels,
+    at_once: int,
+    advance: Advance,
+) -> tuple[list[JudgedResponse], Counter[str]]:
+    """Return the responses with the labels of their claims, and what gave claims none, by reason.
+
+    key_of: prompt and question to what their label is kept under; asked in threads. A question
+    that many responses lead to is asked once; `advance` is told of every claim.
+    """
+    claims = [(one.response.prompt, claim.question) for one in divided for claim in one.claims]
+    asked: dict[tuple[str, str], tuple[Prompt, str]] = {}
+    for prompt, question in claims:
+        asked.setdefault((prompt.id, question), (prompt, question))
+    times = Counter((prompt.id, question) for prompt, question in claims)
+    found: MutableMapping[tuple[str, str], Label] = {}
+    reasons: Counter[str] = Counter()
+
+    async def ask(pair: tuple[str, str]) -> None:
+        prompt, question = asked[pair]
+        try:
+            # Reading media, to tell them by their content, must not hold up the others.
+            key = await asyncio.to_thread(key_of, prompt, question)
+            known = labels.get(key)
+            if known is None:
+                known = await label(question, prompt.media)
+                labels.put({key: known})
+        except GenerationFailed as failure:
+            reasons[str(failure).partition(":")[0]] += times[pair]
+        else:
+            found[pair] = known
+            if not is_answered(known):
+                reasons["neither yes nor no"] += times[pair]
+        for _ in range(times[pair]):
+            advance()
+
+    await _each(asked, ask, at_once)
+    judged = [
+        JudgedResponse(
+            one.response,
+            one.claims,
+            tuple(
+                _usable(found.get((one.response.prompt.id, claim.question))) for claim in one.claims
+            ),
+        )
+        for one in divided
+    ]
+    return judged, reasons
+
+
+def is_answered(label: Label) -> bool:
+    """Whether the labeller said yes or no at all."""
+    return label.p_yes + label.p_no >= LEAST_MASS
+
+
+def _usable(label: Label | None) -> Label | None:
+    return label if label is not None and is_answered(label) else None
+
+
+async def _each(
+    items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int
+) -> None:
+    """Do the work on every item; what one raises ends the others."""
+    slots = asyncio.Semaphore(at_once)
+
+    async def one(item: Item) -> None:
+        async with slots:
+            await work(item)
+
+    tasks = [asyncio.create_task(one(item)) for item in items]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

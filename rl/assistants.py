@@ -1,0 +1,117 @@
+"""Opens the models that divide answers and label claims: engines in the run's places, or a server.
+
+Whether they can be used is checked first, before anything heavy runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from policy.model import resolve_model
+from policy.model_checks import refuse_longer_than_model
+from rl.claims import Assistant
+from rl.cluster import Cluster
+from rl.config import AssistantConfig, Config
+from rl.evaluation_sources import stamp_of_model
+from rl.media_store import MediaStore
+from rollout.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
+from rollout.chat import ChatTemplate
+from rollout.endpoint import open_endpoint, served_model
+from rollout.pool import EnginePool
+from rollout.worker import WorkerSettings
+
+LABELLER, DIVIDER = "labeller", "divider"
+
+
+@dataclass(frozen=True)
+class AssistantSource:
+    """A checked assistant; nothing of it runs before it is opened."""
+
+    config: Config
+    asked: AssistantConfig
+    model: Path | None
+    """None for the policy that is aligned, and for an endpoint."""
+    served_name: str | None
+    """None for what runs in engines here."""
+
+    @asynccontextmanager
+    async def open(self, policy: Path, cluster: Cluster) -> AsyncIterator[Assistant]:
+        """policy: directory of the policy that is aligned. cluster: where engines go."""
+        if self.served_name is not None:
+            assert self.asked.endpoint is not None
+            async with open_endpoint(
+                self.asked.endpoint,
+                self.served_name,
+                {ASK: False},
+                self.config.rollout.group_timeout_s,
+                MediaStore(self.config.data),
+            ) as endpoint:
+                yield EndpointAssistant(endpoint)
+            return
+        model = self.model or policy
+        engine = EnginePool(
+            self.config, self._settings(model), cluster.group, cluster.placement.engine_bundles
+        )
+        try:
+            await engine.start()
+            name = f"{model.resolve().name}@{stamp_of_model(model)}"
+            yield EngineAssistant(name, engine, ChatTemplate(str(model)))
+        finally:
+            await engine.close()
+
+    def _settings(self, model: Path) -> WorkerSettings:
+        config, asked = self.config, self.asked
+        return WorkerSettings(
+            model=str(model.absolute()),
+            dtype=asked.dtype or config.policy.dtype,
+            max_model_length=asked.max_model_length or config.rollout.max_model_length,
+            tensor_parallel=config.rollout.tensor_parallel,
+            transport=config.transport,
+            thinking={ASK: False},
+            seed=config.seed,
+            engine=config.rollout.engine | asked.engine,
+            data=config.data,
+        )
+
+
+async def assistant_source(config: Config, role: str, policy: Path) -> AssistantSource | None:
+    """The assistant of a role as `config.align` names it; None where it names none.
+
+    role: LABELLER or DIVIDER. policy: directory of the policy that is aligned first. Raises
+    ValueError for one that cannot be asked what its role asks.
+    """
+    asked: AssistantConfig | None = getattr(config.align, role)
+    if asked is None:
+        return None
+    if asked.endpoint is not None:
+        _refuse_videos(config, role)
+        name = await served_model(asked.endpoint, asked.served_name, max_tokens=1)
+        return AssistantSource(config, asked, None, name)
+    model = None if asked.model is None else resolve_model(asked.model, untie=False)
+    _refuse_unfit(config, asked, role, model or policy)
+    return AssistantSource(config, asked, model, None)
+
+
+def _refuse_videos(config: Config, role: str) -> None:
+    if role == LABELLER and config.data.columns.videos:
+        raise ValueError(
+            "align.labeller.endpoint is a server, which would choose other frames of the videos in "
+            "data.columns.videos; name a model, align.labeller.model=DIR_OR_NAME"
+        )
+
+
+def _refuse_unfit(config: Config, asked: AssistantConfig, role: str, model: Path) -> None:
+    refuse_longer_than_model(model, asked.max_model_length or config.rollout.max_model_length)
+    chat = ChatTemplate(str(model))
+    if role != LABELLER:
+        return
+    yes_no_tokens(str(model), chat)
+    # Only a model that sees has tokens that stand for media.
+    if config.data.shows_media and not chat.unsampled:
+        raise ValueError(
+            f"the labeller {model} sees no images, and the prompts show some; set "
+            "align.labeller.model to a vision-language model"
+        )
