@@ -14,7 +14,7 @@ import dataclasses
 import json
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,14 @@ from rl.alignment_console import AlignmentConsole
 from rl.alignment_curves import draw_alignment
 from rl.alignment_directory import AlignmentDirectory, claims_path, labels_path
 from rl.alignment_gate import Measurement, refusals
-from rl.alignment_stages import divide, judge, sample
+from rl.alignment_stages import (
+    divide,
+    judge,
+    listed,
+    refuse_no_pairs,
+    refuse_unfit_labeller,
+    sample,
+)
 from rl.assembly import Material, System, start_system
 from rl.assistants import AssistantSource
 from rl.atomic_write import write_text
@@ -66,8 +73,6 @@ from rl.stages import Prompt, RolloutRequest
 
 DIVIDER_TOKENS = 1024
 """Budget of a divider's reply; what does not fit is divided by rules."""
-MOST_UNLABELLED = 0.5
-"""Share of the claims; a labeller that gives no label to more of them is not fit for the task."""
 POLL_S = 1.0
 LABELLING = "question/1"
 """How a labeller is asked, which its labels depend on."""
@@ -102,31 +107,18 @@ class Parts:
 
 async def align(parts: Parts) -> bool:
     """Run the pass, or what is left of it; whether any iteration was accepted."""
-    config, directory = parts.material.config, parts.directory
-    cluster = open_cluster(config)
-    sinks = Sinks(config.log, RunDirectory(directory.root), parts.console.note)
-    model, verdicts = parts.origin.model, []
-    try:
-        for number in range(1, config.align.iterations + 1):
-            files = directory.iteration(number)
-            if not files.gate.exists():
-                parts.console.note(f"iteration {number} of {config.align.iterations}")
-                await _Iteration(parts, cluster, sinks, number, model).run()
-            verdict = json.loads(files.gate.read_text(encoding="utf-8"))
-            verdicts.append(verdict)
-            if verdict["is_accepted"]:
-                model = directory.checkpoints.path(number) / "model"
-            parts.console.verdict(number, verdict)
-    finally:
-        sinks.close()
-        cluster.close()
+    directory = parts.directory
+    numbers = range(1, parts.material.config.align.iterations + 1)
+    if not all(directory.iteration(number).gate.exists() for number in numbers):
+        await _iterate(parts, numbers)
+    verdicts = [_verdict(directory, number) for number in numbers]
+    for number, verdict in zip(numbers, verdicts, strict=True):
+        parts.console.verdict(number, verdict)
+    accepted = [verdict for verdict in verdicts if verdict["is_accepted"]]
     summary = {
         "origin": dict(parts.origin.identity),
         "before": verdicts[0]["before"],
-        "after": next(
-            (verdict["after"] for verdict in reversed(verdicts) if verdict["is_accepted"]),
-            verdicts[0]["before"],
-        ),
+        "after": accepted[-1]["after"] if accepted else verdicts[0]["before"],
         "iterations": [
             {key: verdict[key] for key in ("is_accepted", "reasons", "pairs")}
             for verdict in verdicts
@@ -135,7 +127,29 @@ async def align(parts: Parts) -> bool:
     }
     write_text(directory.summary, json.dumps(summary, indent=1) + "\n")
     parts.console.note(f"curves: {draw_alignment(directory, verdicts)}")
-    return any(verdict["is_accepted"] for verdict in verdicts)
+    return bool(accepted)
+
+
+async def _iterate(parts: Parts, numbers: Iterable[int]) -> None:
+    """Every iteration that is not over, each from the last policy that was accepted."""
+    config, directory = parts.material.config, parts.directory
+    sinks = Sinks(config.log, RunDirectory(directory.root), parts.console.note)
+    cluster = open_cluster(config)
+    model = parts.origin.model
+    try:
+        for number in numbers:
+            if not directory.iteration(number).gate.exists():
+                parts.console.note(f"iteration {number} of {config.align.iterations}")
+                await _Iteration(parts, cluster, sinks, number, model).run()
+            if _verdict(directory, number)["is_accepted"]:
+                model = directory.checkpoints.path(number) / "model"
+    finally:
+        sinks.close()
+        cluster.close()
+
+
+def _verdict(directory: AlignmentDirectory, number: int) -> dict[str, Any]:
+    return json.loads(directory.iteration(number).gate.read_text(encoding="utf-8"))
 
 
 class _Iteration:
@@ -394,12 +408,7 @@ class _Iteration:
                 divided, labeller.label, key_of, labels, self._at_once, advance
             )
         self._note_counts("claims without a label", reasons)
-        if reasons.total() > MOST_UNLABELLED * num_claims:
-            raise ValueError(
-                f"the labeller {labeller.name} gives {reasons.total()} of {num_claims} claims no "
-                f"label ({_listed(reasons)}); such as {_unlabelled(judged)!r}; take another "
-                "align.labeller. What was sampled and divided is kept"
-            )
+        refuse_unfit_labeller(labeller.name, judged, reasons)
         write_judged(labels_path(root), judged)
 
     @property
@@ -415,13 +424,8 @@ class _Iteration:
             balance = selection.balance and dataclasses.asdict(selection.balance)
             counts = {"counts": dict(selection.counts), "balance": balance}
             write_text(self._files.pair_counts, json.dumps(counts, indent=1) + "\n")
-            self._console.note(f"pairs: {_listed(selection.counts)}")
-            if not selection.pairs:
-                raise ValueError(
-                    f"no preference pair is left: {_listed(selection.counts)}; raise "
-                    "align.prompts, align.responses or align.temperature, or lower align.gap. "
-                    f"Counts are in {self._files.pair_counts}, and nothing that was sampled is lost"
-                )
+            self._console.note(f"pairs: {listed(selection.counts)}")
+            refuse_no_pairs(selection.counts)
             write_pairs(path, selection.pairs)
         return read_pairs(path)
 
@@ -510,7 +514,7 @@ class _Iteration:
 
     def _note_counts(self, what: str, counts: Counter[Any]) -> None:
         if counts:
-            self._console.note(f"{what}: {_listed(counts)}")
+            self._console.note(f"{what}: {listed(counts)}")
 
 
 def _response(prompt: Prompt, one: Sample) -> Response:
@@ -522,17 +526,3 @@ def _response(prompt: Prompt, one: Sample) -> Response:
 
 def _is_evaluated(root: Path) -> bool:
     return (root / "result.json").exists()
-
-
-def _unlabelled(judged: Sequence[JudgedResponse]) -> str:
-    """A question whose claim has no label."""
-    return next(
-        claim.question
-        for one in judged
-        for claim, label in zip(one.claims, one.labels, strict=True)
-        if label is None
-    )
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items())

@@ -15,6 +15,8 @@ from rich.text import Text
 from rl.alignment_gate import as_measurement
 from rl.step_line import duration
 
+LINE_EVERY_S = 60.0
+
 
 class AlignmentConsole:
     """Follows a pass. Text from elsewhere is shown as it is, never as markup."""
@@ -29,14 +31,32 @@ class AlignmentConsole:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar of `total` pieces of work; yields what moves it by one."""
+        """A bar of `total` pieces of work, or a line a minute where there is no terminal.
+
+        Yields what moves it by one.
+        """
         self.note(f"{name}: {total:,}")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=self._screen, transient=True
-        ) as bars:
+        progress = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=self._screen,
+            transient=True,
+            disable=not self._screen.is_terminal,
+        )
+        with progress as bars:
             bar = bars.add_task(name, total=total)
-            yield lambda: bars.advance(bar)
+            done, said = 0, time.monotonic()
+
+            def advance() -> None:
+                nonlocal done, said
+                done += 1
+                bars.advance(bar)
+                if bars.disable and time.monotonic() - said > LINE_EVERY_S:
+                    said = time.monotonic()
+                    self.note(f"{name}: {done:,} of {total:,}")
+
+            yield advance
 
     def verdict(self, number: int, verdict: Mapping[str, Any]) -> None:
         """Both measurements of an iteration side by side, and what became of its policy."""

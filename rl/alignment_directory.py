@@ -37,6 +37,16 @@ MAY_DIFFER = (
     *("align.enabled", "align.iterations", "align.dpo.checkpoint_every"),
     *(f"align.{who}.{key}" for who in ("divider", "labeller") for key in ("endpoint", "engine")),
 )
+UNTIL: Mapping[str, tuple[str, ...]] = {
+    "responses.*": ("prompts", "responses", "temperature", "top_p", "mix"),
+    "**/claims.*": ("divider",),
+    "**/labels.*": ("labeller",),
+    "pairs.parquet": ("mine", "gap", "pairs_per_prompt"),
+    "dpo": ("dpo",),
+    "before": ("gate.prompts", "gate.samples"),
+    "gate.json": ("gate.max_accuracy_drop",),
+}
+"""Settings that may differ until an iteration holds such a file, by its pattern."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,8 @@ class AlignmentDirectory:
         try:
             if self.iteration(1).root.exists():
                 self._refuse_others(config, origin)
+            else:
+                self._refuse_leftovers()
             write_text(self._config_path, dump(config))
             write_text(self._origin_path, json.dumps(dict(origin), indent=1) + "\n")
             self.checkpoints.remove_partials()
@@ -144,8 +156,26 @@ class AlignmentDirectory:
         stored = OmegaConf.to_container(OmegaConf.load(self._config_path))
         assert isinstance(stored, dict)
         before = Config.model_validate(stored).model_dump(mode="json")
-        if differences := setting_differences(before, config.model_dump(mode="json"), MAY_DIFFER):
+        after = config.model_dump(mode="json")
+        if differences := setting_differences(before, after, self._may_differ()):
             raise ValueError(
                 f"{self.root} was begun with other settings: {differences}. Give the old ones to "
                 "go on, or remove it to start again"
+            )
+
+    def _may_differ(self) -> tuple[str, ...]:
+        unused = (
+            f"align.{key}"
+            for pattern, keys in UNTIL.items()
+            if not any(self.root.glob(f"iteration_*/{pattern}"))
+            for key in keys
+        )
+        return (*MAY_DIFFER, *unused)
+
+    def _refuse_leftovers(self) -> None:
+        """A pass from the start must not meet what another one made."""
+        if self.checkpoints.steps() or self.metrics.exists():
+            raise ValueError(
+                f"{self.root} has checkpoints or metrics of a pass whose iterations are gone; "
+                "remove or rename it"
             )

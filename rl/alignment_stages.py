@@ -32,6 +32,8 @@ from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 Advance = Callable[[], None]
 """Told of each piece of work that is done."""
 Item = TypeVar("Item")
+MOST_UNLABELLED = 0.5
+"""Share of the claims; a labeller that gives no label to more of them is not fit for the task."""
 LEAST_MASS = 0.1
 """Probability of yes and no together; with less a labeller answers something else, and the claim
 has no label."""
@@ -178,6 +180,39 @@ async def judge(
         for one in divided
     ]
     return judged, reasons
+
+
+def refuse_unfit_labeller(
+    name: str, judged: Sequence[JudgedResponse], reasons: Counter[str]
+) -> None:
+    """Raise ValueError if too many claims have no label, and say why they have none."""
+    pairs = [pair for one in judged for pair in zip(one.claims, one.labels, strict=True)]
+    if reasons.total() <= MOST_UNLABELLED * len(pairs):
+        return
+    shown = next(claim.question for claim, label in pairs if label is None)
+    raise ValueError(
+        f"the labeller {name} gives {reasons.total()} of {len(pairs)} claims no label "
+        f"({listed(reasons)}), such as {shown!r}; take another with align.labeller. All that was "
+        "sampled and divided is kept"
+    )
+
+
+def refuse_no_pairs(counts: Mapping[str, int]) -> None:
+    """Raise ValueError if no preference pair is left.
+
+    counts: what became of responses and pairs, as rewards.claims.pairs counts them.
+    """
+    if not counts.get("pairs/kept"):
+        raise ValueError(
+            f"no preference pair is left: {listed(counts)}; raise align.prompts, align.responses "
+            "or align.temperature, lower align.gap, or take another align.labeller. All that was "
+            "sampled and labelled is kept"
+        )
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Example: listed({"timeout": 2, "empty": 1}) == "2 timeout, 1 empty" """
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"
 
 
 def is_answered(label: Label) -> bool:

@@ -222,7 +222,8 @@ async def start_system(
         cluster = dataclasses.replace(cluster, is_own=False)
     closers: list[Callable[[], Awaitable[None]]] = []
     try:
-        phase(f"starting {config.rollout.workers} vLLM engines, {config.policy.ranks} ranks")
+        ranks = f", {config.policy.ranks} ranks" if train else ""
+        phase(f"starting {config.rollout.workers} vLLM engines{ranks}")
         text = TextRewardClient.start(config.reward, config.modes)
         closers.append(text.close)
         learner = None

@@ -108,10 +108,10 @@ def _refuse_unfit(config: Config, asked: AssistantConfig, role: str, model: Path
     chat = ChatTemplate(str(model))
     if role != LABELLER:
         return
-    yes_no_tokens(str(model), chat)
     # Only a model that sees has tokens that stand for media.
     if config.data.shows_media and not chat.unsampled:
         raise ValueError(
             f"the labeller {model} sees no images, and the prompts show some; set "
             "align.labeller.model to a vision-language model"
         )
+    yes_no_tokens(str(model), chat)

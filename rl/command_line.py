@@ -9,7 +9,7 @@ from rl.atomic_write import FULL_DISK
 
 
 def exit_code(command: Callable[[], None], when_full: str) -> int:
-    """Run the command; 0, or 2 after a line about what its user can mend.
+    """Run the command; 0, 2 after a line about what its user can mend, or 130 after Ctrl-C.
 
     when_full: what to do after a full disk.
     """
@@ -23,4 +23,7 @@ def exit_code(command: Callable[[], None], when_full: str) -> int:
             raise
         print(f"error: {error}; {when_full}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     return 0

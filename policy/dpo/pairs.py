@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 
 from policy.visual_inputs import VisualArguments, VisualInputs
 from rl.batching import reference_sample
@@ -95,6 +95,7 @@ def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
     if not target.exists():
         aside = directory / f".{target.name}.partial"
         shutil.rmtree(aside, ignore_errors=True)
+        disable_progress_bars()
         Dataset.from_list(rows).save_to_disk(aside)
         aside.rename(target)
     return target

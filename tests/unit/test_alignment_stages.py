@@ -13,7 +13,14 @@ import pytest
 from rewards.claims import rules
 from rewards.claims.label_cache import LabelCache, label_key
 from rewards.preference import final_answer
-from rl.alignment_stages import LEAST_MASS, divide, judge, sample
+from rl.alignment_stages import (
+    LEAST_MASS,
+    divide,
+    judge,
+    refuse_no_pairs,
+    refuse_unfit_labeller,
+    sample,
+)
 from rl.claims import DividedResponse, Label, Response
 from rl.interfaces import GenerationFailed
 from rl.journal import Journal
@@ -200,3 +207,22 @@ def test_neither_yes_nor_no_and_refused_questions_have_no_label(tmp_path: Path) 
     judged(again, tmp_path / "labels", ["13", "14", "13", "11"])
     assert len(again.asked) == 1
     assert LEAST_MASS > 0.03
+
+
+def test_a_labeller_that_answers_neither_ends_the_pass_by_name(tmp_path: Path) -> None:
+    found, reasons = judged(Labeller(), tmp_path / "labels", ["13", "13", "11", "13"])
+    with pytest.raises(ValueError) as error:
+        refuse_unfit_labeller("lab@1", found, reasons)
+    assert str(error.value).startswith(
+        "the labeller lab@1 gives 3 of 4 claims no label (3 neither yes nor no), such as "
+        "'Is it correct that the answer to \"a0b1?\" is 13? Please answer yes or no.'"
+    )
+    half, reasons = judged(Labeller(), tmp_path / "labels", ["13", "11"])
+    refuse_unfit_labeller("lab@1", half, reasons)
+    refuse_unfit_labeller("lab@1", *judged(Labeller(), tmp_path / "labels", []))
+
+
+def test_no_pairs_left_says_what_became_of_them() -> None:
+    with pytest.raises(ValueError, match=r"no preference pair is left: 4 pairs/identical_text, 9"):
+        refuse_no_pairs({"pairs/identical_text": 4, "responses/used": 9})
+    refuse_no_pairs({"pairs/kept": 1})

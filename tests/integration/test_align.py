@@ -1,0 +1,191 @@
+"""The RLAIF-V pass through the command line, on CPU with real Ray, vLLM, DeepSpeed and TRL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from policy.model import resolve_model
+from rl.claims import PreferencePair, read_judged, read_pairs, read_responses
+from rl.sinks import read_metrics
+
+PROMPTS, RESPONSES, HELDOUT, STEPS = 96, 4, 48, 12
+SETTINGS = [
+    "model=builtin:tiny",
+    "config=rlaif_v.yaml",
+    "scale=cpu_tiny",
+    "rollout.prompts_per_step=16",
+    f"align.prompts={PROMPTS}",
+    f"align.responses={RESPONSES}",
+    f"align.gate.prompts={HELDOUT}",
+    f"align.dpo.steps={STEPS}",
+    "align.dpo.batch_size=32",
+    "align.dpo.micro_batch_pairs=32",
+    "align.dpo.checkpoint_every=2",
+]
+
+
+def start(run: Path, *settings: str) -> subprocess.Popen[str]:
+    """The pass in a process group of its own, so that a kill reaches nothing else."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rl.align", *SETTINGS, f"run={run}", *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == status, output[-5000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("aligned") / "run"
+    output = finish(start(run))
+    assert "wrong claims a response" in output
+    return run
+
+
+def iteration(run: Path) -> Path:
+    return run / "align" / "iteration_1"
+
+
+def test_pairs_are_of_one_prompt_and_mode_and_differ_in_wrong_claims(aligned):
+    pairs = read_pairs(iteration(aligned) / "pairs.parquet")
+    assert {pair.mode for pair in pairs} == {"short", "long"}
+    for pair in pairs:
+        assert pair.chosen.num_wrong < pair.rejected.num_wrong
+        assert pair.chosen.response.answer != pair.rejected.response.answer
+        for side in (pair.chosen, pair.rejected):
+            (claim,), (label,) = side.claims, side.labels
+            assert side.response.answer in claim.text
+            assert claim.question.startswith("Is it correct that the answer to ")
+            assert label.p_yes + label.p_no > 0.5
+    right = [is_right(pair) for pair in pairs]
+    assert sum(right) > 0.9 * len(right)
+    counts = json.loads((iteration(aligned) / "pairs.json").read_text())["counts"]
+    assert counts["pairs/kept"] == len(pairs)
+
+
+def is_right(pair: PreferencePair) -> bool:
+    """Whether the chosen answer is right and the other is not, by the sum itself."""
+    total = int(pair.prompt.reference)
+    given = [side.response.answer for side in (pair.chosen, pair.rejected)]
+    return [answer.isdigit() and int(answer) == total for answer in given] == [True, False]
+
+
+def test_labels_equal_a_direct_forward_of_the_labeller(aligned):
+    directory = resolve_model("builtin:tiny_labeller", untie=False)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
+    judged = read_judged(iteration(aligned) / "labels.parquet")
+    labelled = [(one.claims[0], one.labels[0]) for one in judged if one.claims][:40]
+    assert len({claim.question for claim, _ in labelled}) > 10
+    for claim, label in labelled:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": claim.question}],
+            add_generation_prompt=True,
+            enable_thinking=False,
+            return_tensors="pt",
+            return_dict=False,
+        )
+        with torch.no_grad():
+            probabilities = model(input_ids=ids).logits[0, -1].softmax(-1)
+        assert label.p_yes == pytest.approx(float(probabilities[yes]), abs=1e-4)
+        assert label.p_no == pytest.approx(float(probabilities[no]), abs=1e-4)
+
+
+def test_both_modes_are_sampled_with_n_responses_each(aligned):
+    responses = read_responses(iteration(aligned) / "responses.parquet")
+    assert len(responses) == PROMPTS * RESPONSES
+    modes = [one.mode for one in responses]
+    assert modes.count("short") == modes.count("long") == len(modes) / 2
+
+
+def test_the_pass_is_accepted_and_leaves_a_run_directory(aligned, tmp_path):
+    root = aligned / "align"
+    verdict = json.loads((iteration(aligned) / "gate.json").read_text())
+    assert verdict["is_accepted"], verdict["reasons"]
+    for when in ("before", "after"):
+        assert set(verdict[when]["modes"]) == set(verdict[when]["hallucination"])
+    assert sorted(step for step in read_metrics(root / "metrics.jsonl")) == [*range(1, STEPS + 1)]
+    assert (root / "curves.png").stat().st_size > 10_000
+    out = tmp_path / "exported"
+    subprocess.run(
+        [sys.executable, "-m", "rl.export", f"run={root}", f"out={out}", "prove=false"],
+        check=True,
+        timeout=120,
+    )
+    card = (out / "README.md").read_text()
+    assert "after 1 iteration of alignment on AI feedback (RLAIF-V, DPO)" in card
+    assert "| wrong claims a response before |" in card
+
+
+def test_the_same_command_does_nothing_again_and_another_is_refused(aligned):
+    written = {path: path.stat().st_mtime_ns for path in iteration(aligned).rglob("*.parquet")}
+    output = finish(start(aligned))
+    assert "starting" not in output
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    refused = finish(start(aligned, "align.responses=5"), status=2)
+    assert "align.responses was 4, is 5" in refused
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+STAGES: dict[str, Callable[[Path], bool]] = {
+    "sample": lambda root: lines(root / "responses.jsonl") >= 8,
+    "judge": lambda root: lines(root.parent / "labels.jsonl") >= 8,
+    "dpo": lambda root: lines(root / "dpo" / "metrics.jsonl") >= 5,
+    "gate": lambda root: lines(root / "after" / "samples.jsonl") >= 8,
+}
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_pairs(aligned, tmp_path):
+    run = tmp_path / "run"
+    done: dict[str, list[bytes]] = {}
+    for stage, is_in in STAGES.items():
+        process = start(run)
+        deadline = time.monotonic() + 200
+        while not is_in(iteration(run)):
+            assert time.monotonic() < deadline, f"never came to {stage}"
+            assert process.poll() is None, finish(process)
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done[stage] = (
+            (run / "align" / "labels.jsonl").read_bytes().splitlines()[:-1]
+            if (run / "align" / "labels.jsonl").exists()
+            else []
+        )
+    finish(start(run))
+    assert read_pairs(iteration(run) / "pairs.parquet") == read_pairs(
+        iteration(aligned) / "pairs.parquet"
+    )
+    labels = (run / "align" / "labels.jsonl").read_bytes().splitlines()
+    keys = [json.loads(line)["key"] for line in labels]
+    assert len(keys) == len(set(keys))
+    assert labels[: len(done["judge"])] == done["judge"]
+    asked = [
+        tuple(json.loads(line)[key] for key in ("prompt_id", "mode", "sample"))
+        for line in (iteration(run) / "after" / "samples.jsonl").read_text().splitlines()
+    ]
+    assert len(asked) == len(set(asked)) == 2 * HELDOUT
+    steps = read_metrics(iteration(run) / "dpo" / "metrics.jsonl")
+    assert steps == read_metrics(iteration(aligned) / "dpo" / "metrics.jsonl")
