@@ -97,6 +97,12 @@ async def run_alignment(asked: Align, screen: rich.console.Console | None = None
     config = _config(asked, directory)
     # What can be refused at once comes before torch and vLLM load.
     config.align.dpo.accumulation(config.policy.ranks)
+    if config.align.mine and not any(run.ledger_path.glob("step_*.parquet")):
+        raise ValueError(
+            f"align.mine={config.align.mine} takes pairs from the ledger of a run, and "
+            f"{run.ledger_path} holds no step_*.parquet; leave it out, or name a run that was "
+            "trained with log.ledger=true"
+        )
     checkpoint = None if asked.model else find_checkpoint(run.root, asked.step, console.note)
     from rl.alignment import Parts, align
     from rl.assembly import gather_material

@@ -2,8 +2,10 @@
 
 Writes what a step of a run sampled as one page for a browser that needs no network and no other
 file: each group with its prompt and pictures, and under it every trajectory with its reward and
-what the reward was made of. Without `step` it shows the newest. It only reads the ledger, and the
-media that the ledger names, so it can look at a run that is going on.
+what the reward was made of. Of an RLAIF-V pass, `run=runs/NAME/align [step=ITERATION]`, it writes
+the preference pairs: each with its two responses and the labels of their claims. Without `step` it
+shows the newest. It only reads the ledger or the pairs, and the media that they name, so it can
+look at a run that is going on.
 """
 
 from __future__ import annotations
@@ -30,7 +32,16 @@ from rl.ledger import LedgerRow, read_rows
 from rl.media import MediaError, Medium, Video, describe, from_json
 from rl.media_store import MediaStore
 from rl.run_directory import RunDirectory
-from rl.show_page import Card, Page, Picture, as_html, as_ranges
+from rl.show_page import (
+    Group,
+    Page,
+    Picture,
+    Room,
+    as_html,
+    as_ranges,
+    page_of_trajectories,
+)
+from rl.show_pairs import holds_pass, page_of_pairs, pair_files
 from rl.video_frames import spread
 
 OWN_KEYS = ("run", "step", "limit", "out")
@@ -48,15 +59,15 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    shown = sum(len(card.rows) for card in page.cards)
-    print(f"{shown:,} of {len(page.rows):,} trajectories of step {as_ranges(page.steps)} in {path}")
+    counts = f"{page.num_shown:,} of {page.num_items:,} {page.form.items}"
+    print(f"{counts} of {page.extent} in {path}")
     return 0
 
 
 def show(arguments: Sequence[str]) -> tuple[Path, Page]:
     """Write the page that a command line asks for; returns where it is and what is on it.
 
-    Raises ValueError for a command line, run or ledger that cannot be shown, and OSError where the
+    Raises ValueError for a command line, run or pass that cannot be shown, and OSError where the
     page cannot be written. A page that was there is replaced once the new one is complete.
     """
     own = _parse(arguments)
@@ -67,11 +78,19 @@ def show(arguments: Sequence[str]) -> tuple[Path, Page]:
             f"{run.root} is no run directory: it has no {run.config_path.name}; "
             "name one with run=runs/NAME"
         )
-    paths = _chosen(ledger_steps(run.ledger_path), own.get("step"))
-    out = Path(own.get("out", run.root / "samples" / f"{_file_name(list(paths))}.html"))
-    if out.suffix != ".html":
-        raise ValueError(f"out names the page, a file that ends with .html, got {out}")
-    page = read_page(run.name, paths, limit, Pictures(run.config_path))
+    pictures = Pictures(run.config_path)
+    if holds_pass(run):
+        paths = _chosen(
+            pair_files(run.root), own.get("step"), "the pass has no pairs.parquet of iteration"
+        )
+        out = _out(own, run, "iteration_" + _ends(paths, "d"))
+        page = page_of_pairs(
+            f"{run.root.resolve().parent.name}/{run.name}", paths, limit, pictures.of
+        )
+    else:
+        paths = _chosen(ledger_steps(run.ledger_path), own.get("step"), "the ledger has no step")
+        out = _out(own, run, "step_" + _ends(paths, "06d"))
+        page = read_page(run.name, paths, limit, pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, as_html(page))
     return out, page
@@ -90,25 +109,25 @@ def ledger_steps(ledger: Path) -> dict[int, Path]:
 
 def read_page(name: str, paths: Mapping[int, Path], limit: int, pictures: Pictures) -> Page:
     """Read steps, whole groups as long as they fit into `limit` trajectories, and at least one."""
-    cards: list[Card] = []
+    groups: list[Group] = []
     rows: list[LedgerRow] = []
-    room = limit
+    room = Room(limit)
     for path in paths.values():
         for group in _groups(path):
-            if not cards or len(group) <= room:
-                cards.append(Card(group, pictures.of(group[0])))
-                room -= len(group)
-            else:
-                # From here on none fits: a later, smaller group would stand beside a gap.
-                room = 0
+            if room.takes(len(group)):
+                groups.append(Group(group, _pictures(group[0], pictures)))
             rows += map(_without_text, group)
-    return Page(name, tuple(paths), tuple(cards), tuple(rows))
+    return page_of_trajectories(name, list(paths), groups, rows)
 
 
 def _groups(path: Path) -> Iterator[tuple[LedgerRow, ...]]:
     """The groups of a step in the order of the ledger."""
     for _, members in groupby(read_rows(path), key=lambda row: row.group_id):
         yield tuple(members)
+
+
+def _pictures(row: LedgerRow, pictures: Pictures) -> tuple[Picture, ...]:
+    return () if row.media is None else pictures.of(from_json(row.media), row.media_digests)
 
 
 def _without_text(row: LedgerRow) -> LedgerRow:
@@ -124,13 +143,13 @@ class Pictures:
         """config_path: the run's; read once a row has media."""
         self._config_path = config_path
 
-    def of(self, row: LedgerRow) -> tuple[Picture, ...]:
-        """The media of the row's prompt; raises ValueError where the run's data are not known."""
-        if row.media is None:
-            return ()
-        media = from_json(row.media)
-        digests = row.media_digests or (None,) * len(media)
-        return tuple(self._picture(*pair) for pair in zip(media, digests, strict=True))
+    def of(self, media: Sequence[Medium], digests: Sequence[str] = ()) -> tuple[Picture, ...]:
+        """The media of a prompt; raises ValueError where the run's data are not known.
+
+        digests: of the pixels that the policy saw; empty where they are not known.
+        """
+        known = digests or (None,) * len(media)
+        return tuple(self._picture(*pair) for pair in zip(media, known, strict=True))
 
     def _picture(self, medium: Medium, digest: str | None) -> Picture:
         """digest: of the pixels that the policy saw, if it is known."""
@@ -193,12 +212,17 @@ def _parse(arguments: Sequence[str]) -> dict[str, str]:
 
 def _limit(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ValueError(f"limit is the most trajectories on the page, such as 2000, got {text!r}")
+        raise ValueError(
+            f"limit is the most trajectories, or pairs, on the page, such as 2000, got {text!r}"
+        )
     return int(text)
 
 
-def _chosen(paths: Mapping[int, Path], wanted: str | None) -> dict[int, Path]:
-    """The steps of the ledger that `12` or `10..20` names, or the newest; never none."""
+def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict[int, Path]:
+    """The steps that `12` or `10..20` names, or the newest; never none.
+
+    missing: how the error begins that says which step there is not.
+    """
     if wanted is None:
         newest = max(paths)
         return {newest: paths[newest]}
@@ -210,13 +234,20 @@ def _chosen(paths: Mapping[int, Path], wanted: str | None) -> dict[int, Path]:
         raise ValueError(f"step={wanted} ends before it begins; give the lower step first")
     chosen = {step: path for step, path in paths.items() if first <= step <= last}
     if not chosen:
-        raise ValueError(f"the ledger has no step {wanted}; it has {as_ranges(list(paths))}")
+        raise ValueError(f"{missing} {wanted}; it has {as_ranges(list(paths))}")
     return chosen
 
 
-def _file_name(steps: Sequence[int]) -> str:
-    """`step_000012`, or `step_000010-000020` for the first and the last of several."""
-    return "step_" + "-".join(f"{step:06d}" for step in sorted({steps[0], steps[-1]}))
+def _out(own: Mapping[str, str], run: RunDirectory, name: str) -> Path:
+    out = Path(own.get("out", run.root / "samples" / f"{name}.html"))
+    if out.suffix != ".html":
+        raise ValueError(f"out names the page, a file that ends with .html, got {out}")
+    return out
+
+
+def _ends(steps: Mapping[int, Path], form: str) -> str:
+    """Such as `12`, or `10-20` for the first and the last of several; form: of each."""
+    return "-".join(format(step, form) for step in sorted({min(steps), max(steps)}))
 
 
 if __name__ == "__main__":

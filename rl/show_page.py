@@ -1,6 +1,9 @@
 """The page of rl/show.py: HTML with its style, its script and its images inside.
 
-What the ledger holds is text and never becomes markup: `tag` escapes every string that `tag` did
+A page has a card for each prompt in one mode, and on it the items that belong to it: trajectories
+of a ledger (`page_of_trajectories`), or preference pairs (rl/show_pairs.py).
+
+What a run has written is text and never becomes markup: `tag` escapes every string that `tag` did
 not make itself. Behind that stands a content security policy under which the browser runs this
 module's script, known by its hash, and nothing else.
 """
@@ -11,7 +14,7 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import fmean
@@ -33,27 +36,86 @@ class Picture:
     """Whether it is frames of a video."""
 
 
+class Html(str):
+    """Markup."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the items of a page are, and by which keys of their data they are filtered and sorted."""
+
+    items: str
+    """What many of them are called."""
+    choices: tuple[str, ...]
+    """One value of it is chosen, or any."""
+    measure: str
+    """A number, of which the lowest and the highest can be given."""
+    sort_keys: tuple[str, ...]
+    """Numbers."""
+    flags: tuple[tuple[str, str], ...] = ()
+    """A key that the shown items must have, and what its box is called."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the form shows or hides as one."""
+
+    content: tuple[Html, ...]
+    data: Mapping[str, str | None]
+    """Values by the keys of the form; None where it has none."""
+
+
 @dataclass(frozen=True)
 class Card:
-    """One group: the trajectories of one prompt in one mode."""
+    """One prompt in one mode, and the items that belong to it."""
 
-    rows: tuple[LedgerRow, ...]
+    prompt_id: str
+    mode: str
+    facts: tuple[str, ...]
+    prompt: tuple[Html, ...]
+    """Its messages, and the reference."""
     pictures: tuple[Picture, ...]
+    items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class Page:
     name: str
     """The run's."""
-    steps: tuple[int, ...]
+    extent: str
+    """Which part of the run it is of."""
+    form: Form
+    modes: tuple[str, ...]
+    table: Html
+    """Counts and means, whether what they are of is shown or not."""
+    num_groups: int
+    """Shown or not, as are the items."""
+    num_items: int
     cards: tuple[Card, ...]
     """The groups that are shown."""
-    rows: tuple[LedgerRow, ...]
-    """Every trajectory of the steps, for counts and means; their texts may be left out."""
+
+    @property
+    def num_shown(self) -> int:
+        return sum(len(card.items) for card in self.cards)
 
 
-class Html(str):
-    """Markup."""
+class Room:
+    """What a page has left of its limit: whole groups as long as they fit, and at least one."""
+
+    def __init__(self, limit: int) -> None:
+        """limit: in items."""
+        self._left = limit
+        self._is_empty = True
+
+    def takes(self, size: int) -> bool:
+        """Whether a group of so many items is shown; asked of every group in its order."""
+        if self._is_empty or size <= self._left:
+            self._is_empty = False
+            self._left -= size
+            return True
+        # From here on none fits: a later, smaller group would stand beside a gap.
+        self._left = 0
+        return False
 
 
 def tag(name: str, /, *children: str, **attributes: str | None) -> Html:
@@ -85,12 +147,11 @@ def _escaped(text: str) -> str:
 
 def as_html(page: Page) -> str:
     """The whole document."""
-    title = f"{page.name}, step {as_ranges(page.steps)}"
+    title = f"{page.name}, {page.extent}"
     policy = (
         f"default-src 'none'; script-src {_source(_SCRIPT)}; style-src {_source(_STYLE)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    modes = sorted({row.mode for row in page.rows})
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -103,10 +164,14 @@ def as_html(page: Page) -> str:
     body = tag(
         "body",
         tag("h1", title),
-        tag("p", _extent(page)),
-        _means(page.rows, modes),
+        tag("p", _counts(page)),
+        page.table,
         _form(page),
-        tag("main", *(_card(card, modes.index(card.rows[0].mode)) for card in page.cards)),
+        tag(
+            "main",
+            *(_card(card, page.modes.index(card.mode)) for card in page.cards),
+            data_items=page.form.items,
+        ),
         tag("script", Html(_SCRIPT)),
     )
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
@@ -127,46 +192,24 @@ def as_ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}..{run[-1]}" if run[1:] else f"{run[0]}" for run in runs)
 
 
-def _extent(page: Page) -> str:
-    groups, trajectories = _num_groups(page.rows), len(page.rows)
-    all_of_it = f"Groups: {groups:,}. Trajectories: {trajectories:,}."
-    shown = sum(len(card.rows) for card in page.cards)
-    if shown == trajectories:
+def _counts(page: Page) -> str:
+    items = page.form.items
+    all_of_it = f"Groups: {page.num_groups:,}. {items.capitalize()}: {page.num_items:,}."
+    if page.num_shown == page.num_items:
         return all_of_it
     return (
         f"{all_of_it} The table counts all of them; under it are the first {len(page.cards):,} "
-        f"groups with {shown:,} trajectories. With limit={trajectories} all are shown."
+        f"groups with {page.num_shown:,} {items}. With limit={page.num_items} all are shown."
     )
 
 
-def _num_groups(rows: Iterable[LedgerRow]) -> int:
-    return len({(row.step, row.group_id) for row in rows})
+def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> Html:
+    rows = [tag("tr", *(tag("th", name) for name in header))]
+    rows += [tag("tr", *(tag("td", cell) for cell in line)) for line in lines]
+    return tag("div", tag("table", *rows), class_="wide")
 
 
-def _means(rows: Sequence[LedgerRow], modes: Sequence[str]) -> Html:
-    """Counts and means per mode, over the trajectories that have the figure."""
-    parts = sorted({part for row in rows for part in row.parts})
-    names = ["mode", "groups", "trajectories", "failed", "truncated", "tokens", "reward"]
-    header = tag("tr", *(tag("th", name) for name in [*names, *parts, "mismatch"]))
-    lines = [header]
-    for mode in modes:
-        of_mode = [row for row in rows if row.mode == mode]
-        cells = [
-            mode,
-            f"{_num_groups(of_mode):,}",
-            f"{len(of_mode):,}",
-            f"{sum(row.failure is not None for row in of_mode):,}",
-            f"{fmean(row.finish_reason == 'length' for row in of_mode):.1%}",
-            f"{fmean(row.num_tokens for row in of_mode):,.1f}",
-            _mean(row.reward for row in of_mode),
-            *(_mean(row.parts.get(part) for row in of_mode) for part in parts),
-            _mean((row.mismatch for row in of_mode), _small),
-        ]
-        lines.append(tag("tr", *(tag("td", cell) for cell in cells)))
-    return tag("div", tag("table", *lines), class_="wide")
-
-
-def _number(value: float, sign: str = "") -> str:
+def as_number(value: float, sign: str = "") -> str:
     """Four digits without the rounding errors of a mean; the 0 that is added turns -0 into 0."""
     return format(round(value, 6) + 0.0, f"{sign}.4g")
 
@@ -175,44 +218,50 @@ def _small(value: float) -> str:
     return f"{value:.2g}"
 
 
-def _mean(values: Iterable[float | None], shown: Callable[[float], str] = _number) -> str:
+def as_mean(values: Iterable[float | None], shown: Callable[[float], str] = as_number) -> str:
     known = [value for value in values if value is not None]
     return shown(fmean(known)) if known else "–"
 
 
 def _form(page: Page) -> Html:
     """The filters; hidden until the script, which they need, has started."""
-    rows = [row for card in page.cards for row in card.rows]
-    orders = ["ledger"]
-    orders += [f"{key}, {way}" for key in _SORT_KEYS for way in ("highest first", "lowest first")]
+    form = page.form
+    data = [item.data for card in page.cards for item in card.items]
+    orders = ["as stored"]
+    orders += [f"{key}, {way}" for key in form.sort_keys for way in _WAYS]
     search = tag("input", name="search", type="search")
-    failed = tag("input", name="failed", type="checkbox")
     return tag(
         "form",
-        _choice("mode", (row.mode for row in rows)),
-        _choice("task", (row.task for row in rows)),
-        _choice("route", (row.route for row in rows)),
-        _choice("finish", (row.finish_reason for row in rows)),
-        tag("label", "reward from ", tag("input", name="least", type="number", step="any")),
-        tag("label", "to ", tag("input", name="most", type="number", step="any")),
+        *(_choice(name, (one[name] or "" for one in data)) for name in form.choices),
+        tag("label", f"{form.measure} from ", _bound("least")),
+        tag("label", "to ", _bound("most")),
         tag("label", "text ", search),
-        tag("label", failed, " only failures"),
+        *(_flag(*flag) for flag in form.flags),
         tag("label", "order ", tag("select", *_options(orders), name="order")),
         tag("button", "reset", type="reset"),
         tag("output", name="count"),
         tag("span", tag("kbd", "j"), " next group, ", tag("kbd", "k"), " previous"),
         autocomplete="off",
         hidden="",
+        data_measure=form.measure,
     )
 
 
-_SORT_KEYS = ("reward", "advantage", "tokens")
+_WAYS = ("highest first", "lowest first")
+
+
+def _bound(name: str) -> Html:
+    return tag("input", name=name, type="number", step="any")
+
+
+def _flag(key: str, label: str) -> Html:
+    return tag("label", tag("input", type="checkbox", data_flag=key), f" {label}")
 
 
 def _choice(name: str, values: Iterable[str]) -> Html:
     known = sorted(set(values))
     options = [tag("option", "any"), *_options(known)]
-    return tag("label", f"{name} ", tag("select", *options, name=name))
+    return tag("label", f"{name} ", tag("select", *options, data_choice=name))
 
 
 def _options(values: Iterable[str]) -> Iterator[Html]:
@@ -220,41 +269,32 @@ def _options(values: Iterable[str]) -> Iterator[Html]:
 
 
 def _card(card: Card, place_of_mode: int) -> Html:
-    first = card.rows[0]
-    rewards = [row.reward for row in card.rows]
-    facts = [
-        f"group {first.group_id}",
-        f"step {first.step}",
-        f"task {first.task}",
-        _versions(card.rows),
-        f"{len(card.rows)} trajectories",
-        f"mean reward {_mean(rewards)}",
-    ]
-    mode = tag("span", first.mode, class_=f"mode mode-{place_of_mode % 5}")
-    prompt = tag("div", *_messages(first.messages), _block("reference", first.reference))
+    mode = tag("span", card.mode, class_=f"mode mode-{place_of_mode % 5}")
     return tag(
         "section",
-        tag("h2", mode, " ", first.prompt_id),
-        tag("p", " · ".join(facts), class_="facts"),
-        tag("div", prompt, *_pictures(card.pictures), class_="prompt"),
-        tag("ol", *(_trajectory(row, place) for place, row in enumerate(card.rows))),
+        tag("h2", mode, " ", card.prompt_id),
+        tag("p", " · ".join(card.facts), class_="facts"),
+        tag("div", tag("div", *card.prompt), *_pictures(card.pictures), class_="prompt"),
+        tag("ol", *(_item(item, place) for place, item in enumerate(card.items))),
         class_="group",
         tabindex="-1",
     )
 
 
-def _versions(rows: Iterable[LedgerRow]) -> str:
-    versions = {version for row in rows for version in (row.first_version, row.last_version)}
-    first, last = min(versions), max(versions)
-    return f"version {first}" if first == last else f"versions {first} to {last}"
+def _item(item: Item, place: int) -> Html:
+    data = {f"data_{key}": value for key, value in item.data.items()}
+    return tag("li", *item.content, class_="item", data_place=str(place), **data)
 
 
-def _messages(stored: str) -> Iterator[Html]:
+def prompt_blocks(messages: Iterable[Mapping[str, Any]], reference: str) -> tuple[Html, ...]:
     """One block a message of the chat; media are named, what else is no text is shown as JSON."""
-    for message in json.loads(stored):
-        rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-        text = _content(message.get("content")) + (f"\n{_json(rest)}" if rest else "")
-        yield _block(str(message.get("role")), text)
+    return *map(_message, messages), block("reference", reference)
+
+
+def _message(message: Mapping[str, Any]) -> Html:
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+    text = _content(message.get("content")) + (f"\n{_json(rest)}" if rest else "")
+    return block(str(message.get("role")), text)
 
 
 def _content(content: Any) -> str:
@@ -278,11 +318,11 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _block(name: str, text: str) -> Html:
-    return tag("div", tag("h3", name), _text(text), class_="block")
+def block(name: str, text: str) -> Html:
+    return tag("div", tag("h3", name), as_text(text), class_="block")
 
 
-def _text(text: str) -> Html:
+def as_text(text: str) -> Html:
     # No <pre>: it would swallow a newline at the start.
     return tag("div", text, class_="text", dir="auto")
 
@@ -302,39 +342,151 @@ def _picture(picture: Picture) -> Html:
     return tag("figure", *shown, name, class_="strip" if picture.is_strip else None)
 
 
-def _trajectory(row: LedgerRow, place: int) -> Html:
-    return tag(
-        "li",
-        tag("p", tag("span", f"#{place + 1}"), " ", *_spaced(_facts(row)), class_="facts"),
-        tag("p", *_spaced(_parts(row)), class_="facts"),
-        *([] if row.reasoning is None else [_folded("reasoning", row.reasoning)]),
-        _answer(row),
-        *([] if row.preference_answer is None else [_preference(row.preference_answer)]),
-        class_="trajectory",
-        data_place=str(place),
-        data_mode=row.mode,
-        data_task=row.task,
-        data_route=row.route,
-        data_finish=row.finish_reason,
-        data_failed=None if row.failure is None else "",
-        data_reward=_sortable(row.reward),
-        data_advantage=_sortable(row.advantage),
-        data_tokens=str(row.num_tokens),
-    )
-
-
-def _sortable(value: float | None) -> str | None:
+def sortable(value: float | None) -> str | None:
     return None if value is None or not math.isfinite(value) else repr(value)
 
 
+def facts_line(elements: Iterable[Html]) -> Html:
+    # With a space between them, for those who copy the line or hear it read.
+    spaced = (part for element in elements for part in (element, " "))
+    return tag("p", *spaced, class_="facts")
+
+
+def answer_block(answer: str | None) -> Html:
+    """answer: None where the text has none."""
+    if answer is None:
+        return tag("p", "no answer: the reasoning never ended", class_="problem")
+    # The newlines after the closing tag of the reasoning belong to the chat template.
+    return block("answer", answer.strip("\n"))
+
+
+def folded(name: str, text: str) -> Html:
+    summary = tag("summary", f"{name} ({len(text):,} characters)")
+    return tag("details", summary, as_text(text))
+
+
+# Trajectories.
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trajectories of one prompt in one mode."""
+
+    rows: tuple[LedgerRow, ...]
+    pictures: tuple[Picture, ...]
+
+
+_TRAJECTORIES = Form(
+    items="trajectories",
+    choices=("mode", "task", "route", "finish"),
+    measure="reward",
+    sort_keys=("reward", "advantage", "tokens"),
+    flags=(("failed", "only failures"),),
+)
+
+
+def page_of_trajectories(
+    name: str, steps: Sequence[int], groups: Iterable[Group], rows: Sequence[LedgerRow]
+) -> Page:
+    """The page of steps of a ledger.
+
+    groups: those that are shown. rows: every trajectory of the steps, for counts and means; their
+    texts may be left out.
+    """
+    modes = tuple(sorted({row.mode for row in rows}))
+    return Page(
+        name=name,
+        extent=f"step {as_ranges(steps)}",
+        form=_TRAJECTORIES,
+        modes=modes,
+        table=_means(rows, modes),
+        num_groups=_num_groups(rows),
+        num_items=len(rows),
+        cards=tuple(map(_card_of, groups)),
+    )
+
+
+def _num_groups(rows: Iterable[LedgerRow]) -> int:
+    return len({(row.step, row.group_id) for row in rows})
+
+
+def _means(rows: Sequence[LedgerRow], modes: Sequence[str]) -> Html:
+    """Counts and means per mode, over the trajectories that have the figure."""
+    parts = sorted({part for row in rows for part in row.parts})
+    names = ["mode", "groups", "trajectories", "failed", "truncated", "tokens", "reward"]
+    lines: list[list[str]] = []
+    for mode in modes:
+        of_mode = [row for row in rows if row.mode == mode]
+        line = [
+            mode,
+            f"{_num_groups(of_mode):,}",
+            f"{len(of_mode):,}",
+            f"{sum(row.failure is not None for row in of_mode):,}",
+            f"{fmean(row.finish_reason == 'length' for row in of_mode):.1%}",
+            f"{fmean(row.num_tokens for row in of_mode):,.1f}",
+            as_mean(row.reward for row in of_mode),
+            *(as_mean(row.parts.get(part) for row in of_mode) for part in parts),
+            as_mean((row.mismatch for row in of_mode), _small),
+        ]
+        lines.append(line)
+    return table([*names, *parts, "mismatch"], lines)
+
+
+def _card_of(group: Group) -> Card:
+    rows, first = group.rows, group.rows[0]
+    facts = (
+        f"group {first.group_id}",
+        f"step {first.step}",
+        f"task {first.task}",
+        _versions(rows),
+        f"{len(rows)} trajectories",
+        f"mean reward {as_mean(row.reward for row in rows)}",
+    )
+    return Card(
+        prompt_id=first.prompt_id,
+        mode=first.mode,
+        facts=facts,
+        prompt=prompt_blocks(json.loads(first.messages), first.reference),
+        pictures=group.pictures,
+        items=tuple(_trajectory(row, place) for place, row in enumerate(rows)),
+    )
+
+
+def _versions(rows: Iterable[LedgerRow]) -> str:
+    versions = {version for row in rows for version in (row.first_version, row.last_version)}
+    first, last = min(versions), max(versions)
+    return f"version {first}" if first == last else f"versions {first} to {last}"
+
+
+def _trajectory(row: LedgerRow, place: int) -> Item:
+    content = (
+        facts_line([tag("span", f"#{place + 1}"), *_facts(row)]),
+        facts_line(_parts(row)),
+        *([] if row.reasoning is None else [folded("reasoning", row.reasoning)]),
+        answer_block(row.answer),
+        *([] if row.preference_answer is None else [_preference(row.preference_answer)]),
+    )
+    data = {
+        "mode": row.mode,
+        "task": row.task,
+        "route": row.route,
+        "finish": row.finish_reason,
+        "failed": None if row.failure is None else "",
+        "reward": sortable(row.reward),
+        "advantage": sortable(row.advantage),
+        "tokens": str(row.num_tokens),
+    }
+    return Item(content, data)
+
+
 def _facts(row: LedgerRow) -> Iterator[Html]:
-    reward = "no reward" if row.reward is None else f"reward {_number(row.reward)}"
+    reward = "no reward" if row.reward is None else f"reward {as_number(row.reward)}"
     yield tag("strong", reward)
     if row.advantage is None:
         yield tag("span", "no advantage: left out of the update")
     else:
         sign = "plus" if row.advantage > 0 else "minus" if row.advantage < 0 else None
-        yield tag("strong", f"advantage {_number(row.advantage, '+')}", class_=sign)
+        yield tag("strong", f"advantage {as_number(row.advantage, '+')}", class_=sign)
     yield tag("span", f"{row.num_tokens:,} tokens")
     yield tag("span", row.finish_reason, class_=None if row.finish_reason == "stop" else "problem")
     if row.first_version != row.last_version:
@@ -349,30 +501,11 @@ def _parts(row: LedgerRow) -> Iterator[Html]:
     if row.route:
         yield tag("span", f"route {row.route}", class_="part")
     for name, value in sorted(row.parts.items()):
-        yield tag("span", f"{name} {_number(value)}", class_="part")
-
-
-def _spaced(elements: Iterable[Html]) -> Iterator[str]:
-    """With a space between them, for those who copy the line or hear it read."""
-    for element in elements:
-        yield element
-        yield " "
-
-
-def _answer(row: LedgerRow) -> Html:
-    if row.answer is None:
-        return tag("p", "no answer: the reasoning never ended", class_="problem")
-    # The newlines after the closing tag of the reasoning belong to the chat template.
-    return _block("answer", row.answer.strip("\n"))
+        yield tag("span", f"{name} {as_number(value)}", class_="part")
 
 
 def _preference(answer: str) -> Html:
-    return _folded("what the preference model saw, beside the messages", answer)
-
-
-def _folded(name: str, text: str) -> Html:
-    summary = tag("summary", f"{name} ({len(text):,} characters)")
-    return tag("details", summary, _text(text))
+    return folded("what the preference model saw, beside the messages", answer)
 
 
 _STYLE = """
@@ -430,7 +563,13 @@ figcaption { font-size: .75rem; color: var(--grey); overflow-wrap: anywhere }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 36rem; overflow-y: auto;
   tab-size: 4 }
 ol { list-style: none; margin: .75rem 0 0; padding: 0 }
-.trajectory { border-top: 1px solid var(--line); padding: .6rem 0 }
+.item { border-top: 1px solid var(--line); padding: .6rem 0 }
+.sides { display: grid; gap: 0 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
+.sides > * { min-width: 0 }
+ul { list-style: none; margin: .5rem 0; padding: 0 }
+.claim { border-left: 3px solid var(--line); padding-left: .75rem; margin: .5rem 0 }
+.claim .question { color: var(--grey); font-size: .9rem }
 details { margin: .4rem 0 }
 summary { cursor: pointer; color: var(--grey); font-size: .9rem }
 details .text { padding-left: .75rem; border-left: 3px solid var(--line); margin-top: .3rem }
@@ -453,28 +592,32 @@ const groups = [...document.querySelectorAll(".group")].map(element => ({
   element,
   prompt: [element.querySelector("h2"), ...element.querySelectorAll(".prompt .text")],
   list: element.querySelector("ol"),
-  trajectories: [...element.querySelectorAll(".trajectory")],
+  items: [...element.querySelectorAll(".item")],
   shown: [],
 }));
-const total = groups.reduce((sum, group) => sum + group.trajectories.length, 0);
+const total = groups.reduce((sum, group) => sum + group.items.length, 0);
+const choices = [...form.querySelectorAll("[data-choice]")];
+const flags = [...form.querySelectorAll("[data-flag]")];
 
 const holds = (texts, query) => texts.some(one => one.textContent.toLowerCase().includes(query));
 
 function isWanted(data) {
-  for (const name of ["mode", "task", "route", "finish"]) {
-    if (fields[name].selectedIndex > 0 && data[name] !== fields[name].value) return false;
+  for (const one of choices) {
+    if (one.selectedIndex > 0 && data[one.dataset.choice] !== one.value) return false;
   }
-  if (fields.failed.checked && data.failed === undefined) return false;
+  if (flags.some(one => one.checked && data[one.dataset.flag] === undefined)) return false;
   const least = fields.least.valueAsNumber, most = fields.most.valueAsNumber;
   if (Number.isNaN(least) && Number.isNaN(most)) return true;
-  if (data.reward === undefined) return false;
-  return !(Number(data.reward) < least) && !(Number(data.reward) > most);
+  const measure = data[form.dataset.measure];
+  if (measure === undefined) return false;
+  return !(Number(measure) < least) && !(Number(measure) > most);
 }
 
 // Compares by the chosen order; what has no value comes last either way.
 function comparison() {
+  const byPlace = (a, b) => Number(a.dataset.place) - Number(b.dataset.place);
+  if (fields.order.selectedIndex === 0) return byPlace;
   const [key, way] = fields.order.value.split(", ");
-  if (key === "ledger") return (a, b) => Number(a.dataset.place) - Number(b.dataset.place);
   const sign = way === "lowest first" ? 1 : -1;
   return (a, b) => {
     const [x, y] = [a.dataset[key], b.dataset[key]];
@@ -485,20 +628,20 @@ function comparison() {
 
 function select(group, query, compare) {
   const inPrompt = !query || holds(group.prompt, query);
-  for (const one of group.trajectories) {
+  for (const one of group.items) {
     const texts = [...one.querySelectorAll(".text")];
     one.hidden = !isWanted(one.dataset) || !(inPrompt || holds(texts, query));
   }
-  group.shown = group.trajectories.filter(one => !one.hidden).sort(compare);
+  group.shown = group.items.filter(one => !one.hidden).sort(compare);
   group.list.append(...group.shown);
   group.element.hidden = group.shown.length === 0;
   if (!query) return;
-  for (const folded of group.list.querySelectorAll("li:not([hidden]) details:not([open])")) {
+  for (const folded of group.list.querySelectorAll(".item:not([hidden]) details:not([open])")) {
     folded.open = holds([folded.querySelector(".text")], query);
   }
 }
 
-// Groups stand in the order of the first trajectory that each of them shows.
+// Groups stand in the order of the first item that each of them shows.
 function update() {
   const query = fields.search.value.toLowerCase();
   const compare = comparison();
@@ -508,7 +651,7 @@ function update() {
   main.append(...shown.map(group => group.element));
   const number = shown.reduce((sum, group) => sum + group.shown.length, 0);
   const ofGroups = `${shown.length} of ${groups.length} groups`;
-  fields.count.value = `${number} of ${total} trajectories, ${ofGroups}`;
+  fields.count.value = `${number} of ${total} ${main.dataset.items}, ${ofGroups}`;
 }
 
 // The group that the reader is at: the focused one if it is in sight, else by the position.

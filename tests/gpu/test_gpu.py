@@ -90,3 +90,22 @@ def test_a_policy_that_sees_trains_in_bfloat16(tmp_path, model):
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 4
     assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
+
+
+@needs_engines
+def test_the_pass_after_rl_runs_in_bfloat16(tmp_path):
+    pytest.importorskip("trl")
+    command = [
+        *(sys.executable, "-m", "rl.align", "config=rlaif_v.yaml", "scale=one_gpu"),
+        *(f"run={tmp_path / 'run'}", "model=builtin:tiny", "data.kind=chain_sum"),
+        *("modes.short.max_tokens=8", "modes.long.max_tokens=72", "rollout.max_model_length=128"),
+        *("rollout.prompts_per_step=16", "rollout.engine.gpu_memory_utilization=0.2"),
+        *("align.divider=null", "align.labeller.model=builtin:tiny_labeller"),
+        *("align.prompts=64", "align.responses=4", "align.temperature=1", "align.gate.prompts=32"),
+        *("align.dpo.steps=4", "align.dpo.batch_size=16", "align.dpo.micro_batch_pairs=16"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    verdict = json.loads((tmp_path / "run" / "align" / "iteration_1" / "gate.json").read_text())
+    assert verdict["pairs"] > 0
+    assert set(verdict["after"]["hallucination"]) == {"short", "long"}

@@ -68,6 +68,10 @@ def test_a_batch_that_is_not_whole_micro_batches_is_refused_at_once(run, capsys)
     assert "must be a multiple of the 4 pairs" in refused(capsys, f"run={run}", *settings)
 
 
+def test_pairs_cannot_be_mined_without_a_ledger(run, capsys):
+    assert "holds no step_*.parquet" in refused(capsys, f"run={run}", "align.mine=accuracy")
+
+
 def test_an_assistant_is_one_model(run, capsys):
     both = ("align.labeller.model=a", "align.labeller.endpoint=http://127.0.0.1:9/v1")
     assert "are two models; name one" in refused(capsys, f"run={run}", *both)
