@@ -42,7 +42,7 @@ class Html(str):
 
 @dataclass(frozen=True)
 class Form:
-    """What the items of a page are, and by which keys of their data they are filtered and sorted."""
+    """What the items of a page are, and the keys of their data that filter and sort them."""
 
     items: str
     """What many of them are called."""
@@ -564,9 +564,8 @@ figcaption { font-size: .75rem; color: var(--grey); overflow-wrap: anywhere }
   tab-size: 4 }
 ol { list-style: none; margin: .75rem 0 0; padding: 0 }
 .item { border-top: 1px solid var(--line); padding: .6rem 0 }
-.sides { display: grid; gap: 0 1.5rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
-.sides > * { min-width: 0 }
+.sides { display: flex; flex-wrap: wrap; gap: 0 1.5rem }
+.sides > * { flex: 1 1 20rem; min-width: 0 }
 ul { list-style: none; margin: .5rem 0; padding: 0 }
 .claim { border-left: 3px solid var(--line); padding-left: .75rem; margin: .5rem 0 }
 .claim .question { color: var(--grey); font-size: .9rem }

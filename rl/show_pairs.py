@@ -149,7 +149,8 @@ def _card(pairs: Sequence[PreferencePair], iteration: int, pictures: tuple[Pictu
 
 
 def _item(pair: PreferencePair) -> Item:
-    gap = pair.chosen.score - pair.rejected.score
+    # Rounded, so that a gap from 1.2 to 1.2 can be asked for.
+    gap = round(pair.chosen.score - pair.rejected.score, 6)
     facts = [tag("strong", f"gap {as_number(gap)}"), tag("span", pair.id)]
     sides = tag(
         "div",

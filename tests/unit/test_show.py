@@ -19,7 +19,7 @@ from rl.ledger import LedgerRow, write_step
 from rl.media import MediaFile, RenderedImage, to_json
 from rl.media_store import MediaStore
 from rl.show import Pictures, main, read_page, show
-from rl.show_page import Card, Page, Picture, as_html, as_ranges, tag
+from rl.show_page import Group, Picture, as_html, as_ranges, page_of_trajectories, tag
 from tests.unit.test_media import write_video
 
 HOSTILE = (
@@ -56,7 +56,7 @@ def row(group="0/0/0", **changes):
 
 
 def page(*rows, pictures=()):
-    return Page("run", (1,), (Card(rows, pictures),), rows)
+    return page_of_trajectories("run", (1,), [Group(rows, pictures)], rows)
 
 
 @dataclass
@@ -131,7 +131,7 @@ def run(tmp_path):
 def test_a_trajectory_is_shown_with_all_that_its_reward_was_made_of():
     document = parsed(as_html(page(row(preference_answer="only 11"))))
     assert texts(document) == ["2+9?", "eleven", "2 and 9", "11", "only 11"]
-    (group,), (one,) = document.all(class_="group"), document.all(class_="trajectory")
+    (group,), (one,) = document.all(class_="group"), document.all(class_="item")
     assert next(group.all("h2")).text == "long prompt/0/0/0"
     assert next(group.all(class_="facts")).text == (
         "group 0/0/0 · step 1 · task auto · versions 3 to 4 · 1 trajectories · mean reward 1.25"
@@ -157,14 +157,14 @@ def test_a_trajectory_is_shown_with_all_that_its_reward_was_made_of():
     ],
 )
 def test_an_advantage_has_the_colour_of_its_sign(advantage, sign, shown):
-    (one,) = parsed(as_html(page(row(advantage=advantage)))).all(class_="trajectory")
+    (one,) = parsed(as_html(page(row(advantage=advantage)))).all(class_="item")
     (found,) = [e for e in one.all("strong") if e.text.startswith("advantage")]
     assert (found.attributes.get("class"), found.text) == (sign, shown)
 
 
 def test_a_failure_says_why_and_has_no_number_to_sort_by():
     failed = row(reward=None, parts={}, route="", failure="timeout", advantage=None, answer=None)
-    (one,) = parsed(as_html(page(failed))).all(class_="trajectory")
+    (one,) = parsed(as_html(page(failed))).all(class_="item")
     assert "data-failed" in one.attributes
     assert not {"data-reward", "data-advantage"} & set(one.attributes)
     for part in ("no reward", "left out of the update", "failure: timeout", "no answer"):
@@ -172,7 +172,7 @@ def test_a_failure_says_why_and_has_no_number_to_sort_by():
 
 
 def test_a_reward_that_is_no_number_is_shown_and_not_sorted_by():
-    (one,) = parsed(as_html(page(row(reward=math.nan)))).all(class_="trajectory")
+    (one,) = parsed(as_html(page(row(reward=math.nan)))).all(class_="item")
     assert "reward nan" in one.text
     assert "data-reward" not in one.attributes
 
@@ -191,13 +191,13 @@ def test_hostile_text_in_every_field_stays_text():
         **everywhere,
     )
     pictures = (Picture(HOSTILE, None, HOSTILE), Picture(HOSTILE, HOSTILE, None))
-    cards = (Card((hostile,), pictures),)
-    document = parsed(as_html(Page(HOSTILE, (1,), cards, (hostile,))))
+    groups = [Group((hostile,), pictures)]
+    document = parsed(as_html(page_of_trajectories(HOSTILE, (1,), groups, (hostile,))))
     assert [element.text for element in document.all("title")] == [f"{HOSTILE}, step 1"]
     assert len(list(document.all("script"))) == len(list(document.all("style"))) == 1
     assert [image.attributes["alt"] for image in document.all("img")] == [HOSTILE]
     assert not [e for e in document.all() if any(key.startswith("on") for key in e.attributes)]
-    (one,) = document.all(class_="trajectory")
+    (one,) = document.all(class_="item")
     assert one.attributes["data-route"] == HOSTILE
     assert texts(document)[1:] == [HOSTILE] * 4
 
@@ -232,7 +232,8 @@ def test_the_white_space_between_reasoning_and_answer_takes_no_room():
 
 
 def test_a_run_named_in_no_unicode_can_be_shown():
-    document = parsed(as_html(Page("a\ud83d", (1,), (), ())).encode("utf-8").decode("utf-8"))
+    empty = as_html(page_of_trajectories("a\ud83d", (1,), [], []))
+    document = parsed(empty.encode("utf-8").decode("utf-8"))
     assert next(document.all("h1")).text == "a?, step 1"
 
 
@@ -249,17 +250,29 @@ def test_the_browser_may_run_this_script_alone_and_load_nothing():
 
 
 def test_the_script_finds_every_field_and_figure_that_it_names():
-    document = parsed(as_html(page(row(failure="timeout"))))
+    check_form(parsed(as_html(page(row(failure="timeout")))), "failed")
+
+
+def check_form(document, *flags):
+    """That every control is one that the script reads, and of a figure that the item has."""
     (script,) = document.all("script")
-    (form,), (one,) = document.all("form"), document.all(class_="trajectory")
-    listed = json.loads(re.search(r"of (\[.*?\])", script.text)[1])
-    assert listed == ["mode", "task", "route", "finish"]
-    fields = {e.attributes["name"] for e in form.all() if "name" in e.attributes}
-    assert {*listed, *re.findall(r"fields\.(\w+)", script.text)} == fields
+    (form,), (one,) = document.all("form"), document.all(class_="item")
     data = {key.removeprefix("data-") for key in one.attributes if key.startswith("data-")}
-    orders = {o.attributes["value"].partition(", ")[0] for o in form.all("option") if o.attributes}
-    assert {"reward", "advantage", "tokens"} <= orders & data
-    assert {*listed, *re.findall(r"(?:data|dataset)\.(\w+)", script.text)} <= data
+    controls = [e.attributes for e in form.all() if e.name in ("input", "select")]
+    named = {e["name"] for e in controls if "name" in e}
+    assert named == {"least", "most", "search", "order"}
+    assert {e.attributes["name"] for e in form.all("output")} == {"count"}
+    assert {*re.findall(r"fields\.(\w+)", script.text)} == {*named, "count"}
+    choices = {e["data-choice"] for e in controls if "data-choice" in e}
+    assert {e["data-flag"] for e in controls if "data-flag" in e} == {*flags}
+    assert len(named) + len(choices) + len(flags) == len(controls)
+    stored, *orders = next(e for e in form.all("select") if "name" in e.attributes).all("option")
+    assert stored.text == "as stored"
+    keys = {order.text.partition(", ")[0] for order in orders}
+    assert {*choices, *flags, *keys, form.attributes["data-measure"], "place"} == data
+    read = {"choice", "flag", "measure", "items", "place"}
+    assert {*re.findall(r"dataset\.(\w+)", script.text)} == read
+    assert all(e.attributes["data-items"] for e in document.all("main"))
 
 
 def test_counts_and_means_are_per_mode_and_over_what_has_the_figure():
@@ -292,13 +305,13 @@ def test_the_newest_step_is_shown_unless_one_or_a_range_is_named(run):
     ]
     path, shown = show([f"run={run}", "step=1..11"])
     assert path == run / "samples" / "step_000001-000002.html"
-    assert shown.steps == (1, 2)
-    assert len(list(parsed(path.read_text("utf-8")).all(class_="trajectory"))) == 12
+    assert shown.extent == "step 1..2"
+    assert len(list(parsed(path.read_text("utf-8")).all(class_="item"))) == 12
 
 
 def test_the_limit_keeps_whole_groups_and_what_is_left_out_is_said(run):
     path, shown = show([f"run={run}", "step=1..2", "limit=5"])
-    assert [[r.group_id for r in card.rows] for card in shown.cards] == [["a", "a"], ["b", "b"]]
+    assert [(c.prompt_id, len(c.items)) for c in shown.cards] == [("prompt/a", 2), ("prompt/b", 2)]
     document = parsed(path.read_text("utf-8"))
     assert next(document.all("p")).text == (
         "Groups: 6. Trajectories: 12. The table counts all of them; under it are the first 2 "
@@ -307,20 +320,20 @@ def test_the_limit_keeps_whole_groups_and_what_is_left_out_is_said(run):
     (table,) = document.all("table")
     assert [cell.text for cell in table.all("td")][:3] == ["long", "6", "12"]
     _, one = show([f"run={run}", "limit=1"])
-    assert [len(card.rows) for card in one.cards] == [2]
+    assert [len(card.items) for card in one.cards] == [2]
 
 
 def test_no_later_group_fills_the_gap_of_one_that_did_not_fit(tmp_path):
     rows = [row("a"), *[row("b")] * 3, row("c")]
     path = write_step(tmp_path, 1, rows)
     shown = read_page("run", {1: path}, 3, Pictures(tmp_path / "config.yaml"))
-    assert [card.rows[0].group_id for card in shown.cards] == ["a"]
+    assert [card.prompt_id for card in shown.cards] == ["prompt/a"]
 
 
 def test_a_step_without_trajectories_is_an_empty_page(run):
     write_step(run / "ledger", 13, [])
     path, shown = show([f"run={run}"])
-    assert (shown.steps, shown.cards) == ((13,), ())
+    assert (shown.extent, shown.cards) == ("step 13", ())
     assert "Trajectories: 0." in parsed(path.read_text("utf-8")).text
 
 
@@ -340,7 +353,7 @@ def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(run, tmp_pa
         (["step=3..11"], "no step 3..11; it has 1..2, 12"),
         (["step=9..2"], "ends before it begins"),
         (["step=new"], "a number or a range such as 10..20, got 'new'"),
-        (["limit=0"], "limit is the most trajectories"),
+        (["limit=0"], "limit is the most trajectories, or pairs, on the page"),
         (["steps=1"], "takes run=, step=, limit=, out=, got steps"),
         (["out=page.txt"], "ends with .html, got page.txt"),
         (["out={run}/config.yaml/page.html"], "config.yaml"),
