@@ -86,8 +86,8 @@ def parse(arguments: Sequence[str]) -> Align:
     return Align(config, int(own["step"]) if "step" in own else None, None)
 
 
-async def run_alignment(asked: Align, screen: rich.console.Console | None = None) -> bool:
-    """Align a policy, or go on with it; whether any iteration was accepted.
+async def run_alignment(asked: Align, screen: rich.console.Console | None = None) -> None:
+    """Align a policy, or go on with it.
 
     Raises ValueError for input that cannot be aligned, before anything heavy starts.
     """
@@ -97,11 +97,12 @@ async def run_alignment(asked: Align, screen: rich.console.Console | None = None
     config = _config(asked, directory)
     # What can be refused at once comes before torch and vLLM load.
     config.align.dpo.accumulation(config.policy.ranks)
-    if config.align.mine and not any(run.ledger_path.glob("step_*.parquet")):
+    has_ledger = asked.model is None and any(run.ledger_path.glob("step_*.parquet"))
+    if config.align.mine and not has_ledger:
         raise ValueError(
-            f"align.mine={config.align.mine} takes pairs from the ledger of a run, and "
-            f"{run.ledger_path} holds no step_*.parquet; leave it out, or name a run that was "
-            "trained with log.ledger=true"
+            f"align.mine={config.align.mine} takes pairs from the ledger of the run that trained "
+            f"the policy, and there is none in {run.ledger_path}; leave it out, or name a run that "
+            "was trained with log.ledger=true"
         )
     checkpoint = None if asked.model else find_checkpoint(run.root, asked.step, console.note)
     from rl.alignment import Parts, align
@@ -117,7 +118,7 @@ async def run_alignment(asked: Align, screen: rich.console.Console | None = None
     try:
         run.check_room(NEEDED_BYTES)
         console.note(f"aligning {origin.name}; all of it is left in {directory.root}")
-        return await align(Parts(material, origin, labeller, divider, directory, console))
+        await align(Parts(material, origin, labeller, divider, directory, console))
     finally:
         directory.close()
 
@@ -139,13 +140,14 @@ def _origin(material: Material, run: RunDirectory, checkpoint: Checkpoint | None
         name = material.config.policy.model
         identity = {"model": name, "weights": stamp_of_model(material.model)}
         untrained = {"progress": {"trained_tokens": {}}, "before": {}}
-        return Origin(material.model, name, identity, untrained, run.ledger_path)
+        return Origin(material.model, name, identity, untrained, 0, run.ledger_path)
     manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
     return Origin(
         checkpoint.path / "model",
         str(checkpoint.path),
         {"step": checkpoint.step, "weights": stamp(manifest)},
         checkpoint.progress,
+        checkpoint.step,
         run.ledger_path,
     )
 

@@ -28,7 +28,7 @@ from rewards.preference import final_answer
 from rl.alignment_console import AlignmentConsole
 from rl.alignment_curves import draw_alignment
 from rl.alignment_directory import AlignmentDirectory, claims_path, labels_path
-from rl.alignment_gate import Measurement, refusals
+from rl.alignment_gate import Measurement, as_modes, refusals
 from rl.alignment_stages import (
     divide,
     judge,
@@ -38,7 +38,7 @@ from rl.alignment_stages import (
     sample,
 )
 from rl.assembly import Material, System, start_system
-from rl.assistants import AssistantSource
+from rl.assistants import DIVIDER_TOKENS, AssistantSource
 from rl.atomic_write import write_text
 from rl.claims import (
     Assistant,
@@ -57,8 +57,8 @@ from rl.claims import (
     write_responses,
 )
 from rl.cluster import Cluster, open_cluster
-from rl.config import EvalConfig
-from rl.evaluation import ModeResult, Sample, answered_before, evaluate, questions
+from rl.config import Config, EvalConfig
+from rl.evaluation import Sample, answered_before, evaluate, questions
 from rl.evaluation_directory import open_evaluation
 from rl.interfaces import GenerationFailed
 from rl.journal import Journal
@@ -71,8 +71,6 @@ from rl.sinks import Sinks, read_metrics
 from rl.stack_versions import stack_versions
 from rl.stages import Prompt, RolloutRequest
 
-DIVIDER_TOKENS = 1024
-"""Budget of a divider's reply; what does not fit is divided by rules."""
 POLL_S = 1.0
 LABELLING = "question/1"
 """How a labeller is asked, which its labels depend on."""
@@ -88,6 +86,8 @@ class Origin:
     """What tells it from any other."""
     progress: Mapping[str, Any]
     """What its checkpoint knows of its training."""
+    step: int
+    """RL steps it was trained for here."""
     ledger: Path
     """Where its run kept trajectories, if it did."""
 
@@ -105,8 +105,8 @@ class Parts:
     console: AlignmentConsole
 
 
-async def align(parts: Parts) -> bool:
-    """Run the pass, or what is left of it; whether any iteration was accepted."""
+async def align(parts: Parts) -> None:
+    """Run the pass, or what is left of it."""
     directory = parts.directory
     numbers = range(1, parts.material.config.align.iterations + 1)
     if not all(directory.iteration(number).gate.exists() for number in numbers):
@@ -127,24 +127,28 @@ async def align(parts: Parts) -> bool:
     }
     write_text(directory.summary, json.dumps(summary, indent=1) + "\n")
     parts.console.note(f"curves: {draw_alignment(directory, verdicts)}")
-    return bool(accepted)
 
 
 async def _iterate(parts: Parts, numbers: Iterable[int]) -> None:
     """Every iteration that is not over, each from the last policy that was accepted."""
     config, directory = parts.material.config, parts.directory
-    sinks = Sinks(config.log, RunDirectory(directory.root), parts.console.note)
     cluster = open_cluster(config)
-    model = parts.origin.model
+    model, num_accepted = parts.origin.model, 0
+    sinks = None
     try:
+        sinks = Sinks(config.log, RunDirectory(directory.root), parts.console.note)
         for number in numbers:
             if not directory.iteration(number).gate.exists():
                 parts.console.note(f"iteration {number} of {config.align.iterations}")
-                await _Iteration(parts, cluster, sinks, number, model).run()
+                await _Iteration(parts, cluster, sinks, number, model, num_accepted).run()
             if _verdict(directory, number)["is_accepted"]:
+                num_accepted += 1
                 model = directory.checkpoints.path(number) / "model"
+                # A kill right after the verdict leaves the copy that the checkpoint was made of.
+                shutil.rmtree(directory.iteration(number).dpo / "model", ignore_errors=True)
     finally:
-        sinks.close()
+        if sinks is not None:
+            sinks.close()
         cluster.close()
 
 
@@ -156,9 +160,18 @@ class _Iteration:
     """From a policy to the one that may take its place."""
 
     def __init__(
-        self, parts: Parts, cluster: Cluster, sinks: Sinks, number: int, model: Path
+        self,
+        parts: Parts,
+        cluster: Cluster,
+        sinks: Sinks,
+        number: int,
+        model: Path,
+        num_accepted: int,
     ) -> None:
-        """number: from 1. model: the policy that answers, and the reference of DPO."""
+        """number: from 1. model: the policy that answers, and the reference of DPO.
+
+        num_accepted: iterations before it that were.
+        """
         self._parts = parts
         self._config = parts.material.config
         self._align = self._config.align
@@ -167,13 +180,17 @@ class _Iteration:
         self._sinks = sinks
         self._number = number
         self._model = model
+        self._num_accepted = num_accepted
         self._files = parts.directory.iteration(number)
         self._store = MediaStore(self._config.data)
 
     async def run(self) -> None:
+        if self._align.mine is not None:
+            # Nothing is asked where there are none.
+            self._pairs()
         await self._ask_policy()
         await self._ask_assistants(self._files.before)
-        pairs = await self._pairs()
+        pairs = self._pairs()
         aligned = await self._learn(pairs)
         await self._ask_aligned(aligned)
         await self._ask_assistants(self._files.after)
@@ -193,8 +210,6 @@ class _Iteration:
             self._keep(aligned, verdict)
         # Last: with it the iteration is over.
         write_text(self._files.gate, json.dumps(verdict, indent=1) + "\n")
-        if not reasons:
-            shutil.rmtree(aligned)
 
     # Sample
 
@@ -210,16 +225,18 @@ class _Iteration:
 
     async def _sample(self, system: System) -> None:
         requests = self._requests()
+        if len(requests) < self._align.prompts:
+            self._console.note(f"there are {len(requests)} of align.prompts={self._align.prompts}")
         with (
             Journal(self._files.root / "responses.jsonl") as journal,
             self._console.stage("prompts sampled", len(requests)) as advance,
         ):
             responses, failures = await sample(
+                self._config,
                 requests,
                 system.engine,
                 lambda trajectory: final_answer(trajectory.answer, trajectory.finish_reason),
                 journal,
-                self._config.rollout.prompts_per_step,
                 advance,
             )
             if not responses:
@@ -230,18 +247,19 @@ class _Iteration:
 
     def _requests(self) -> list[RolloutRequest]:
         """One per prompt; each prompt once, those first that RL would have asked next."""
-        config, per_step = self._config, self._config.rollout.prompts_per_step
-        stream, wanted = self._parts.material.stream, self._align.prompts
-        num_steps = -(-wanted // per_step)
+        config, stream = self._config, self._parts.material.stream
+        wanted = min(self._align.prompts, stream.num_train or self._align.prompts)
+        num_steps = -(-wanted // config.rollout.prompts_per_step)
         shares = self._align.mix or {name: mode.share for name, mode in config.modes.items()}
         asked: dict[str, tuple[Prompt, str]] = {}
-        first = config.steps + (self._number - 1) * num_steps
-        for step in range(first, first + num_steps):
+        step = config.steps + (self._number - 1) * num_steps
+        while len(asked) < wanted:
             prompts = stream.prompts(step)
             pinned = [prompt.mode for prompt in prompts]
             modes = draw_step(config.seed, step, shares, pinned, "stratified")
             for prompt, mode in zip(prompts, modes, strict=True):
                 asked.setdefault(prompt.id, (prompt, mode))
+            step += 1
         return [self._request(*one) for one in list(asked.values())[:wanted]]
 
     def _request(self, prompt: Prompt, mode: str) -> RolloutRequest:
@@ -306,7 +324,7 @@ class _Iteration:
             directory.write_result({"modes": modes})
 
     @property
-    def _gate_config(self) -> Any:
+    def _gate_config(self) -> Config:
         """The run's configuration with the gate's prompts in place of the evaluation's."""
         gate, asked = self._align.gate, self._config.eval
         settings = EvalConfig(
@@ -329,8 +347,7 @@ class _Iteration:
 
     def _measurement(self, root: Path) -> Measurement:
         stored = json.loads((root / "result.json").read_text(encoding="utf-8"))["modes"]
-        modes = {mode: ModeResult(**found) for mode, found in stored.items()}
-        return Measurement(modes, hallucination_rates(read_judged(labels_path(root))))
+        return Measurement(as_modes(stored), hallucination_rates(read_judged(labels_path(root))))
 
     # Claims, questions, labels
 
@@ -345,9 +362,14 @@ class _Iteration:
                 for root in undivided:
                     await self._divide(root, roots[root], divider)
         if unjudged := [root for root in roots if not labels_path(root).exists()]:
-            async with self._parts.labeller.open(self._model, self._cluster) as labeller:
+            async with self._parts.labeller.open(self._first, self._cluster) as labeller:
                 for root in unjudged:
                     await self._judge(root, read_divided(claims_path(root)), labeller)
+
+    @property
+    def _first(self) -> Path:
+        """The policy as an assistant: always the one before the pass, so that rates compare."""
+        return self._parts.origin.model
 
     @asynccontextmanager
     async def _open_divider(
@@ -361,7 +383,7 @@ class _Iteration:
 
             yield by_rules
             return
-        async with source.open(self._model, self._cluster) as assistant:
+        async with source.open(self._first, self._cluster) as assistant:
 
             async def by_model(response: Response) -> DividedResponse:
                 try:
@@ -384,7 +406,7 @@ class _Iteration:
             Journal(root / "claims.jsonl") as journal,
             self._console.stage(f"responses divided ({root.name})", len(responses)) as advance,
         ):
-            divided = await divide(responses, divider, journal, self._at_once, advance)
+            divided = await divide(self._config, responses, divider, journal, advance)
             write_divided(claims_path(root), divided)
             journal.remove()
         fallbacks = Counter(one.fallback for one in divided if one.fallback)
@@ -405,19 +427,15 @@ class _Iteration:
         labels = LabelCache(self._parts.directory.labels)
         with self._console.stage(f"claims judged ({root.name})", num_claims) as advance:
             judged, reasons = await judge(
-                divided, labeller.label, key_of, labels, self._at_once, advance
+                self._config, divided, labeller.label, key_of, labels, advance
             )
         self._note_counts("claims without a label", reasons)
         refuse_unfit_labeller(labeller.name, judged, reasons)
         write_judged(labels_path(root), judged)
 
-    @property
-    def _at_once(self) -> int:
-        return self._config.rollout.prompts_per_step * self._config.rollout.group_size
-
     # Pairs and DPO
 
-    async def _pairs(self) -> list[PreferencePair]:
+    def _pairs(self) -> list[PreferencePair]:
         path = self._files.pairs
         if not path.exists():
             selection = self._mined() if self._align.mine else self._selected()
@@ -452,9 +470,11 @@ class _Iteration:
         )
 
     def _ledger_rows(self) -> list[LedgerRow]:
-        """Of the newest steps, as many groups as an iteration asks prompts."""
+        """Of the newest steps of the policy, as many groups as an iteration asks prompts."""
         rows: list[LedgerRow] = []
         for path in sorted(self._parts.origin.ledger.glob("step_*.parquet"), reverse=True):
+            if int(path.stem.removeprefix("step_")) > self._parts.origin.step:
+                continue
             rows += read_rows(path)
             if len({row.group_id for row in rows}) >= self._align.prompts:
                 break
@@ -502,7 +522,12 @@ class _Iteration:
 
     def _keep(self, aligned: Path, verdict: Mapping[str, Any]) -> None:
         origin = self._parts.origin
-        alignment = {**verdict, "iteration": self._number, "origin": dict(origin.identity)}
+        alignment = {
+            **verdict,
+            "accepted": self._num_accepted + 1,
+            "origin": dict(origin.identity),
+            "asked": self._gate_config.eval.model_dump(mode="json"),
+        }
         progress = {**origin.progress, "align": alignment}
         checkpoints = self._parts.directory.checkpoints
         with checkpoints.writer(self._number, progress, self._align.iterations) as path:

@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from rl.atomic_write import write_text
 from rl.checkpoints import Checkpoints
 from rl.config import Config
 from rl.directory_lock import DirectoryLock
 from rl.recipe import dump
-from rl.run_directory import MAY_DIFFER_ON_RESUME
+from rl.run_directory import MAY_DIFFER_ON_RESUME, RunDirectory
 from rl.setting_differences import setting_differences
 
 NAME = "align"
@@ -35,7 +33,6 @@ MAY_DIFFER = (
     # The gate's responses are asked as evaluations are; the pass is what must not differ.
     *(key for key in MAY_DIFFER_ON_RESUME if key not in ("align", "eval")),
     *("align.enabled", "align.iterations", "align.dpo.checkpoint_every"),
-    *(f"align.{who}.{key}" for who in ("divider", "labeller") for key in ("endpoint", "engine")),
 )
 UNTIL: Mapping[str, tuple[str, ...]] = {
     "responses.*": ("prompts", "responses", "temperature", "top_p", "mix"),
@@ -150,17 +147,16 @@ class AlignmentDirectory:
         begun = json.loads(self._origin_path.read_text(encoding="utf-8"))
         if differences := setting_differences(begun, origin):
             raise ValueError(
-                f"{self.root} was begun with another policy: {differences}. Remove it to align "
-                "this one, or name the one before with step= or model="
+                f"{self.root} was begun with another policy: {differences}. Name the one before "
+                "with step= or model=, another directory with run= for a model, or remove it"
             )
-        stored = OmegaConf.to_container(OmegaConf.load(self._config_path))
-        assert isinstance(stored, dict)
-        before = Config.model_validate(stored).model_dump(mode="json")
+        before = RunDirectory(self.root).stored_config().model_dump(mode="json")
         after = config.model_dump(mode="json")
         if differences := setting_differences(before, after, self._may_differ()):
             raise ValueError(
                 f"{self.root} was begun with other settings: {differences}. Give the old ones to "
-                "go on, or remove it to start again"
+                "go on. To start again with these, remove all in it but labels.jsonl, which keeps "
+                "what was asked"
             )
 
     def _may_differ(self) -> tuple[str, ...]:
@@ -174,7 +170,7 @@ class AlignmentDirectory:
 
     def _refuse_leftovers(self) -> None:
         """A pass from the start must not meet what another one made."""
-        if self.checkpoints.steps() or self.metrics.exists():
+        if self.checkpoints.steps() or (self.metrics.exists() and self.metrics.stat().st_size):
             raise ValueError(
                 f"{self.root} has checkpoints or metrics of a pass whose iterations are gone; "
                 "remove or rename it"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,15 +18,9 @@ class Measurement:
     modes: Mapping[str, ModeResult]
     hallucination: Mapping[str, HallucinationRate]
 
-    @property
-    def wrong_claims(self) -> float:
-        """Rejected claims per response, each mode with the same weight."""
-        return mean([rate.wrong_claims for rate in self.hallucination.values()])
-
-    @property
-    def wrong_responses(self) -> float:
-        """Share of responses with a rejected claim, each mode with the same weight."""
-        return mean([rate.wrong_responses for rate in self.hallucination.values()])
+    def wrong_claims(self, modes: Iterable[str]) -> float:
+        """Rejected claims per response, each of these modes with the same weight."""
+        return mean([self.hallucination[mode].wrong_claims for mode in modes])
 
     def as_record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -40,12 +34,17 @@ class Measurement:
         return {k: v for mode, found in figures for k, v in found.as_metrics(mode).items()}
 
 
+def as_modes(record: Mapping[str, Any]) -> dict[str, ModeResult]:
+    """The figures by mode from plain values; JSON makes texts of the numbers in `pass_at`."""
+    return {
+        mode: ModeResult(**found | {"pass_at": {int(k): v for k, v in found["pass_at"].items()}})
+        for mode, found in record.items()
+    }
+
+
 def as_measurement(record: Mapping[str, Any]) -> Measurement:
     """What Measurement.as_record made a record of."""
-    modes = {
-        mode: ModeResult(**found | {"pass_at": {int(k): v for k, v in found["pass_at"].items()}})
-        for mode, found in record["modes"].items()
-    }
+    modes = as_modes(record["modes"])
     rates = {mode: HallucinationRate(**found) for mode, found in record["hallucination"].items()}
     return Measurement(modes, rates)
 
@@ -65,11 +64,11 @@ def refusals(before: Measurement, after: Measurement, gate: GateConfig) -> list[
                 f"{after.modes[mode].accuracy:.1%}), of at most {100 * gate.max_accuracy_drop:g} "
                 "(align.gate.max_accuracy_drop)"
             )
-    if lost := sorted(set(before.hallucination) - set(after.hallucination)):
+    judged = set(before.modes)
+    if lost := sorted(judged - (before.hallucination.keys() & after.hallucination.keys())):
         found.append(f"no response in {', '.join(lost)} has claims that could be judged")
-    elif after.wrong_claims > before.wrong_claims:
-        found.append(
-            f"wrong claims per response rise from {before.wrong_claims:.3f} to "
-            f"{after.wrong_claims:.3f}"
-        )
+        return found
+    was, now = before.wrong_claims(judged), after.wrong_claims(judged)
+    if now > was:
+        found.append(f"wrong claims per response rise from {was:.3f} to {now:.3f}")
     return found

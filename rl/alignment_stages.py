@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Protocol
 
 from rl.claims import (
     DividedResponse,
@@ -23,7 +23,8 @@ from rl.claims import (
     divided_record,
     response_record,
 )
-from rl.evaluation import Sampler
+from rl.config import Config
+from rl.evaluation import Sampler, for_each
 from rl.interfaces import GenerationFailed
 from rl.journal import Journal
 from rl.media import Medium
@@ -31,7 +32,6 @@ from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 
 Advance = Callable[[], None]
 """Told of each piece of work that is done."""
-Item = TypeVar("Item")
 MOST_UNLABELLED = 0.5
 """Share of the claims; a labeller that gives no label to more of them is not fit for the task."""
 LEAST_MASS = 0.1
@@ -48,17 +48,14 @@ class Labels(Protocol):
 
 
 async def sample(
+    config: Config,
     requests: Sequence[RolloutRequest],
     engine: Sampler,
     final_answer: Callable[[Trajectory], str | None],
     journal: Journal,
-    at_once: int,
     advance: Advance,
 ) -> tuple[list[Response], Counter[str]]:
-    """Return the responses to all requests, and how many groups failed, by reason.
-
-    at_once: requests in flight.
-    """
+    """Return the responses to all requests, and how many groups failed, by reason."""
     known = {
         record["group_id"]: [as_response(stored) for stored in record["responses"]]
         for record in journal.records
@@ -77,7 +74,7 @@ async def sample(
                 journal.add({"group_id": request.group_id, "responses": records})
         advance()
 
-    await _each(requests, ask, at_once)
+    await for_each(config, requests, ask)
     return [r for request in requests for r in known.get(request.group_id, [])], failures
 
 
@@ -99,10 +96,10 @@ def _responses(
 
 
 async def divide(
+    config: Config,
     responses: Sequence[Response],
     divider: Callable[[Response], Awaitable[DividedResponse]],
     journal: Journal,
-    at_once: int,
     advance: Advance,
 ) -> list[DividedResponse]:
     """Return the responses with their claims; equal answers to a prompt are divided once."""
@@ -121,7 +118,7 @@ async def divide(
         for _ in alike[key]:
             advance()
 
-    await _each(alike, ask, at_once)
+    await for_each(config, alike, ask)
     found = (known[response.prompt.id, response.answer] for response in responses)
     return [
         DividedResponse(response, one.claims, one.divider, one.fallback)
@@ -130,11 +127,11 @@ async def divide(
 
 
 async def judge(
+    config: Config,
     divided: Sequence[DividedResponse],
     label: Callable[[str, Sequence[Medium]], Awaitable[Label]],
     key_of: Callable[[Prompt, str], str],
     labels: Labels,
-    at_once: int,
     advance: Advance,
 ) -> tuple[list[JudgedResponse], Counter[str]]:
     """Return the responses with the labels of their claims, and what gave claims none, by reason.
@@ -168,7 +165,7 @@ async def judge(
         for _ in range(times[pair]):
             advance()
 
-    await _each(asked, ask, at_once)
+    await for_each(config, asked, ask)
     judged = [
         JudgedResponse(
             one.response,
@@ -204,9 +201,9 @@ def refuse_no_pairs(counts: Mapping[str, int]) -> None:
     """
     if not counts.get("pairs/kept"):
         raise ValueError(
-            f"no preference pair is left: {listed(counts)}; raise align.prompts, align.responses "
-            "or align.temperature, lower align.gap, or take another align.labeller. All that was "
-            "sampled and labelled is kept"
+            f"no preference pair is left: {listed(counts)}; lower align.gap, or start again with "
+            "more align.prompts, more align.responses or a higher align.temperature. All that was "
+            "sampled and labelled is kept until then"
         )
 
 
@@ -222,22 +219,3 @@ def is_answered(label: Label) -> bool:
 
 def _usable(label: Label | None) -> Label | None:
     return label if label is not None and is_answered(label) else None
-
-
-async def _each(
-    items: Iterable[Item], work: Callable[[Item], Awaitable[None]], at_once: int
-) -> None:
-    """Do the work on every item; what one raises ends the others."""
-    slots = asyncio.Semaphore(at_once)
-
-    async def one(item: Item) -> None:
-        async with slots:
-            await work(item)
-
-    tasks = [asyncio.create_task(one(item)) for item in items]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,6 +5,8 @@ Whether they can be used is checked first, before anything heavy runs.
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from policy.model_checks import refuse_longer_than_model
 from rl.claims import Assistant
 from rl.cluster import Cluster
 from rl.config import AssistantConfig, Config
-from rl.evaluation_sources import stamp_of_model
+from rl.evaluation_sources import stamp, stamp_of_model
+from rl.interfaces import GenerationFailed
 from rl.media_store import MediaStore
 from rollout.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
 from rollout.chat import ChatTemplate
@@ -24,6 +27,9 @@ from rollout.pool import EnginePool
 from rollout.worker import WorkerSettings
 
 LABELLER, DIVIDER = "labeller", "divider"
+DIVIDER_TOKENS = 1024
+"""Budget of a divider's reply; what does not fit is divided by rules."""
+PROBE = "Is 2 an even number? Please answer yes or no."
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,8 @@ class AssistantSource:
     """None for what runs in engines here."""
 
     @asynccontextmanager
-    async def open(self, policy: Path, cluster: Cluster) -> AsyncIterator[Assistant]:
-        """policy: directory of the policy that is aligned. cluster: where engines go."""
+    async def open(self, policy: Path, cluster: Cluster | None) -> AsyncIterator[Assistant]:
+        """policy: directory of the policy that is aligned. cluster: where engines go, if any."""
         if self.served_name is not None:
             assert self.asked.endpoint is not None
             async with open_endpoint(
@@ -51,16 +57,24 @@ class AssistantSource:
             ) as endpoint:
                 yield EndpointAssistant(endpoint)
             return
+        assert cluster is not None, "engines need a place"
         model = self.model or policy
         engine = EnginePool(
             self.config, self._settings(model), cluster.group, cluster.placement.engine_bundles
         )
         try:
             await engine.start()
-            name = f"{model.resolve().name}@{stamp_of_model(model)}"
-            yield EngineAssistant(name, engine, ChatTemplate(str(model)))
+            yield EngineAssistant(self._name(model), engine, ChatTemplate(str(model)))
         finally:
-            await engine.close()
+            # What ends the wait for a stuck engine must not hide what went wrong.
+            await asyncio.gather(engine.close(), return_exceptions=True)
+
+    def _name(self, model: Path) -> str:
+        """Tells it from any other whose answers may differ."""
+        settings = self._settings(model)
+        deciding = [settings.dtype, settings.max_model_length, self.asked.engine]
+        weights = stamp_of_model(model)
+        return f"{model.resolve().name}@{weights}/{stamp(json.dumps(deciding, default=str))}"
 
     def _settings(self, model: Path) -> WorkerSettings:
         config, asked = self.config, self.asked
@@ -88,11 +102,26 @@ async def assistant_source(config: Config, role: str, policy: Path) -> Assistant
         return None
     if asked.endpoint is not None:
         _refuse_videos(config, role)
-        name = await served_model(asked.endpoint, asked.served_name, max_tokens=1)
-        return AssistantSource(config, asked, None, name)
+        budget = 1 if role == LABELLER else DIVIDER_TOKENS
+        name = await served_model(asked.endpoint, asked.served_name, budget)
+        source = AssistantSource(config, asked, None, name)
+        if role == LABELLER:
+            await _refuse_without_logprobs(source, policy)
+        return source
     model = None if asked.model is None else resolve_model(asked.model, untie=False)
     _refuse_unfit(config, asked, role, model or policy)
     return AssistantSource(config, asked, model, None)
+
+
+async def _refuse_without_logprobs(source: AssistantSource, policy: Path) -> None:
+    async with source.open(policy, cluster=None) as labeller:
+        try:
+            await labeller.label(PROBE, ())
+        except GenerationFailed as failure:
+            raise ValueError(
+                f"align.labeller.endpoint {source.asked.endpoint} cannot be asked for the "
+                f"probabilities of yes and no: {failure}"
+            ) from failure
 
 
 def _refuse_videos(config: Config, role: str) -> None:

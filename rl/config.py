@@ -571,8 +571,15 @@ class Config(Section):
             raise ValueError(f"align.mix names unknown modes {unknown}; modes are {[*self.modes]}")
         if mix:
             _check_shares("align.mix", mix)
+        if self.align.mine and self.align.iterations > 1:
+            raise ValueError(
+                f"align.mine={self.align.mine} would take the same pairs in each of "
+                f"align.iterations={self.align.iterations}; set one of them otherwise"
+            )
         if self.align.enabled:
             self.align.dpo.accumulation(self.policy.ranks)
+            if self.align.mine and not self.log.ledger:
+                raise ValueError("align.mine takes pairs from the ledger; set log.ledger=true")
         return self
 
     @model_validator(mode="after")

@@ -193,7 +193,7 @@ async def evaluate(
         samples[question.key] = sample
         keep(sample)
 
-    await _for_each(config, [one for one in asked if one.key not in samples], ask)
+    await for_each(config, [one for one in asked if one.key not in samples], ask)
     return figures(asked, samples)
 
 
@@ -223,10 +223,10 @@ async def score_responses(
             logprob, failure = (total, None) if is_number else (None, f"its logprob is {total}")
         keep(ResponseLogprob(*sample.key, by, sample.digest, logprob, failure))
 
-    await _for_each(config, responses, score)
+    await for_each(config, responses, score)
 
 
-async def _for_each(
+async def for_each(
     config: Config, items: Iterable[Item], ask: Callable[[Item], Awaitable[None]]
 ) -> None:
     """Ask for all, as many at a time as a step of training has in flight.

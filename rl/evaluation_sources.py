@@ -100,7 +100,7 @@ def checkpoint_source(
         policy=policy,
         prompts=prompts_of(material.stream, split, config.eval.prompts),
         open=lambda: _engines(
-            material, model, checkpoint.progress["scorer"], note, reference is not None
+            material, model, checkpoint.progress.get("scorer"), note, reference is not None
         ),
         reference=_reference(material, model, reference, note) if reference else None,
     )

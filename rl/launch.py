@@ -64,7 +64,7 @@ async def _train_and_align(launch: Launch) -> None:
     config = launch.config
     is_finished = await train(config, launch.notes)
     if config.align.enabled and is_finished:
-        await run_alignment(Align(config, step=config.steps, model=None))
+        await run_alignment(Align(config, step=None, model=None))
 
 
 def described(launch: Launch) -> str:
@@ -89,7 +89,7 @@ async def train(
     screen: rich.console.Console | None = None,
     sinks: Sequence[MetricSink] = (),
 ) -> bool:
-    """Run, or continue, the training that `config` describes; whether it is at its last step.
+    """Run, or continue, the training that `config` describes; whether it came to its end.
 
     notes: shown at the start. screen: where a person follows the run; stdout by default. sinks:
     get every step's metrics, beside those that `config.log` asks for.
@@ -126,7 +126,7 @@ class _Training:
         self._stopping = False
 
     async def run(self) -> bool:
-        """Whether the last step is done."""
+        """Whether the last step is done, and nobody asked to stop."""
         checkpoint = self._directory.newest_checkpoint(self._console.note)
         step = checkpoint.step if checkpoint else 0
         if step >= self._config.steps:
@@ -151,7 +151,7 @@ class _Training:
             await self._run_system(step, checkpoint)
         finally:
             self._sinks.close()
-        return not self._stopping or bool(self._summary)
+        return not self._stopping
 
     async def _check_alignment(self) -> None:
         """Refuse now what the pass after the last step could not work with."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rl.config import Config
+from rl.config import Config, EvalConfig
 from rl.export_proof import ModeProof
 from rl.markdown_table import markdown_table
 
@@ -105,7 +105,7 @@ def _opening(config: Config, facts: CardFacts) -> str:
     )
     trained = [f"{facts.step} steps of reinforcement learning (GRPO)"] if facts.step else []
     if facts.alignment is not None:
-        iterations = _count(facts.alignment["iteration"], "iteration")
+        iterations = _count(facts.alignment["accepted"], "iteration")
         trained.append(f"{iterations} of alignment on AI feedback (RLAIF-V, DPO)")
     return (
         f"# {facts.name}\n\n"
@@ -178,18 +178,22 @@ def _example(facts: CardFacts) -> str:
 def _results(config: Config, facts: CardFacts) -> str:
     if not facts.after:
         return "## Results\n\nThis checkpoint was not evaluated."
+    before, settings = facts.before, config.eval
+    if facts.alignment is not None:
+        before = facts.alignment["before"]["modes"]
+        settings = EvalConfig(**facts.alignment["asked"])
     rows = [
         [
             mode,
-            _accuracy(facts.before[mode]) if mode in facts.before else "",
+            _accuracy(before[mode]) if mode in before else "",
             _accuracy(figures),
             f"{figures['tokens_mean']:.1f}",
             f"{figures['truncated']:.1%}",
         ]
         for mode, figures in facts.after.items()
     ]
-    header = ["mode", "accuracy before training", "accuracy", "tokens per response", "truncated"]
-    settings = config.eval
+    what = "training" if facts.alignment is None else "alignment"
+    header = ["mode", f"accuracy before {what}", "accuracy", "tokens per response", "truncated"]
     return (
         f"## Results\n\n{_responses(settings.samples)} per held-out prompt of the training data, "
         f"at most {settings.prompts} prompts, temperature {settings.temperature:g}, top_p "

@@ -141,7 +141,7 @@ class RunDirectory:
                 f"{self.root} already holds a run and resume is never; name another with run=PATH, "
                 "or continue it with resume=auto"
             )
-        stored, asked = (one.model_dump(mode="json") for one in (self._stored_config(), config))
+        stored, asked = (one.model_dump(mode="json") for one in (self.stored_config(), config))
         if differences := setting_differences(stored, asked, MAY_DIFFER_ON_RESUME):
             raise ValueError(
                 f"{self.root} holds a run of another config: {differences}. Start this "
@@ -154,7 +154,8 @@ class RunDirectory:
         has_lines = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
         return has_lines or bool(self._checkpoints.steps())
 
-    def _stored_config(self) -> Config:
+    def stored_config(self) -> Config:
+        """What config.yaml holds; raises ValueError if it is not of this version's form."""
         try:
             return Config.model_validate(OmegaConf.to_container(OmegaConf.load(self.config_path)))
         except (YAMLError, OmegaConfBaseException, ValidationError) as error:

@@ -85,6 +85,8 @@ class JsonlSink:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
+        # A full disk leaves a torn line, to which the next one must not be added.
+        self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         values = {key: _json_number(value) for key, value in metrics.items()}

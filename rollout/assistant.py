@@ -39,12 +39,6 @@ class EngineAssistant:
         self._engine = engine
         self._chat = chat
 
-    @classmethod
-    def labeller(cls, name: str, engine: EnginePool, chat: ChatTemplate) -> EngineAssistant:
-        """One that is to label; raises ValueError for a tokenizer by which it cannot."""
-        yes_no_tokens(name, chat)
-        return cls(name, engine, chat)
-
     async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
         """The likeliest reply; None if the token budget cut it off. Raises GenerationFailed."""
         prompt = _prompt(messages)

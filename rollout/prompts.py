@@ -49,6 +49,11 @@ class PromptStream:
         """Rows that are left out, because their images or videos cannot be used."""
         return self._source.quarantined
 
+    @property
+    def num_train(self) -> int | None:
+        """Training prompts there are; None where they do not end."""
+        return self._source.train_count
+
     def prompts(self, step: int) -> list[Prompt]:
         """Return the prompts of a step (0-based), one per place."""
         first = step * self._prompts_per_step

@@ -58,6 +58,7 @@ def train_dpo(
     kept = keep_pairs(pairs, directory)
     model = directory / "model"
     if model.exists():
+        _remove_checkpoints(directory)
         return model
     aside = directory / ".model.partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -74,9 +75,14 @@ def train_dpo(
         for rank in ranks:
             ray.kill(rank)
     aside.rename(model)
+    _remove_checkpoints(directory)
+    return model
+
+
+def _remove_checkpoints(directory: Path) -> None:
+    """What the result makes needless."""
     for checkpoint in directory.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return model
 
 
 def _wait(calls: Sequence[Any], heartbeat: Path) -> None:

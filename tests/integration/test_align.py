@@ -32,7 +32,7 @@ SETTINGS = [
     "align.dpo.batch_size=32",
     "align.dpo.micro_batch_pairs=32",
     "align.dpo.checkpoint_every=2",
-    # So few pairs teach little; what the gate refuses is shown in tests/unit/test_alignment_gate.py.
+    # So few pairs teach little; tests/unit/test_alignment_gate.py shows what the gate refuses.
     "align.gate.max_accuracy_drop=0.2",
 ]
 

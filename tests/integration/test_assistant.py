@@ -124,7 +124,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         chat = ChatTemplate(str(directory))
         with asyncio.Runner() as runner:
             runner.run(pool.start())
-            assistant = EngineAssistant.labeller("tiny", pool, chat)
+            assistant = EngineAssistant("tiny", pool, chat)
             yield Served(directory, chat, pool, assistant, reply, runner)
             runner.run(pool.close())
     finally:

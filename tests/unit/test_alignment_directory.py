@@ -83,6 +83,6 @@ def test_one_process_at_a_time(run):
 
 def test_what_another_pass_left_behind_is_in_the_way(tmp_path):
     (tmp_path / "align").mkdir()
-    (tmp_path / "align" / "metrics.jsonl").touch()
+    (tmp_path / "align" / "metrics.jsonl").write_text('{"step": 1}\n')
     with pytest.raises(ValueError, match="whose iterations are gone"):
         opened(tmp_path, settings())

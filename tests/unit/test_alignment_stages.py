@@ -26,6 +26,10 @@ from rl.interfaces import GenerationFailed
 from rl.journal import Journal
 from rl.media import Medium
 from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+from tests.fakes import config
+
+SLOTS = config(rollout__prompts_per_step=1, rollout__group_size=2)
+ONE_SLOT = SLOTS.model_copy(update={"rollout": SLOTS.rollout.model_copy(update={"group_size": 1})})
 
 
 class Stopped(Exception):
@@ -76,7 +80,7 @@ def sampled(engine: Engine, path: Path, count: int = 6) -> tuple[list[Response],
     with Journal(path) as journal:
         requests = [request(number) for number in range(count)]
         responses, failures = asyncio.run(
-            sample(requests, engine, answer_of, journal, 2, lambda: moves.append(None))
+            sample(SLOTS, requests, engine, answer_of, journal, lambda: moves.append(None))
         )
     return responses, failures, len(moves)
 
@@ -130,7 +134,7 @@ def test_equal_answers_are_divided_once_and_never_after_a_restart(tmp_path: Path
 
     def divided() -> list[DividedResponse]:
         with Journal(tmp_path / "journal") as journal:
-            return asyncio.run(divide(responses, divider, journal, 1, lambda: None))
+            return asyncio.run(divide(ONE_SLOT, responses, divider, journal, lambda: None))
 
     with pytest.raises(Stopped):
         divided()
@@ -162,11 +166,11 @@ def judged(labeller: Labeller, path: Path, answers: Sequence[str]) -> tuple[list
     divided = [rules.divide(response(0, place, answer)) for place, answer in enumerate(answers)]
     return asyncio.run(
         judge(
+            SLOTS,
             divided,
             labeller.label,
             lambda asked, question: label_key("labeller", [], question),
             LabelCache(path),
-            4,
             lambda: None,
         )
     )

@@ -144,7 +144,7 @@ def test_a_tokenizer_without_a_word_cannot_label(tmp_path, words, missing):
     chat = saved(tmp_path, letters)
     message = rf"labeller tiny has no token that spells {missing}, so .*take a labeller whose"
     with pytest.raises(ValueError, match=message):
-        EngineAssistant.labeller("tiny", Answers(), chat)
+        yes_no_tokens("tiny", chat)
 
 
 def test_an_unknown_token_is_no_word(tmp_path):
@@ -172,7 +172,7 @@ class Answers:
 
 def test_a_question_is_put_as_the_model_is_chatted_with(tmp_path):
     chat, engine = saved(tmp_path, with_words("yes", " Yes", "no")), Answers()
-    found = asyncio.run(EngineAssistant.labeller("tiny", engine, chat).label(QUESTION, ()))
+    found = asyncio.run(EngineAssistant("tiny", engine, chat).label(QUESTION, ()))
     (asked,) = engine.asked
     assert len(asked.token_ids) == 3
     assert (found.p_yes, found.p_no) == (pytest.approx(3 / 4), pytest.approx(1 / 8))
