@@ -1,10 +1,10 @@
 """Align: `python -m rl.align run=runs/NAME [config=rlaif_v.yaml] [step=N] [align.key=value ...]`.
 
 Removes hallucination from a policy without RL rewards: RLAIF-V's pass over its own responses
-(rl/alignment.py). Of a run, its newest or named checkpoint is aligned, under the run's settings
-with the recipe's section `align` over them. Of any other model,
-`model=DIR_OR_NAME config=RECIPE [scale=...] [run=DIR]`, under the recipe's. All of it is left in
-`runs/NAME/align/`; the same command goes on where a killed one stopped.
+(rl/alignment.py). Of a run, its newest or named checkpoint is aligned, under the run's settings;
+over them go the section `align` of the recipe, if any, and the command line. Of any other model,
+`model=DIR_OR_NAME config=RECIPE [scale=...] [run=DIR]`, the recipe has all settings. What it makes
+is left in `runs/NAME/align/`; the same command goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from rl.alignment_directory import AlignmentDirectory
 from rl.checkpoints import MANIFEST, Checkpoint, find_checkpoint
 from rl.command_line import exit_code
 from rl.config import Config
+from rl.memory_estimate import count_parameters
 from rl.recipe import load, load_over
-from rl.run_directory import RunDirectory
+from rl.run_directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 
 if TYPE_CHECKING:
     from rl.alignment import Origin
     from rl.assembly import Material
 
 SECTION = "align"
-NEEDED_BYTES = 256 * 2**20
+COPIES = 4
+"""Checkpoints of DPO, the result and its copy in checkpoints/, in sizes of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ def parse(arguments: Sequence[str]) -> Align:
             f"{own['run']} is no run directory: it has no {stored.name}; train one with rl.launch, "
             "or name a model with model="
         )
-    over = [one for one in others if not one.startswith("run=")]
-    config = load_over(stored, SECTION, over).model_copy(update={"run": own["run"]})
+    config = load_over(stored, SECTION, others, takes_others=True)
     return Align(config, int(own["step"]) if "step" in own else None, None)
 
 
@@ -116,7 +117,8 @@ async def run_alignment(asked: Align, screen: rich.console.Console | None = None
     assert labeller is not None, "a labeller has a default"
     directory.open(config, origin.identity)
     try:
-        run.check_room(NEEDED_BYTES)
+        size = (count_parameters(str(material.model)) or 0) * CHECKPOINT_BYTES
+        run.check_room(NEEDED_BYTES + COPIES * size)
         console.note(f"aligning {origin.name}; all of it is left in {directory.root}")
         await align(Parts(material, origin, labeller, divider, directory, console))
     finally:

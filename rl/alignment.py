@@ -188,6 +188,7 @@ class _Iteration:
         if self._align.mine is not None:
             # Nothing is asked where there are none.
             self._pairs()
+        self._take_over_measurement()
         await self._ask_policy()
         await self._ask_assistants(self._files.before)
         pairs = self._pairs()
@@ -210,6 +211,17 @@ class _Iteration:
             self._keep(aligned, verdict)
         # Last: with it the iteration is over.
         write_text(self._files.gate, json.dumps(verdict, indent=1) + "\n")
+
+    def _take_over_measurement(self) -> None:
+        """The policy was measured already, when the iteration before this one ended."""
+        if self._number == 1 or self._files.before.exists():
+            return
+        last = self._parts.directory.iteration(self._number - 1)
+        is_accepted = _verdict(self._parts.directory, self._number - 1)["is_accepted"]
+        aside = self._files.root / ".before.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(last.after if is_accepted else last.before, aside)
+        aside.rename(self._files.before)
 
     # Sample
 

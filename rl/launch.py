@@ -36,15 +36,10 @@ from rl.memory_estimate import count_parameters, describe_memory
 from rl.placement import describe, place
 from rl.publish import publish
 from rl.recipe import Launch, dump, load
-from rl.run_directory import RunDirectory
+from rl.run_directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 from rl.sinks import Sinks
 from rl.stack_versions import stack_versions
 from rl.step_metrics import Progress, step_metrics
-
-# Before the model is read its size is not known; this refuses a disk that is all but full.
-NEEDED_BYTES = 256 * 2**20
-# Per parameter: weights, AdamW's two moments in float32, master weights or none, the exported copy.
-CHECKPOINT_BYTES = 16
 
 
 def main(arguments: list[str]) -> int:

@@ -95,11 +95,14 @@ def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
         raise RecipeError("\n".join(problems(error, tree, origins))) from None
 
 
-def load_over(stored: Path, section: str, arguments: Sequence[str]) -> Config:
-    """The configuration in `stored`, with one section of a recipe and of `arguments` over it.
+def load_over(
+    stored: Path, section: str, arguments: Sequence[str], takes_others: bool = False
+) -> Config:
+    """The configuration in `stored`, with one section of a recipe and the command line over it.
 
     arguments: `config=NAME` for the recipe and `scale=NAME` for a scale, if any, and
-    `section.key=value`. Raises RecipeError, also for keys of other sections.
+    `section.key=value`. takes_others: whether keys of other sections can be given too. Raises
+    RecipeError.
     """
     directives, overrides = parse_arguments(arguments)
     over: list[Layer] = []
@@ -113,7 +116,8 @@ def load_over(stored: Path, section: str, arguments: Sequence[str]) -> Config:
         for layer in over
         if section in layer.tree
     ]
-    if other := sorted({str(key) for key in overrides} - {section}):
+    other = sorted({str(key) for key in overrides} - {section})
+    if other and not takes_others:
         raise RecipeError(f"only {section}.* can be changed here, got {', '.join(other)}")
     return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})
 

@@ -36,6 +36,11 @@ MAY_DIFFER_ON_RESUME = (
     *(f"reward.preference.{key}" for key in ("actors", "cpus", "gpus", "deadline_s", "engine")),
 )
 
+# Before the model is read its size is not known; this refuses a disk that is all but full.
+NEEDED_BYTES = 256 * 2**20
+# Per parameter: weights, AdamW's two moments in float32, master weights or none, the exported copy.
+CHECKPOINT_BYTES = 16
+
 
 class RunDirectory:
     """One run on disk. Reading needs no lock; `open` takes it and allows writing."""

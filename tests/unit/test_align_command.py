@@ -49,9 +49,10 @@ def test_a_command_without_one_clear_policy_is_refused(run, tmp_path, capsys):
     assert "no dry run" in refused(capsys, f"run={run}", "dry_run=true")
 
 
-def test_only_the_section_align_can_be_changed_of_a_run(run, capsys):
-    line = refused(capsys, f"run={run}", "rollout.group_size=4")
-    assert "only align.* can be changed here, got rollout" in line
+def test_the_recipe_gives_its_section_and_the_command_line_anything(run, capsys):
+    settings = [f"run={run}", "config=rlaif_v.yaml", "rollout.start_timeout_s=9"]
+    asked = parse(settings).config
+    assert (asked.rollout.start_timeout_s, asked.steps, asked.run) == (9, 4, str(run))
     assert "align.promts" in refused(capsys, f"run={run}", "align.promts=4")
 
 
