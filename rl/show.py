@@ -32,16 +32,9 @@ from rl.ledger import LedgerRow, read_rows
 from rl.media import MediaError, Medium, Video, describe, from_json
 from rl.media_store import MediaStore
 from rl.run_directory import RunDirectory
-from rl.show_page import (
-    Group,
-    Page,
-    Picture,
-    Room,
-    as_html,
-    as_ranges,
-    page_of_trajectories,
-)
+from rl.show_page import Page, Picture, Room, as_html, as_ranges
 from rl.show_pairs import holds_pass, page_of_pairs, pair_files
+from rl.show_trajectories import Group, page_of_trajectories
 from rl.video_frames import spread
 
 OWN_KEYS = ("run", "step", "limit", "out")

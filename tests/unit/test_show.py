@@ -19,7 +19,8 @@ from rl.ledger import LedgerRow, write_step
 from rl.media import MediaFile, RenderedImage, to_json
 from rl.media_store import MediaStore
 from rl.show import Pictures, main, read_page, show
-from rl.show_page import Group, Picture, as_html, as_ranges, page_of_trajectories, tag
+from rl.show_page import Picture, as_html, as_ranges, tag
+from rl.show_trajectories import Group, page_of_trajectories
 from tests.unit.test_media import write_video
 
 HOSTILE = (
