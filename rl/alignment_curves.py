@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rl.alignment_directory import AlignmentDirectory
 from rl.alignment_gate import Measurement, as_measurement
 from rl.atomic_write import atomic_write
-from rl.picture_style import GREY, INK, MODE_COLORS, plain
+from rl.picture_style import GREY, INK, MODE_COLORS, legend_above, plain
 from rl.sinks import read_metrics
 
 _SIZE_INCHES = (16, 10)
@@ -74,7 +74,7 @@ def _draw_curves(
         points = [(step, found[key]) for step, found in logged.items() if key in found]
         if points:
             axes.plot(*zip(*points, strict=True), color=color, linewidth=2, label=label)
-    _legend(axes)
+    legend_above(axes)
 
 
 def _wrong_responses(measured: Measurement, mode: str) -> tuple[float, float]:
@@ -124,19 +124,4 @@ def _draw_modes(
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_ylim(bottom=0)
-    _legend(axes)
-
-
-def _legend(axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(
-            handles,
-            labels,
-            loc="lower right",
-            bbox_to_anchor=(1.01, 0.99),
-            ncols=len(handles),
-            frameon=False,
-            fontsize=12,
-            labelcolor=INK,
-        )
+    legend_above(axes)

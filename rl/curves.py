@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from rl.atomic_write import atomic_write, write_text
-from rl.picture_style import GREY, INK, MODE_COLORS, plain
+from rl.picture_style import GREY, INK, MODE_COLORS, legend_above, plain
 from rl.run_directory import RunDirectory
 from rl.sinks import read_metrics
 
@@ -189,24 +189,9 @@ def _prepare(axes: Axes, record: _Record, title: str) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if not handles:
+    if not legend_above(axes):
         axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_yticks([])
-        return
-    # Above the panel, where no curve can pass under it.
-    axes.legend(
-        handles,
-        labels,
-        loc="lower right",
-        bbox_to_anchor=(1.01, 0.99),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=12,
-        labelcolor=INK,
-        handlelength=1.4,
-        columnspacing=1.4,
-    )
 
 
 def _colors(modes: Sequence[str]) -> dict[str, str]:

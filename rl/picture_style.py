@@ -18,3 +18,22 @@ def plain(axes: Axes, ticks: Literal["major", "both"] = "major") -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
+
+
+def legend_above(axes: Axes) -> bool:
+    """Put a legend above the panel, where no curve can pass under it; False if nothing is drawn."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles,
+            labels,
+            loc="lower right",
+            bbox_to_anchor=(1.01, 0.99),
+            ncols=len(handles),
+            frameon=False,
+            fontsize=12,
+            labelcolor=INK,
+            handlelength=1.4,
+            columnspacing=1.4,
+        )
+    return bool(handles)
