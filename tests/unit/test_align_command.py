@@ -7,15 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from rewards.claims import rules
+from rewards.claims.label_cache import LabelCache, label_key
 from rl import align
 from rl.align import parse
+from rl.alignment_stages import judge
 from rl.arms import load_sweep
 from rl.assistants import LABELLER, assistant_source
+from rl.claims import Response
+from rl.config import SourceConfig
+from rl.media_store import MediaStore
 from rl.recipe import dump
 from rl.recipe_errors import RecipeError
 from rl.run_directory import RunDirectory
+from rl.stages import Prompt
+from rollout import endpoint
+from rollout.assistant import ASK, EndpointAssistant
+from rollout.endpoint import open_endpoint
 from tests.bpe_policy import make_policy
 from tests.fakes import config
+from tests.unit.test_assistant import listing
+from tests.unit.test_endpoint import Reply, Server, completion
 
 RECIPE = ["config=rlaif_v.yaml", "scale=cpu_tiny"]
 
@@ -120,3 +132,70 @@ def test_videos_are_not_sent_to_a_server(tmp_path):
             path="rows.jsonl",
             columns={"videos": "video"},
         )
+
+
+def test_an_endpoint_that_sends_no_probabilities_is_refused_at_the_start(tmp_path):
+    server = Server(lambda body: completion("yes"))
+    try:
+        with pytest.raises(ValueError, match="asked for log-probabilities and sends none"):
+            source(tmp_path, {"endpoint": server.url})
+    finally:
+        server.close()
+
+
+def test_an_endpoint_that_labels_is_taken(tmp_path):
+    server = Server(lambda body: listing(("Yes", 0.7), ("no", 0.2)))
+    try:
+        source(tmp_path, {"endpoint": server.url})
+    finally:
+        server.close()
+
+
+def test_what_was_labelled_before_a_server_went_down_is_not_asked_again(tmp_path, monkeypatch):
+    """Bounded retries, then a stop that names the server; the next pass asks only for the rest."""
+    monkeypatch.setattr(endpoint, "MAX_RETRIES", 1)
+    asked: list[str] = []
+
+    def reply(body: dict) -> Reply:
+        question = body["messages"][-1]["content"]
+        if "logprobs" not in body:
+            return completion("3")
+        if len(asked) == 3:
+            return 503
+        asked.append(question)
+        return listing(("yes", 0.6), ("no", 0.3))
+
+    server = Server(reply)
+    divided = [rules.divide(answered(number)) for number in range(8)]
+
+    async def labelled() -> None:
+        thinking = {ASK: False}
+        store = MediaStore(SourceConfig())
+        async with open_endpoint(server.url, "./exported", thinking, 20, store) as opened:
+            one_at_a_time = config(rollout__prompts_per_step=1, rollout__group_size=2)
+            await judge(
+                one_at_a_time,
+                divided,
+                EndpointAssistant(opened).label,
+                lambda prompt, question: label_key("labeller", [], question),
+                LabelCache(tmp_path / "labels"),
+                lambda: None,
+            )
+
+    try:
+        with pytest.raises(ValueError, match=r"endpoint http://.* does not answer"):
+            asyncio.run(labelled())
+        kept = len(LabelCache(tmp_path / "labels"))
+        assert kept >= 2
+        asked.clear()
+        asked.extend(["", "", "", ""])
+        asyncio.run(labelled())
+        assert len(asked) - 4 == 8 - kept
+    finally:
+        server.close()
+    assert len(LabelCache(tmp_path / "labels")) == 8
+
+
+def answered(number: int) -> Response:
+    prompt = Prompt(str(number), ({"role": "user", "content": f"a{number}b1?"},), "0")
+    return Response(prompt, "short", 0, (1,), "11", "11")
