@@ -185,6 +185,7 @@ class _Iteration:
         self._store = MediaStore(self._config.data)
 
     async def run(self) -> None:
+        self._files.root.mkdir(exist_ok=True)
         if self._align.mine is not None:
             # Nothing is asked where there are none.
             self._pairs()
