@@ -49,13 +49,15 @@ def start(run: Path, *settings: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    output, _ = process.communicate(timeout=400)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == status, output[-5000:]
     return output
 
 
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Minutes on a new machine, for which no deadline of a pass is meant.
+    resolve_model("builtin:tiny_labeller", untie=False)
     run = tmp_path_factory.mktemp("aligned") / "run"
     output = finish(start(run))
     assert "wrong claims a response" in output
