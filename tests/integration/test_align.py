@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy.model import resolve_model
+from rewards.claims.pairs import select_pairs
 from rl.claims import PreferencePair, read_judged, read_pairs, read_responses
 from rl.sinks import read_metrics
 
@@ -58,14 +59,53 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
     return output
 
 
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+KILLED_IN: dict[str, Callable[[Path], bool]] = {
+    "sample": lambda root: lines(root / "responses.jsonl") >= 8,
+    "judge": lambda root: lines(root.parent / "labels.jsonl") >= 8,
+    "dpo": lambda root: lines(root / "dpo" / "metrics.jsonl") >= 5,
+    "gate": lambda root: lines(root / "after" / "samples.jsonl") >= 8,
+}
+
+
+def kill_when(run: Path, is_in: Callable[[Path], bool]) -> None:
+    """Start the pass and end it with -9 once it is in a stage."""
+    process = start(run)
+    deadline = time.monotonic() + 300
+    try:
+        while not is_in(iteration(run)):
+            assert time.monotonic() < deadline, "the stage never came"
+            assert process.poll() is None, finish(process)
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pass that was killed in every stage, and then came to its end."""
     # Minutes on a new machine, for which no deadline of a pass is meant.
     resolve_model("builtin:tiny_labeller", untie=False)
     run = tmp_path_factory.mktemp("aligned") / "run"
+    for is_in in KILLED_IN.values():
+        kill_when(run, is_in)
+        keep_whole_lines(run)
     output = finish(start(run))
     assert "wrong claims a response" in output
     return run
+
+
+def keep_whole_lines(run: Path) -> None:
+    """A copy of what was labelled when the process was killed."""
+    labels = run / "align" / "labels.jsonl"
+    if labels.exists():
+        whole = [line for line in labels.read_bytes().splitlines(True) if line.endswith(b"\n")]
+        (run / "labels_at_kill.jsonl").write_bytes(b"".join(whole))
 
 
 def iteration(run: Path) -> Path:
@@ -153,47 +193,27 @@ def test_the_same_command_does_nothing_again_and_another_is_refused(aligned):
     assert "align.responses was 4, is 5" in refused
 
 
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def test_killed_in_every_stage_it_has_the_pairs_of_an_uninterrupted_pass(aligned, tmp_path):
+    """What is sampled decides the rest: labels are a forward, pairs a function of them."""
+    at_once = tmp_path / "run"
+    kill_when(at_once, lambda root: (root / "responses.parquet").exists())
+    responses = read_responses(iteration(aligned) / "responses.parquet")
+    assert responses == read_responses(iteration(at_once) / "responses.parquet")
+    judged = read_judged(iteration(aligned) / "labels.parquet")
+    assert [one.response for one in judged] == responses
+    pairs = read_pairs(iteration(aligned) / "pairs.parquet")
+    assert tuple(pairs) == select_pairs(judged, seed=0, gap=1, per_prompt=8).pairs
 
 
-STAGES: dict[str, Callable[[Path], bool]] = {
-    "sample": lambda root: lines(root / "responses.jsonl") >= 8,
-    "judge": lambda root: lines(root.parent / "labels.jsonl") >= 8,
-    "dpo": lambda root: lines(root / "dpo" / "metrics.jsonl") >= 5,
-    "gate": lambda root: lines(root / "after" / "samples.jsonl") >= 8,
-}
-
-
-def test_killed_in_every_stage_it_ends_with_the_same_pairs(aligned, tmp_path):
-    run = tmp_path / "run"
-    done: dict[str, list[bytes]] = {}
-    for stage, is_in in STAGES.items():
-        process = start(run)
-        deadline = time.monotonic() + 200
-        while not is_in(iteration(run)):
-            assert time.monotonic() < deadline, f"never came to {stage}"
-            assert process.poll() is None, finish(process)
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        done[stage] = (
-            (run / "align" / "labels.jsonl").read_bytes().splitlines()[:-1]
-            if (run / "align" / "labels.jsonl").exists()
-            else []
-        )
-    finish(start(run))
-    assert read_pairs(iteration(run) / "pairs.parquet") == read_pairs(
-        iteration(aligned) / "pairs.parquet"
-    )
-    labels = (run / "align" / "labels.jsonl").read_bytes().splitlines()
-    keys = [json.loads(line)["key"] for line in labels]
+def test_killed_in_every_stage_it_does_nothing_twice(aligned):
+    labels = (aligned / "align" / "labels.jsonl").read_bytes()
+    assert labels.startswith((aligned / "labels_at_kill.jsonl").read_bytes())
+    keys = [json.loads(line)["key"] for line in labels.splitlines()]
     assert len(keys) == len(set(keys))
-    assert labels[: len(done["judge"])] == done["judge"]
-    asked = [
-        tuple(json.loads(line)[key] for key in ("prompt_id", "mode", "sample"))
-        for line in (iteration(run) / "after" / "samples.jsonl").read_text().splitlines()
-    ]
-    assert len(asked) == len(set(asked)) == 2 * HELDOUT
-    steps = read_metrics(iteration(run) / "dpo" / "metrics.jsonl")
-    assert steps == read_metrics(iteration(aligned) / "dpo" / "metrics.jsonl")
+    for when in ("before", "after"):
+        samples = (iteration(aligned) / when / "samples.jsonl").read_text().splitlines()
+        fields = ("prompt_id", "mode", "sample")
+        asked = [tuple(json.loads(line)[field] for field in fields) for line in samples]
+        assert len(asked) == len(set(asked)) == 2 * HELDOUT
+    assert not list(iteration(aligned).glob("*.jsonl"))
+    assert not list((iteration(aligned) / "dpo").glob("checkpoint-*"))
