@@ -91,7 +91,7 @@ def test_of_a_reference_that_is_the_policy_every_reward_is_0_and_the_first_is_ch
     figures = result["best_of"]["modes"]
     mean = (figures["short"]["accuracy"] + figures["long"]["accuracy"]) / 2
     assert mean == pytest.approx(sum(first) / len(first))
-    assert result["best_of"]["beta"] == 0.1
+    assert result["best_of"]["beta"] == 5  # of the scale
 
 
 def test_a_killed_best_of_goes_on_and_has_the_logprobs_of_transformers(
