@@ -1,4 +1,4 @@
-"""The order of the integration tests: two processes take a file at a time."""
+"""The order of the integration tests: three processes take a file at a time."""
 
 import pytest
 

@@ -30,6 +30,7 @@ SETTINGS = [
     "scale=cpu_tiny",
     f"eval.prompts={PROMPTS}",
     f"eval.samples={SAMPLES}",
+    "align.dpo.beta=0.1",
 ]
 DEADLINE_S = 240
 # Of the sum over a response. Measured: 2e-5 at most, in float32.
@@ -91,7 +92,7 @@ def test_of_a_reference_that_is_the_policy_every_reward_is_0_and_the_first_is_ch
     figures = result["best_of"]["modes"]
     mean = (figures["short"]["accuracy"] + figures["long"]["accuracy"]) / 2
     assert mean == pytest.approx(sum(first) / len(first))
-    assert result["best_of"]["beta"] == 5  # of the scale
+    assert result["best_of"]["beta"] == 0.1
 
 
 def test_a_killed_best_of_goes_on_and_has_the_logprobs_of_transformers(

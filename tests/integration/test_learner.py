@@ -371,6 +371,7 @@ def test_every_vllm_process_of_every_engine_gets_an_nccl_rank_of_its_own() -> No
 
 def test_a_worker_that_does_not_answer_a_publish_is_named_in_time() -> None:
     workers = [RecordingWorker.remote(), RecordingWorker.remote(seconds=20)]
+    ray.get([worker.__ray_ready__.remote() for worker in workers], timeout=60)
     client = EngineClient(workers, deadline_s=3, processes_per_worker=1)
     with pytest.raises(TimeoutError, match=r"rollout workers \[1\] did not answer start_weight"):
         client.start_weight_update()
