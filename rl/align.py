@@ -1,7 +1,7 @@
 """Align: `python -m rl.align run=runs/NAME [config=rlaif_v.yaml] [step=N] [align.key=value ...]`.
 
 Removes hallucination from a policy without RL rewards: RLAIF-V's pass over its own responses
-(rl/alignment.py). Of a run, its newest or named checkpoint is aligned, under the run's settings;
+(rl/alignment/). Of a run, its newest or named checkpoint is aligned, under the run's settings;
 over them go the section `align` of the recipe, if any, and the command line. Of any other model,
 `model=DIR_OR_NAME config=RECIPE [scale=...] [run=DIR]`, the recipe has all settings. What it makes
 is left in `runs/NAME/align/`; the same command goes on where a killed one stopped.
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import rich.console
 
-from rl.alignment_console import AlignmentConsole
-from rl.alignment_directory import AlignmentDirectory
+from rl.alignment.console import AlignmentConsole
+from rl.alignment.directory import AlignmentDirectory
 from rl.checkpoints import MANIFEST, Checkpoint, find_checkpoint
 from rl.command_line import exit_code
 from rl.config import Config
@@ -29,7 +29,7 @@ from rl.recipe import load, load_over
 from rl.run_directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 
 if TYPE_CHECKING:
-    from rl.alignment import Origin
+    from rl.alignment.parts import Origin
     from rl.assembly import Material
 
 SECTION = "align"
@@ -106,9 +106,10 @@ async def run_alignment(asked: Align, screen: rich.console.Console | None = None
             "was trained with log.ledger=true"
         )
     checkpoint = None if asked.model else find_checkpoint(run.root, asked.step, console.note)
-    from rl.alignment import Parts, align
+    from rl.alignment.assistants import DIVIDER, LABELLER, assistant_source
+    from rl.alignment.iterations import align
+    from rl.alignment.parts import Parts
     from rl.assembly import gather_material
-    from rl.assistants import DIVIDER, LABELLER, assistant_source
 
     material = gather_material(config)
     origin = _origin(material, run, checkpoint)
@@ -126,17 +127,17 @@ async def run_alignment(asked: Align, screen: rich.console.Console | None = None
 
 
 def _config(asked: Align, directory: AlignmentDirectory) -> Config:
-    """The pass's own configuration; one response at a time is not preferred to any other."""
-    reward = asked.config.reward.model_copy(update={"preference": None})
-    changes: dict[str, Any] = {"reward": reward, "run": str(directory.root)}
+    """The pass's own configuration."""
+    config = asked.config.without_preference()
+    changes: dict[str, Any] = {"run": str(directory.root)}
     if asked.model is not None:
-        changes["policy"] = asked.config.policy.model_copy(update={"model": asked.model})
-    return asked.config.model_copy(update=changes)
+        changes["policy"] = config.policy.model_copy(update={"model": asked.model})
+    return config.model_copy(update=changes)
 
 
 def _origin(material: Material, run: RunDirectory, checkpoint: Checkpoint | None) -> Origin:
-    from rl.alignment import Origin
-    from rl.evaluation_sources import stamp, stamp_of_model
+    from rl.alignment.parts import Origin
+    from rl.model_stamp import stamp, stamp_of_model
 
     if checkpoint is None:
         name = material.config.policy.model

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -198,6 +200,30 @@ def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[str]:
             "or set reward.probability={} for references in natural language"
         )
     return routes
+
+
+@asynccontextmanager
+async def open_engines(
+    material: Material,
+    note: Callable[[str], None],
+    model: Path,
+    scorer_state: Mapping[str, Any] | None = None,
+    cluster: Cluster | None = None,
+    scores_responses: bool = False,
+) -> AsyncIterator[System]:
+    """The run's engines with the weights in `model`, and its reward service; without a learner.
+
+    scorer_state: of the checkpoint that the weights are of. The rest is as for `start_system`.
+    """
+    system = await start_system(
+        material, note, False, model, cluster, scores_responses=scores_responses
+    )
+    try:
+        if scorer_state is not None:
+            system.scorer.load(scorer_state)
+        yield system
+    finally:
+        await system.close()
 
 
 async def start_system(

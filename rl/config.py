@@ -657,6 +657,11 @@ class Config(Section):
             )
         return self
 
+    def without_preference(self) -> Config:
+        """The same for responses that come one at a time, which are preferred to no other."""
+        reward = self.reward.model_copy(update={"preference": None})
+        return self.model_copy(update={"reward": reward})
+
     @property
     def num_gpus_taken(self) -> int:
         """GPUs that engines, learner ranks and preference models run on."""

@@ -13,13 +13,12 @@ The same evaluation goes on where a killed one stopped; another one is refused.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rl.atomic_write import write_text
 from rl.best_of import Choice
@@ -32,18 +31,17 @@ from rl.setting_differences import setting_differences
 class EvaluationDirectory:
     """An open one; `open_evaluation` makes it. Appending is safe against a kill at any moment."""
 
-    def __init__(self, root: Path, samples: list[Sample], file: TextIO) -> None:
+    def __init__(self, root: Path, samples: list[Sample], journal: Journal) -> None:
         self.root = root
         self.samples = samples
         """What earlier commands were answered, and all that was added since."""
-        self._file = file
+        self._journal = journal
 
     def add(self, sample: Sample) -> None:
         row = dataclasses.asdict(sample)
         if sample.token_ids is None:
             del row["token_ids"]
-        self._file.write(f"{json.dumps(row, ensure_ascii=False)}\n")
-        self._file.flush()
+        self._journal.add(row)
         self.samples.append(sample)
 
     def write_choices(self, choices: Iterable[Choice]) -> None:
@@ -87,23 +85,12 @@ def open_evaluation(root: Path, settings: Mapping[str, Any]) -> Iterator[Evaluat
     Raises ValueError if it cannot be written, is in use, or has samples of other settings. A last
     line that a kill left torn is dropped.
     """
-    path = root / "samples.jsonl"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        # Half a surrogate pair, which a server can send, is then written as JSON's own escape.
-        file = path.open("a+", encoding="utf-8", errors="backslashreplace", newline="\n")
-    except OSError as error:
-        raise ValueError(
-            f"{root} cannot be written ({error.strerror}); name another directory with out=DIR"
-        ) from error
-    with file:
-        _lock(file, root)
-        file.truncate(_complete_bytes(path))
+    with _open_samples(root) as journal:
         # A response that failed is asked for again: the server may have been mended since.
-        samples = [sample for sample in _read(path) if sample.is_answered]
+        samples = [sample for sample in _read(journal) if sample.is_answered]
         _refuse_other_settings(root, settings, bool(samples))
         write_text(root / "settings.json", json.dumps(dict(settings), indent=1) + "\n")
-        yield EvaluationDirectory(root, samples, file)
+        yield EvaluationDirectory(root, samples, journal)
 
 
 def label(
@@ -136,32 +123,29 @@ def read_results(directory: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _lock(file: TextIO, root: Path) -> None:
-    """Hold an flock until the file is closed; the kernel frees it even after kill -9."""
+def _open_samples(root: Path) -> Journal:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return Journal(root / "samples.jsonl")
     except BlockingIOError as error:
         raise ValueError(
             f"{root} is in use by another evaluation; wait for it to end, or name another "
             "directory with out=DIR"
         ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{root} cannot be written ({error.strerror}); name another directory with out=DIR"
+        ) from error
 
 
-def _complete_bytes(path: Path) -> int:
-    """Length of the file up to the end of its last whole line."""
-    return path.read_bytes().rfind(b"\n") + 1
-
-
-def _read(path: Path) -> Iterator[Sample]:
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield _sample(json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is no sample of this version ({error}); remove the "
-                    "line to have it asked again, or name another directory with out=DIR"
-                ) from error
+def _read(journal: Journal) -> Iterator[Sample]:
+    for number, record in enumerate(journal.records, start=1):
+        try:
+            yield _sample(record)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{journal.path}, line {number} is no sample of this version ({error}); remove the "
+                "line to have it asked again, or name another directory with out=DIR"
+            ) from error
 
 
 def _sample(row: dict[str, Any]) -> Sample:

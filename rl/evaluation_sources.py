@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from rl.config import Config
 from rl.evaluation import Encode, Sampler
 from rl.interfaces import ReferenceScorer, Scorer
 from rl.media_store import MediaStore
+from rl.model_stamp import stamp, stamp_of_model
 from rl.stages import Prompt, RolloutGroup, Score
 from rl.vision_families import vision_family
 
@@ -226,9 +226,7 @@ def _gather(config: Config) -> Material:
     # Imported here, so that a mistyped command is answered before torch and vLLM load.
     from rl.assembly import gather_material
 
-    # One response at a time is not preferred to any other.
-    reward = config.reward.model_copy(update={"preference": None})
-    return gather_material(config.model_copy(update={"reward": reward}))
+    return gather_material(config.without_preference())
 
 
 @asynccontextmanager
@@ -240,18 +238,13 @@ async def _engines(
     scores_responses: bool,
 ) -> AsyncIterator[Session]:
     """The run's own engines and reward service, with these weights."""
-    from rl.assembly import start_system
+    from rl.assembly import open_engines
 
-    system = await start_system(
-        material, note, train=False, model=model, scores_responses=scores_responses
-    )
-    try:
-        if scorer_state is not None:
-            system.scorer.load(scorer_state)
+    async with open_engines(
+        material, note, model, scorer_state, scores_responses=scores_responses
+    ) as system:
         responses = system.engine if scores_responses else None
         yield Session(material.encode, system.engine, system.scorer, responses)
-    finally:
-        await system.close()
 
 
 @asynccontextmanager
@@ -323,14 +316,3 @@ def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note
             f"no prompt of this split can be scored over an endpoint: {next(iter(reasons))}; "
             "evaluate run= or model=, or other data"
         )
-
-
-def stamp_of_model(directory: Path) -> str:
-    """Changes when anything in the directory is written anew: weights, tokenizer, chat template."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    stats = [(file.name, file.stat()) for file in files]
-    return stamp(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
-
-
-def stamp(text: str) -> str:
-    return blake2b(text.encode(), digest_size=6).hexdigest()

@@ -151,7 +151,7 @@ class _Training:
     async def _check_alignment(self) -> None:
         """Refuse now what the pass after the last step could not work with."""
         if self._config.align.enabled:
-            from rl.assistants import DIVIDER, LABELLER, assistant_source
+            from rl.alignment.assistants import DIVIDER, LABELLER, assistant_source
 
             for role in (LABELLER, DIVIDER):
                 await assistant_source(self._config, role, self._material.model)

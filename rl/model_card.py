@@ -48,7 +48,7 @@ class CardFacts:
     proof: Mapping[str, ModeProof]
     """Empty where the export was not proven."""
     alignment: Mapping[str, Any] | None = None
-    """What the gate of the RLAIF-V pass measured (rl/alignment.py); None before any pass."""
+    """What the gate of the RLAIF-V pass measured (rl/alignment/); None before any pass."""
 
 
 def model_card(config: Config, config_text: str, facts: CardFacts) -> str:

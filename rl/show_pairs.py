@@ -59,7 +59,7 @@ def holds_pass(run: RunDirectory) -> bool:
 def pair_files(root: Path) -> dict[int, Path]:
     """The pairs of every iteration in order; raises ValueError if there are none yet.
 
-    root: directory of a pass, rl/alignment_directory.py.
+    root: directory of a pass, rl/alignment/directory.py.
     """
     files = {number: path / "pairs.parquet" for number, path in sorted(_iterations(root))}
     found = {number: path for number, path in files.items() if path.is_file()}

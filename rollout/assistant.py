@@ -49,8 +49,7 @@ class EngineAssistant:
 
         Raises GenerationFailed, and ValueError for a model that cannot label or cannot see.
         """
-        # Only a model that sees has tokens that stand for media.
-        if media and not self._chat.unsampled:
+        if media and not self._chat.shows_media:
             raise ValueError(
                 f"labeller {self.name} sees no images or videos, and is shown {len(media)} with "
                 f"{question!r:.100}; take a vision-language model, or data without media"

@@ -75,6 +75,11 @@ class ChatTemplate:
         return tuple(chain.from_iterable(map(self.token_ids, pieces)))
 
     @property
+    def shows_media(self) -> bool:
+        """Whether the model sees images and videos."""
+        return self._family is not None
+
+    @property
     def unsampled(self) -> tuple[int, ...]:
         """Token ids that no engine may sample: those that stand for media."""
         return unsampled_token_ids(self._model_type, self._tokenizer.get_vocab())
@@ -145,7 +150,7 @@ class ChatTemplate:
             )
 
     def _render(self, prompt: Prompt, thinking: bool) -> str:
-        if prompt.media and self._family is None:
+        if prompt.media and not self.shows_media:
             raise ValueError(
                 f"prompt {prompt.id} shows {len(prompt.media)} images or videos, and {self._path} "
                 "reads text only; take a vision-language model, or data without media"

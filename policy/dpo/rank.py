@@ -22,7 +22,7 @@ from policy.dpo.pairs import PairCollator
 from policy.full_weights import FullWeights, write_model_directory
 from policy.model import DTYPES, load_policy
 from policy.visual_inputs import open_visual_inputs
-from rl.config import Config, DpoConfig
+from rl.config import Config
 
 if TYPE_CHECKING:
     from policy.dpo.trainer import PairTrainer
@@ -36,7 +36,6 @@ class DpoTask:
     """What every rank is told."""
 
     config: Config
-    dpo: DpoConfig
     source: Path
     """Directory of the policy as it is now, which is the reference too."""
     pairs: Path
@@ -90,9 +89,9 @@ class DpoRank:
         inputs = open_visual_inputs(task.source, task.config.data)
         return PairTrainer(
             policy,
-            task.dpo,
+            task.config.align.dpo,
             on_batch=self._beat,
-            args=training_arguments(task.config, task.dpo, task.directory, self._use_cuda),
+            args=training_arguments(task.config, task.directory, self._use_cuda),
             train_dataset=load_from_disk(str(task.pairs)),
             data_collator=PairCollator(pad_token_id, inputs, max_length),
             processing_class=tokenizer,

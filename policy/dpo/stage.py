@@ -21,7 +21,7 @@ from policy.dpo.pairs import DpoPair, keep_pairs, refuse_bad_pairs
 from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
 from policy.rank_actor import rank_actor, rank_failure
 from rl.cluster import Cluster
-from rl.config import Config, DpoConfig
+from rl.config import Config
 
 START_TIMEOUT_S = 900.0
 STALL_TIMEOUT_S = 3600.0
@@ -38,20 +38,19 @@ BLAME_S = 5.0
 
 def train_dpo(
     config: Config,
-    dpo: DpoConfig,
     source: Path,
     pairs: Sequence[DpoPair],
     directory: Path,
     cluster: Cluster,
 ) -> Path:
-    """Optimise the policy of `source` on the pairs; return `directory`/model.
+    """Optimise the policy of `source` on the pairs, as align.dpo says; return `directory`/model.
 
     Blocks until it is there. Called again on a directory where it was cut short, it goes on from
     the last complete checkpoint, and where it ended, it returns at once. `metrics.jsonl` has the
     curves. Raises ValueError for pairs and settings that cannot be trained, RuntimeError naming a
     rank that failed, TimeoutError if nothing has moved for STALL_TIMEOUT_S.
     """
-    dpo.accumulation(config.policy.ranks)
+    config.align.dpo.accumulation(config.policy.ranks)
     refuse_bad_pairs(pairs, config.rollout.max_model_length)
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def train_dpo(
     aside = directory / ".model.partial"
     shutil.rmtree(aside, ignore_errors=True)
     remove_torn_checkpoints(directory)
-    task = DpoTask(config, dpo, source.absolute(), kept, directory)
+    task = DpoTask(config, source.absolute(), kept, directory)
     ranks = [
         rank_actor(DpoRank, config, cluster, rank, QUIET).remote(task, rank)
         for rank in range(config.policy.ranks)

@@ -149,15 +149,14 @@ class MetricsLog(TrainerCallback):
             self._sink.close()
 
 
-def training_arguments(
-    config: Config, dpo: DpoConfig, directory: Path, use_cuda: bool
-) -> DPOConfig:
+def training_arguments(config: Config, directory: Path, use_cuda: bool) -> DPOConfig:
     """What Trainer, TRL, accelerate and DeepSpeed are told.
 
     To be made after the policy is loaded: under ZeRO-3 transformers loads what comes later in
     parts. Raises ValueError if the batch is not a whole number of micro-batches.
     """
-    policy, optimizer = config.policy, dpo.optimizer
+    policy, dpo = config.policy, config.align.dpo
+    optimizer = dpo.optimizer
     return DPOConfig(
         output_dir=str(directory),
         beta=dpo.beta,

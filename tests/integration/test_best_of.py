@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from rl.recipe import load
 from rl.stages import ReferenceRequest
 from rollout.chat import ChatTemplate
 from rollout.prompts import PromptStream
+from tests.integration.command import finish, kill, start
 
 PROMPTS, SAMPLES = 8, 3
 RESPONSES = 2 * PROMPTS * SAMPLES
@@ -39,20 +37,7 @@ NOISE = 0.02
 
 
 def evaluation(*arguments: str) -> subprocess.Popen[str]:
-    """`rl.evaluate` in a process group of its own, so that a kill reaches nothing else."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "rl.evaluate", *SETTINGS, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, output[-5000:]
-    return output
+    return start("rl.evaluate", *SETTINGS, *arguments)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -78,23 +63,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_of_a_reference_that_is_the_policy_every_reward_is_0_and_the_first_is_chosen(
-    tmp_path: Path,
-):
-    policy = ensure_tiny_policy()
-    finish(evaluation(f"model={policy}", f"reference={policy}", f"out={tmp_path}"))
-    chosen = rows_of(tmp_path / "best_of.jsonl")
-    assert len(chosen) == 2 * PROMPTS
-    assert max(abs(r) for choice in chosen for r in choice["rewards"]) < 1e-6
-    assert {choice["sample"] for choice in chosen} == {0}
-    result = json.loads((tmp_path / "result.json").read_text())
-    first = [row["accuracy"] for row in rows_of(tmp_path / "samples.jsonl") if not row["sample"]]
-    figures = result["best_of"]["modes"]
-    mean = (figures["short"]["accuracy"] + figures["long"]["accuracy"]) / 2
-    assert mean == pytest.approx(sum(first) / len(first))
-    assert result["best_of"]["beta"] == 0.1
-
-
 def test_a_killed_best_of_goes_on_and_has_the_logprobs_of_transformers(
     reference: Path, tmp_path: Path
 ):
@@ -102,8 +70,7 @@ def test_a_killed_best_of_goes_on_and_has_the_logprobs_of_transformers(
     command = (f"model={policy}", f"reference={reference}", f"out={tmp_path}")
     process = evaluation(*command)
     wait_for_logprobs(tmp_path, 5)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     with (tmp_path / "logprobs.jsonl").open("a") as file:
         file.write('{"prompt_id": "chain_sum/heldout/')
     before = (tmp_path / "logprobs.jsonl").read_text().count("\n")
@@ -172,7 +139,9 @@ def assert_chosen_by_hand(out: Path) -> None:
         others += choice["sample"] != 0
         right[choice["mode"]].append(best["accuracy"])
     assert others > 0
-    figures = json.loads((out / "result.json").read_text())["best_of"]["modes"]
+    best_of = json.loads((out / "result.json").read_text())["best_of"]
+    assert best_of["beta"] == 0.1
+    figures = best_of["modes"]
     for mode, accuracies in right.items():
         assert figures[mode]["accuracy"] == pytest.approx(sum(accuracies) / PROMPTS)
         assert figures[mode]["unrewarded"] == 0

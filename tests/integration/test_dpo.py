@@ -133,11 +133,13 @@ def make_pairs(directory: Path, count: int = 5, with_media: bool = False) -> lis
 
 
 def train(config: Config, dpo: DpoConfig, source: Path, pairs: list[DpoPair], target: Path) -> Path:
+    align = config.align.model_copy(update={"dpo": dpo})
+    config = config.model_copy(update={"align": align})
     placement = place(config)
     group = placement_group([bundle.resources for bundle in placement.bundles])
     assert group.wait(30)
     try:
-        return train_dpo(config, dpo, source, pairs, target, Cluster(placement, group, False))
+        return train_dpo(config, source, pairs, target, Cluster(placement, group, False))
     finally:
         remove_placement_group(group)
 

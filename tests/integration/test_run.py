@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+from tests.integration.command import finish, kill, start
 
 STEPS = 6
 PROMPTS = 8
@@ -29,21 +30,8 @@ SETTINGS = [
 ]
 
 
-def start(run: Path, *settings: str) -> subprocess.Popen[str]:
-    """The launcher in a process group of its own, so that a kill reaches nothing else."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "rl.launch", *SETTINGS, f"run={run}", *settings],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], timeout_s: float = 240) -> str:
-    output, _ = process.communicate(timeout=timeout_s)
-    assert process.returncode == 0, output[-5000:]
-    return output
+def launch(run: Path, *settings: str) -> subprocess.Popen[str]:
+    return start("rl.launch", *SETTINGS, f"run={run}", *settings)
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
@@ -78,7 +66,7 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 200) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    output = finish(start(run))
+    output = finish(launch(run))
     assert "before" in output and "after" in output
     return run
 
@@ -120,15 +108,24 @@ def test_the_run_leaves_what_a_person_looks_for(uninterrupted):
     assert len(trained(uninterrupted)) == STEPS * PROMPTS * GROUP
 
 
-def test_a_killed_run_resumes_with_the_same_data_and_modes(uninterrupted, tmp_path):
+def test_killed_and_then_interrupted_it_resumes_with_the_same_data_and_modes(
+    uninterrupted, tmp_path
+):
     run = tmp_path / "run"
-    process = start(run)
-    killed_at = random.randrange(1, STEPS)
+    process = launch(run)
+    wait_for_step(run, random.randrange(1, STEPS - 3))
+    kill(process)
+    killed_at = len(metrics_of(run))
     print(f"killed in step {killed_at + 1}")
-    wait_for_step(run, killed_at)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    finish(start(run))
+    # So that only the interruption saves a step.
+    process = launch(run, "checkpoint.every=100")
+    wait_for_step(run, killed_at + 1)
+    process.send_signal(signal.SIGINT)
+    assert "goes on from there" in finish(process)
+    done = len(metrics_of(run))
+    assert killed_at < done < STEPS
+    assert (run / "checkpoints" / f"step_{done:06d}").is_dir()
+    finish(launch(run))
     assert [s["step"] for s in metrics_of(run)] == list(range(1, STEPS + 1))
     assert trained(run) == trained(uninterrupted)
     # Seeded sampling and a restored optimizer: the same texts, up to rounding that flips a token.
@@ -136,22 +133,8 @@ def test_a_killed_run_resumes_with_the_same_data_and_modes(uninterrupted, tmp_pa
     assert sum(ours == theirs for ours, theirs in pairs) >= 0.98 * len(pairs)
 
 
-def test_an_interrupted_run_saves_its_step_and_goes_on(uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    process = start(run, "checkpoint.every=100")
-    wait_for_step(run, 1)
-    process.send_signal(signal.SIGINT)
-    assert "goes on from there" in finish(process)
-    done = len(metrics_of(run))
-    assert done < STEPS
-    assert (run / "checkpoints" / f"step_{done:06d}").is_dir()
-    finish(start(run, "checkpoint.every=100"))
-    assert [s["step"] for s in metrics_of(run)] == list(range(1, STEPS + 1))
-    assert trained(run) == trained(uninterrupted)
-
-
 def test_a_finished_run_is_left_alone(uninterrupted):
-    assert f"finished at step {STEPS}" in finish(start(uninterrupted), 60)
+    assert f"finished at step {STEPS}" in finish(launch(uninterrupted), 60)
 
 
 def test_a_checkpoint_evaluates_as_it_did_in_training(uninterrupted):
@@ -168,14 +151,13 @@ def test_a_checkpoint_evaluates_as_it_did_in_training(uninterrupted):
 
 def test_a_scale_with_more_gpus_than_there_are_is_refused(tmp_path):
     run = tmp_path / "run"
-    process = start(
+    process = launch(
         run,
         "scale=one_gpu",
         "policy.model=builtin:tiny",
         "data.kind=chain_sum",
         "rollout.max_model_length=5000",
     )
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2
+    output = finish(process, code=2)
     assert "asks for 1 GPUs, this machine shows 0" in output
     assert not list(run.glob("checkpoints/*"))

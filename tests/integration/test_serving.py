@@ -33,6 +33,7 @@ from rl.stages import Prompt
 from rollout.chat import ChatTemplate, split_response
 from rollout.prompts import PromptStream
 from rollout.serving_template import serving_template
+from tests.integration.command import finish, kill, start
 
 START_DEADLINE_S = 300
 EVALUATION_DEADLINE_S = 240
@@ -205,20 +206,7 @@ def test_the_default_modes_budget_is_the_servers(served: Served):
 
 
 def evaluation(*arguments: str) -> subprocess.Popen[str]:
-    """`rl.evaluate` in a process group of its own, so that a kill reaches nothing else."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "rl.evaluate", *GREEDY, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=EVALUATION_DEADLINE_S)
-    assert process.returncode == 0, output[-5000:]
-    return output
+    return start("rl.evaluate", *GREEDY, *arguments)
 
 
 def samples_of(out: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -272,8 +260,7 @@ def test_a_killed_evaluation_goes_on_and_comes_to_the_same_figures(
     command = (f"endpoint={served.url}", f"out={out}")
     process = evaluation(*command)
     wait_for_samples(out, 10)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill(process)
     with (out / "samples.jsonl").open("a") as file:
         file.write('{"prompt_id": "chain_sum/heldout/')
     before = (out / "samples.jsonl").read_text().count("\n")
@@ -316,7 +303,6 @@ def test_a_server_of_another_model_is_refused_before_anything_is_asked(
 ):
     out = tmp_path / "evaluation"
     process = evaluation(f"endpoint={served.url}", "served_name=qwen", f"out={out}")
-    output, _ = process.communicate(timeout=EVALUATION_DEADLINE_S)
-    assert process.returncode == 2
+    output = finish(process, code=2)
     assert "serves ./exported, not qwen" in output
     assert not out.exists()

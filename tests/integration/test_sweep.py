@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.command import finish, kill, start
 from tests.integration.test_run import metrics_of, texts_of
 
 STEPS = 6
@@ -21,24 +19,13 @@ SETTINGS = [
     *("rollout.prompts_per_step=8", "rollout.group_size=4"),
     *("eval.prompts=16", "eval.every=2", "checkpoint.every=2"),
 ]
+DEADLINE_S = 400
 ARMS = ("long_50_seed_0", "long_100_seed_0")
+BLOCKED = "long_0_seed_0"
 
 
-def start(root: Path, shares: str = "[0.5,1]") -> subprocess.Popen[str]:
-    """The sweep in a process group of its own, so that a kill reaches nothing else."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "rl.sweep", *SETTINGS, f"long_share={shares}", f"run={root}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == code, output[-5000:]
-    return output
+def sweep(root: Path, shares: str) -> subprocess.Popen[str]:
+    return start("rl.sweep", *SETTINGS, f"long_share={shares}", f"run={root}")
 
 
 def points_of(root: Path) -> dict[str, Any]:
@@ -52,59 +39,61 @@ def trained_steps(root: Path, arm: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of one arm."""
     root = tmp_path_factory.mktemp("sweep") / "uninterrupted"
-    finish(start(root))
+    finish(sweep(root, "[0.5]"), DEADLINE_S)
     return root
 
 
-def test_every_arm_is_trained_and_reported(uninterrupted):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, killed, then gone on with: to two more arms, one of which cannot run."""
+    root = tmp_path_factory.mktemp("sweep") / "killed"
+    process = sweep(root, "[0.5]")
+    deadline = time.monotonic() + DEADLINE_S
+    while len(trained_steps(root, ARMS[0])) < 3:
+        assert time.monotonic() < deadline, "the arm did not come to its third step"
+        time.sleep(0.05)
+    kill(process)
+    assert not (root / "results.json").exists()
+    blocked = root / "arms" / BLOCKED
+    blocked.mkdir()
+    # The run of another configuration lies in its way.
+    (blocked / "config.yaml").write_text((root / "arms" / ARMS[0] / "config.yaml").read_text())
+    (blocked / "metrics.jsonl").write_text('{"step": 1}\n')
+    output = finish(sweep(root, "[0,0.5,1]"), DEADLINE_S, code=1)
+    assert BLOCKED in output and "another config" in output
+    return root
+
+
+def test_every_arm_is_trained_and_reported(killed):
     for arm in ARMS:
-        assert trained_steps(uninterrupted, arm) == list(range(1, STEPS + 1))
-    assert set(points_of(uninterrupted)) == {"long_50", "long_100"}
-    half, alone = (points_of(uninterrupted)[name] for name in ("long_50", "long_100"))
+        assert trained_steps(killed, arm) == list(range(1, STEPS + 1))
+    assert set(points_of(killed)) == {"long_50", "long_100"}
+    half, alone = (points_of(killed)[name] for name in ("long_50", "long_100"))
     assert [e["step"] for e in half["courses"][0]["evaluations"]] == [0, 2, 4, 6]
     assert half["final"]["trained_tokens"] < alone["final"]["trained_tokens"]
     assert alone["long_only_peak"]["accuracy"] == max(
         e["accuracy"]["long"] for e in alone["courses"][0]["evaluations"]
     )
-    assert "## What training one mode does" in (uninterrupted / "report.md").read_text()
-    assert (uninterrupted / "report.html").stat().st_size > 50_000
+    report = (killed / "report.md").read_text()
+    assert "## What training one mode does" in report
+    assert f"| {BLOCKED} |" in report
+    assert (killed / "report.html").stat().st_size > 50_000
 
 
-def test_arms_start_from_the_same_policy_on_the_same_prompts(uninterrupted):
-    before = [one["courses"][0]["evaluations"][0] for one in points_of(uninterrupted).values()]
+def test_arms_start_from_the_same_policy_on_the_same_prompts(killed):
+    before = [one["courses"][0]["evaluations"][0] for one in points_of(killed).values()]
     assert before[0]["accuracy"] == before[1]["accuracy"]
 
 
-@pytest.mark.timeout(900)
-def test_a_killed_sweep_goes_on_to_the_same_numbers_past_an_arm_that_fails(uninterrupted, tmp_path):
-    root = tmp_path / "killed"
-    process = start(root)
-    deadline = time.monotonic() + 300
-    while not any(len(trained_steps(root, arm)) >= 3 for arm in ARMS):
-        assert time.monotonic() < deadline, "no arm came to its third step"
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (root / "results.json").exists()
-    # A third arm, in whose way lies the run of another configuration.
-    blocked = root / "arms" / "long_0_seed_0"
-    blocked.mkdir()
-    (blocked / "config.yaml").write_text((root / "arms" / ARMS[0] / "config.yaml").read_text())
-    (blocked / "metrics.jsonl").write_text('{"step": 1}\n')
-    output = finish(start(root, "[0,0.5,1]"), code=1)
-    assert "long_0_seed_0" in output and "another config" in output
-    assert "| long_0_seed_0 |" in (root / "report.md").read_text()
-    for arm in ARMS:
-        assert trained_steps(root, arm) == list(range(1, STEPS + 1))
-        pairs = list(
-            zip(texts_of(root / "arms" / arm), texts_of(uninterrupted / "arms" / arm), strict=True)
-        )
-        # Seeded sampling: the same texts, up to rounding that flips a token.
-        assert sum(ours == theirs for ours, theirs in pairs) >= 0.98 * len(pairs)
-    for name, one in points_of(uninterrupted).items():
-        ours = points_of(root)[name]["final"]
-        assert ours["trained_tokens"] == pytest.approx(one["final"]["trained_tokens"], rel=0.01)
-        for mode, accuracy in one["final"]["accuracy"].items():
-            # One of sixteen prompts.
-            assert ours["accuracy"][mode] == pytest.approx(accuracy, abs=1 / 16 + 1e-9)
+def test_a_killed_sweep_goes_on_to_the_same_numbers(killed, uninterrupted):
+    ours, theirs = (texts_of(root / "arms" / ARMS[0]) for root in (killed, uninterrupted))
+    # Seeded sampling: the same texts, up to rounding that flips a token.
+    same = sum(one == other for one, other in zip(ours, theirs, strict=True))
+    assert same >= 0.98 * len(theirs)
+    was, now = (points_of(root)["long_50"]["final"] for root in (uninterrupted, killed))
+    assert now["trained_tokens"] == pytest.approx(was["trained_tokens"], rel=0.01)
+    for mode, accuracy in was["accuracy"].items():
+        # One of sixteen prompts.
+        assert now["accuracy"][mode] == pytest.approx(accuracy, abs=1 / 16 + 1e-9)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from rl.media import MediaFile, from_json
 from rl.media_store import MediaStore
 from rl.recipe import load
-from tests.integration.test_run import finish, metrics_of, start
+from tests.integration.command import finish
+from tests.integration.test_run import launch, metrics_of
 from tests.minicpmv_tiny import noise_image, save_tiny
 
 STEPS, PROMPTS, GROUP = 3, 6, 4
@@ -31,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(policy)
     write_rows(root)
     output = finish(
-        start(
+        launch(
             root / "run",
             "scale=cpu_tiny",
             f"policy.model={policy}",

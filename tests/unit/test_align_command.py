@@ -11,9 +11,9 @@ from rewards.claims import rules
 from rewards.claims.label_cache import LabelCache, label_key
 from rl import align
 from rl.align import parse
-from rl.alignment_stages import judge
+from rl.alignment.assistants import LABELLER, assistant_source
+from rl.alignment.judging import judge
 from rl.arms import load_sweep
-from rl.assistants import LABELLER, assistant_source
 from rl.claims import Response
 from rl.config import SourceConfig
 from rl.media_store import MediaStore

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rl.alignment_directory import AlignmentDirectory
+from rl.alignment.directory import AlignmentDirectory
 from rl.config import Config
 from tests.fakes import config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rl.alignment_gate import Measurement, as_measurement, refusals
+from rl.alignment.gate import Measurement, as_measurement, refusals
 from rl.claims import HallucinationRate
 from rl.config import GateConfig
 from rl.evaluation import ModeResult

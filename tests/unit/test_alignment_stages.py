@@ -12,15 +12,9 @@ import pytest
 
 from rewards.claims import rules
 from rewards.claims.label_cache import LabelCache, label_key
-from rewards.preference import final_answer
-from rl.alignment_stages import (
-    LEAST_MASS,
-    divide,
-    judge,
-    refuse_no_pairs,
-    refuse_unfit_labeller,
-    sample,
-)
+from rl.alignment.judging import LEAST_MASS, divide, judge, refuse_unfit_labeller
+from rl.alignment.pairs import refuse_no_pairs
+from rl.alignment.sampling import sample
 from rl.claims import DividedResponse, Label, Response
 from rl.interfaces import GenerationFailed
 from rl.journal import Journal
@@ -71,16 +65,12 @@ def request(number: int, n: int = 2) -> RolloutRequest:
     return RolloutRequest(f"align/1/{number}", prompt(number), "short", (1,), n, 8, 1.0, number)
 
 
-def answer_of(sampled: Trajectory) -> str | None:
-    return final_answer(sampled.answer, sampled.finish_reason)
-
-
 def sampled(engine: Engine, path: Path, count: int = 6) -> tuple[list[Response], Counter[str], int]:
     moves: list[None] = []
     with Journal(path) as journal:
         requests = [request(number) for number in range(count)]
         responses, failures = asyncio.run(
-            sample(SLOTS, requests, engine, answer_of, journal, lambda: moves.append(None))
+            sample(SLOTS, requests, engine, journal, lambda: moves.append(None))
         )
     return responses, failures, len(moves)
 

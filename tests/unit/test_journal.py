@@ -70,7 +70,25 @@ def test_a_writer_killed_at_any_moment_leaves_whole_records(tmp_path: Path) -> N
             journal.remove()
 
 
-def test_a_line_that_something_else_wrote_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "journal.jsonl").write_text("nonsense\n")
-    with pytest.raises(ValueError, match=r"journal\.jsonl has a line that is not JSON"):
+@pytest.mark.parametrize("line", ["nonsense", "[1]", "3"])
+def test_a_line_that_something_else_wrote_is_an_error(tmp_path: Path, line: str) -> None:
+    (tmp_path / "journal.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"journal\.jsonl, line 2 is no JSON object"):
         Journal(tmp_path / "journal.jsonl")
+
+
+def test_a_half_surrogate_comes_back(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.add({"text": "né \ud83d"})
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert journal.records == [{"text": "né \ud83d"}]
+
+
+def test_only_one_process_has_it(tmp_path: Path) -> None:
+    with (
+        Journal(tmp_path / "journal.jsonl") as journal,
+        pytest.raises(BlockingIOError, match="another process has it open"),
+    ):
+        Journal(journal.path)
+    with Journal(tmp_path / "journal.jsonl"):
+        pass

@@ -1,42 +1,59 @@
-"""The stages of an RLAIF-V pass that ask a model, each of which goes on where it was cut short.
+"""Claims of responses and their labels, as a divider and a labeller give them.
 
-    requests -> sample -> Response -> divide -> DividedResponse -> judge -> JudgedResponse
+    Response -> divide -> DividedResponse -> judge -> JudgedResponse
 
-What is asked (engines, an endpoint, rules) is given to them; what was answered is on disk before it
-counts as done. Responses come back in the order in which they were asked for.
+What was answered is on disk before it counts as done. Responses come back in the order in which
+they were given.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Protocol
 
+from rewards.claims import language_model, rules
+from rewards.claims.label_cache import LabelCache, label_key
+from rl.alignment.assistants import DIVIDER_TOKENS
+from rl.alignment.console import Advance, listed
+from rl.alignment.directory import claims_path, labels_path
+from rl.alignment.heldout import heldout_responses
+from rl.alignment.parts import Iteration
 from rl.claims import (
+    Assistant,
     DividedResponse,
     JudgedResponse,
     Label,
     Response,
     as_divided,
-    as_response,
     divided_record,
-    response_record,
+    read_divided,
+    read_responses,
+    write_divided,
+    write_judged,
 )
 from rl.config import Config
-from rl.evaluation import Sampler, for_each
+from rl.evaluation import for_each
 from rl.interfaces import GenerationFailed
 from rl.journal import Journal
 from rl.media import Medium
-from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+from rl.media_store import MediaStore
+from rl.stages import Prompt
 
-Advance = Callable[[], None]
-"""Told of each piece of work that is done."""
+LABELLING = "question/1"
+"""How a labeller is asked, which its labels depend on."""
 MOST_UNLABELLED = 0.5
 """Share of the claims; a labeller that gives no label to more of them is not fit for the task."""
 LEAST_MASS = 0.1
 """Probability of yes and no together; with less a labeller answers something else, and the claim
 has no label."""
+
+
+Divider = Callable[[Response], Awaitable[DividedResponse]]
 
 
 class Labels(Protocol):
@@ -47,58 +64,88 @@ class Labels(Protocol):
     def put(self, labels: Mapping[str, Label]) -> None: ...
 
 
-async def sample(
-    config: Config,
-    requests: Sequence[RolloutRequest],
-    engine: Sampler,
-    final_answer: Callable[[Trajectory], str | None],
-    journal: Journal,
-    advance: Advance,
-) -> tuple[list[Response], Counter[str]]:
-    """Return the responses to all requests, and how many groups failed, by reason."""
-    known = {
-        record["group_id"]: [as_response(stored) for stored in record["responses"]]
-        for record in journal.records
-    }
-    failures: Counter[str] = Counter()
-
-    async def ask(request: RolloutRequest) -> None:
-        if request.group_id not in known:
-            try:
-                group = await engine.generate(request)
-            except GenerationFailed as failure:
-                failures[str(failure).partition(":")[0]] += 1
-            else:
-                found = known[request.group_id] = _responses(group, final_answer)
-                records = [response_record(response) for response in found]
-                journal.add({"group_id": request.group_id, "responses": records})
-        advance()
-
-    await for_each(config, requests, ask)
-    return [r for request in requests for r in known.get(request.group_id, [])], failures
+async def ask_assistants(iteration: Iteration, heldout: Path) -> None:
+    """Leave claims and labels of the held-out responses of one policy and, with those before
+    alignment, of the responses that pairs come from."""
+    files, parts = iteration.files, iteration.parts
+    # As an assistant the policy is always the one before the pass, so that rates compare.
+    policy, cluster = parts.origin.model, iteration.cluster
+    roots = {heldout: heldout_responses(iteration, heldout)}
+    if heldout == files.before and iteration.config.align.mine is None:
+        roots[files.root] = read_responses(files.responses)
+    if undivided := [root for root in roots if not claims_path(root).exists()]:
+        async with _open_divider(iteration, policy) as divider:
+            for root in undivided:
+                await _divide(iteration, root, roots[root], divider)
+    if unjudged := [root for root in roots if not labels_path(root).exists()]:
+        async with parts.labeller.open(policy, cluster) as labeller:
+            for root in unjudged:
+                await _judge(iteration, root, read_divided(claims_path(root)), labeller)
 
 
-def _responses(
-    group: RolloutGroup, final_answer: Callable[[Trajectory], str | None]
-) -> list[Response]:
-    request = group.request
-    return [
-        Response(
-            prompt=request.prompt,
-            mode=request.mode,
-            place=place,
-            token_ids=tuple(trajectory.response_token_ids.tolist()),
-            text=trajectory.text,
-            answer=final_answer(trajectory),
+@asynccontextmanager
+async def _open_divider(iteration: Iteration, policy: Path) -> AsyncIterator[Divider]:
+    source = iteration.parts.divider
+    if source is None:
+        yield _by_rules
+        return
+    async with source.open(policy, iteration.cluster) as assistant:
+        yield functools.partial(_by_model, assistant)
+
+
+async def _by_rules(response: Response) -> DividedResponse:
+    return rules.divide(response)
+
+
+async def _by_model(assistant: Assistant, response: Response) -> DividedResponse:
+    try:
+        return await language_model.divide(
+            response, lambda messages: assistant.reply(messages, DIVIDER_TOKENS)
         )
-        for place, trajectory in enumerate(group.trajectories)
-    ]
+    except GenerationFailed as failure:
+        reason = str(failure).partition(":")[0]
+        return rules.divide(response, fallback=f"claims/{reason}")
+
+
+async def _divide(
+    iteration: Iteration, root: Path, responses: Sequence[Response], divider: Divider
+) -> None:
+    console = iteration.console
+    with (
+        Journal(root / "claims.jsonl") as journal,
+        console.stage(f"responses divided ({root.name})", len(responses)) as advance,
+    ):
+        divided = await divide(iteration.config, responses, divider, journal, advance)
+        write_divided(claims_path(root), divided)
+        journal.remove()
+    fallbacks = Counter(one.fallback for one in divided if one.fallback)
+    console.note_counts("responses divided by rules instead", fallbacks)
+    if not any(one.claims for one in divided):
+        console.note(f"none of the {len(divided)} responses states a fact")
+
+
+async def _judge(
+    iteration: Iteration, root: Path, divided: Sequence[DividedResponse], labeller: Assistant
+) -> None:
+    config, console = iteration.config, iteration.console
+    num_claims = sum(len(one.claims) for one in divided)
+    store, name = MediaStore(config.data), f"{labeller.name}/{LABELLING}"
+
+    def key_of(prompt: Prompt, question: str) -> str:
+        return label_key(name, [store.read(medium).digest for medium in prompt.media], question)
+
+    labels = LabelCache(iteration.parts.directory.labels)
+    with console.stage(f"claims judged ({root.name})", num_claims) as advance:
+        judged, reasons = await judge(config, divided, labeller.label, key_of, labels, advance)
+    console.note_counts("claims without a label", reasons)
+    refuse_unfit_labeller(labeller.name, judged, reasons)
+    write_judged(labels_path(root), judged)
 
 
 async def divide(
     config: Config,
     responses: Sequence[Response],
-    divider: Callable[[Response], Awaitable[DividedResponse]],
+    divider: Divider,
     journal: Journal,
     advance: Advance,
 ) -> list[DividedResponse]:
@@ -192,24 +239,6 @@ def refuse_unfit_labeller(
         f"({listed(reasons)}), such as {shown!r}; take another with align.labeller. All that was "
         "sampled and divided is kept"
     )
-
-
-def refuse_no_pairs(counts: Mapping[str, int]) -> None:
-    """Raise ValueError if no preference pair is left.
-
-    counts: what became of responses and pairs, as rewards.claims.pairs counts them.
-    """
-    if not counts.get("pairs/kept"):
-        raise ValueError(
-            f"no preference pair is left: {listed(counts)}; lower align.gap, or start again with "
-            "more align.prompts, more align.responses or a higher align.temperature. All that was "
-            "sampled and labelled is kept until then"
-        )
-
-
-def listed(counts: Mapping[str, int]) -> str:
-    """Example: listed({"timeout": 2, "empty": 1}) == "2 timeout, 1 empty" """
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"
 
 
 def is_answered(label: Label) -> bool:

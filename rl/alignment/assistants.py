@@ -17,9 +17,9 @@ from policy.model_checks import refuse_longer_than_model
 from rl.claims import Assistant
 from rl.cluster import Cluster
 from rl.config import AssistantConfig, Config
-from rl.evaluation_sources import stamp, stamp_of_model
 from rl.interfaces import GenerationFailed
 from rl.media_store import MediaStore
+from rl.model_stamp import stamp, stamp_of_model
 from rollout.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
 from rollout.chat import ChatTemplate
 from rollout.endpoint import open_endpoint, served_model
@@ -137,8 +137,7 @@ def _refuse_unfit(config: Config, asked: AssistantConfig, role: str, model: Path
     chat = ChatTemplate(str(model))
     if role != LABELLER:
         return
-    # Only a model that sees has tokens that stand for media.
-    if config.data.shows_media and not chat.unsampled:
+    if config.data.shows_media and not chat.shows_media:
         raise ValueError(
             f"the labeller {model} sees no images, and the prompts show some; set "
             "align.labeller.model to a vision-language model"

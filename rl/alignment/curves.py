@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from rl.alignment_directory import AlignmentDirectory
-from rl.alignment_gate import Measurement, as_measurement
+from rl.alignment.directory import AlignmentDirectory
+from rl.alignment.gate import Measurement, as_measurement
 from rl.atomic_write import atomic_write
 from rl.picture_style import GREY, INK, MODE_COLORS, legend_above, plain
 from rl.sinks import read_metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from rl.alignment_gate import as_measurement
+from rl.alignment.gate import as_measurement
 from rl.step_line import duration
 
 LINE_EVERY_S = 60.0
+
+Advance = Callable[[], None]
+"""Told of each piece of work that is done."""
 
 
 class AlignmentConsole:
@@ -30,7 +34,7 @@ class AlignmentConsole:
         self._screen.print(Text(f"[{elapsed}] {text}"), soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[], None]]:
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
         """A bar of `total` pieces of work, or a line a minute where there is no terminal.
 
         Yields what moves it by one.
@@ -57,6 +61,10 @@ class AlignmentConsole:
                     self.note(f"{name}: {done:,} of {total:,}")
 
             yield advance
+
+    def note_counts(self, what: str, counts: Counter[str]) -> None:
+        if counts:
+            self.note(f"{what}: {listed(counts)}")
 
     def verdict(self, number: int, verdict: Mapping[str, Any]) -> None:
         """Both measurements of an iteration side by side, and what became of its policy."""
@@ -86,3 +94,8 @@ class AlignmentConsole:
 def _rate(measurement: Any, mode: str, figure: str, form: str) -> str:
     rate = measurement.hallucination.get(mode)
     return "-" if rate is None else format(getattr(rate, figure), form)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Example: listed({"timeout": 2, "empty": 1}) == "2 timeout, 1 empty" """
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"
