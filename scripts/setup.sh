@@ -31,7 +31,11 @@ if [ "$(cat .venv/.fingerprint 2>/dev/null)" = "$fingerprint" ]; then
     exit 0
 fi
 
-install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check -c "$constraints" "$@"; }
+# A fifth of what is installed is ever imported; Python compiles that when it first is.
+install() {
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
+        -c "$constraints" "$@"
+}
 
 say "making .venv for $flavour with $("$python" --version); a few minutes the first time"
 [ -x .venv/bin/python ] || "$python" -m venv .venv

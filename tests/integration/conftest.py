@@ -2,13 +2,25 @@
 
 import pytest
 
-# First, so that no core is left alone with one of them at the end.
-LONGEST = ("test_align", "test_sweep", "test_serving", "test_system", "test_run")
+# The longest first, so that no core is left alone with one of them at the end. The second and the
+# third need none of the built-in models, which the first makes on a new machine.
+FIRST = (
+    "test_align",
+    "test_dpo",
+    "test_visual_learner",
+    "test_run",
+    "test_sweep",
+    "test_serving",
+    "test_preference",
+    "test_noise_control",
+    "test_best_of",
+    "test_system",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         name = item.path.stem
-        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return FIRST.index(name) if name in FIRST else len(FIRST)
 
     items.sort(key=place)
