@@ -31,7 +31,7 @@ if [ "$(cat .venv/.fingerprint 2>/dev/null)" = "$fingerprint" ]; then
     exit 0
 fi
 
-# A fifth of what is installed is ever imported; Python compiles that when it first is.
+# Compiled at the end, on all cores: pip would do it on one.
 install() {
     .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
         -c "$constraints" "$@"
@@ -58,5 +58,7 @@ else
     say "1/1 vLLM, torch with CUDA, this project and its tools (several gigabytes)"
     install -e '.[gpu,dev]'
 fi
+# What does not compile is meant for other versions of Python, and is never imported.
+.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 echo "$fingerprint" >.venv/.fingerprint
 say "done: .venv ($(du -sh .venv | cut -f1))"
