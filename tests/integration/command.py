@@ -19,7 +19,7 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 240, code: int = 0) -> str:
+def finish(process: subprocess.Popen[str], timeout_s: float = 400, code: int = 0) -> str:
     """Its output, once it has ended with this exit code; one that is late is killed."""
     try:
         output, _ = process.communicate(timeout=timeout_s)

@@ -20,6 +20,8 @@ from rl.claims import PreferencePair, read_judged, read_pairs, read_responses
 from rl.sinks import read_metrics
 from tests.integration.command import finish, kill, start
 
+# The first test waits for a labeller to be made, on a new machine, and for three passes.
+pytestmark = pytest.mark.timeout(1200)
 PROMPTS, RESPONSES, HELDOUT, STEPS = 96, 4, 48, 12
 SETTINGS = [
     "model=builtin:tiny",
@@ -80,7 +82,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place in killed_in:
         kill_when(run, KILLED_IN[STAGES[place]])
         keep_whole_lines(run)
-    output = finish(align(run), 400)
+    output = finish(align(run))
     assert "wrong claims a response" in output
     return run
 

@@ -15,6 +15,8 @@ import pytest
 
 from tests.integration.command import finish, kill, start
 
+# On a new machine the first run makes its models, and one test is three runs.
+pytestmark = pytest.mark.timeout(1200)
 STEPS = 6
 PROMPTS = 8
 GROUP = 4
