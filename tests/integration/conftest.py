@@ -9,10 +9,8 @@ FIRST = (
     "test_dpo",
     "test_visual_learner",
     "test_run",
-    "test_sweep",
     "test_serving",
     "test_preference",
-    "test_noise_control",
     "test_best_of",
     "test_system",
 )

@@ -294,6 +294,7 @@ def test_in_bfloat16_the_reference_is_not_rounded(sources: dict[str, Path], tmp_
     assert abs(read_metrics(tmp_path / "metrics.jsonl")[1]["dpo/margin"]) < 1e-4
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_at_the_same_weights(sources: dict[str, Path], tmp_path: Path):
     source, dpo = sources["minicpmv"], make_dpo(steps=8)
     config = make_config(lora={"rank": 2}, train=["llm", "resampler"])

@@ -141,6 +141,7 @@ def test_what_vllm_serves_is_proven_against_the_checkpoint(trained, tmp_path, mo
         assert f"| {mode} | {PROOF_PROMPTS} | {proof.tokens} |" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_export_damaged_before_its_proof_is_refused(trained, tmp_path, monkeypatch, capsys):
     """One tensor is two per cent larger: the file is whole, and vLLM serves it."""
     write = export.write_directory

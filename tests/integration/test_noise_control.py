@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -31,6 +32,7 @@ class Noise:
         return StillImage(Image.fromarray(shades), "noise")
 
 
+@pytest.mark.slow
 def test_noise_in_a_pictures_place_brings_accuracy_to_chance(tmp_path: Path):
     """A short warm-up on clean pictures, which such a policy then reads well enough to show it."""
     recipe = VisionWarmupRecipe(min_steps=450, max_steps=450, misread=0.0, answer_slips=0.0)

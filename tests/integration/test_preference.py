@@ -184,6 +184,7 @@ def expected_grades(directory: Path, inputs: list[PreferenceInput]) -> list[floa
     return grades
 
 
+@pytest.mark.slow
 def test_the_judge_grades_as_transformers_does_also_after_its_engine_was_killed(
     loop, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from tests.integration.command import finish, kill, start
 from tests.integration.test_run import metrics_of, texts_of
 
 # The first test waits for a sweep that is killed, and for the next one.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 6
 SETTINGS = [
     *("config=sweep_ratio.yaml", "scale=cpu_tiny", f"steps={STEPS}", "seeds=[0]"),
