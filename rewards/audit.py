@@ -32,13 +32,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from rewards.format import CLOSE, format_reward
-from rewards.repetition import repetition_penalty
 from rewards.rules.verifier import NotScorable, score_reference, symbolic, verify_quickly
-from rewards.workers import SampleFailed, WorkerPool
-from rl.atomic_write import atomic_write
-from rl.config import RewardConfig
-from rl.stages import Trajectory
+from rewards.text.format import CLOSE, format_reward
+from rewards.text.repetition import repetition_penalty
+from rewards.text.workers import SampleFailed, WorkerPool
+from rl.config.run import RewardConfig
+from rl.loop.stages import Trajectory
+from rl.run.files import atomic_write
 
 THINKING = {"short": False, "long": True}
 FINISH_REASONS = ("stop", "length", "abort")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewards.preference import PreferenceInput, group_preferences
-from rl.config import RewardConfig
-from rl.stages import Prompt, Score
+from rewards.preference.preference import PreferenceInput, group_preferences
+from rl.config.run import RewardConfig
+from rl.loop.stages import Prompt, Score
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from rewards.composition import Accuracy
-from rewards.format import format_reward
-from rewards.rules.answers import answer_start
+from rewards.rules.reading.answers import answer_start
 from rewards.rules.verifier import NotScorable, reference_answer
-from rl.config import ProbabilityConfig
-from rl.interfaces import GenerationFailed, ReferenceScorer
-from rl.stages import Prompt, ReferenceRequest, RolloutGroup, Trajectory
+from rewards.text.format import format_reward
+from rl.config.run import ProbabilityConfig
+from rl.loop.interfaces import GenerationFailed, ReferenceScorer
+from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, Trajectory
 
 ROUTE = "probability"
 VERSION = 1

@@ -14,23 +14,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group, paired
-from rewards.preference import PreferenceModel, preference_input
+from rewards.preference.preference import PreferenceModel, preference_input
 from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
 from rewards.rules.verifier import NATURAL, NotScorable, route_of
-from rewards.text_rewards import question_text
-from rl.config import ModeConfig, RewardConfig
-from rl.stages import Prompt, RolloutGroup, Score
+from rewards.text.text_rewards import question_text
+from rl.config.run import ModeConfig, RewardConfig
+from rl.loop.stages import Prompt, RolloutGroup, Score
 
 
 class TextSource(Protocol):
-    """rewards/text_rewards.py, in place or behind its actor."""
+    """rewards/text/text_rewards.py, in place or behind its actor."""
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> Sequence[TextParts]: ...
 
 
 class RewardService:
-    """Implements rl.interfaces.Scorer."""
+    """Implements rl.loop.interfaces.Scorer."""
 
     def __init__(
         self,

@@ -16,34 +16,34 @@ from typing import Any
 
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from policy.learner import RayLearner
-from policy.model import resolve_model
-from policy.model_checks import refuse_longer_than_model
-from policy.tiny_reward_model import resolve_reward_model
-from policy.visual_inputs import open_visual_inputs
-from rewards.actor import TextRewardClient
-from rewards.judge import JudgeClient, check_judge
-from rewards.plugins import with_checked_plugins
-from rewards.preference import PreferenceModel
-from rewards.preference_actors import ActorPlaces
+from policy.builtin.reward_model import resolve_reward_model
+from policy.learner.learner import RayLearner
+from policy.models.checks import refuse_longer_than_model
+from policy.models.family import open_visual_inputs
+from policy.models.loading import resolve_model
+from rewards.preference.actors import ActorPlaces
+from rewards.preference.judge import JudgeClient, check_judge
+from rewards.preference.preference import PreferenceModel
+from rewards.preference.reward_model import RewardModelClient, check_reward_model
 from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
-from rewards.reward_model import RewardModelClient, check_reward_model
 from rewards.rules.verifier import ROUTES, score_reference
 from rewards.service import RewardService, takes_probability
-from rewards.text_rewards import question_text
-from rl.cluster import Cluster, open_cluster
-from rl.config import Config, RewardConfig, SourceConfig
-from rl.loop import train_request
-from rl.media import MediaError
-from rl.stages import Canary, Prompt
-from rl.visible_gpus import count_visible_gpus
+from rewards.text.actor import TextRewardClient
+from rewards.text.plugins import with_checked_plugins
+from rewards.text.text_rewards import question_text
+from rl.config.run import Config, RewardConfig, SourceConfig
+from rl.config.visible_gpus import count_visible_gpus
+from rl.data.media.names import MediaError
+from rl.loop.loop import train_request
+from rl.loop.stages import Canary, Prompt
+from rl.system.cluster import Cluster, open_cluster
 from rollout.chat import ChatTemplate, refuse_oversized
-from rollout.dataset_source import Quarantined
-from rollout.pool import EnginePool
-from rollout.prompts import PromptStream
+from rollout.engines.pool import EnginePool
+from rollout.engines.worker import WorkerSettings
+from rollout.prompts.dataset import Quarantined
+from rollout.prompts.stream import PromptStream
 from rollout.splice import Splice
-from rollout.worker import WorkerSettings
 
 CANARY_TOKENS = 64
 CHECKED_MEDIA_PROMPTS = 64

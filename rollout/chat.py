@@ -16,10 +16,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from rl.config import Config
-from rl.stages import Prompt
-from rl.vision_families import VisionFamily, unsampled_token_ids, vision_family
-from rollout.prompts import PromptStream
+from rl.config.run import Config
+from rl.data.media.families import VisionFamily, unsampled_token_ids, vision_family
+from rl.loop.stages import Prompt
+from rollout.prompts.stream import PromptStream
 
 OPEN, CLOSE = "<think>", "</think>"
 EMPTY_BLOCK = f"{OPEN}\n\n{CLOSE}\n\n"

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server as the source of responses, such as `vllm serve` of an export.
 
-What a server sends is put back together as rollout/worker.py would have it: one text, split by
+What a server sends is put back together as engines/worker.py would have it: one text, split by
 rollout/chat.py. A server with a reasoning parser sends reasoning and answer apart, without the
 closing tag between them; one without sends the whole text.
 """
@@ -20,10 +20,10 @@ import numpy as np
 import openai
 from openai.types.chat import ChatCompletion
 
-from rl.interfaces import GenerationFailed
-from rl.media import MediaError
-from rl.media_store import MediaStore
-from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+from rl.data.media.names import MediaError
+from rl.data.media.store import MediaStore
+from rl.loop.interfaces import GenerationFailed
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import CLOSE, split_response
 from rollout.image_messages import messages_with_images
 
@@ -99,7 +99,7 @@ def _client(url: str, timeout_s: float, max_retries: int) -> openai.AsyncOpenAI:
 
 
 class Endpoint:
-    """Implements rl.evaluation.Sampler."""
+    """Implements rl.evaluate.evaluation.Sampler."""
 
     def __init__(
         self,

@@ -6,9 +6,9 @@ import base64
 from io import BytesIO
 from typing import Any
 
-from rl.media import StillImage
-from rl.media_store import MediaStore
-from rl.stages import Prompt
+from rl.data.media.names import StillImage
+from rl.data.media.store import MediaStore
+from rl.loop.stages import Prompt
 
 
 def messages_with_images(prompt: Prompt, store: MediaStore) -> list[dict[str, Any]]:

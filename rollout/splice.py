@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rl.stages import Prompt, ReferenceRequest, RolloutGroup
+from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup
 from rollout.chat import ChatTemplate
 
 

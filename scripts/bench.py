@@ -28,22 +28,22 @@ from typing import Any
 import ray
 
 from rewards.rules.verifier import symbolic, verify_quickly
-from rewards.workers import WorkerPool
+from rewards.text.workers import WorkerPool
 from rl.assembly import Material, System, gather_material, start_system
-from rl.config import Config
-from rl.engine_environment import engine_environment
-from rl.loop import Parts, StepResult, TrainingLoop, train_request
-from rl.modes import draw_step, shares_at
-from rl.publish import publish
-from rl.recipe import load
-from rl.stages import (
+from rl.config.recipe import load
+from rl.config.run import Config
+from rl.loop.loop import Parts, StepResult, TrainingLoop, train_request
+from rl.loop.modes import draw_step, shares_at
+from rl.loop.publish import publish
+from rl.loop.stages import (
     ReferenceRequest,
     RolloutRequest,
     ScoredGroup,
     TrainBatch,
     TrainSample,
 )
-from rollout.worker import RolloutWorker, WorkerSettings
+from rl.system.engine_environment import engine_environment
+from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 TRAINING_STEPS = 8
 SETTLE_S = 1.5
@@ -106,7 +106,7 @@ class BareLearner:
         """Seconds and tokens of one step over the same micro-batches the learner takes."""
         import torch
 
-        from rl.batching import collate, plan_micro_batches
+        from rl.loop.batching import collate, plan_micro_batches
 
         started = time.monotonic()
         lengths = [s.trajectory.num_tokens for s in batch.samples]

@@ -19,9 +19,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from rl.config import Section
-from rl.recipe_errors import problems
-from rl.visual import TASKS, VisualExample, read_settings, render
+from rl.config.errors import problems
+from rl.config.run import Section
+from rl.data.tasks.pictures import TASKS, VisualExample, read_settings, render
 
 STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; background: #f2f2f0; color: #1a1a1a }

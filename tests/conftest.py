@@ -3,7 +3,8 @@
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook(["rl.losses", "rl.batching", "policy.logprobs"], "beartype.beartype")
+ANNOTATED = ["rl.loop.losses", "rl.loop.batching", "policy.learner.logprobs"]
+install_import_hook(ANNOTATED, "beartype.beartype")
 
 # A property holds however busy the machine is; what hangs ends with the test's own timeout.
 settings.register_profile("unhurried", deadline=None)

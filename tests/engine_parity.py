@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from rl.engine_environment import engine_environment
-from rollout.worker import RolloutWorker, WorkerSettings
+from rl.system.engine_environment import engine_environment
+from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def engine_logprobs(output: Any) -> np.ndarray:
 async def publish(
     worker: RolloutWorker, tensors: Mapping[str, torch.Tensor], directory: Path
 ) -> dict[str, str]:
-    """What `host` does for a learner (policy/weight_sender.py); returns the worker's digests."""
+    """What `host` does for a learner (policy/weights/sender.py); returns the worker's digests."""
     path = directory / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     await worker.pause()

@@ -1,4 +1,4 @@
-"""Small stand-ins for the parts behind rl/interfaces.py, for tests of our own logic."""
+"""Small stand-ins for the parts behind rl/loop/interfaces.py, for tests of our own logic."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rl.config import Config
-from rl.interfaces import GenerationFailed
-from rl.stages import (
+from rl.config.run import Config
+from rl.loop.interfaces import GenerationFailed
+from rl.loop.stages import (
     Prompt,
     RolloutGroup,
     RolloutRequest,

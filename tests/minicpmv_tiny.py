@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from policy.minicpmv import MiniCPMV, MiniCPMVConfig
+from policy.models.minicpmv import MiniCPMV, MiniCPMVConfig
 
 QUERIES, SCALE, GRID = 8, 56, 7
 END = "<|im_end|>"

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from rl.media import MediaFile, Medium, MediumKind, StillImage, Video
-from rl.stages import TrainSample, Trajectory
+from rl.data.media.names import MediaFile, Medium, MediumKind, StillImage, Video
+from rl.loop.stages import TrainSample, Trajectory
 from tests import minicpmv_tiny
 
 ModelType = Literal["qwen2_5_vl", "qwen3_vl"]

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from policy.visual_inputs import VisualArguments, VisualInputs
-from rl.batching import reference_sample
-from rl.media import Medium, from_json, to_json
-from rl.stages import Prompt, ReferenceRequest, TrainSample
+from policy.models.family import VisualArguments, VisualInputs
+from rl.data.media.names import Medium, from_json, to_json
+from rl.loop.batching import reference_sample
+from rl.loop.stages import Prompt, ReferenceRequest, TrainSample
 
 MAX_NAMED = 5
 """Pairs that an error names; it counts the others."""
@@ -30,7 +30,7 @@ class DpoPair:
 
     id: str
     prompt_token_ids: tuple[int, ...]
-    """With one marker for each medium, as in rl.stages.RolloutRequest."""
+    """With one marker for each medium, as in rl.loop.stages.RolloutRequest."""
     media: tuple[Medium, ...]
     chosen_token_ids: tuple[int, ...]
     rejected_token_ids: tuple[int, ...]

@@ -11,18 +11,18 @@ from datasets import load_from_disk
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedModel
 
-from policy.deepspeed_engine import (
+from policy.dpo.checkpoints import last_checkpoint
+from policy.dpo.pairs import PairCollator
+from policy.learner.deepspeed_engine import (
     RankPlace,
     free_address,
     join_ranks,
     leave_out_shared_memory,
 )
-from policy.dpo.checkpoints import last_checkpoint
-from policy.dpo.pairs import PairCollator
-from policy.full_weights import FullWeights, write_model_directory
-from policy.model import DTYPES, load_policy
-from policy.visual_inputs import open_visual_inputs
-from rl.config import Config
+from policy.models.family import open_visual_inputs
+from policy.models.loading import DTYPES, load_policy
+from policy.weights.full_weights import FullWeights, write_model_directory
+from rl.config.run import Config
 
 if TYPE_CHECKING:
     from policy.dpo.trainer import PairTrainer

@@ -19,9 +19,9 @@ from ray.exceptions import RayError
 from policy.dpo.checkpoints import remove_torn_checkpoints
 from policy.dpo.pairs import DpoPair, keep_pairs, refuse_bad_pairs
 from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
-from policy.rank_actor import rank_actor, rank_failure
-from rl.cluster import Cluster
-from rl.config import Config
+from policy.learner.rank_actor import rank_actor, rank_failure
+from rl.config.run import Config
+from rl.system.cluster import Cluster
 
 START_TIMEOUT_S = 900.0
 STALL_TIMEOUT_S = 3600.0

@@ -17,14 +17,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig, PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from policy.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
 from policy.dpo.checkpoints import COMPLETE
 from policy.dpo.pairs import MEDIA, training_order
-from policy.learning_rate import learning_rate_at
-from policy.minicpmv import MiniCPMV
-from rl.atomic_write import write_text
-from rl.config import Config, DpoConfig, PolicyConfig
-from rl.sinks import JsonlSink
+from policy.learner.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
+from policy.learner.learning_rate import learning_rate_at
+from policy.models.minicpmv import MiniCPMV
+from rl.config.run import Config, DpoConfig, PolicyConfig
+from rl.run.files import write_text
+from rl.run.sinks import JsonlSink
 
 REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
 KEPT_CHECKPOINTS = 2

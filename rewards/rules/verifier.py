@@ -1,8 +1,8 @@
 """Rule verification: does an answer say the same as the reference?
 
 One dict of routes, one route for each kind of reference. What plain string work cannot settle is
-left to sympy and pint, which run in a killable worker (rewards/workers.py). Loads without torch and
-without sympy.
+left to sympy and pint, which run in a killable worker (rewards/text/workers.py). Loads without
+torch and without sympy.
 """
 
 from __future__ import annotations
@@ -11,41 +11,38 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rewards.rules.answers import MAX_CHARACTERS, final_answers
-from rewards.rules.cells import is_cell, quick_cell
-from rewards.rules.choices import (
+from rewards.rules.kinds.cells import is_cell, quick_cell
+from rewards.rules.kinds.choices import (
     chosen_text,
     contradicts_option,
     is_choice,
     is_letters,
     quick_choice,
 )
-from rewards.rules.dates import is_date, quick_date
-from rewards.rules.elements import Equal, quick_element, slow_element
-from rewards.rules.expressions import (
+from rewards.rules.kinds.dates import is_date, quick_date
+from rewards.rules.kinds.elements import Equal, quick_element, slow_element
+from rewards.rules.kinds.expressions import (
     UnparsedReference,
     is_expression,
     quick_expression,
     same_expression,
 )
-from rewards.rules.intervals import (
+from rewards.rules.kinds.intervals import (
     asks_for_interval,
     compare_intervals,
     is_inequality,
     is_interval,
     is_surely_interval,
 )
-from rewards.rules.matrices import compare_matrices, is_matrix
-from rewards.rules.notation import plain, plain_words, settle, value_name
-from rewards.rules.number_literals import number_literal, same_number
-from rewards.rules.quantities import (
+from rewards.rules.kinds.matrices import compare_matrices, is_matrix
+from rewards.rules.kinds.quantities import (
     convert_quantity,
     is_percentage,
     is_quantity,
     quick_counted,
     quick_quantity,
 )
-from rewards.rules.sequences import (
+from rewards.rules.kinds.sequences import (
     compare_lists,
     compare_sets,
     compare_tuples,
@@ -56,9 +53,12 @@ from rewards.rules.sequences import (
     is_set,
     is_tuple,
 )
-from rewards.rules.statements import hedges, readings, talks_to_grader
-from rewards.rules.transcription import is_transcription, transcription_score
-from rewards.rules.yes_no import is_yes_no, quick_yes_no
+from rewards.rules.kinds.transcription import is_transcription, transcription_score
+from rewards.rules.kinds.yes_no import is_yes_no, quick_yes_no
+from rewards.rules.reading.answers import MAX_CHARACTERS, final_answers
+from rewards.rules.reading.notation import plain, plain_words, settle, value_name
+from rewards.rules.reading.number_literals import number_literal, same_number
+from rewards.rules.reading.statements import hedges, readings, talks_to_grader
 
 NATURAL = "natural"
 """The route of references in natural language, which rules cannot decide."""

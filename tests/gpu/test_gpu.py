@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-from rl.ledger import read
-from rl.weight_digest import tensor_digest
+from rl.loop.weight_digest import tensor_digest
+from rl.run.ledger import read
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,7 +32,7 @@ def test_the_digest_is_the_same_on_both_devices(dtype):
 def test_chunked_logprobs_in_bfloat16_are_near_the_float32_ones():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from policy.logprobs import LogprobModel
+    from policy.learner.logprobs import LogprobModel
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4}

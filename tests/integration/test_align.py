@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy.model import resolve_model
-from rewards.claims.pairs import select_pairs
-from rl.claims import PreferencePair, Response, read_judged, read_pairs, read_responses
-from rl.sinks import read_metrics
+from policy.models.loading import resolve_model
+from rl.align.claims.types import PreferencePair, Response, read_judged, read_pairs, read_responses
+from rl.align.pairing import select_pairs
+from rl.run.sinks import read_metrics
 from tests.integration.command import finish, kill, start
 
 # The first test waits for a labeller to be made, on a new machine, and for three passes.
@@ -34,7 +34,7 @@ SETTINGS = [
     "align.dpo.batch_size=32",
     "align.dpo.micro_batch_pairs=32",
     "align.dpo.checkpoint_every=2",
-    # So few pairs teach little; tests/unit/test_alignment_gate.py shows what the gate refuses.
+    # So few pairs teach little; tests/unit/rl/align/test_gate.py shows what the gate refuses.
     "align.gate.max_accuracy_drop=0.2",
 ]
 

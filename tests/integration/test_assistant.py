@@ -18,17 +18,17 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from policy.plain_forward import score_responses
-from rl.claims import Label
-from rl.cluster import open_cluster
-from rl.config import SourceConfig
-from rl.interfaces import GenerationFailed
-from rl.media import MediaFile
-from rl.stages import Prompt, ReferenceRequest, RolloutRequest
-from rollout.assistant import ASK, EngineAssistant
+from rl.align.assistant import ASK, EngineAssistant
+from rl.align.claims.types import Label
+from rl.config.run import SourceConfig
+from rl.data.media.names import MediaFile
+from rl.export.transformers_answers import score_responses
+from rl.loop.interfaces import GenerationFailed
+from rl.loop.stages import Prompt, ReferenceRequest, RolloutRequest
+from rl.system.cluster import open_cluster
 from rollout.chat import ChatTemplate
-from rollout.pool import EnginePool
-from rollout.worker import WorkerSettings
+from rollout.engines.pool import EnginePool
+from rollout.engines.worker import WorkerSettings
 from tests.fakes import config
 from tests.minicpmv_tiny import noise_image
 from tests.qwen_vl_tiny import VISION_TOKENS, save_tiny

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from policy.plain_forward import score_responses
-from policy.tiny_policy import ensure_tiny_policy
-from rl.recipe import load
-from rl.stages import ReferenceRequest
+from policy.builtin.text_policy import ensure_tiny_policy
+from rl.config.recipe import load
+from rl.export.transformers_answers import score_responses
+from rl.loop.stages import ReferenceRequest
 from rollout.chat import ChatTemplate
-from rollout.prompts import PromptStream
+from rollout.prompts.stream import PromptStream
 from tests.integration.command import finish, kill, start
 
 PROMPTS, SAMPLES = 8, 3

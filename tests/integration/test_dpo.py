@@ -23,19 +23,19 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from policy.dpo import DpoPair, train_dpo
 from policy.dpo.checkpoints import COMPLETE, last_checkpoint
 from policy.dpo.pairs import keep_pairs, training_order
-from policy.learning_rate import learning_rate_at
-from policy.model import auto_class
-from policy.model_checks import read_config
-from policy.plain_forward import score_responses
-from policy.qwen_vl import checkpoint_name
-from policy.visual_inputs import open_visual_inputs
-from rl.batching import reference_sample
-from rl.cluster import Cluster
-from rl.config import Config, DpoConfig, SourceConfig
-from rl.media import MediaFile
-from rl.placement import place
-from rl.sinks import read_metrics
-from rl.stages import Prompt, ReferenceRequest
+from policy.learner.learning_rate import learning_rate_at
+from policy.models.checks import read_config
+from policy.models.family import open_visual_inputs
+from policy.models.loading import auto_class
+from policy.models.qwen_vl import checkpoint_name
+from rl.config.run import Config, DpoConfig, SourceConfig
+from rl.data.media.names import MediaFile
+from rl.export.transformers_answers import score_responses
+from rl.loop.batching import reference_sample
+from rl.loop.stages import Prompt, ReferenceRequest
+from rl.run.sinks import read_metrics
+from rl.system.cluster import Cluster
+from rl.system.placement import place
 from rollout.chat import ChatTemplate
 from tests import minicpmv_tiny, qwen_vl_tiny
 

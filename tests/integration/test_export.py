@@ -12,14 +12,14 @@ import pytest
 import ray
 from safetensors.torch import load_file, save_file
 
-from policy.plain_forward import score_responses
-from policy.tiny_policy import ensure_tiny_policy
-from rl import export
-from rl.config import Config, SourceConfig
-from rl.export_proof import PROOF_PROMPTS, ModeProof
-from rl.recipe import dump, load
-from rl.run_directory import RunDirectory
-from rl.stages import Prompt, ReferenceRequest
+from policy.builtin.text_policy import ensure_tiny_policy
+from rl.config.recipe import dump, load
+from rl.config.run import Config, SourceConfig
+from rl.export import __main__ as export
+from rl.export.proof import PROOF_PROMPTS, ModeProof
+from rl.export.transformers_answers import score_responses
+from rl.loop.stages import Prompt, ReferenceRequest
+from rl.run.directory import RunDirectory
 from tests.integration.test_learner import ask, close, make_batch, open_ranks
 
 PROMPT = Prompt("export", ({"role": "user", "content": "?"},), "0")

@@ -13,15 +13,15 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from policy.engine_client import EngineClient
-from policy.learner import RayLearner
-from policy.learning_rate import learning_rate_at
-from policy.model import load_policy
-from policy.rank import LearnerRank
-from rl.cluster import Cluster
-from rl.config import Config
-from rl.placement import place
-from rl.stages import TrainBatch, TrainSample, Trajectory
+from policy.learner.learner import RayLearner
+from policy.learner.learning_rate import learning_rate_at
+from policy.learner.rank import LearnerRank
+from policy.models.loading import load_policy
+from policy.weights.engine_client import EngineClient
+from rl.config.run import Config
+from rl.loop.stages import TrainBatch, TrainSample, Trajectory
+from rl.system.cluster import Cluster
+from rl.system.placement import place
 
 VOCABULARY = 64
 ONE_MICRO_BATCH = 1000

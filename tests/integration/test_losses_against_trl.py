@@ -7,8 +7,8 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from rl.config import AlgorithmConfig
-from rl.losses import GlobalCounts, LossInputs, policy_loss, token_weights
+from rl.config.run import AlgorithmConfig
+from rl.loop.losses import GlobalCounts, LossInputs, policy_loss, token_weights
 
 
 class FixedLogprobs(GRPOTrainer):

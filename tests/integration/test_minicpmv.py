@@ -15,20 +15,20 @@ import pytest
 import torch
 from PIL import Image
 
-from policy.logprobs import LogprobModel
-from policy.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVInputs, MiniCPMVProcessor, collate
-from policy.model import unsampled_token_ids
-from rl.batching import collate as collate_samples
-from rl.config import SourceConfig
-from rl.interfaces import GenerationFailed
-from rl.media import MediaFile, StillImage, Video
-from rl.media_store import MediaStore
-from rl.minicpmv_media import IMAGE_MARKER, VIDEO_MARKER, PackedVideo
-from rl.stages import Prompt, RolloutGroup, RolloutRequest, TrainSample
-from rl.weight_digest import tensor_digest
+from policy.learner.logprobs import LogprobModel
+from policy.models.loading import unsampled_token_ids
+from policy.models.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVInputs, MiniCPMVProcessor, collate
+from rl.config.run import SourceConfig
+from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER, PackedVideo
+from rl.data.media.names import MediaFile, StillImage, Video
+from rl.data.media.store import MediaStore
+from rl.loop.batching import collate as collate_samples
+from rl.loop.interfaces import GenerationFailed
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, TrainSample
+from rl.loop.weight_digest import tensor_digest
 from rollout.chat import ChatTemplate
-from rollout.minicpmv import multi_modal_inputs
-from rollout.worker import RolloutWorker
+from rollout.engines.minicpmv import multi_modal_inputs
+from rollout.engines.worker import RolloutWorker
 from tests.engine_parity import engine_logprobs, open_worker, publish
 from tests.minicpmv_tiny import noise_frames, noise_image, save_tiny, tiny_model
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from policy.qwen_vl import QwenVLInputs
-from policy.tiny_vision_policy import ensure_tiny_vision_policy
-from policy.tiny_vision_warmup import TASK, PictureTask, VisionWarmupRecipe, heldout_accuracy
-from rl.media import RenderedImage, StillImage
+from policy.builtin.vision_policy import ensure_tiny_vision_policy
+from policy.builtin.vision_warmup import TASK, PictureTask, VisionWarmupRecipe, heldout_accuracy
+from policy.models.qwen_vl import QwenVLInputs
+from rl.data.media.names import RenderedImage, StillImage
 
 # The likeliest of the sums of three digits, 13 or 14, is right in 75 of 1,000 pictures.
 CHANCE = 0.075

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from policy.tiny_reward_model import resolve_reward_model
-from rewards.judge import JudgeClient, JudgePrompt
-from rewards.preference import PreferenceInput
-from rewards.preference_actors import ActorPlaces, PreferenceActors
-from rewards.reward_model import RewardModel, RewardModelClient
-from rl.chain_sum import question
-from tests.unit.test_preference import asked, make_random_model
+from policy.builtin.reward_model import resolve_reward_model
+from rewards.preference.actors import ActorPlaces, PreferenceActors
+from rewards.preference.judge import JudgeClient, JudgePrompt
+from rewards.preference.preference import PreferenceInput
+from rewards.preference.reward_model import RewardModel, RewardModelClient
+from rl.data.tasks.chain_sum import question
+from tests.unit.rewards.test_preference import asked, make_random_model
 
 DEADLINE_S = 120.0
 CPU_ENGINE = {

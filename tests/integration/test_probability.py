@@ -11,10 +11,10 @@ import pytest
 
 from rewards.probability import ProbabilityReward
 from rl.assembly import gather_material, start_system
-from rl.config import ProbabilityConfig
-from rl.loop import train_request
-from rl.recipe import load
-from rl.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+from rl.config.recipe import load
+from rl.config.run import ProbabilityConfig
+from rl.loop.loop import train_request
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import split_response
 from rollout.splice import Splice
 from tests.bpe_policy import make_policy

@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from policy.qwen_vl import QwenVLInputs, checkpoint_name, see_once
-from rl.media import Medium, StillImage, Video
-from rl.stages import TrainSample
-from rl.weight_digest import tensor_digest
-from rollout.qwen_vl import engine_arguments, multi_modal_inputs
-from rollout.worker import RolloutWorker
+from policy.models.qwen_vl import QwenVLInputs, checkpoint_name, see_once
+from rl.data.media.names import Medium, StillImage, Video
+from rl.loop.stages import TrainSample
+from rl.loop.weight_digest import tensor_digest
+from rollout.engines.qwen_vl import engine_arguments, multi_modal_inputs
+from rollout.engines.worker import RolloutWorker
 from tests.engine_parity import engine_logprobs, open_worker, publish
 from tests.qwen_vl_tiny import (
     VISION_TOKENS,

@@ -21,18 +21,18 @@ from typing import Any
 import openai
 import pytest
 
-from policy.serving_directory import write_serving_directory
-from policy.tiny_policy import ensure_tiny_policy
-from rl.config import Config
-from rl.engine_environment import engine_environment
-from rl.export import REASONING_PARSER
-from rl.model_card import serve_command
-from rl.recipe import load
-from rl.stack_versions import stack_versions
-from rl.stages import Prompt
+from policy.builtin.text_policy import ensure_tiny_policy
+from rl.config.recipe import load
+from rl.config.run import Config
+from rl.export.__main__ import REASONING_PARSER
+from rl.export.card import serve_command
+from rl.export.chat_template import serving_template
+from rl.export.directory import write_serving_directory
+from rl.loop.stages import Prompt
+from rl.run.stack_versions import stack_versions
+from rl.system.engine_environment import engine_environment
 from rollout.chat import ChatTemplate, split_response
-from rollout.prompts import PromptStream
-from rollout.serving_template import serving_template
+from rollout.prompts.stream import PromptStream
 from tests.integration.command import finish, kill, start
 
 START_DEADLINE_S = 300

@@ -12,11 +12,11 @@ import pytest
 import ray
 
 from rl.assembly import gather_material, start_system
-from rl.interfaces import GenerationFailed
-from rl.loop import Parts, TrainingLoop, train_request
-from rl.modes import draw_step, shares_at
-from rl.publish import UnprovenWeights, publish
-from rl.recipe import load
+from rl.config.recipe import load
+from rl.loop.interfaces import GenerationFailed
+from rl.loop.loop import Parts, TrainingLoop, train_request
+from rl.loop.modes import draw_step, shares_at
+from rl.loop.publish import UnprovenWeights, publish
 
 STEPS = 5
 PROMPTS = 6

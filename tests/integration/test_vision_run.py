@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from rl.media import MediaFile, from_json
-from rl.media_store import MediaStore
-from rl.recipe import load
+from rl.config.recipe import load
+from rl.data.media.names import MediaFile, from_json
+from rl.data.media.store import MediaStore
 from tests.integration.command import finish
 from tests.integration.test_run import launch, metrics_of
 from tests.minicpmv_tiny import noise_image, save_tiny

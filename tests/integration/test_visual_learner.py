@@ -11,12 +11,12 @@ import pytest
 import ray
 import torch
 
-from policy.model import auto_class, load_policy, unsampled_token_ids
-from policy.model_checks import read_config
-from policy.visual_inputs import VisualInputs, open_visual_inputs
-from rl.config import PolicyConfig, SourceConfig
-from rl.media import MediaFile
-from rl.stages import Prompt, TrainBatch, TrainSample, Trajectory
+from policy.models.checks import read_config
+from policy.models.family import VisualInputs, open_visual_inputs
+from policy.models.loading import auto_class, load_policy, unsampled_token_ids
+from rl.config.run import PolicyConfig, SourceConfig
+from rl.data.media.names import MediaFile
+from rl.loop.stages import Prompt, TrainBatch, TrainSample, Trajectory
 from rollout.chat import ChatTemplate
 from tests import minicpmv_tiny, qwen_vl_tiny
 from tests.integration.test_learner import (

@@ -1,0 +1,292 @@
+"""The built-in tiny reward model: prefers right sums to wrong ones, made once on this machine.
+
+It stands in for a reward model trained on human preferences where none can be downloaded. It is
+the tiny policy with a classification head, trained with TRL on pairs of answers to the questions
+of the built-in task: the policy adds already, and from random weights adding is not learned in the
+time. The training runs in a process of its own, because a TRL trainer decides for its whole
+process on which device accelerate computes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Qwen3ForSequenceClassification,
+    TrainerCallback,
+)
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from policy.builtin.text_policy import ensure_tiny_policy, step_progress
+from policy.models.cache import default_cache_dir, digest, find_model, made_once
+from rl.data.tasks.chain_sum import question
+
+Mistake = Literal["off_by_one", "off_by_more", "ill_formed"]
+MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
+NOT_DIGITS = "abcdefgh+=?. "
+TRAINING_TIMEOUT_S = 1800.0
+"""Twenty times what it takes on one core."""
+
+_Row = list[int]
+
+
+@dataclass(frozen=True)
+class RewardModelRecipe:
+    """Everything that decides the weights besides the policy they start from."""
+
+    seed: int = 1
+    """Of the questions; also of the head, the mistakes and their order."""
+    steps: int = 900
+    pairs_per_step: int = 64
+    shares: tuple[float, ...] = (0.35, 0.45, 0.2)
+    """How often the rejected answer makes each of MISTAKES."""
+    learning_rate: float = 1.5e-3
+    rise_steps: int = 30
+    """Steps of linear rise; then linear fall to 0 at `steps`."""
+    weight_decay: float = 0.01
+    heldout_questions: int = 400
+    """Questions of the held-out split per mistake, for the report."""
+
+
+@dataclass(frozen=True)
+class RewardModelReport:
+    """How the training ended; `training.json` in the model's directory."""
+
+    steps: int
+    seconds: float
+    accuracy: dict[str, float]
+    """Share of held-out pairs put in the right order, by mistake."""
+
+
+def resolve_reward_model(model: str) -> Path:
+    """Return the directory of a reward model or judge: `builtin:tiny`, a directory, or a name.
+
+    Raises ValueError if there is no such model; what the directory holds is checked on loading.
+    """
+    if model == "builtin:tiny":
+        return ensure_tiny_reward_model()
+    return find_model(model, "the preference model")
+
+
+def ensure_tiny_reward_model(
+    cache_dir: Path | None = None,
+    policy: Path | None = None,
+    recipe: RewardModelRecipe | None = None,
+) -> Path:
+    """Return the directory of a Qwen3ForSequenceClassification model, making it on first use.
+
+    policy: the tiny policy whose tokenizer and layers it starts from; made if not given. The first
+    use takes about a minute on one core, and another one for the policy.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    policy = policy or ensure_tiny_policy(cache_dir)
+    recipe = recipe or RewardModelRecipe()
+    name = f"tiny-reward-{digest([asdict(recipe), MISTAKES, NOT_DIGITS, policy.name])}"
+    return made_once(cache_dir / name, lambda aside: _train_apart(aside, policy, recipe))
+
+
+def _train_apart(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
+    """Run `main` in a new process: one thread, no GPU, no network, no part of any training run."""
+    inherited = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in inherited}
+    environment |= {
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    arguments = [str(directory), str(policy), json.dumps(asdict(recipe))]
+    command = [sys.executable, "-m", "policy.builtin.reward_model", *arguments]
+    status = subprocess.run(
+        command, env=environment, timeout=TRAINING_TIMEOUT_S, check=False
+    ).returncode
+    if status:
+        raise RuntimeError(
+            f"training the tiny reward model ended with status {status}; its own message stands "
+            "above on standard error"
+        )
+
+
+def train(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
+    """Train the model and write it into an existing directory, with its report."""
+    started = time.monotonic()
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed)
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model = Qwen3ForSequenceClassification.from_pretrained(
+        policy, num_labels=1, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
+    )
+    _run_trainer(model, tokenizer, recipe)
+    accuracy = {
+        mistake: heldout_accuracy(model, tokenizer, mistake, recipe.heldout_questions)
+        for mistake in MISTAKES
+    }
+    report = RewardModelReport(recipe.steps, round(time.monotonic() - started, 1), accuracy)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "training.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+
+
+def _run_trainer(
+    model: Qwen3ForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    recipe: RewardModelRecipe,
+) -> None:
+    from trl import RewardConfig, RewardTrainer
+
+    with tempfile.TemporaryDirectory() as aside, step_progress() as progress:
+        arguments = RewardConfig(
+            output_dir=aside,
+            seed=recipe.seed,
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.pairs_per_step,
+            learning_rate=recipe.learning_rate,
+            warmup_steps=recipe.rise_steps,
+            weight_decay=recipe.weight_decay,
+            adam_beta2=0.98,
+            max_length=None,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = RewardTrainer(
+            model,
+            arguments,
+            train_dataset=_training_pairs(tokenizer, recipe),
+            processing_class=tokenizer,
+            callbacks=[_ShowProgress(progress, recipe.steps)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+class _ShowProgress(TrainerCallback):
+    def __init__(self, progress: Any, steps: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("making the tiny reward model (once)", total=steps, loss="")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            loss = f"loss {float(logs['loss']):.3f}"
+            self._progress.update(self._task, completed=state.global_step, loss=loss)
+
+
+def _training_pairs(tokenizer: PreTrainedTokenizerFast, recipe: RewardModelRecipe) -> Dataset:
+    """One question per pair, each seen once."""
+    rng = np.random.default_rng(recipe.seed)
+    count = recipe.steps * recipe.pairs_per_step
+    mistakes = rng.choice(len(MISTAKES), size=count, p=recipe.shares)
+    pairs = [
+        _pair(rng, recipe.seed, index, False, MISTAKES[mistake])
+        for index, mistake in enumerate(mistakes)
+    ]
+    chosen, rejected = zip(*pairs, strict=True)
+    return Dataset.from_dict(
+        {"chosen_ids": _encode(tokenizer, chosen), "rejected_ids": _encode(tokenizer, rejected)}
+    )
+
+
+Conversation = list[dict[str, str]]
+
+
+def _pair(
+    rng: np.random.Generator, seed: int, index: int, heldout: bool, mistake: Mistake
+) -> tuple[Conversation, Conversation]:
+    asked = question(seed, index, heldout)
+    wrong = wrong_answer(rng, int(asked.answer), mistake)
+    user = {"role": "user", "content": asked.text}
+    return (
+        [user, {"role": "assistant", "content": asked.answer}],
+        [user, {"role": "assistant", "content": wrong}],
+    )
+
+
+def wrong_answer(rng: np.random.Generator, total: int, mistake: Mistake) -> str:
+    """Return an answer that makes this mistake where `total`, of two digits, is right.
+
+    Half of those that are off by more than one are off by at most five.
+    """
+    if mistake == "ill_formed":
+        return _ill_formed(rng, total)
+    while True:
+        if mistake == "off_by_one":
+            wrong = total + int(rng.choice((-1, 1)))
+        elif rng.random() < 0.5:
+            wrong = total + int(rng.choice((-5, -4, -3, -2, 2, 3, 4, 5)))
+        else:
+            wrong = int(rng.integers(10, 70))
+        if 10 <= wrong < 100 and (mistake == "off_by_one" or abs(wrong - total) > 1):
+            return str(wrong)
+
+
+def _ill_formed(rng: np.random.Generator, total: int) -> str:
+    """No answer, too few or too many digits, or something else beside or in place of one."""
+    other = NOT_DIGITS[rng.integers(len(NOT_DIGITS))]
+    forms = (
+        "",
+        str(rng.integers(10)),
+        str(rng.integers(100, 1000)),
+        f"{total // 10}{other}",
+        f"{other}{total % 10}",
+        f"{total}{other}",
+    )
+    return forms[rng.integers(len(forms))]
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, conversations: Iterable[Conversation]
+) -> list[_Row]:
+    texts = tokenizer.apply_chat_template(list(conversations), tokenize=False)
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def heldout_accuracy(
+    model: Qwen3ForSequenceClassification,
+    tokenizer: PreTrainedTokenizerFast,
+    mistake: Mistake,
+    num_questions: int,
+) -> float:
+    """Share of held-out questions whose right answer scores above one with this mistake."""
+    rng = np.random.default_rng(0)
+    pairs = [_pair(rng, 0, index, True, mistake) for index in range(num_questions)]
+    scores = []
+    for side in zip(*pairs, strict=True):
+        rows = {"input_ids": _encode(tokenizer, side)}
+        batch = tokenizer.pad(rows, padding_side="right", return_tensors="pt")  # [B, T]
+        scores.append(model.eval()(**batch).logits[:, 0])  # [B]
+    return int((scores[0] > scores[1]).sum()) / num_questions
+
+
+def main() -> None:
+    directory, policy, recipe = sys.argv[1:]
+    disable_progress_bar()
+    set_verbosity_error()
+    fields = json.loads(recipe)
+    fields["shares"] = tuple(fields["shares"])
+    train(Path(directory), Path(policy), RewardModelRecipe(**fields))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Opens the DeepSpeed engine of a rank: its configuration, optimizer and process group."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from policy.learner.logprobs import ChunkedHead, LogprobModel
+from rl.config.run import PolicyConfig
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""A rank that waits this long for another one fails, so that no run hangs for ever."""
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where a rank stands among its peers."""
+
+    rank: int
+    num_ranks: int
+    address: str
+    """Address and port at which rank 0 gathers all ranks."""
+    port: int
+
+
+def free_address() -> tuple[str, int]:
+    """Return an address of this node and a port that is free on it."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def leave_out_shared_memory() -> None:
+    """Keep DeepSpeed on CPU from compiling its shared-memory collectives.
+
+    That takes most of a minute and a C++ compiler, for what gloo does as well.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def join_ranks(place: RankPlace, use_cuda: bool) -> None:
+    """Set up torch.distributed and DeepSpeed's device; returns when every rank has come."""
+    os.environ |= {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.num_ranks),
+        # Ray shows each rank one device.
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": place.address,
+        "MASTER_PORT": str(place.port),
+        "DS_ACCELERATOR": "cuda" if use_cuda else "cpu",
+    }
+    if use_cuda:
+        torch.cuda.set_device(0)
+    torch.distributed.init_process_group(
+        "nccl" if use_cuda else "gloo",
+        init_method=f"tcp://{place.address}:{place.port}",
+        rank=place.rank,
+        world_size=place.num_ranks,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
+
+
+def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
+    """Return DeepSpeed's configuration, with `policy.deepspeed` merged over ours."""
+    if "stage" in config.deepspeed.get("zero_optimization", {}):
+        raise ValueError(
+            "policy.deepspeed.zero_optimization.stage is set; set policy.zero_stage instead, which "
+            "the learner goes by too"
+        )
+    stage = config.effective_zero_stage
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        # The rank marks the last micro-batch itself, as their number differs from step to step.
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+    if stage > 0:
+        # At stage 0 the rank clips, because DeepSpeed would not report the norm.
+        ours["gradient_clipping"] = config.optimizer.max_grad_norm
+    if config.dtype == "bfloat16":
+        ours["bf16"] = {"enabled": True}
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    return _merged(ours, config.deepspeed)
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(ours)
+    for key, value in theirs.items():
+        old = result.get(key)
+        both_tables = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(old, value) if both_tables else value
+    return result
+
+
+def open_engine(model: LogprobModel, config: PolicyConfig, use_cuda: bool) -> Any:
+    """Return DeepSpeed's engine over the model's trainable parameters."""
+    import deepspeed
+    from deepspeed.utils import set_z3_leaf_modules
+
+    if not use_cuda:
+        leave_out_shared_memory()
+    if config.effective_zero_stage == 3:
+        set_z3_leaf_modules(model, [ChunkedHead])
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trainable,
+        lr=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        weight_decay=config.optimizer.weight_decay,
+        fused=use_cuda,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=trainable,
+        optimizer=optimizer,
+        config=deepspeed_config(config),
+        dist_init_required=False,
+    )
+    return engine

@@ -1,0 +1,165 @@
+"""The learner that the loop knows: DeepSpeed ranks as Ray actors, driven in step.
+
+    update:  one ray.put -> every rank -> sums of all ranks -> metrics
+
+Waits for all ranks of a call; unblocked at once by the first rank that fails, because the others
+then wait in a collective for one that will not come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from policy.learner.rank import LearnerRank, RankUpdate
+from policy.learner.rank_actor import rank_actor, rank_failure
+from policy.weights.engine_client import Rendezvous
+from rl.config.run import Config
+from rl.loop.losses import loss_metrics, reduce_sums
+from rl.loop.stages import Canary, ReferenceRequest, TrainBatch, WeightProof
+from rl.system.cluster import Cluster
+
+START_TIMEOUT_S = 900.0
+UPDATE_TIMEOUT_S = 7200.0
+CHECKPOINT_TIMEOUT_S = 3600.0
+BLAME_S = 5.0
+"""How long a failed call waits for other ranks' failures, to name the rank that failed first."""
+
+
+class RayLearner:
+    """Implements rl.loop.interfaces.Learner and ReferenceScorer."""
+
+    def __init__(self, config: Config, model: Path, cluster: Cluster) -> None:
+        """Create the actors; they load nothing before `start`. model: the policy's directory."""
+        self._config = config
+        environment = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
+        self.ranks = [
+            rank_actor(LearnerRank, config, cluster, rank, environment).remote(config, model, rank)
+            for rank in range(config.policy.ranks)
+        ]
+        self._references: list[tuple[ReferenceRequest, asyncio.Future[tuple[float, ...]]]] = []
+        self._forwards: set[asyncio.Task[None]] = set()
+        self._one_forward = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Load the policy on every rank; returns when all can update."""
+        address, port = (await self._call("free_address", START_TIMEOUT_S, only=[0]))[0]
+        await self._call("start", START_TIMEOUT_S, address, port)
+
+    async def devices_by_engine(self, tensor_parallel: int) -> list[str]:
+        """CUDA devices of each colocated engine: those of its `tensor_parallel` learner ranks."""
+        devices = await self._call("visible_devices", START_TIMEOUT_S)
+        return [
+            ",".join(devices[start : start + tensor_parallel])
+            for start in range(0, len(devices), tensor_parallel)
+        ]
+
+    async def update(self, batch: TrainBatch) -> Mapping[str, float]:
+        """Take the optimizer steps of one batch and return its metrics."""
+        if not batch.samples:
+            raise ValueError(f"the batch of step {batch.step} has no samples to train on")
+        shared = await asyncio.to_thread(ray.put, batch)
+        results: list[RankUpdate] = await self._call("update", UPDATE_TIMEOUT_S, shared)
+        first = results[0]
+        num_tokens = sum(sample.trajectory.num_tokens for sample in batch.samples)
+        return loss_metrics(reduce_sums([r.sums for r in results]), first.num_updates) | {
+            "policy/grad_norm": first.grad_norm,
+            "optim/learning_rate": first.learning_rate,
+            "perf/learner_tokens_per_second": num_tokens / max(r.seconds for r in results),
+        }
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """Implements ReferenceScorer; requests that wait are forwarded together."""
+        answer: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
+        self._references.append((request, answer))
+        if len(self._references) == 1:
+            forward = asyncio.create_task(self._score_references())
+            self._forwards.add(forward)
+            forward.add_done_callback(self._forwards.discard)
+        return await answer
+
+    async def _score_references(self) -> None:
+        """Forward everything that waits, once the ranks are free for it."""
+        async with self._one_forward:
+            waiting, self._references = self._references, []
+            try:
+                requests = await asyncio.to_thread(ray.put, [request for request, _ in waiting])
+                shares = await self._call("reference_logprobs", UPDATE_TIMEOUT_S, requests)
+            except BaseException as error:
+                # Each asker raises it; this task has nobody to raise it to.
+                for _, answer in waiting:
+                    if not answer.done():
+                        answer.set_exception(RuntimeError(f"the learner cannot score: {error!r}"))
+                if isinstance(error, Exception):
+                    return
+                raise
+        for share in shares:
+            for place, logprobs in share.items():
+                if not waiting[place][1].done():
+                    waiting[place][1].set_result(logprobs)
+
+    async def connect_engines(self, workers: Sequence[Any], canary: Canary) -> None:
+        """Open the weight transfer to the rollout workers (Ray actors) on every rank."""
+        rollout = self._config.rollout
+        address, port = (await self._call("free_address", START_TIMEOUT_S, only=[0]))[0]
+        world_size = 1 + rollout.workers * rollout.tensor_parallel
+        rendezvous = Rendezvous(address, port, world_size)
+        timeout_s = self._config.sync.deadline_s
+        await self._call("connect_engines", timeout_s, list(workers), canary, rendezvous)
+
+    async def send_weights(self, version: int) -> WeightProof:
+        """Transfer every tensor to the engines; returns the proof of rank 0, the sender."""
+        # The sender's three calls to the engines each have the deadline to themselves.
+        timeout_s = 4 * self._config.sync.deadline_s
+        return (await self._call("send_weights", timeout_s, version))[0]
+
+    async def save(self, directory: Path) -> None:
+        """Write `state/` and `model/` into an existing directory that all ranks can reach."""
+        await self._call("save", CHECKPOINT_TIMEOUT_S, directory.absolute())
+
+    async def load(self, directory: Path) -> None:
+        """Continue from what `save` wrote."""
+        await self._call("load", CHECKPOINT_TIMEOUT_S, directory.absolute())
+
+    async def close(self) -> None:
+        """Stop every rank, whatever it is doing."""
+        for actor in self.ranks:
+            ray.kill(actor)
+
+    async def _call(
+        self, method: str, timeout_s: float, *arguments: Any, only: Sequence[int] | None = None
+    ) -> list[Any]:
+        """Call a method on the ranks (by default all) and return their answers in rank order.
+
+        Raises RuntimeError naming the rank that failed or died, ValueError where a rank refused its
+        input, TimeoutError naming the ranks that did not answer in time.
+        """
+        chosen = range(len(self.ranks)) if only is None else only
+        calls = {
+            asyncio.ensure_future(_answer(getattr(self.ranks[rank], method), arguments)): rank
+            for rank in chosen
+        }
+        done, pending = await asyncio.wait(
+            calls, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
+        )
+        if any(call.exception() for call in done):
+            if pending:
+                done |= (await asyncio.wait(pending, timeout=BLAME_S))[0]
+            raise rank_failure(
+                "learner", method, {calls[c]: e for c in done if (e := c.exception())}
+            )
+        if pending:
+            late = sorted(calls[call] for call in pending)
+            raise TimeoutError(
+                f"learner ranks {late} did not finish {method} within {timeout_s:g} s"
+            )
+        return [call.result() for call in calls]
+
+
+async def _answer(method: Any, arguments: Sequence[Any]) -> Any:
+    return await method.remote(*arguments)

@@ -1,0 +1,286 @@
+"""One learner rank: the policy under DeepSpeed, its updates, its weights and its checkpoints.
+
+Every rank is given the whole batch and computes the same plan, so ranks agree on who forwards
+what without talking. A plain class; policy/learner/learner.py makes Ray actors of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy.learner.deepspeed_engine import RankPlace, free_address, join_ranks, open_engine
+from policy.learner.learning_rate import learning_rate_at
+from policy.learner.logprobs import LogprobModel
+from policy.models.family import open_visual_inputs
+from policy.models.loading import DTYPES, load_policy, unsampled_token_ids
+from policy.weights.engine_client import EngineClient, Rendezvous
+from policy.weights.full_weights import FullWeights, WeightMetadata, write_model_directory
+from rl.config.run import Config
+from rl.loop.batching import (
+    MicroBatch,
+    collate,
+    plan_micro_batches,
+    reference_sample,
+    split_updates,
+)
+from rl.loop.losses import GlobalCounts, LossInputs, policy_loss, reduce_sums, token_weights
+from rl.loop.stages import Canary, ReferenceRequest, TrainBatch, TrainSample, WeightProof
+
+CHECKPOINT_TAG = "learner"
+
+
+@dataclass(frozen=True)
+class RankUpdate:
+    """What a rank reports of one batch."""
+
+    sums: dict[str, float]
+    """This rank's metric sums (rl/loop/losses.py)."""
+    grad_norm: float
+    """Norm of the global gradient before clipping, mean over the updates; equal on all ranks."""
+    learning_rate: float
+    num_updates: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: this rank's micro-batches and the counts of all ranks."""
+
+    micro_batches: list[list[TrainSample]]
+    """Samples that are forwarded together; none where a rank only keeps in step."""
+    counts: GlobalCounts
+
+
+class LearnerRank:
+    def __init__(self, config: Config, model: Path, rank: int) -> None:
+        """model: the directory the policy is loaded from."""
+        self._config = config
+        self._source = model
+        self._rank = rank
+        self._use_cuda = config.resources.gpus > 0
+        self._device = torch.device("cuda:0" if self._use_cuda else "cpu")
+
+    def free_address(self) -> tuple[str, int]:
+        """Return an address of this node and a port that is free on it."""
+        return free_address()
+
+    def start(self, address: str, port: int) -> None:
+        """Meet the other ranks and load the policy; returns when this rank can update."""
+        policy_config = self._config.policy
+        if not self._use_cuda:
+            torch.set_num_threads(policy_config.threads)
+        join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
+        self._dtype = DTYPES[policy_config.dtype]
+        # The same initial adapter on every rank.
+        torch.manual_seed(self._config.seed)
+        policy = load_policy(self._source, policy_config)
+        self._weights = FullWeights(
+            policy,
+            self._dtype,
+            is_partitioned=policy_config.effective_zero_stage == 3,
+        )
+        self._visual_inputs = open_visual_inputs(self._source, self._config.data)
+        model = LogprobModel(
+            policy, policy_config.logprob_chunk_tokens, unsampled_token_ids(self._source)
+        )
+        self._engine = open_engine(model, policy_config, self._use_cuda)
+        self._engine.train()
+
+    def update(self, batch: TrainBatch) -> RankUpdate:
+        """Take the optimizer steps of one batch; all ranks are given the same batch."""
+        started = time.monotonic()
+        learning_rate = self._set_learning_rate(batch.step)
+        updates = self.plan(batch.samples)
+        old_logprobs: list[list[Tensor]] | None = None
+        if len(updates) > 1:
+            old_logprobs = [[self._logprobs(rows) for rows in u.micro_batches] for u in updates]
+        parts, grad_norms = [], []
+        for place, update in enumerate(updates):
+            parts += self.accumulate(update, old_logprobs[place] if old_logprobs else None)
+            grad_norms.append(self._step())
+        return RankUpdate(
+            sums=reduce_sums(parts),
+            grad_norm=sum(grad_norms) / len(grad_norms),
+            learning_rate=learning_rate,
+            num_updates=len(updates),
+            seconds=time.monotonic() - started,
+        )
+
+    def plan(self, samples: Sequence[TrainSample]) -> list[Update]:
+        """Return this rank's share of each optimizer step."""
+        policy, algorithm = self._config.policy, self._config.algorithm
+        updates = []
+        for indices in split_updates(len(samples), algorithm.updates_per_batch):
+            part = [samples[index] for index in indices]
+            lengths = [sample.trajectory.num_tokens for sample in part]
+            plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
+            counts = GlobalCounts(
+                num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
+                num_sequences=len(part),
+            )
+            rows = [[part[index] for index in rows] for rows in plan[self._rank]]
+            updates.append(Update(rows, counts))
+        return updates
+
+    def accumulate(
+        self, update: Update, old_logprobs: Sequence[Tensor] | None
+    ) -> list[dict[str, Tensor]]:
+        """Leave the gradient of the whole update, over all ranks, in the engine.
+
+        old_logprobs: per micro-batch; None takes the policy's own, for a single update per batch.
+        """
+        last = len(update.micro_batches) - 1
+        parts = []
+        for place, samples in enumerate(update.micro_batches):
+            self._engine.set_gradient_accumulation_boundary(place == last)
+            old = None if old_logprobs is None else old_logprobs[place]
+            loss, sums = self._loss(samples, update.counts, old)
+            # DeepSpeed averages over ranks; the loss is already divided by global counts.
+            self._engine.backward(loss * self._config.policy.ranks)
+            parts.append(sums)
+        return parts
+
+    def _loss(
+        self, samples: Sequence[TrainSample], counts: GlobalCounts, old_logprobs: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        micro_batch, logprobs, entropies = self._forward(samples)
+        mask = micro_batch.loss_mask
+        inputs = LossInputs(
+            policy_logprobs=logprobs,
+            old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs,
+            rollout_logprobs=micro_batch.rollout_logprobs[mask],
+            advantages=micro_batch.advantages[:, None].expand(mask.shape)[mask],
+            weights=token_weights(mask, counts, self._config.algorithm),
+            entropies=entropies,
+        )
+        return policy_loss(inputs, self._config.algorithm)
+
+    def _step(self) -> float:
+        """Clip, take the optimizer step and return the norm the gradient had."""
+        if self._config.policy.effective_zero_stage > 0:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm())
+        norm = torch.nn.utils.clip_grad_norm_(
+            self._engine.module.parameters(), self._config.policy.optimizer.max_grad_norm
+        )
+        self._engine.step()
+        return float(norm)
+
+    def _set_learning_rate(self, step: int) -> float:
+        rate = learning_rate_at(self._config.policy.optimizer, step, self._config.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _forward(
+        self, samples: Sequence[TrainSample], is_sampled: bool = True
+    ) -> tuple[MicroBatch, Tensor, Tensor]:
+        """The samples as a micro-batch, and logprobs and entropies of its loss tokens."""
+        micro_batch = collate(samples)
+        visual = None
+        if self._visual_inputs is not None:
+            visual = self._visual_inputs(samples, micro_batch.token_ids)
+        micro_batch = micro_batch.to(self._device)
+        logprobs, entropies = self._engine(
+            micro_batch.token_ids,
+            micro_batch.loss_mask,
+            micro_batch.temperature,
+            None if visual is None else visual.to(self._device, self._dtype).arguments,
+            is_sampled,
+        )
+        return micro_batch, logprobs, entropies
+
+    @torch.no_grad()
+    def _logprobs(self, samples: Sequence[TrainSample], is_sampled: bool = True) -> Tensor:
+        _, logprobs, _ = self._forward(samples, is_sampled)
+        return logprobs
+
+    def reference_logprobs(
+        self, requests: Sequence[ReferenceRequest]
+    ) -> dict[int, tuple[float, ...]]:
+        """Log-probabilities of reference tokens, by place of the request; this rank's share.
+
+        All ranks are given the same requests, and together they answer each once.
+        """
+        samples = [self._reference_sample(request) for request in requests]
+        lengths = [sample.trajectory.num_tokens for sample in samples]
+        policy = self._config.policy
+        plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
+        answers: dict[int, tuple[float, ...]] = {}
+        for rows in plan[self._rank]:
+            flat = self._logprobs([samples[place] for place in rows], is_sampled=False).tolist()
+            for place in rows:
+                count = samples[place].trajectory.num_response_tokens
+                answers[place], flat = tuple(flat[:count]), flat[count:]
+        return answers
+
+    def _reference_sample(self, request: ReferenceRequest) -> TrainSample:
+        context = request.context_token_ids
+        if self._visual_inputs is not None:
+            context = self._visual_inputs.expanded(context, request.prompt.media)
+        return reference_sample(request, context)
+
+    def canary_logprobs(self) -> tuple[float, ...]:
+        """Log-probabilities of the canary's response tokens, at temperature 1."""
+        request, trajectory = self._canary.request, self._canary.trajectory
+        sample = TrainSample(trajectory, 0.0, 1.0, "canary", request.prompt.media)
+        return tuple(self._logprobs([sample], is_sampled=False).tolist())
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Full tensors by checkpoint name, adapters merged; every rank must iterate to the end."""
+        return iter(self._weights)
+
+    def weight_metadata(self) -> WeightMetadata:
+        """Name, type and full shape of each tensor of `named_weights`, without gathering."""
+        return self._weights.metadata
+
+    def connect_engines(
+        self, workers: Sequence[Any], canary: Canary, rendezvous: Rendezvous
+    ) -> None:
+        """Meet the rollout workers (Ray actors); all ranks take part."""
+        # Brings vLLM, which takes seconds: the driver imports this module too and needs none of it.
+        from policy.weights.sender import WeightSender
+
+        self._canary = canary
+        sync = self._config.sync
+        self.sender = WeightSender(
+            self._config.transport,
+            self._rank,
+            self.weight_metadata,
+            self.named_weights,
+            EngineClient(workers, sync.deadline_s, self._config.rollout.tensor_parallel),
+            rendezvous,
+        )
+
+    def send_weights(self, version: int) -> WeightProof:
+        """Transfer every tensor and return this rank's proof; only rank 0's has digests."""
+        seconds = self.sender.send()
+        return WeightProof(version, self.sender.source.digests, self.canary_logprobs(), seconds)
+
+    def save(self, directory: Path) -> None:
+        """Write `state/` (DeepSpeed, for `load`) and `model/` (Hugging Face, for vLLM)."""
+        self._engine.save_checkpoint(str(directory / "state"), tag=CHECKPOINT_TAG)
+        write_model_directory(
+            self._weights, self._source, directory / "model", is_writer=self._rank == 0
+        )
+        torch.distributed.barrier()
+
+    def load(self, directory: Path) -> None:
+        """Continue from `save`; raises ValueError if there is no complete checkpoint."""
+        path, _ = self._engine.load_checkpoint(str(directory / "state"), tag=CHECKPOINT_TAG)
+        if path is None:
+            raise ValueError(
+                f"{directory} holds no learner checkpoint; resume from a step that was saved"
+            )
+
+    def visible_devices(self) -> str:
+        """Return the CUDA devices Ray gave this rank, as CUDA_VISIBLE_DEVICES has them."""
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -1,0 +1,180 @@
+"""Loads the policy: a causal language model from a directory, with a LoRA adapter if asked."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from policy.builtin.labeller import ensure_tiny_labeller, ensure_tiny_vision_labeller
+from policy.builtin.text_policy import ensure_tiny_policy
+from policy.builtin.vision_policy import ensure_tiny_vision_policy
+from policy.models.cache import default_cache_dir, digest, find_model, made_once
+from policy.models.checks import read_config, refuse_unusable_weights
+from policy.models.qwen_vl import checkpoint_name, see_once
+from policy.models.trained_parts import choose_trained
+from rl.config.run import PolicyConfig
+from rl.data.media.families import unsampled_token_ids as unsampled_in
+from rl.data.media.families import vision_family
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+"""Files that hold weights; a model directory's other files go along with any new weights."""
+
+BUILTIN: Mapping[str, Callable[[], Path]] = {
+    "builtin:tiny": ensure_tiny_policy,
+    "builtin:tiny_qwen_vl": partial(ensure_tiny_vision_policy, "tiny_qwen_vl"),
+    "builtin:tiny_minicpmv": partial(ensure_tiny_vision_policy, "tiny_minicpmv"),
+    "builtin:tiny_labeller": ensure_tiny_labeller,
+    "builtin:tiny_vision_labeller": ensure_tiny_vision_labeller,
+}
+"""Models that are made on this machine, on first use."""
+
+# Settings that change logits after the output layer, which logprobs.py applies alone.
+_LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+_log = logging.getLogger(__name__)
+
+
+def resolve_model(name: str, untie: bool) -> Path:
+    """Return the model directory that learner and engines load.
+
+    name: one of BUILTIN, a directory, or the name of a Hugging Face model. With
+    `untie`, a model with tied embeddings is replaced by an untied copy: vLLM on CPU keeps an
+    outdated output layer of a tied one after a weight update.
+
+    Raises ValueError if there is no such model.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]()
+    directory = find_model(name, "policy.model")
+    config = read_config(directory)
+    refuse_unusable_weights(directory, config)
+    if config.tie_word_embeddings and untie:
+        return untied_copy(directory, default_cache_dir())
+    return directory
+
+
+def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | PeftModel:
+    """Load the model on CPU, ready to train: no dropout, only the adapter trainable under LoRA.
+
+    In bfloat16 the weights are what the engines hold; DeepSpeed makes the float32 master weights.
+    Raises ValueError for a directory or an architecture that the learner cannot train.
+    """
+    model_config = read_config(directory)
+    _refuse_logit_settings(model_config.get_text_config())
+    _without_dropout(model_config)
+    disable_progress_bar()
+    model = auto_class(model_config).from_pretrained(
+        directory,
+        config=model_config,
+        dtype=DTYPES[config.dtype],
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    if (family := vision_family(model_config.model_type)) and family.name == "qwen_vl":
+        see_once(model)
+    _refuse_renamed_parameters(model, directory)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return choose_trained(model, config)
+
+
+def auto_class(config: PretrainedConfig) -> type[Any]:
+    """What loads a model of this configuration with its output layer."""
+    if vision_family(config.model_type) is None:
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
+
+
+def unsampled_token_ids(directory: Path) -> tuple[int, ...]:
+    """Token ids that engines never sample from the model of this directory."""
+    model_type = read_config(directory).model_type
+    if vision_family(model_type) is None:
+        return ()
+    tokenizer = AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True
+    )
+    return unsampled_in(model_type, tokenizer.get_vocab())
+
+
+def _without_dropout(config: PretrainedConfig) -> None:
+    """The learner must compute the same probabilities as the engine."""
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            _without_dropout(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def _refuse_logit_settings(config: PretrainedConfig) -> None:
+    values = {name: config.to_dict().get(name) for name in _LOGIT_SETTINGS}
+    if changed := {name: value for name, value in values.items() if value not in (None, 1)}:
+        raise ValueError(
+            f"{config.model_type} changes its logits after the output layer ({changed}), which the "
+            "learner does not compute; take a model without these settings"
+        )
+
+
+def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
+    """Engines load checkpoint names, so the model's parameters must have them."""
+    stored: set[str] = set()
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            stored.update(opened.keys())
+    model_type = model.config.model_type
+    names = {checkpoint_name(model_type, name) for name, _ in model.named_parameters()}
+    renamed = sorted(names - stored)
+    if stored and renamed:
+        raise ValueError(
+            f"{model_type} has parameters that its checkpoint names otherwise, such "
+            f"as {renamed[0]}; the learner cannot send these to the engines (mixtures of experts "
+            "are not supported)"
+        )
+
+
+def untied_copy(directory: Path, cache_dir: Path) -> Path:
+    """Return a copy of a tied model whose output layer has weights of its own; made once."""
+    stamps = [(str(directory.resolve()), (directory / "config.json").read_text())]
+    stamps += [(f.name, f.stat().st_mtime_ns) for f in sorted(directory.glob("*.safetensors"))]
+    target = cache_dir / f"untied-{digest(stamps)}"
+
+    def write(aside: Path) -> None:
+        _log.warning("untying the embeddings of %s for the CPU engines: %s", directory, target)
+        _write_untied(directory, aside)
+
+    return made_once(target, write)
+
+
+def _write_untied(directory: Path, target: Path) -> None:
+    copy_companions(directory, target)
+    model = auto_class(read_config(directory)).from_pretrained(
+        directory, dtype="auto", trust_remote_code=False, local_files_only=True
+    )
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.config.get_text_config().tie_word_embeddings = False
+    model.save_pretrained(target)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what belongs to a model besides its weights: configuration, tokenizer, templates."""
+    for file in source.iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+            shutil.copy(file, target / file.name)

@@ -1,0 +1,100 @@
+"""The views of several prompts as one visual batch.
+
+The tower runs once per micro-batch over all of its views. Under ZeRO-3 every rank then gathers the
+tower's weights equally often, however many images each has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy.models.minicpmv.processing import MediaPrompt
+from rl.data.media.minicpmv import STILL, View
+
+Block = tuple[tuple[int, ...], tuple[View, ...]]
+
+
+@dataclass(frozen=True)
+class VisualBatch:
+    """S views of at most N patches, in G groups with Q tokens each, for token ids [B, T]."""
+
+    patches: Tensor
+    """[S, 3, P, P * N], zero beyond a view's own patches."""
+    sizes: tuple[tuple[int, int], ...]
+    """[S] (rows, columns) of patches."""
+    groups: tuple[tuple[int, ...], ...]
+    """[G] temporal ids of the views, in order."""
+    shown: Tensor
+    """[R] the group of each block of visual tokens; one that several rows show is there once."""
+    places: Tensor
+    """[R * Q] where each visual token goes, counted over the batch: row * T + position."""
+
+    @property
+    def arguments(self) -> dict[str, VisualBatch]:
+        """Implements policy.models.family.VisualArguments."""
+        return {"visual": self}
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> VisualBatch:
+        """On a device, with the patches in the model's type."""
+        return replace(
+            self,
+            patches=self.patches.to(device, dtype),
+            shown=self.shown.to(device),
+            places=self.places.to(device),
+        )
+
+
+def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | None:
+    """Batch the views of prompts that begin the rows of token ids [B, row_length].
+
+    Returns None where no prompt has any.
+    """
+    blocks = [block for prompt in prompts for block in _blocks(prompt)]
+    if not blocks:
+        return None
+    # Samples of one group share their views, which are then seen once.
+    distinct: dict[tuple[Any, ...], tuple[int, Block]] = {}
+    shown = [distinct.setdefault(_identity(block), (len(distinct), block))[0] for block in blocks]
+    views = [view for _, (_, seen) in distinct.values() for view in seen]
+    longest = max(view.patches.shape[-1] for view in views)
+    channels, height, _ = views[0].patches.shape
+    patches = torch.zeros(len(views), channels, height, longest)
+    for row, view in zip(patches, views, strict=True):
+        row[..., : view.patches.shape[-1]] = torch.from_numpy(view.patches)
+    places = [
+        torch.arange(row * row_length + start, row * row_length + end)
+        for row, prompt in enumerate(prompts)
+        for start, end in prompt.ranges
+    ]
+    return VisualBatch(
+        patches,
+        tuple(view.size for view in views),
+        tuple(group for _, (group, _) in distinct.values()),
+        torch.tensor(shown),
+        torch.cat(places),
+    )
+
+
+def _blocks(prompt: MediaPrompt) -> Iterator[Block]:
+    """Temporal ids and views of each block of visual tokens."""
+    views = iter(prompt.views)
+    for group in prompt.groups:
+        yield group, tuple(itertools.islice(views, len(group)))
+
+
+def _identity(block: Block) -> tuple[Any, ...]:
+    group, views = block
+    return (*group, *map(id, views))
+
+
+def smallest_batch(patch_size: int, like: Tensor) -> VisualBatch:
+    """One black patch that goes nowhere: the least that can pass the tower and the resampler."""
+    patches = like.new_zeros(1, 3, patch_size, patch_size)
+    nowhere = torch.empty(0, dtype=torch.long, device=like.device)
+    return VisualBatch(patches, ((1, 1),), ((STILL,),), nowhere, nowhere)

@@ -1,0 +1,129 @@
+"""The vision tower: a SigLIP transformer over views of any shape.
+
+Each view keeps its own number of patches; its rows and columns are spread over the learned
+position table (NaViT-style packing as in LLaVA-UHD, https://arxiv.org/abs/2403.11703, section 3.1).
+Shapes: S views, N patches of the longest view, C tower width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from rl.data.media.minicpmv_config import position_grid
+
+Sizes = Sequence[tuple[int, int]]
+
+
+def patch_mask(sizes: Sizes, length: int, device: torch.device) -> Tensor:
+    """[S, length], True on a view's own patches."""
+    counts = torch.tensor([rows * columns for rows, columns in sizes], device=device)  # [S]
+    return torch.arange(length, device=device) < counts[:, None]
+
+
+def position_ids(sizes: Sizes, length: int, grid: int, device: torch.device) -> Tensor:
+    """[S, length] row of the position table for each patch; 0 for padding.
+
+    Patch i of n along a side belongs to place floor(i * grid / n) of the grid. In integers: divided
+    in floating point, some n put a patch on the wrong side of a boundary.
+    """
+    shape = torch.tensor(sizes, device=device)  # [S, 2]
+    rows, columns = shape[:, :1], shape[:, 1:]  # [S, 1] each
+    patch = torch.arange(length, device=device)[None]  # [1, N]
+    row, column = patch // columns, patch % columns  # [S, N] each
+    ids = (row * grid // rows) * grid + column * grid // columns
+    return torch.where(row < rows, ids, 0)
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: Any) -> None:
+        """config: a SiglipVisionConfig."""
+        super().__init__()
+        self.patch_size: int = config.patch_size
+        self.embeddings = VisionEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+    def forward(self, patches: Tensor, sizes: Sizes) -> Tensor:
+        """[S, 3, P, P * N] -> features [S, N, C]; those of padding mean nothing."""
+        hidden = self.embeddings(patches, sizes)  # [S, N, C]
+        mask = patch_mask(sizes, hidden.shape[1], hidden.device)  # [S, N]
+        # Without padding no mask: attention then has its fastest kernel.
+        is_padded = any(rows * columns < hidden.shape[1] for rows, columns in sizes)
+        hidden = self.encoder(hidden, mask[:, None, None, :] if is_padded else None)
+        return self.post_layernorm(hidden)
+
+
+class VisionEmbeddings(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.grid = position_grid(config)
+        patch = config.patch_size
+        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, patch, patch)
+        self.position_embedding = nn.Embedding(self.grid**2, config.hidden_size)
+
+    def forward(self, patches: Tensor, sizes: Sizes) -> Tensor:
+        embedded = self.patch_embedding(patches)[:, :, 0].transpose(1, 2)  # [S, N, C]
+        ids = position_ids(sizes, embedded.shape[1], self.grid, embedded.device)  # [S, N]
+        return embedded + self.position_embedding(ids)
+
+
+class VisionEncoder(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return hidden
+
+
+class VisionLayer(GradientCheckpointingLayer):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = VisionAttention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden), mask)
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Every patch of a view sees every other. mask: [S, 1, 1, N], False on padding."""
+        query, key, value = (
+            projection(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # [S, heads, N, C / heads] each
+        mixed = functional.scaled_dot_product_attention(query, key, value, mask)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [S, N, C]
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(hidden)))

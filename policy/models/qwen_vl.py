@@ -1,0 +1,340 @@
+"""Qwen2.5-VL (https://arxiv.org/abs/2502.13923) and Qwen3-VL as policies.
+
+The models are transformers' own. Here is what training them against an engine needs besides: a
+sample's media as arguments of the backbone, with the positions that the engine counts, and one run
+of the vision tower per forward whatever a micro-batch shows. Shapes: B rows of T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers.video_utils import VideoMetadata
+
+from rl.config.run import Part
+from rl.data.media.names import Medium, MediumKind, StillImage, Video
+from rl.loop.stages import TrainSample
+
+Grid = tuple[int, int, int]
+"""Patches in time, height and width."""
+_PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+_GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
+
+
+class Store(Protocol):
+    """Where media are read from."""
+
+    def read(self, medium: Medium) -> StillImage | Video: ...
+
+
+@dataclass(frozen=True)
+class SeenMedium:
+    """An image or a video as the vision tower takes it."""
+
+    kind: MediumKind
+    pixels: Tensor
+    """[patches, values of a patch]"""
+    grid: Grid
+    text: str
+    """What stands in the place of its marker."""
+    seconds_per_step: float
+    """Of a video, from one step of the grid to the next."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Visual tokens that follow each other, in a grid of (time, height, width) tokens."""
+
+    start: int
+    grid: Grid
+    seconds_per_step: float = 0.0
+
+    @property
+    def end(self) -> int:
+        return self.start + int(np.prod(self.grid))
+
+
+def mrope_positions(length: int, blocks: Sequence[Block], steps_per_second: float) -> NDArray:
+    """Positions [3, length] in time, height and width of a row with these visual blocks.
+
+    Text counts on from the largest position before it, in all three alike
+    (https://arxiv.org/abs/2409.12191, section 2.1). transformers 5.19 counts on from the largest
+    position in space alone, so after a long video it is behind the engine.
+    """
+    positions = np.empty((3, length), dtype=np.int64)
+    done = following = 0
+    for block in blocks:
+        positions[:, done : block.start] = following + np.arange(block.start - done)
+        following += block.start - done
+        inside = np.indices(block.grid).reshape(3, -1)  # [3, tokens of the block]
+        if block.grid[0] > 1:
+            inside[0] = inside[0] * (block.seconds_per_step * steps_per_second)
+        positions[:, block.start : block.end] = following + inside
+        following += inside.max() + 1
+        done = block.end
+    positions[:, done:] = following + np.arange(length - done)
+    return positions
+
+
+@dataclass(frozen=True)
+class QwenVLBatch:
+    """The media of one micro-batch; implements policy.models.family.VisualArguments."""
+
+    media: tuple[SeenMedium, ...]
+    """Row by row."""
+    blocks: tuple[tuple[Block, ...], ...]
+    """[B]"""
+    length: int
+    """T"""
+    steps_per_second: float
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> QwenVLBatch:
+        return replace(self, device=device, dtype=dtype)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Pixels and grids by kind of medium, and position_ids [3, B, T].
+
+        A medium that several rows show is there once; `repeats` then says which one each shows.
+        """
+        found: dict[str, Any] = {"position_ids": self._positions()}
+        repeats: dict[MediumKind, list[int]] = {}
+        for kind, pixels in _PIXELS.items():
+            shown = [medium for medium in self.media if medium.kind == kind]
+            if not shown:
+                continue
+            places: dict[int, int] = {}
+            order = [places.setdefault(id(medium), len(places)) for medium in shown]
+            distinct = [shown[order.index(place)] for place in range(len(places))]
+            patches = torch.cat([medium.pixels for medium in distinct])
+            found[pixels] = patches.to(self.device, self.dtype)
+            found[_GRIDS[kind]] = torch.tensor([m.grid for m in distinct]).to(self.device)
+            if len(distinct) < len(shown):
+                repeats[kind] = order
+        return found | ({"repeats": repeats} if repeats else {})
+
+    def _positions(self) -> Tensor:
+        rows = []
+        for blocks in self.blocks:
+            rounded = [replace(b, seconds_per_step=self._rounded(b)) for b in blocks]
+            rows.append(mrope_positions(self.length, rounded, self.steps_per_second))
+        return torch.from_numpy(np.stack(rows, axis=1)).to(self.device)
+
+    def _rounded(self, block: Block) -> float:
+        """The engine rounds what it is told of a video to the model's type, times included."""
+        exact = torch.tensor(block.seconds_per_step, dtype=torch.float32)
+        return exact.to(self.dtype).item()
+
+
+class QwenVLInputs:
+    """Implements policy.models.family.VisualInputs."""
+
+    def __init__(self, directory: Path, store: Store) -> None:
+        config = AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        # The very class that vLLM makes of this directory, so that pixels are the same.
+        self._processor: Any = AutoProcessor.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        self._store = store
+        self._merge = config.vision_config.spatial_merge_size
+        self._tokens: dict[MediumKind, int] = {
+            "image": config.image_token_id,
+            "video": config.video_token_id,
+        }
+        # Qwen3-VL writes each frame's time into the text instead.
+        self._times_are_text = config.model_type == "qwen3_vl"
+        self._steps_per_second = getattr(config.vision_config, "tokens_per_second", 1.0)
+
+    def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> QwenVLBatch | None:
+        media, blocks = [], []
+        # The samples of a group show the same.
+        known = {medium: self._see(medium) for sample in samples for medium in sample.media}
+        for sample in samples:
+            seen = [known[medium] for medium in sample.media]
+            blocks.append(self._located(sample, seen))
+            media += seen
+        if not media:
+            return None
+        return QwenVLBatch(tuple(media), tuple(blocks), token_ids.shape[1], self._steps_per_second)
+
+    def expanded(self, token_ids: Sequence[int], media: Sequence[Medium]) -> tuple[int, ...]:
+        markers = list(self._tokens.values())
+        if (count := sum(token in markers for token in token_ids)) != len(media):
+            raise ValueError(
+                f"a prompt has {count} markers for its {len(media)} media; it needs one for each"
+            )
+        shown = iter(media)
+        ids: list[int] = []
+        for token in token_ids:
+            ids += self._encoded(next(shown)) if token in markers else [token]
+        return tuple(ids)
+
+    def _encoded(self, medium: Medium) -> list[int]:
+        return self._processor.tokenizer.encode(self._see(medium).text, add_special_tokens=False)
+
+    def _see(self, medium: Medium) -> SeenMedium:
+        read = self._store.read(medium)
+        if isinstance(read, StillImage):
+            output = self._processor.image_processor(images=[read.pixels], return_tensors="pt")
+            text = self._processor.replace_image_token(output, 0)
+        else:
+            output = self._processor.video_processor(
+                videos=[read.frames],
+                video_metadata=[_metadata(read)],
+                do_sample_frames=False,
+                return_metadata=True,
+                return_tensors="pt",
+            )
+            text = self._processor.replace_video_token(output, 0)
+        (grid,) = output[_GRIDS[medium.kind]].tolist()
+        seconds = 0.0
+        if isinstance(read, Video):
+            seconds = self._processor.video_processor.temporal_patch_size / read.fps
+        return SeenMedium(medium.kind, output[_PIXELS[medium.kind]], tuple(grid), text, seconds)
+
+    def _located(self, sample: TrainSample, seen: Sequence[SeenMedium]) -> tuple[Block, ...]:
+        """Where the sample's visual tokens are.
+
+        Raises ValueError if they are not as many, or not in the order, that its media give.
+        """
+        expected = [(medium, grid) for medium in seen for grid in self._grids(medium)]
+        found = self._runs(sample)
+        counts = [(medium.kind, int(np.prod(grid))) for medium, grid in expected]
+        if [(kind, count) for kind, _, count in found] != counts:
+            raise ValueError(
+                f"sample {sample.id} has other visual tokens than its media give here: "
+                f"{_summary([(kind, count) for kind, _, count in found])} in its token ids, "
+                f"{_summary(counts)} from its media; the engine read another file, or with other "
+                "processor settings"
+            )
+        return tuple(
+            Block(start, grid, medium.seconds_per_step)
+            for (_, start, _), (medium, grid) in zip(found, expected, strict=True)
+        )
+
+    def _grids(self, medium: SeenMedium) -> list[Grid]:
+        """In tokens; of a video whose frames stand apart, one for each step in time."""
+        steps, height, width = medium.grid
+        height, width = height // self._merge, width // self._merge
+        if medium.kind == "video" and self._times_are_text:
+            return [(1, height, width)] * steps
+        return [(steps, height, width)]
+
+    def _runs(self, sample: TrainSample) -> list[tuple[MediumKind, int, int]]:
+        """(kind, start, count) of the visual tokens that follow each other."""
+        kinds = {token: kind for kind, token in self._tokens.items()}
+        runs, start = [], 0
+        for token, group in groupby(sample.trajectory.token_ids.tolist()):
+            count = sum(1 for _ in group)
+            if token in kinds:
+                runs.append((kinds[token], start, count))
+            start += count
+        return runs
+
+
+def _summary(counts: Sequence[tuple[MediumKind, int]]) -> str:
+    return " + ".join(f"{count} ({kind})" for kind, count in counts) or "none"
+
+
+def _metadata(video: Video) -> VideoMetadata:
+    return VideoMetadata(
+        total_num_frames=len(video.frames),
+        fps=video.fps,
+        frames_indices=[time * video.fps for time in video.times_s],
+    )
+
+
+def parts(model: PreTrainedModel) -> dict[Part, list[nn.Module]]:
+    """The modules of each part; the mergers count as the resampler."""
+    visual = model.base_model.visual
+    mergers = [
+        module
+        for name, module in visual.named_children()
+        if name.endswith(("merger", "merger_list"))
+    ]
+    return {
+        "llm": [model.base_model.language_model, model.get_output_embeddings()],
+        "vision": [module for module in visual.children() if module not in mergers],
+        "resampler": mergers,
+    }
+
+
+def checkpoint_name(model_type: str, parameter: str) -> str:
+    """A parameter's name in the published checkpoints of its model type.
+
+    vLLM and transformers load both this name and transformers' own.
+    """
+    if model_type != "qwen2_5_vl":
+        return parameter
+    for ours, published in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if parameter.startswith(ours):
+            return published + parameter.removeprefix(ours)
+    return parameter
+
+
+def see_once(model: PreTrainedModel) -> None:
+    """Have the model's backbone run its vision tower exactly once in every forward.
+
+    transformers runs it once for images and once for videos, and for text not at all. Sharded ranks
+    must all gather the same weights in the same order, though only some have images.
+    """
+    model.base_model.register_forward_pre_hook(_see_first, with_kwargs=True)
+
+
+def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Give the backbone what its tower makes of the pixels instead of the pixels."""
+    pixels = {kind: kwargs.pop(name) for kind, name in _PIXELS.items() if name in kwargs}
+    repeats = kwargs.pop("repeats", {})
+    if not pixels:
+        seen = _see(backbone, *_black_image(backbone))
+        # Not one of its tokens is kept: the whole tower gets a gradient, which is zero.
+        kwargs["mm_encoder_outputs"] = {"image": _picked(seen, [0], slice(0))}
+        return args, kwargs
+    grids = {kind: kwargs[_GRIDS[kind]] for kind in pixels}
+    seen = _see(backbone, torch.cat([*pixels.values()]), torch.cat([*grids.values()]))
+    outputs, done = {}, 0
+    for kind, grid in grids.items():
+        order = repeats.get(kind, range(len(grid)))
+        outputs[kind] = _picked(seen, [done + place for place in order], slice(None))
+        done += len(grid)
+    kwargs["mm_encoder_outputs"] = outputs
+    return args, kwargs
+
+
+def _see(backbone: Any, pixels: Tensor, grids: Tensor) -> Any:
+    return backbone.get_image_features(pixels, grids, return_dict=True)
+
+
+def _black_image(backbone: Any) -> tuple[Tensor, Tensor]:
+    """Pixels and grid of one visual token."""
+    vision, tower = backbone.config.vision_config, backbone.visual
+    side = vision.spatial_merge_size
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    like = next(tower.parameters())
+    pixels = torch.zeros(side**2, values, device=like.device, dtype=like.dtype)
+    return pixels, torch.tensor([[1, side, side]], device=like.device)
+
+
+def _picked(seen: Any, media: Sequence[int], tokens: slice) -> Any:
+    """Some of the tower's output: these media, and these tokens of each, at every depth alike."""
+
+    def pick(by_medium: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(by_medium[place][tokens] for place in media)
+
+    picked: dict[str, Any] = {"pooler_output": pick(seen.pooler_output)}
+    if "deepstack_features" in seen:
+        picked["deepstack_features"] = [pick(depth) for depth in seen.deepstack_features]
+    return type(seen)(**picked)

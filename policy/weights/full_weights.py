@@ -1,0 +1,168 @@
+"""The policy's weights as its checkpoint has them: whole, merged, under their own names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from policy.models.loading import copy_companions
+from policy.models.qwen_vl import checkpoint_name
+
+SHARD_BYTES = 5 * 2**30
+WeightMetadata = list[tuple[str, torch.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A module whose weights are gathered together."""
+
+    path: str
+    module: torch.nn.Module
+    names: tuple[str, ...]
+    """Its own weights, such as `weight` and `bias`."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.module.parameters(recurse=isinstance(self.module, LoraLayer)))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The gathered weight; a LoRA layer's with its adapters merged in."""
+        if not isinstance(self.module, LoraLayer):
+            return self.module.get_parameter(name).detach()
+        weight = self.module.get_base_layer().get_parameter(name).detach()
+        if name != "weight":
+            return weight
+        for adapter in self.module.active_adapters:
+            weight = weight + self.module.get_delta_weight(adapter).detach()
+        return weight
+
+
+class FullWeights:
+    """Full tensors by checkpoint name, in module order; tied ones appear once.
+
+    Made before DeepSpeed partitions the model, while every shape is still visible.
+    """
+
+    def __init__(
+        self, policy: PreTrainedModel | PeftModel, dtype: torch.dtype, is_partitioned: bool
+    ) -> None:
+        """is_partitioned: the parameters will be partitioned by ZeRO-3."""
+        self._dtype = dtype
+        self._is_partitioned = is_partitioned
+        base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        self._units = list(_units(base))
+        self._model_type: str = base.config.model_type
+        self.metadata: WeightMetadata = [
+            (self._stored_name(unit, name), dtype, tuple(_shape(unit, name)))
+            for unit in self._units
+            for name in unit.names
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Gather a module at a time; every rank must iterate to the end, as gathers are shared."""
+        import deepspeed
+
+        for unit in self._units:
+            with (
+                torch.no_grad(),
+                deepspeed.zero.GatheredParameters(unit.parameters, enabled=self._is_partitioned),
+            ):
+                tensors = [self._own(unit.tensor(name)) for name in unit.names]
+            for name, tensor in zip(unit.names, tensors, strict=True):
+                yield self._stored_name(unit, name), tensor
+
+    def _stored_name(self, unit: _Unit, name: str) -> str:
+        return checkpoint_name(self._model_type, f"{unit.path}.{name}")
+
+    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """In the compute type; a copy where the gathered storage is about to be freed."""
+        return tensor.to(self._dtype, copy=self._is_partitioned)
+
+
+def _units(base: torch.nn.Module) -> Iterator[_Unit]:
+    seen: set[int] = set()
+    adapted = "\0"
+    for path, module in base.named_modules():
+        if path.startswith(adapted):
+            continue
+        owner = module
+        if isinstance(module, LoraLayer):
+            adapted = f"{path}."
+            owner = module.get_base_layer()
+        names = []
+        for name, parameter in owner.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                names.append(name)
+        if names:
+            yield _Unit(path, module, tuple(names))
+
+
+def _shape(unit: _Unit, name: str) -> torch.Size:
+    module = unit.module
+    owner = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    return owner.get_parameter(name).shape
+
+
+def write_model_directory(
+    weights: FullWeights, source: Path, target: Path, is_writer: bool
+) -> None:
+    """Write a Hugging Face model directory from the gathered weights; all ranks take part.
+
+    source: the directory the policy was loaded from; its configuration and tokenizer go along.
+    """
+    shards = _plan_shards(weights.metadata)
+    if is_writer:
+        target.mkdir()
+        copy_companions(source, target)
+        _write_index(shards, weights.metadata, target)
+    tensors = iter(weights)
+    for file, names in shards.items():
+        shard = {}
+        for _ in names:
+            name, tensor = next(tensors)
+            if is_writer:
+                shard[name] = tensor.contiguous().cpu()
+        if is_writer:
+            save_file(shard, target / file, metadata={"format": "pt"})
+
+
+def _plan_shards(metadata: WeightMetadata) -> dict[str, list[str]]:
+    """Return the names in each file, in order; a file closes before it passes SHARD_BYTES."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, dtype, shape in metadata:
+        added = dtype.itemsize * torch.Size(shape).numel()
+        if shards[-1] and size + added > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += added
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {
+        f"model-{place:05d}-of-{len(shards):05d}.safetensors": names
+        for place, names in enumerate(shards, start=1)
+    }
+
+
+def _write_index(shards: dict[str, list[str]], metadata: WeightMetadata, target: Path) -> None:
+    """Write which file holds what, and the weights' type into the configuration."""
+    _, dtype, _ = metadata[0]
+    config = json.loads((target / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    if len(shards) > 1:
+        total = sum(d.itemsize * torch.Size(shape).numel() for _, d, shape in metadata)
+        places = {name: file for file, names in shards.items() for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

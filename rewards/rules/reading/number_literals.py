@@ -1,0 +1,209 @@
+"""Numbers as people write them, compared exactly and without sympy.
+
+Only literals count: an answer that leaves a sum, a power or a division undone is not the number,
+or a policy would be paid for repeating the question.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from rewards.rules.reading.notation import plain_value
+from rewards.rules.reading.number_words import CHINESE_SCALES, SCALES, words_to_number
+
+MAX_NUMBER_CHARS = 200
+MIN_ROUNDED_DIGITS = 3
+"""A reference with fewer significant digits is exact: 0.5 is not 0.52."""
+ENOUGH_DIGITS = 6
+"""An answer rounded to so many significant digits is precise, however long the reference is."""
+
+# 1,234 and 1 234 and 12,34,567, or digits alone.
+_DIGITS = (
+    r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+(?![0-9])"
+    r"|[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}|[0-9]+)"
+)
+_DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
+_EXPONENT = (
+    r"(?:[eE](?P<e>[+-]?[0-9]{1,3})"
+    r"|\s?(?:\\times|\\cdot|\*|x)\s{0,2}10\s?\^\s?(?:\{(?P<braced>[+-]?[0-9]{1,3})\}"
+    r"|(?P<bare>[+-]?[0-9]{1,3})))"
+)
+_SCALE = r"(?P<scale>万亿|万|亿|(?i:hundred|thousand|million|billion|trillion)\b)"
+_DECIMAL_NUMBER = re.compile(
+    rf"(?P<sign>[+-]?)\s?(?P<decimal>{_DECIMAL}){_EXPONENT}?\s?{_SCALE}?"
+    r"\s?(?P<percent>%|(?i:percent|per cent)\b)?"
+)
+# Both signs, or two points: only then is a point surely a separator of thousands.
+_EUROPEAN = re.compile(
+    r"(?P<sign>[+-]?)\s?(?P<whole>[0-9]{1,3}(?:\.[0-9]{3})+),(?P<part>[0-9]{1,2}|[0-9]{4,})"
+    r"|(?P<sign2>[+-]?)\s?(?P<points>[0-9]{1,3}(?:\.[0-9]{3}){2,})"
+)
+_FRACTION = re.compile(
+    rf"(?P<sign>[+-]?)\s?(?:(?P<whole>[0-9]+)(?:\s{{1,2}}(?:and\s)?|(?=\\)))?(?:"
+    rf"(?P<over>{_DECIMAL})\s?/\s?(?P<under>-?{_DECIMAL})"
+    rf"|\\[dt]?frac\s?\{{(?P<top>-?{_DECIMAL})\}}\s?\{{(?P<bottom>-?{_DECIMAL})\}}"
+    r"|\\[dt]?frac\s?(?P<one>[0-9])\s?(?P<two>[0-9]))"
+)
+_PERCENT_WORDS = re.compile(r"百分之(.{1,24})|(.{1,60}?)\s?(?:percent|per cent)", re.IGNORECASE)
+_UNIT = re.compile(r"\s?(?:\^\s?\{?\\circ\}?|°|\\(?:text|mathrm)\s?\{\s?[A-Za-z ]{1,20}\})$")
+"""A unit set apart as text, or degrees: the number in front of it is the answer."""
+_APPROXIMATELY = re.compile(r"(?:\\approx|≈|~|approximately|approx\.?|约)\s{0,3}(?=[0-9.$-])", re.I)
+_YEAR = re.compile(
+    r"(?:(?:in\s)?(?:(?:the\s)?year\s)?|公元)([12][0-9]{3})(?:\s?年)?", re.IGNORECASE
+)
+_POWER_OF_TEN = re.compile(r"10\s?\^\s?\{?([+-]?[0-9]{1,3})\}?")
+_SHORT_SCALE = re.compile(r"(-?[0-9][0-9.,]{0,20})\s?(K|k|M|B|T|mn|bn|tn)")
+_SHORT_SCALES = {"k": "thousand", "m": "million", "b": "billion", "t": "trillion"}
+_SHORT_SCALES |= {"mn": "million", "bn": "billion", "tn": "trillion"}
+_HALF_UNIT = Fraction(5, 10**7)
+_SCALE_VALUES = {**SCALES, **CHINESE_SCALES, "hundred": 100, "万亿": 10**12}
+
+
+@dataclass(frozen=True)
+class NumberLiteral:
+    value: Fraction
+    is_fraction: bool
+    """Written as numerator over denominator."""
+    is_reduced: bool = True
+    """No integer divides both numerator and denominator."""
+    step: Fraction = Fraction(0)
+    """The value of one unit in the last place of a decimal with a point, else 0: exact."""
+    num_digits: int = 0
+    """Significant digits of a decimal."""
+    is_percent: bool = False
+
+
+def number_literal(text: str) -> NumberLiteral | None:
+    """Return the one number the text is, or None if it is anything else.
+
+    Signs, leading zeros, thousands (1,234, 1 234 and, where nothing else can be meant,
+    1.234,56), decimals, powers of ten, thousand to trillion and 万 and 亿, percentages (50% is
+    1/2), common fractions, mixed numbers and numbers in words. Cost is linear in at most
+    MAX_NUMBER_CHARS characters.
+    """
+    if len(text) > MAX_NUMBER_CHARS:
+        return None
+    text = _UNIT.sub("", plain_value(text)).strip()
+    if approximate := _APPROXIMATELY.match(text):
+        found = _literal(text[approximate.end() :])
+        # "About 12" leaves open which integer; a rounded decimal is what it is.
+        return found if found and found.step else None
+    return _literal(text)
+
+
+def _literal(text: str) -> NumberLiteral | None:
+    if match := _POWER_OF_TEN.fullmatch(text) or _YEAR.fullmatch(text):
+        value = Fraction(10) ** int(match[1]) if "^" in text else Fraction(match[1])
+        return NumberLiteral(value, is_fraction=False)
+    if match := _DECIMAL_NUMBER.fullmatch(text):
+        return _decimal_literal(match)
+    if match := _FRACTION.fullmatch(text):
+        return _fraction_literal(match)
+    if match := _EUROPEAN.fullmatch(text):
+        return _european_literal(match)
+    return _spelled_literal(text)
+
+
+def _spelled_literal(text: str) -> NumberLiteral | None:
+    if match := _PERCENT_WORDS.fullmatch(text):
+        spelled = words_to_number((match[1] or match[2]).strip())
+        return spelled if spelled is None else NumberLiteral(spelled / 100, False, is_percent=True)
+    spelled = words_to_number(text)
+    return None if spelled is None else NumberLiteral(spelled, False)
+
+
+def spelled_scale(text: str) -> str:
+    """Spell out the letter of an amount of money or of a table: 3.2M is 3.2 million."""
+    match = _SHORT_SCALE.fullmatch(text)
+    return f"{match[1]} {_SHORT_SCALES[match[2].casefold()]}" if match else text
+
+
+def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
+    """Whether both are the same number.
+
+    Integers and short decimals are exact. An answer with more decimals than a reference of at
+    least MIN_ROUNDED_DIGITS significant digits may round to it (3.14159 for 3.14); one with fewer
+    must be the reference rounded, to at least ENOUGH_DIGITS digits (3.14 is not 3.14159).
+
+    A fraction without a finite decimal form equals a decimal that agrees to six places. A
+    fraction of whole value is a division left undone, unless the reference is written so too, and
+    one that is not reduced is no answer where the reference is.
+    """
+    if answer.is_fraction and answer.value.denominator == 1 and not reference.is_fraction:
+        return False
+    if reference.is_fraction and answer.is_fraction and reference.is_reduced > answer.is_reduced:
+        # Reducing it was the task.
+        return False
+    if reference.value == answer.value:
+        return True
+    if reference.is_fraction == answer.is_fraction:
+        return _rounds_to(reference, answer)
+    fraction = reference.value if reference.is_fraction else answer.value
+    return _repeats(fraction) and abs(reference.value - answer.value) <= _HALF_UNIT
+
+
+def _rounds_to(reference: NumberLiteral, answer: NumberLiteral) -> bool:
+    if not (reference.step and answer.step) or reference.step == answer.step:
+        return False
+    coarser = max(reference, answer, key=lambda one: one.step)
+    enough = MIN_ROUNDED_DIGITS if coarser is reference else ENOUGH_DIGITS
+    is_near = abs(reference.value - answer.value) <= coarser.step / 2
+    return is_near and coarser.num_digits >= enough
+
+
+def _decimal_literal(match: re.Match[str]) -> NumberLiteral:
+    digits = match["decimal"].replace(",", "").replace(" ", "")
+    value = Fraction(digits)
+    unit = Fraction(1)
+    exponent = match["e"] or match["braced"] or match["bare"]
+    if exponent:
+        unit *= Fraction(10) ** int(exponent)
+    if match["scale"]:
+        unit *= _SCALE_VALUES[match["scale"].lower()]
+    if match["percent"]:
+        unit /= 100
+    _, point, decimals = digits.partition(".")
+    step = unit / 10 ** len(decimals) if point else Fraction(0)
+    signed = -value if match["sign"] == "-" else value
+    return NumberLiteral(
+        signed * unit,
+        is_fraction=False,
+        step=step,
+        num_digits=len(digits.replace(".", "").lstrip("0")),
+        is_percent=bool(match["percent"]),
+    )
+
+
+def _european_literal(match: re.Match[str]) -> NumberLiteral:
+    whole = (match["whole"] or match["points"]).replace(".", "")
+    value = Fraction(f"{whole}.{match['part'] or 0}")
+    is_negative = "-" in (match["sign"] or match["sign2"] or "")
+    return NumberLiteral(-value if is_negative else value, is_fraction=False)
+
+
+def _fraction_literal(match: re.Match[str]) -> NumberLiteral | None:
+    top = match["over"] or match["top"] or match["one"]
+    bottom = match["under"] or match["bottom"] or match["two"]
+    numerator, denominator = (
+        Fraction(part.replace(",", "").replace(" ", "")) for part in (top, bottom)
+    )
+    if denominator == 0:
+        return None
+    value = numerator / denominator
+    is_reduced = value.denominator == abs(denominator)
+    if match["whole"]:
+        if not 0 <= value < 1:
+            return None
+        value += int(match["whole"])
+    return NumberLiteral(-value if match["sign"] == "-" else value, True, is_reduced)
+
+
+def _repeats(value: Fraction) -> bool:
+    """Whether the decimal form never ends: the denominator has a prime other than 2 and 5."""
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest != 1

@@ -1,0 +1,72 @@
+"""The text rewards as a Ray actor of their own, and the client that the service talks to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from rewards.composition import TextParts
+from rewards.text.text_rewards import TextRewards
+from rl.config.run import ModeConfig, RewardConfig
+from rl.loop.stages import RolloutGroup
+from rl.system.progress_deadline import ProgressDeadline
+
+MAX_GROUPS_IN_FLIGHT = 10_000
+CLOSE_TIMEOUT_S = 10.0
+SILENCE_S = 1800.0
+"""Far beyond the limits of all samples of a group together: only a broken actor answers nobody for
+so long."""
+
+
+class TextRewardActor:
+    """TextRewards with the coroutines that Ray calls."""
+
+    def __init__(self, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> None:
+        self._rewards = TextRewards(config, modes)
+
+    async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
+        return await self._rewards.parts(group, by_rules)
+
+    async def close(self) -> None:
+        self._rewards.close()
+
+
+class TextRewardClient:
+    """Implements rewards.service.TextSource."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._deadline = ProgressDeadline(SILENCE_S)
+
+    @classmethod
+    def start(cls, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> TextRewardClient:
+        """Start the actor; its first score waits until it is up."""
+        actor = ray.remote(TextRewardActor).options(
+            num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT
+        )
+        return cls(actor.remote(config, dict(modes)))
+
+    async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
+        """Raises RuntimeError if the actor is gone."""
+        call = self._actor.parts.remote(group, by_rules)
+        try:
+            return await self._deadline.wait(_answer(call))
+        except TimeoutError:
+            raise RuntimeError(f"the text rewards answered nobody for {SILENCE_S:g} s") from None
+        except RayActorError as error:
+            raise RuntimeError(f"the process of the text rewards died: {error}") from error
+
+    async def close(self) -> None:
+        """Stop the verification workers, then the actor."""
+        try:
+            await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_TIMEOUT_S)
+        finally:
+            ray.kill(self._actor)
+
+
+async def _answer(reference: Any) -> Any:
+    return await reference

@@ -1,0 +1,81 @@
+"""Format: does a response keep exactly what its mode's template promises?
+
+A reasoning mode's prompt ends with an open think tag, so the sampled text has exactly one closing
+tag, reasoning before it and an answer after it; a mode without reasoning has no think tag at all
+(rollout/chat.py). In both the text ends by itself and holds no special token and no look-alike of
+a think tag, which a reader would take for one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rl.loop.stages import Trajectory
+
+OPEN, CLOSE = "<think>", "</think>"
+# Bounded gaps keep the search linear in the text.
+_TAG = re.compile(
+    r"[<\[]\s{0,4}/?\s{0,4}think(?:ing)?(?:\s[^<>\[\]]{0,40})?\s{0,4}/?\s{0,4}[>\]]", re.IGNORECASE
+)
+# <|im_end|> and its kin, also with the wide bars of some tokenizers.
+_SPECIAL_TOKEN = re.compile(r"<[|｜][A-Za-z0-9_▁-]{3,40}[|｜]>")
+_ENTITY = re.compile(r"&(?:(lt|#0{0,8}60|#x0{0,8}3c)|gt|#0{0,8}62|#x0{0,8}3e);?", re.IGNORECASE)
+_SEEN_AS = str.maketrans(
+    {chr(wide): chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}
+    | dict.fromkeys("‹〈⟨《【", "<")
+    | dict.fromkeys("›〉⟩》】", ">")
+    # Soft hyphens, zero-width spaces and joiners, marks of direction.
+    | {chr(hidden): "" for hidden in [0xAD, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]}
+    | {"\u2060": "", "\ufeff": ""}
+)
+
+
+def format_reward(trajectory: Trajectory, thinking: bool) -> float:
+    """1.0 if nothing of the mode's form is violated, else 0.0."""
+    return float(not violations(trajectory, thinking))
+
+
+def violations(trajectory: Trajectory, thinking: bool) -> tuple[str, ...]:
+    """Return the names of what is broken, in this order; empty for a response in good form.
+
+    `truncated` did not end by itself; `no_answer`; `special_token` inside the text; `spelled_tag`
+    looks like a think tag and is none. In a reasoning mode also `empty_reasoning`, `opening_tag`
+    and `several_closings`; in one without reasoning `leak`, a think tag.
+    """
+    text = trajectory.text
+    openings, closings = text.count(OPEN), text.count(CLOSE)
+    broken = {
+        "truncated": trajectory.finish_reason != "stop",
+        "no_answer": not (trajectory.answer or "").strip(),
+        "special_token": _SPECIAL_TOKEN.search(text) is not None,
+        "spelled_tag": _num_tags(text) > openings + closings,
+    }
+    if thinking:
+        broken |= {
+            "empty_reasoning": not (trajectory.reasoning or "").strip(),
+            "opening_tag": openings > 0,
+            "several_closings": closings > 1,
+        }
+    else:
+        broken["leak"] = openings + closings > 0
+    return tuple(name for name, is_broken in broken.items() if is_broken)
+
+
+def mode_leak(trajectory: Trajectory, thinking: bool) -> bool:
+    """Whether a response does what the other mode does, or never comes to an answer.
+
+    In a mode without reasoning: any think tag, however spelled. In one with it: reasoning that is
+    empty, or that was closed without an answer after it. A response cut off while reasoning is no
+    leak.
+    """
+    if not thinking:
+        return _num_tags(trajectory.text) > 0
+    if trajectory.answer is None:
+        return trajectory.finish_reason == "stop"
+    return not (trajectory.reasoning or "").strip() or not trajectory.answer.strip()
+
+
+def _num_tags(text: str) -> int:
+    """Count think tags as a reader sees them: entities, wide forms and hidden characters undone."""
+    seen = _ENTITY.sub(lambda entity: "<" if entity[1] else ">", text).translate(_SEEN_AS)
+    return len(_TAG.findall(seen))

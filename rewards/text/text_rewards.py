@@ -1,0 +1,104 @@
+"""The parts of a reward that text decides: accuracy by rules, format, repetition, length, plug-ins.
+
+What may hang or crash runs in killable workers (rewards/text/workers.py), the rest in place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from rewards.composition import Accuracy, TextParts
+from rewards.rules.verifier import NotScorable, symbolic, verify_quickly
+from rewards.text.format import format_reward, mode_leak
+from rewards.text.overlong import overlong_penalty
+from rewards.text.plugins import call_plugin
+from rewards.text.repetition import repetition_penalty
+from rewards.text.workers import SampleFailed, WorkerPool
+from rl.config.run import ModeConfig, RewardConfig
+from rl.loop.stages import Prompt, RolloutGroup, Trajectory
+
+
+class TextRewards:
+    def __init__(self, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> None:
+        self._config = config
+        self._modes = dict(modes)
+        self._workers = WorkerPool(config.workers, config.timeout_s, config.memory_mib)
+
+    async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
+        """One per trajectory, in order; by_rules: whether rules decide the accuracy."""
+        return await asyncio.gather(*(self._parts(group, t, by_rules) for t in group.trajectories))
+
+    async def _accuracy(self, prompt: Prompt, trajectory: Trajectory) -> Accuracy:
+        is_finished = trajectory.finish_reason == "stop"
+        answer = (trajectory.answer or "") if is_finished else ""
+        question = question_text(prompt)
+        route = ""
+        try:
+            verdict = verify_quickly(prompt.reference, answer, prompt.task, question)
+            route = verdict.route
+            if verdict.accuracy is not None:
+                return Accuracy(verdict.accuracy, route)
+            arguments = (prompt.reference, answer, prompt.task, question)
+            return Accuracy(await self._workers.run(symbolic, *arguments), route)
+        except NotScorable as error:
+            return Accuracy(None, route, f"not_scorable: {error}")
+        except SampleFailed as error:
+            return Accuracy(None, route, str(error))
+
+    async def _parts(
+        self, group: RolloutGroup, trajectory: Trajectory, by_rules: bool
+    ) -> TextParts:
+        prompt, mode = group.request.prompt, group.request.mode
+        accuracy = await self._accuracy(prompt, trajectory) if by_rules else None
+        parts = self._form(trajectory, mode)
+        try:
+            parts |= await self._plugins(prompt, mode, trajectory)
+        except NotScorable as error:
+            return TextParts(parts, accuracy, f"not_scorable: {error}")
+        except SampleFailed as error:
+            return TextParts(parts, accuracy, str(error))
+        return TextParts(parts, accuracy)
+
+    def _form(self, trajectory: Trajectory, mode: str) -> dict[str, float]:
+        settings, repetition = self._modes[mode], self._config.repetition
+        parts = {
+            "format": format_reward(trajectory, settings.thinking),
+            "repetition": repetition_penalty(
+                trajectory.text, repetition.form, repetition.words, repetition.times
+            ),
+            # Not part of the reward: the format reward already punishes it.
+            "leak": float(mode_leak(trajectory, settings.thinking)),
+        }
+        if window := self._config.overlong_window.get(mode):
+            length = trajectory.num_response_tokens
+            parts["overlong"] = overlong_penalty(length, settings.max_tokens, window)
+        return parts
+
+    async def _plugins(self, prompt: Prompt, mode: str, trajectory: Trajectory) -> dict[str, float]:
+        """The user's own parts, by name."""
+        asked = {
+            "id": prompt.id,
+            "messages": [dict(message) for message in prompt.messages],
+            "reference": prompt.reference,
+            "task": prompt.task,
+        }
+        answered = (mode, trajectory.answer, trajectory.reasoning)
+        return {
+            name: await self._workers.run(
+                call_plugin, plugin.file, plugin.function, asked, *answered
+            )
+            for name, plugin in self._config.plugins.items()
+        }
+
+    def close(self) -> None:
+        self._workers.close()
+
+
+def question_text(prompt: Prompt) -> str:
+    """The text of what the user asked last; choices and units are stated there."""
+    asked = [message for message in prompt.messages if message["role"] == "user"]
+    content = asked[-1]["content"] if asked else ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(piece["text"] for piece in content if piece.get("type") == "text")

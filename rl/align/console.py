@@ -1,0 +1,101 @@
+"""What a person at the terminal sees of an RLAIF-V pass: a bar per stage, a table per verdict."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from rl.align.gate import as_measurement
+from rl.run.terminal import duration
+
+LINE_EVERY_S = 60.0
+
+Advance = Callable[[], None]
+"""Told of each piece of work that is done."""
+
+
+class AlignmentConsole:
+    """Follows a pass. Text from elsewhere is shown as it is, never as markup."""
+
+    def __init__(self, screen: rich.console.Console) -> None:
+        self._screen = screen
+        self._started = time.monotonic()
+
+    def note(self, text: str) -> None:
+        elapsed = duration(time.monotonic() - self._started)
+        self._screen.print(Text(f"[{elapsed}] {text}"), soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
+        """A bar of `total` pieces of work, or a line a minute where there is no terminal.
+
+        Yields what moves it by one.
+        """
+        self.note(f"{name}: {total:,}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        progress = Progress(
+            *columns,
+            TimeRemainingColumn(),
+            console=self._screen,
+            transient=True,
+            disable=not self._screen.is_terminal,
+        )
+        with progress as bars:
+            bar = bars.add_task(name, total=total)
+            done, said = 0, time.monotonic()
+
+            def advance() -> None:
+                nonlocal done, said
+                done += 1
+                bars.advance(bar)
+                if bars.disable and time.monotonic() - said > LINE_EVERY_S:
+                    said = time.monotonic()
+                    self.note(f"{name}: {done:,} of {total:,}")
+
+            yield advance
+
+    def note_counts(self, what: str, counts: Counter[str]) -> None:
+        if counts:
+            self.note(f"{what}: {listed(counts)}")
+
+    def verdict(self, number: int, verdict: Mapping[str, Any]) -> None:
+        """Both measurements of an iteration side by side, and what became of its policy."""
+        before, after = (as_measurement(verdict[when]) for when in ("before", "after"))
+        table = Table(title=f"iteration {number}", title_justify="left")
+        table.add_column("held-out")
+        for mode in before.modes:
+            table.add_column(f"{mode} before", justify="right")
+            table.add_column("after", justify="right")
+        figures = (
+            ("accuracy", lambda m, mode: f"{m.modes[mode].accuracy:.1%}"),
+            ("tokens", lambda m, mode: f"{m.modes[mode].tokens_mean:.1f}"),
+            ("wrong claims a response", lambda m, mode: _rate(m, mode, "wrong_claims", ".3f")),
+            ("responses with one", lambda m, mode: _rate(m, mode, "wrong_responses", ".1%")),
+            ("claims a response", lambda m, mode: _rate(m, mode, "claims", ".2f")),
+        )
+        for name, cell in figures:
+            sides = (cell(side, mode) for mode in before.modes for side in (before, after))
+            table.add_row(name, *sides)
+        self._screen.print(table)
+        if verdict["is_accepted"]:
+            self.note("accepted")
+        else:
+            self.note(f"not accepted, the policy before it stays: {'; '.join(verdict['reasons'])}")
+
+
+def _rate(measurement: Any, mode: str, figure: str, form: str) -> str:
+    rate = measurement.hallucination.get(mode)
+    return "-" if rate is None else format(getattr(rate, figure), form)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Example: listed({"timeout": 2, "empty": 1}) == "2 timeout, 1 empty" """
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items()) or "nothing"

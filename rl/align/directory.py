@@ -1,0 +1,177 @@
+"""The directory of an RLAIF-V pass, `runs/NAME/align/`, which is a run directory itself.
+
+config.yaml      the resolved config              labels.jsonl   labels by content
+origin.json      which policy the pass began with
+iteration_1/     responses.parquet, claims.parquet, labels.parquet, pairs.parquet (align/claims),
+                 pairs.json (counts), dpo/ (policy/dpo), gate.json,
+                 before/ and after/ (held-out: rl/evaluate/directory.py, claims, labels)
+checkpoints/     step_000001 is the policy that iteration 1 gave, if the gate let it through
+metrics.jsonl    a line a DPO step                curves.png     rl/align/curves.py
+summary.json     before, after and every iteration
+
+So `rl.evaluate` and `rl.export` take `run=runs/NAME/align` like any other run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.config.recipe import dump
+from rl.config.run import Config
+from rl.run.checkpoints import Checkpoints
+from rl.run.directory import MAY_DIFFER_ON_RESUME, RunDirectory
+from rl.run.directory_lock import DirectoryLock
+from rl.run.files import write_text
+from rl.run.setting_differences import setting_differences
+
+NAME = "align"
+MAY_DIFFER = (
+    # The gate's responses are asked as evaluations are; the pass is what must not differ.
+    *(key for key in MAY_DIFFER_ON_RESUME if key not in ("align", "eval")),
+    *("align.enabled", "align.iterations", "align.dpo.checkpoint_every"),
+)
+UNTIL: Mapping[str, tuple[str, ...]] = {
+    "responses.*": ("prompts", "responses", "temperature", "top_p", "mix"),
+    "**/claims.*": ("divider",),
+    "**/labels.*": ("labeller",),
+    "pairs.parquet": ("mine", "gap", "pairs_per_prompt"),
+    "dpo": ("dpo",),
+    "before": ("gate.prompts", "gate.samples"),
+    "gate.json": ("gate.max_accuracy_drop",),
+}
+"""Settings that may differ until an iteration holds such a file, by its pattern."""
+
+
+@dataclass(frozen=True)
+class IterationFiles:
+    """Where the stages of one iteration leave what they made."""
+
+    root: Path
+
+    @property
+    def responses(self) -> Path:
+        return self.root / "responses.parquet"
+
+    @property
+    def pairs(self) -> Path:
+        return self.root / "pairs.parquet"
+
+    @property
+    def pair_counts(self) -> Path:
+        return self.root / "pairs.json"
+
+    @property
+    def dpo(self) -> Path:
+        return self.root / "dpo"
+
+    @property
+    def gate(self) -> Path:
+        return self.root / "gate.json"
+
+    @property
+    def before(self) -> Path:
+        return self.root / "before"
+
+    @property
+    def after(self) -> Path:
+        return self.root / "after"
+
+
+def claims_path(root: Path) -> Path:
+    """Of the responses that lie in `root`."""
+    return root / "claims.parquet"
+
+
+def labels_path(root: Path) -> Path:
+    return root / "labels.parquet"
+
+
+class AlignmentDirectory:
+    def __init__(self, run: Path) -> None:
+        """run: directory of the run whose policy is aligned."""
+        self.root = run / NAME
+        self.checkpoints = Checkpoints(self.root / "checkpoints")
+        self._lock = DirectoryLock(self.root)
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    def iteration(self, number: int) -> IterationFiles:
+        """number: from 1."""
+        return IterationFiles(self.root / f"iteration_{number}")
+
+    def open(self, config: Config, origin: Mapping[str, Any]) -> None:
+        """Take the directory for this process; raises ValueError if it cannot go on with these.
+
+        origin: what tells the policy that the pass begins with from any other.
+        """
+        self._lock.acquire()
+        try:
+            if self.iteration(1).root.exists():
+                self._refuse_others(config, origin)
+            else:
+                self._refuse_leftovers()
+            write_text(self._config_path, dump(config))
+            write_text(self._origin_path, json.dumps(dict(origin), indent=1) + "\n")
+            self.checkpoints.remove_partials()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another process have the directory."""
+        self._lock.release()
+
+    @property
+    def _config_path(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def _origin_path(self) -> Path:
+        return self.root / "origin.json"
+
+    def _refuse_others(self, config: Config, origin: Mapping[str, Any]) -> None:
+        begun = json.loads(self._origin_path.read_text(encoding="utf-8"))
+        if differences := setting_differences(begun, origin):
+            raise ValueError(
+                f"{self.root} was begun with another policy: {differences}. Name the one before "
+                "with step= or model=, another directory with run= for a model, or remove it"
+            )
+        before = RunDirectory(self.root).stored_config().model_dump(mode="json")
+        after = config.model_dump(mode="json")
+        if differences := setting_differences(before, after, self._may_differ()):
+            raise ValueError(
+                f"{self.root} was begun with other settings: {differences}. Give the old ones to "
+                "go on. To start again with these, remove all in it but labels.jsonl, which keeps "
+                "what was asked"
+            )
+
+    def _may_differ(self) -> tuple[str, ...]:
+        unused = (
+            f"align.{key}"
+            for pattern, keys in UNTIL.items()
+            if not any(self.root.glob(f"iteration_*/{pattern}"))
+            for key in keys
+        )
+        return (*MAY_DIFFER, *unused)
+
+    def _refuse_leftovers(self) -> None:
+        """A pass from the start must not meet what another one made."""
+        if self.checkpoints.steps() or (self.metrics.exists() and self.metrics.stat().st_size):
+            raise ValueError(
+                f"{self.root} has checkpoints or metrics of a pass whose iterations are gone; "
+                "remove or rename it"
+            )

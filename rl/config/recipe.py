@@ -1,0 +1,308 @@
+"""Reads a recipe and the command line into the one `Config`, before anything heavy is imported.
+
+    python -m rl.launch config=hybrid_50_50.yaml scale=one_gpu rollout.group_size=16 dry_run=true
+
+A recipe says what is trained; a scale says where and how large. Later layers win:
+
+    extends: other.yaml   <   the recipe   <   scale: NAME   <   key=value on the command line
+
+A recipe may say `scales: vision`: names of scales are then looked up in scale/vision/ first, since
+a policy that sees is another one at every size.
+
+A layer that names `data.kind` replaces the `data` of the layers before it as a whole, since the
+settings of one kind of data mean nothing to another.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from rl.config.errors import RecipeError, problems
+from rl.config.run import Config
+from rl.config.visible_gpus import count_visible_gpus
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SCALES = CONFIGS / "scale"
+COMMAND_LINE = "the command line"
+# Keys that direct the reading and are no part of the configuration.
+LOADER_KEYS = ("config", "scale", "dry_run")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a command line asks for."""
+
+    config: Config
+    dry_run: bool
+    notes: tuple[str, ...] = ()
+    """What a person should know about how the layers met."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings; `name` is how messages call it."""
+
+    name: str
+    tree: DictConfig
+    is_shipped: bool = False
+
+    def leaves(self) -> dict[str, Any]:
+        """Every leaf by its dotted key."""
+        return dotted_leaves(OmegaConf.to_container(self.tree))
+
+
+def load(arguments: Sequence[str]) -> Launch:
+    """Return the checked configuration; raises RecipeError, which lists every problem."""
+    directives, overrides = parse_arguments(arguments)
+    if "config" not in directives:
+        raise RecipeError(
+            "config=NAME is missing; name a recipe of the working directory or one of "
+            f"{', '.join(_yaml_names(CONFIGS))}"
+        )
+    recipe_path = find_recipe(str(directives["config"]))
+    layers = _read_chain(recipe_path)
+    if any("recipe" in layer.tree for layer in layers):
+        raise RecipeError(
+            f"{recipe_path.name} is a sweep, not a recipe; run it with python -m rl.sweep "
+            f"config={directives['config']}"
+        )
+    own_scale, folder = _last(layers, "scale"), _last(layers, "scales")
+    scale = directives.get("scale", own_scale)
+    if scale is not None:
+        layers += _read_chain(find_scale(str(scale), str(folder or "")))
+    num_files = len(layers)
+    layers.append(Layer(COMMAND_LINE, overrides))
+    config = _checked(layers, {"run": f"runs/{recipe_path.stem}"})
+    notes = (*_notes(layers[:num_files]), *_unused_gpus(config))
+    return Launch(config, is_dry_run(directives), notes)
+
+
+def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
+    tree = defaults | _merge(layers)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        origins = {key: layer.name for layer in layers for key in layer.leaves()}
+        raise RecipeError("\n".join(problems(error, tree, origins))) from None
+
+
+def load_over(
+    stored: Path, section: str, arguments: Sequence[str], takes_others: bool = False
+) -> Config:
+    """The configuration in `stored`, with one section of a recipe and the command line over it.
+
+    arguments: `config=NAME` for the recipe and `scale=NAME` for a scale, if any, and
+    `section.key=value`. takes_others: whether keys of other sections can be given too. Raises
+    RecipeError.
+    """
+    directives, overrides = parse_arguments(arguments)
+    over: list[Layer] = []
+    if "config" in directives:
+        over += _read_chain(find_recipe(str(directives["config"])))
+    if "scale" in directives:
+        folder = _last(over, "scales") or ""
+        over += _read_chain(find_scale(str(directives["scale"]), str(folder)))
+    layers = _read_chain(stored) + [
+        Layer(layer.name, OmegaConf.masked_copy(layer.tree, [section]))
+        for layer in over
+        if section in layer.tree
+    ]
+    other = sorted({str(key) for key in overrides} - {section})
+    if other and not takes_others:
+        raise RecipeError(f"only {section}.* can be changed here, got {', '.join(other)}")
+    return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})
+
+
+def dump(config: Config) -> str:
+    """Return the whole tree as YAML, which `load` reads back to an equal Config."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def find_recipe(name: str) -> Path:
+    """Return the recipe's path: from the working directory, else from the installed ones."""
+    return _find(name, [Path(), CONFIGS], "config")
+
+
+def find_scale(name: str, folder: str = "") -> Path:
+    """Return the scale's path; `auto` takes the largest one-node scale the visible GPUs can hold.
+
+    A name without .yaml is one of the installed scales. folder: under these, looked into first.
+    """
+    if name == "auto":
+        return _largest_that_fits(SCALES / folder, count_visible_gpus())
+    if Path(name).suffix != ".yaml":
+        return _find(f"{name}.yaml", [SCALES / folder, SCALES], "scale")
+    return _find(name, [Path(), SCALES / folder, SCALES], "scale")
+
+
+def _find(name: str, directories: Sequence[Path], key: str) -> Path:
+    for directory in directories:
+        if (path := directory / name).is_file():
+            return path
+    installed = _yaml_names(directories[-1])
+    # Without the ending, which would make every name look alike.
+    stems = [Path(other).stem for other in installed]
+    near = difflib.get_close_matches(Path(name).stem, stems, n=1, cutoff=0.5)
+    advice = f"did you mean {near[0]}.yaml? " if near else ""
+    raise RecipeError(
+        f"{key}={name}: no such file in {' or '.join(str(d.resolve()) for d in directories)}; "
+        f"{advice}the installed ones are {', '.join(installed)}"
+    )
+
+
+def _yaml_names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.glob("*.yaml"))
+
+
+def _largest_that_fits(scales: Path, visible: int) -> Path:
+    """The one-node scale with the most GPUs, of those that need at most `visible`."""
+    fitting: dict[int, Path] = {}
+    for path in sorted(scales.glob("*.yaml")):
+        resources = _merge(_read_chain(path)).get("resources", {})
+        gpus = int(resources.get("gpus", 0))
+        if resources.get("nodes", 1) == 1 and gpus <= visible:
+            fitting[gpus] = path
+    if not fitting:
+        raise RecipeError(
+            f"scale=auto: no scale in {scales} fits {visible} GPUs; name one, scale=NAME"
+        )
+    return fitting[max(fitting)]
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
+    """Return the loader's own keys and the tree of overrides."""
+    directives: dict[str, Any] = {}
+    overrides = OmegaConf.create()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not all(key.split(".")):
+            raise RecipeError(
+                f"{argument!r} is not key=value; write it as rollout.group_size=16 (no spaces "
+                "around the equals sign)"
+            )
+        try:
+            tree = OmegaConf.from_dotlist([argument])
+        except yaml.YAMLError:
+            raise RecipeError(
+                f"{key}: cannot read the value {value!r} as YAML; quote it, and leave a space "
+                "after each colon of a mapping"
+            ) from None
+        if key in LOADER_KEYS:
+            directives[key] = tree[key]
+        else:
+            overrides = _join(overrides, tree)
+    return directives, overrides
+
+
+def is_dry_run(directives: dict[str, Any]) -> bool:
+    """Whether nothing is to be started; raises RecipeError for a value that does not say."""
+    value = directives.get("dry_run", False)
+    if not isinstance(value, bool):
+        raise RecipeError(f"dry_run: must be true or false, got {value!r}")
+    return value
+
+
+def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    """Return the layers of a file, the ones it extends first."""
+    chain = (*above, path.resolve())
+    if path.resolve() in above:
+        raise RecipeError(f"extends goes round in a circle: {' -> '.join(map(str, chain))}")
+    tree = read_tree(path)
+    layers: list[Layer] = []
+    if "extends" in tree:
+        beneath = _find(str(tree.pop("extends")), [path.parent, CONFIGS], "extends")
+        layers = _read_chain(beneath, chain)
+    return [*layers, Layer(str(path), tree, CONFIGS in path.resolve().parents)]
+
+
+def read_tree(path: Path) -> DictConfig:
+    """The keys and values of a YAML file; raises RecipeError where it holds anything else."""
+    try:
+        tree = OmegaConf.load(path)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not readable YAML: {error}") from None
+    if not isinstance(tree, DictConfig):
+        raise RecipeError(f"{path} must hold keys and values, got a {type(tree).__name__}")
+    return tree
+
+
+def _last(layers: Sequence[Layer], key: str) -> Any:
+    """Take `key` out of every layer; return the value of the last that has it."""
+    values = [layer.tree.pop(key) for layer in layers if key in layer.tree]
+    return values[-1] if values else None
+
+
+def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
+    """Return the plain tree of all layers, later ones over earlier ones."""
+    merged = OmegaConf.create()
+    try:
+        for layer in layers:
+            merged = _join(merged, layer.tree)
+        tree = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise RecipeError(f"cannot put the recipe together: {why}") from None
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _join(under: DictConfig, over: DictConfig) -> DictConfig:
+    data = over.get("data")
+    if isinstance(data, DictConfig) and "kind" in data:
+        under = OmegaConf.masked_copy(under, [str(key) for key in under if key != "data"])
+    joined = OmegaConf.merge(under, over)
+    assert isinstance(joined, DictConfig)
+    return joined
+
+
+def _notes(files: Sequence[Layer]) -> tuple[str, ...]:
+    """Say where a shipped file, which is the scale, replaces what a person's own file sets."""
+    notes = []
+    for place, own in enumerate(files):
+        over = {
+            key: (layer.name, value)
+            for layer in files[place + 1 :]
+            if layer.is_shipped
+            for key, value in layer.leaves().items()
+        }
+        replaced = [
+            f"{key} {value!r} by {over[key][1]!r}"
+            for key, value in own.leaves().items()
+            if not own.is_shipped and key in over and over[key][1] != value
+        ]
+        if replaced:
+            scale = files[-1].name
+            notes.append(
+                f"{scale} replaces settings of {own.name}: {', '.join(replaced)}; to keep yours, "
+                "give them on the command line or take a scale of your own"
+            )
+    return tuple(notes)
+
+
+def _unused_gpus(config: Config) -> list[str]:
+    gpus, taken = config.resources.gpus, config.num_gpus_taken
+    if gpus == taken:
+        return []
+    return [f"of resources.gpus={gpus} the run takes {taken}; more engines or ranks use the rest"]
+
+
+def dotted_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of nested mappings by its dotted key; lists and empty mappings are leaves.
+
+    Example: dotted_leaves({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
+    """
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree} if prefix else {}
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= dotted_leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

@@ -1,0 +1,224 @@
+"""Bar, line and pie charts by matplotlib: read values off, add them, compare them.
+
+The figures have no pyplot and no global state; matplotlib's own defaults are in force while one is
+drawn, whatever a matplotlibrc says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field
+
+from rl.config.run import Section
+from rl.data.tasks.pictures import words
+from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.lettering import FAMILIES, font_file
+from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.font_manager import FontProperties
+
+Kind = Literal["bar", "horizontal_bar", "line", "pie"]
+Question = Literal["read", "sum", "difference", "largest", "smallest"]
+DPI = 100
+STEPS = (1, 2, 5, 10, 20, 50)
+"""Values of one gridline; every value lies on one, so that it can be read off exactly."""
+GRIDLINES = 10
+PIXELS_PER_CHARACTER = 10
+"""Of the names below an axis, with the gaps between them; longer ones are slanted."""
+COLOURS = ("#3b6fb6", "#d1603d", "#4a9a5b", "#8d5fa8", "#c9a227", "#5aa6b8", "#b0567f", "#7a7a7a")
+
+
+@dataclass(frozen=True)
+class Theme:
+    title: str
+    unit: str
+    names: tuple[str, ...]
+    is_ordered: bool
+    """Whether the names have an order of their own, as months do."""
+
+
+THEMES = (
+    Theme("Fruit sold", "kilograms", words.FRUITS, False),
+    Theme("Rainy days", "days", words.MONTHS, True),
+    Theme("Books read", "books", words.FIRST_NAMES, False),
+    Theme("Visitors of the museum", "visitors", words.WEEKDAYS, True),
+    Theme("Trains a day", "trains", words.TOWNS, False),
+)
+
+
+class ChartsSettings(Section):
+    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = ("bar", "horizontal_bar", "line", "pie")
+    categories: Annotated[tuple[int, int], within(2, 7)] = (3, 6)
+    """Bars, points or pieces."""
+    width: int = Field(default=448, ge=448, le=1600)
+    """Pixels; on fewer the names and numbers of a full chart would touch."""
+    height: int = Field(default=336, ge=280, le=1200)
+    """Pixels."""
+    labelled: float = Field(default=0.3, ge=0, le=1)
+    """Share of the bar and line charts with their values written beside them; of the others they
+    must be read off the grid. The pieces of a pie always say their share."""
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = (
+        "read",
+        "sum",
+        "difference",
+        "largest",
+        "smallest",
+    )
+
+
+@dataclass(frozen=True)
+class ChartsScene:
+    kind: str
+    theme: Theme
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+    step: int
+    """Value of one gridline."""
+    question: str
+    answer: str
+    task: str
+
+    @property
+    def identity(self) -> str:
+        return f"charts {self.kind} {self.theme.title} {self.names} {self.values}"
+
+
+def draw(settings: ChartsSettings, rng: np.random.Generator) -> ChartsScene:
+    kind, theme = pick(rng, settings.kinds), pick(rng, THEMES)
+    names = pick_several(rng, theme.names, draw_whole(rng, settings.categories))
+    if theme.is_ordered:
+        names = sorted(names, key=theme.names.index)
+    step = 1 if theme.unit == "days" else pick(rng, STEPS)
+    if kind == "pie":
+        # Shares of 100 in steps of 5, none below 10, for names to stand clear of each other.
+        step, count = 5, len(names)
+        values = step * (2 + rng.multinomial(20 - 2 * count, np.full(count, 1 / count)))
+    else:
+        values = step * rng.integers(1, GRIDLINES + 1, len(names))
+    unit = "percent" if kind == "pie" else theme.unit
+    asked = _ask(pick(rng, settings.questions), unit, names, values, rng)
+    return ChartsScene(kind, theme, tuple(names), tuple(values.tolist()), step, *asked)
+
+
+def _ask(
+    kind: str, unit: str, names: list[str], values: np.ndarray, rng: np.random.Generator
+) -> tuple[str, str, str]:
+    """Question, answer and route."""
+    first, second = rng.permutation(len(names))[:2]
+    extreme = {"largest": values.max(), "smallest": values.min()}.get(kind)
+    if extreme is not None and (values == extreme).sum() == 1:
+        name = names[int(np.flatnonzero(values == extreme)[0])]
+        return f"For which name does the chart show the {kind} value?", name, "text"
+    if kind == "sum":
+        asked = f"How many {unit} does the chart show for {names[first]} and {names[second]}"
+        return f"{asked} together?", str(values[first] + values[second]), "number"
+    if kind == "read":
+        asked = f"How many {unit} does the chart show for {names[first]}?"
+        return asked, str(values[first]), "number"
+    # Where several share the largest or smallest value, too.
+    asked = f"By how many {unit} do {names[first]} and {names[second]} differ in the chart?"
+    return asked, str(abs(values[first] - values[second])), "number"
+
+
+def paint(scene: ChartsScene, settings: ChartsSettings, rng: np.random.Generator) -> VisualExample:
+    import matplotlib.style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
+
+    letters = FontProperties(fname=str(font_file(pick(rng, FAMILIES[:2]))), size=10)
+    with matplotlib.style.context("default"):
+        figure = Figure((settings.width / DPI, settings.height / DPI), dpi=DPI, layout="tight")
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        axes.set_title(scene.theme.title, fontproperties=letters, fontsize=12)
+        if scene.kind == "pie":
+            _pie(axes, scene, letters, rng)
+        else:
+            _on_axes(axes, scene, letters, rng.random() < settings.labelled, rng)
+        canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    return VisualExample(
+        (Image.fromarray(np.ascontiguousarray(pixels)),), scene.question, scene.answer, scene.task
+    )
+
+
+def _pie(axes: Axes, scene: ChartsScene, letters: FontProperties, rng: np.random.Generator) -> None:
+    text = {"fontproperties": letters}
+    axes.pie(
+        scene.values,
+        labels=scene.names,
+        colors=_colours(len(scene.names), rng),
+        autopct="%d%%",
+        pctdistance=0.75,
+        labeldistance=1.12,
+        startangle=rng.uniform(0, 360),
+        textprops=text,
+        wedgeprops={"edgecolor": "white"},
+    )
+
+
+def _on_axes(
+    axes: Axes,
+    scene: ChartsScene,
+    letters: FontProperties,
+    is_labelled: bool,
+    rng: np.random.Generator,
+) -> None:
+    places = np.arange(len(scene.names))
+    is_flat = scene.kind == "horizontal_bar"
+    colour = pick(rng, COLOURS)
+    if scene.kind == "line":
+        axes.plot(places, scene.values, "o-", color=colour, linewidth=2)
+    elif is_flat:
+        axes.barh(places, scene.values, color=colour, height=0.6)
+        axes.invert_yaxis()
+    else:
+        axes.bar(places, scene.values, color=colour, width=0.6)
+    _scale(axes, scene, letters, is_flat)
+    if is_labelled:
+        for place, value in zip(places, scene.values, strict=True):
+            at = (value, place) if is_flat else (place, value)
+            away = (5, 0) if is_flat else (0, 6)
+            axes.annotate(
+                str(value),
+                at,
+                away,
+                textcoords="offset points",
+                fontproperties=letters,
+                ha="left" if is_flat else "center",
+                va="center" if is_flat else "bottom",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            )
+
+
+def _scale(axes: Axes, scene: ChartsScene, letters: FontProperties, is_flat: bool) -> None:
+    """Names on one axis, a gridline for every possible value on the other."""
+    along, across = (axes.yaxis, axes.xaxis) if is_flat else (axes.xaxis, axes.yaxis)
+    along.set_ticks(range(len(scene.names)), scene.names, fontproperties=letters)
+    room = axes.figure.bbox.width / len(scene.names) / PIXELS_PER_CHARACTER
+    if not is_flat and max(map(len, scene.names)) > room:
+        for name in along.get_ticklabels():
+            name.set(rotation=30, ha="right", rotation_mode="anchor")
+    most = max(scene.values) // scene.step
+    ticks = [scene.step * count for count in range(most + 1)]
+    across.set_ticks(ticks, [str(tick) for tick in ticks], fontproperties=letters, fontsize=9)
+    across.set_label_text(scene.theme.unit, fontproperties=letters)
+    across.grid(True, color="#cfcfcf", linewidth=0.8)
+    axes.set_axisbelow(True)
+    bounds = (0, scene.step * (most + 0.9))
+    if is_flat:
+        axes.set_xlim(*bounds)
+    else:
+        axes.set_ylim(*bounds)
+        axes.set_xlim(-0.6, len(scene.names) - 0.4)
+
+
+def _colours(count: int, rng: np.random.Generator) -> list[str]:
+    return pick_several(rng, COLOURS, count)

@@ -1,0 +1,330 @@
+"""Geometry figures whose lengths and angles stand in the picture alone: the question has none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pydantic import Field
+
+from rl.config.run import Section
+from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.lettering import font
+from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_whole, pick, within
+
+Kind = Literal["angle", "right_triangle", "area", "perimeter", "segment", "l_shape"]
+SMOOTHING = 3
+"""Drawn so many times larger, then reduced, for soft edges."""
+MARGIN, OUTER_MARGIN = 0.1, 0.22
+"""Shares of the picture on every side, without and with labels of sides that stand there."""
+MIN_ANGLE = 35
+"""Degrees; in a sharper corner its label has no room."""
+TRIPLES = ((3, 4, 5), (5, 12, 13), (6, 8, 10), (8, 15, 17), (9, 12, 15), (12, 16, 20), (7, 24, 25))
+INK, FILL, MARK = "#1a1a1a", "#e8eef8", "#b02a2a"
+
+
+class FiguresSettings(Section):
+    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = (
+        "angle",
+        "right_triangle",
+        "area",
+        "perimeter",
+        "segment",
+        "l_shape",
+    )
+    size: int = Field(default=280, ge=200, le=1024)
+    """Pixels, either way."""
+    lengths: Annotated[tuple[int, int], within(2, 99)] = (3, 15)
+    """Of sides, in centimetres; right triangles have their own."""
+    turn: float = Field(default=12.0, ge=0, le=180)
+    """Degrees that a figure may be turned, to either side."""
+
+
+@dataclass(frozen=True)
+class Label:
+    text: str
+    x: float
+    y: float
+    """Where the label belongs to, in the figure's own units."""
+    towards: tuple[float, float]
+    """Unit vector from there to the label."""
+    away: float = 1.5
+    """How far along it the label's edge lies, in hundredths of the picture."""
+
+
+@dataclass(frozen=True)
+class FiguresScene:
+    """Lines and labels in units of their own, y pointing down; painting turns and scales them."""
+
+    kind: str
+    values: tuple[int, ...]
+    """The labelled numbers; they, the kind and which is asked for are what the figure shows."""
+    unknown: int
+    question: str
+    answer: str
+    outline: tuple[tuple[float, float], ...]
+    is_closed: bool = True
+    labels: tuple[Label, ...] = ()
+    marks: tuple[tuple[tuple[float, float], ...], ...] = field(default=())
+    """Thin lines: arcs of angles, square corners, ticks, dimension lines."""
+
+    margin: float = MARGIN
+    task: str = "number"
+
+    @property
+    def identity(self) -> str:
+        return f"figures {self.kind} {self.values} {self.unknown}"
+
+
+def draw(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    kinds: dict[str, Callable[[FiguresSettings, np.random.Generator], FiguresScene]] = {
+        "angle": _angle,
+        "right_triangle": _right_triangle,
+        "area": _area,
+        "perimeter": _perimeter,
+        "segment": _segment,
+        "l_shape": _l_shape,
+    }
+    return kinds[pick(rng, settings.kinds)](settings, rng)
+
+
+def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    left = draw_whole(rng, (MIN_ANGLE, 180 - 2 * MIN_ANGLE))
+    right = draw_whole(rng, (MIN_ANGLE, 180 - MIN_ANGLE - left))
+    angles = (left, right, 180 - left - right)
+    # Base of length 1; the apex by the law of sines.
+    side = math.sin(math.radians(right)) / math.sin(math.radians(angles[2]))
+    apex = (side * math.cos(math.radians(left)), -side * math.sin(math.radians(left)))
+    corners = ((0.0, 0.0), (1.0, 0.0), apex)
+    unknown = int(rng.integers(3))
+    radius = 0.11 * min(math.dist(a, b) for a, b in zip(corners, _next(corners), strict=True))
+    labels, marks = [], []
+    for place, corner in enumerate(corners):
+        ways = [_unit(corner, corners[(place + step) % 3]) for step in (1, 2)]
+        text = "x" if place == unknown else f"{angles[place]}°"
+        inwards = _unit((0, 0), (ways[0][0] + ways[1][0], ways[0][1] + ways[1][1]))
+        # From here on a label fits between the sides.
+        reach = 4.2 / math.sin(math.radians(angles[place] / 2))
+        labels.append(Label(text, *corner, inwards, max(10.0, reach)))
+        marks.append(_bow(corner, ways[0], ways[1], radius))
+    known = tuple(angle for place, angle in enumerate(angles) if place != unknown)
+    question = "How many degrees has the angle marked x?"
+    answer = str(angles[unknown])
+    return FiguresScene(
+        "angle", known, unknown, question, answer, corners, True, tuple(labels), tuple(marks)
+    )
+
+
+def _right_triangle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    sides = pick(rng, TRIPLES[:-1])
+    if rng.random() < 0.5:
+        sides = (sides[1], sides[0], sides[2])
+    scale = draw_whole(rng, (1, 4))
+    across, up, slope = (scale * side for side in sides)
+    corners = ((0.0, 0.0), (float(across), 0.0), (0.0, -float(up)))
+    unknown = int(rng.integers(3))
+    texts = [f"{side} cm" for side in (across, slope, up)]
+    texts[unknown] = "x"
+    corner = 0.09 * math.hypot(across, up)
+    marks = (((corner, 0.0), (corner, -corner), (0.0, -corner)),)
+    known = tuple(s for place, s in enumerate((across, slope, up)) if place != unknown)
+    return FiguresScene(
+        "right_triangle",
+        known,
+        unknown,
+        "The angle with the small square is a right angle. How many centimetres long is the side "
+        "marked x?",
+        str((across, slope, up)[unknown]),
+        corners,
+        True,
+        _side_labels(corners, texts),
+        marks,
+        OUTER_MARGIN,
+    )
+
+
+def _sides(settings: FiguresSettings, rng: np.random.Generator) -> tuple[int, int]:
+    """Two sides, neither over three times the other, which would leave the labels no room."""
+    first = draw_whole(rng, settings.lengths)
+    low, high = settings.lengths
+    bounds = (max(low, math.ceil(first / 3)), min(high, 3 * first))
+    return first, draw_whole(rng, bounds)
+
+
+def _rectangle(width: int, height: int) -> tuple[tuple[float, float], ...]:
+    return ((0.0, 0.0), (float(width), 0.0), (float(width), -float(height)), (0.0, -float(height)))
+
+
+def _area(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    width, height = _sides(settings, rng)
+    corners = _rectangle(width, height)
+    return FiguresScene(
+        "area",
+        (width, height),
+        0,
+        "How many square centimetres is the area of the rectangle?",
+        str(width * height),
+        corners,
+        True,
+        _side_labels(corners, [f"{width} cm", f"{height} cm", "", ""]),
+        margin=OUTER_MARGIN,
+    )
+
+
+def _perimeter(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    width, height = _sides(settings, rng)
+    corners = _rectangle(width, height)
+    return FiguresScene(
+        "perimeter",
+        (width, height),
+        0,
+        "How many centimetres is the perimeter of the rectangle?",
+        str(2 * (width + height)),
+        corners,
+        True,
+        _side_labels(corners, ["", "", f"{width} cm", f"{height} cm"]),
+        margin=OUTER_MARGIN,
+    )
+
+
+def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    """A line in three parts: its whole length and two parts are labelled."""
+    parts = [draw_whole(rng, settings.lengths) for _ in range(3)]
+    total = sum(parts)
+    unknown = int(rng.integers(4))
+    texts = [f"{length} cm" for length in (*parts, total)]
+    texts[unknown] = "x"
+    # To scale unless a part would be too short for its label.
+    ends = np.cumsum([0.0, *(max(part, 0.32 * total) for part in parts)]).tolist()
+    long = ends[-1]
+    below = 0.3 * long
+    outline = ((0.0, 0.0), (long, 0.0))
+    tick = 0.025 * long
+    ticks = tuple(((end, -tick), (end, tick)) for end in ends)
+    whole = (
+        ((0.0, below), (long, below)),
+        ((0.0, below - tick), (0.0, below + tick)),
+        ((long, below - tick), (long, below + tick)),
+    )
+    points = (Label(name, end, 0.0, (0.0, 1.0), 3) for name, end in zip("ABCD", ends, strict=True))
+    lengths = (
+        Label(text, (start + end) / 2, 0.0, (0.0, -1.0), 2.5)
+        for text, start, end in zip(texts, ends, ends[1:], strict=False)
+    )
+    labels = (*points, *lengths, Label(texts[3], long / 2, below, (0.0, 1.0), 2.5))
+    known = tuple(v for place, v in enumerate((*parts, total)) if place != unknown)
+    question = "How many centimetres long is the part of the line marked x?"
+    if unknown == 3:
+        question = "How many centimetres long is the whole line, marked x?"
+    answer = str((*parts, total)[unknown])
+    return FiguresScene(
+        "segment", known, unknown, question, answer, outline, False, labels, (*ticks, *whole)
+    )
+
+
+def _l_shape(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    """A rectangle without its upper right corner."""
+    low, high = settings.lengths
+    foot, arm = draw_whole(rng, (low, high)), draw_whole(rng, (low, high))
+    # Sides that differ by more than half would leave the labels no room.
+    cut_x = draw_whole(rng, (max(low, math.ceil(arm / 2)), max(low, min(high, 2 * arm))))
+    cut_y = draw_whole(rng, (max(low, math.ceil(foot / 2)), max(low, min(high, 2 * foot))))
+    width, height = arm + cut_x, foot + cut_y
+    corners = tuple(
+        (float(x), -float(y))
+        for x, y in ((0, 0), (width, 0), (width, foot), (arm, foot), (arm, height), (0, height))
+    )
+    texts = [f"{width} cm", f"{foot} cm", "", "", f"{arm} cm", f"{height} cm"]
+    return FiguresScene(
+        "l_shape",
+        (width, foot, arm, height),
+        0,
+        "All corners of the figure are right angles. How many square centimetres is its area?",
+        str(width * foot + arm * cut_y),
+        corners,
+        True,
+        _side_labels(corners, texts),
+        margin=OUTER_MARGIN,
+    )
+
+
+def _next(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [*points[1:], points[0]]
+
+
+def _unit(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    dx, dy = end[0] - start[0], end[1] - start[1]
+    length = math.hypot(dx, dy)
+    return dx / length, dy / length
+
+
+def _side_labels(corners: Sequence[tuple[float, float]], texts: Sequence[str]) -> tuple[Label, ...]:
+    """Labels outside the middle of each side of a polygon that runs anticlockwise on the page."""
+    labels = []
+    for start, end, text in zip(corners, _next(corners), texts, strict=True):
+        dx, dy = _unit(start, end)
+        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        labels.append(Label(text, *middle, (-dy, dx)))
+    return tuple(label for label in labels if label.text)
+
+
+def _bow(
+    corner: tuple[float, float],
+    first: tuple[float, float],
+    second: tuple[float, float],
+    radius: float,
+) -> tuple[tuple[float, float], ...]:
+    """An arc around a corner, from one direction to another."""
+    start = math.atan2(first[1], first[0])
+    sweep = math.atan2(second[1], second[0]) - start
+    sweep = (sweep + math.pi) % (2 * math.pi) - math.pi
+    angles = [start + sweep * step / 12 for step in range(13)]
+    return tuple(
+        (corner[0] + radius * math.cos(a), corner[1] + radius * math.sin(a)) for a in angles
+    )
+
+
+def paint(
+    scene: FiguresScene, settings: FiguresSettings, rng: np.random.Generator
+) -> VisualExample:
+    size = settings.size * SMOOTHING
+    turn = math.radians(rng.uniform(-settings.turn, settings.turn))
+    turned = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    place = _fit(scene, turned, size)
+    image = Image.new("RGB", (size, size), "white")
+    canvas = ImageDraw.Draw(image)
+    line = max(2, size // 160)
+    outline = place(scene.outline)
+    if scene.is_closed:
+        canvas.polygon(outline, FILL)
+        outline = [*outline, outline[0], outline[1]]
+    canvas.line(outline, INK, line, joint="curve")
+    for mark in scene.marks:
+        canvas.line(place(mark), MARK if scene.kind == "angle" else INK, max(1, line // 2))
+    letters = font("DejaVuSans", size // 18)
+    for label in scene.labels:
+        ((x, y),) = place([(label.x, label.y)])
+        dx, dy = np.array(label.towards) @ turned
+        left, top, right, bottom = letters.getbbox(label.text, anchor="mm")
+        far = label.away * size / 100 + abs(dx) * (right - left) / 2 + abs(dy) * (bottom - top) / 2
+        canvas.text((x + far * dx, y + far * dy), label.text, INK, letters, anchor="mm")
+    small = image.resize((settings.size, settings.size), Image.Resampling.BOX)
+    return VisualExample((small,), scene.question, scene.answer, scene.task)
+
+
+def _fit(scene: FiguresScene, turned: np.ndarray, size: int):
+    """The map from the figure's units to pixels that fills the picture within its margins."""
+    points = np.array([*scene.outline, *(point for mark in scene.marks for point in mark)])
+    points = points @ turned
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = size * (1 - 2 * scene.margin) / (high - low).max()
+    shift = size / 2 - scale * (low + high) / 2
+
+    def place(shape: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(x, y) for x, y in (np.array(shape) @ turned * scale + shift).tolist()]
+
+    return place

@@ -1,0 +1,114 @@
+"""Unified learning of reading and of knowledge from pages with a damaged region.
+
+The objective of MiniCPM-V 4.5 (https://arxiv.org/abs/2509.18154): the question is always what the
+region said, and the damage decides what it takes. `light` noise can still be read; `heavy` noise
+takes reading and inference; `masked` leaves nothing to read, so that the text must be inferred from
+the rest of the page, which states every masked fact once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.pages import Line, Page, PageSettings, draw_page, paint_page
+from rl.data.tasks.pictures.ranges import NOT_EMPTY, pick
+
+Level = Literal["light", "heavy", "masked"]
+Box = tuple[int, int, int, int]
+FRAME = "#d0201c"
+QUESTION = (
+    "The region in the red frame is damaged. What did it say? Answer with the original text of the "
+    "region alone."
+)
+
+
+class ReconstructionSettings(PageSettings):
+    levels: Annotated[tuple[Level, ...], NOT_EMPTY] = ("light", "heavy", "masked")
+    masked_route: Literal["transcription", "probability"] = "transcription"
+    """How masked text is rewarded: by its likeness, or by how probable the policy finds it."""
+
+
+@dataclass(frozen=True)
+class ReconstructionScene:
+    page: Page
+    level: str
+
+    @property
+    def identity(self) -> str:
+        return self.page.identity
+
+
+def draw(settings: ReconstructionSettings, rng: np.random.Generator) -> ReconstructionScene:
+    return ReconstructionScene(draw_page(rng), pick(rng, settings.levels))
+
+
+def paint(
+    scene: ReconstructionScene, settings: ReconstructionSettings, rng: np.random.Generator
+) -> VisualExample:
+    image, lines = paint_page(scene.page, settings, rng)
+    box, text = region(scene.page, lines, scene.level, rng)
+    box = _grown(box, 1)
+    piece = image.crop(box)
+    damage = {"light": _light, "heavy": _heavy, "masked": _masked}[scene.level]
+    image.paste(damage(piece, rng), box)
+    ImageDraw.Draw(image).rectangle(_grown(box, 2), outline=FRAME, width=2)
+    task = settings.masked_route if scene.level == "masked" else "transcription"
+    return VisualExample((image,), QUESTION, text, task)
+
+
+def region(page: Page, lines: list[Line], level: str, rng: np.random.Generator) -> tuple[Box, str]:
+    """What is damaged: a line, or where nothing stays to be read a fact that is stated twice."""
+    if level != "masked":
+        line = pick(rng, lines)
+        return line.box, line.text
+    places = [
+        (box, mention)
+        for line in lines
+        for mention, box in line.mentions.items()
+        if mention in page.repeated
+    ]
+    box, mention = pick(rng, places)
+    return box, page.facts[page.mentions[mention]]
+
+
+def _grown(box: Box, by: int) -> Box:
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
+
+
+def _light(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A slight blur, grain, and one pixel in thirty black or white."""
+    return _noisy(piece.filter(ImageFilter.GaussianBlur(0.5)), 40.0, 0.03, rng)
+
+
+def _heavy(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Grain, one pixel in twelve black or white, and blots over about a third of the width."""
+    damaged = _noisy(piece.filter(ImageFilter.GaussianBlur(0.6)), 45.0, 0.08, rng)
+    canvas = ImageDraw.Draw(damaged)
+    wide, high = damaged.size
+    for start in range(0, wide, 2 * high):
+        left = start + rng.uniform(0, 1.2) * high
+        size = rng.uniform(0.5, 0.9) * high
+        shade = (int(rng.integers(90, 190)),) * 3
+        canvas.ellipse((left, 0, left + size, high), shade)
+    return damaged
+
+
+def _masked(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return Image.new("RGB", piece.size, "#9a9a9a")
+
+
+def _noisy(
+    piece: Image.Image, sigma: float, flipped: float, rng: np.random.Generator
+) -> Image.Image:
+    """Gaussian noise of `sigma` of 255, and a share `flipped` of pixels that are black or white."""
+    pixels = np.asarray(piece.convert("L"), np.float32)
+    noisy = pixels + sigma * rng.standard_normal(pixels.shape, dtype=np.float32)
+    where = rng.random(pixels.shape, dtype=np.float32)
+    noisy[where < flipped / 2] = 0
+    noisy[where > 1 - flipped / 2] = 255
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,174 @@
+"""A rendered table, and a question that takes a look-up and some arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from rl.config.run import Section
+from rl.data.tasks.pictures import words
+from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.lettering import FAMILIES, font
+from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
+
+Question = Literal["look_up", "row_sum", "column_sum", "difference", "largest"]
+INK, LINE = "#1a1a1a", "#8c8c8c"
+HEADS = ("#ffffff", "#dfe7f3", "#e7e7e7", "#e3f0e1")
+BAND = "#f4f4f4"
+
+
+@dataclass(frozen=True)
+class Theme:
+    title: str
+    corner: str
+    """What a row is."""
+    unit: str
+    """What the cells count."""
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+
+
+THEMES = (
+    Theme("Fruit sold", "Fruit", "kilograms", words.FRUITS, words.MONTHS),
+    Theme("Points in the tests", "Pupil", "points", words.FIRST_NAMES, words.SUBJECTS),
+    Theme("Visitors of the museums", "Town", "visitors", words.TOWNS, words.WEEKDAYS),
+    Theme("Books lent by the libraries", "Town", "books", words.TOWNS, words.MONTHS),
+)
+
+
+class TablesSettings(Section):
+    rows: Annotated[tuple[int, int], within(2, 8)] = (3, 6)
+    """Beside the header."""
+    columns: Annotated[tuple[int, int], within(2, 5)] = (2, 4)
+    """Beside the one with the names."""
+    values: Annotated[tuple[int, int], within(0, 9999)] = (2, 99)
+    letters: Annotated[tuple[int, int], within(12, 32)] = (15, 19)
+    """Size of the font in pixels."""
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = (
+        "look_up",
+        "row_sum",
+        "column_sum",
+        "difference",
+        "largest",
+    )
+
+
+@dataclass(frozen=True)
+class TablesScene:
+    theme: Theme
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[int, ...], ...]
+    """By row, then by column."""
+    question: str
+    answer: str
+    task: str
+
+    @property
+    def identity(self) -> str:
+        return f"tables {self.theme.title} {self.rows} {self.columns} {self.cells}"
+
+    @property
+    def lines(self) -> list[tuple[str, ...]]:
+        """The texts of all cells, the header first."""
+        body = [(name, *map(str, row)) for name, row in zip(self.rows, self.cells, strict=True)]
+        return [(self.theme.corner, *self.columns), *body]
+
+
+def draw(settings: TablesSettings, rng: np.random.Generator) -> TablesScene:
+    theme = pick(rng, THEMES)
+    rows = tuple(pick_several(rng, theme.rows, draw_whole(rng, settings.rows)))
+    columns = pick_several(rng, theme.columns, draw_whole(rng, settings.columns))
+    columns = tuple(sorted(columns, key=theme.columns.index))
+    low, high = settings.values
+    cells = rng.integers(low, high + 1, (len(rows), len(columns)))
+    asked = _ask(pick(rng, settings.questions), theme, rows, columns, cells, rng)
+    return TablesScene(theme, rows, columns, tuple(map(tuple, cells.tolist())), *asked)
+
+
+def _ask(
+    kind: str,
+    theme: Theme,
+    rows: tuple[str, ...],
+    columns: tuple[str, ...],
+    cells: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[str, str, str]:
+    """Question, answer and route."""
+    row, other = rng.permutation(len(rows))[:2]
+    column = int(rng.integers(len(columns)))
+    unit = theme.unit
+    if kind == "largest" and (cells[:, column] == cells[:, column].max()).sum() == 1:
+        asked = f"Which {theme.corner.lower()} has the most {unit} in the column {columns[column]}?"
+        return asked, rows[int(cells[:, column].argmax())], "text"
+    if kind == "row_sum":
+        asked = f"How many {unit} does the row {rows[row]} make together?"
+        return asked, str(cells[row].sum()), "number"
+    if kind == "column_sum":
+        asked = f"How many {unit} does the column {columns[column]} make together?"
+        return asked, str(cells[:, column].sum()), "number"
+    if kind == "look_up":
+        asked = f"How many {unit} does the table give for {rows[row]} and {columns[column]}?"
+        return asked, str(cells[row, column]), "number"
+    # Where several rows share the largest number, too.
+    asked = (
+        f"By how many {unit} do {rows[row]} and {rows[other]} differ in the column "
+        f"{columns[column]}?"
+    )
+    return asked, str(abs(cells[row, column] - cells[other, column])), "number"
+
+
+def paint(scene: TablesScene, settings: TablesSettings, rng: np.random.Generator) -> VisualExample:
+    size, family = draw_whole(rng, settings.letters), pick(rng, FAMILIES)
+    plain, bold = font(family, size), font(family, size, True)
+    pad = size * 2 // 3
+    widths = [
+        int(max(bold.getlength(text) for text in texts)) + 2 * pad
+        for texts in zip(*scene.lines, strict=True)
+    ]
+    high = size + 2 * (pad * 2 // 3)
+    margin = size
+    top = margin + high
+    width = max(sum(widths), int(bold.getlength(scene.theme.title)))
+    image = Image.new("RGB", (width + 2 * margin, top + high * len(scene.lines) + margin), "white")
+    canvas = ImageDraw.Draw(image)
+    canvas.text((margin, margin + high / 3), scene.theme.title, INK, bold, anchor="lm")
+    _paint_grid(canvas, (margin, top), widths, high, len(scene.lines), rng)
+    for line, texts in enumerate(scene.lines):
+        left, middle = margin, top + high * (line + 0.5)
+        for column, (text, wide) in enumerate(zip(texts, widths, strict=True)):
+            letters = bold if line == 0 else plain
+            if column == 0:
+                canvas.text((left + pad, middle), text, INK, letters, anchor="lm")
+            else:
+                canvas.text((left + wide - pad, middle), text, INK, letters, anchor="rm")
+            left += wide
+    return VisualExample((image,), scene.question, scene.answer, scene.task)
+
+
+def _paint_grid(
+    canvas: ImageDraw.ImageDraw,
+    corner: tuple[int, int],
+    widths: list[int],
+    high: int,
+    num_lines: int,
+    rng: np.random.Generator,
+) -> None:
+    """Background and rules: a full grid, rules between rows, or bands."""
+    left, top = corner
+    right, bottom = left + sum(widths), top + high * num_lines
+    style = pick(rng, ("grid", "rules", "bands"))
+    canvas.rectangle((left, top, right, top + high), pick(rng, HEADS))
+    for line in range(num_lines + 1):
+        y = top + high * line
+        if style == "bands" and line and line % 2 == 0 and line < num_lines:
+            canvas.rectangle((left, y, right, y + high), BAND)
+        if style != "bands" or line in (0, 1, num_lines):
+            canvas.line((left, y, right, y), LINE, 2 if line == 1 else 1)
+    if style == "grid":
+        edges = np.cumsum([left, *widths]).tolist()
+        for x in edges:
+            canvas.line((x, top, x, bottom), LINE)

@@ -1,0 +1,141 @@
+"""The visual tasks by name, and the one way to render an example of any of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from pydantic import ValidationError
+
+from rl.config.errors import problems
+from rl.config.run import Section
+from rl.data.stable_hash import stable_hash
+from rl.data.tasks.pictures import (
+    charts,
+    digits,
+    documents,
+    figures,
+    reconstruction,
+    shapes,
+    tables,
+)
+from rl.data.tasks.pictures.example import VisualExample
+
+HELDOUT_ONE_IN = 8
+"""One scene in so many is held out."""
+MAX_TRIES = 1000
+"""Draws for one example; settings that need more have no scene in the split."""
+
+
+class Scene(Protocol):
+    """All that a picture states, without the pixels."""
+
+    @property
+    def identity(self) -> str:
+        """What is shown, whatever is asked about it; it decides the split."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    settings: type[Section]
+    draw: Callable[[Any, np.random.Generator], Any]
+    """Settings and generator to a scene; no pixels, so that drawing until one fits is cheap."""
+    paint: Callable[[Any, Any, np.random.Generator], VisualExample]
+    """Scene, settings and generator to the example."""
+    is_asked_by_scene: bool = True
+    """Whether the scene has question, answer and accuracy route, or painting decides them."""
+
+
+TASKS: dict[str, Task] = {
+    "digits": Task(digits.DigitsSettings, digits.draw, digits.paint),
+    "shapes": Task(shapes.ShapesSettings, shapes.draw, shapes.paint),
+    "figures": Task(figures.FiguresSettings, figures.draw, figures.paint),
+    "tables": Task(tables.TablesSettings, tables.draw, tables.paint),
+    "charts": Task(charts.ChartsSettings, charts.draw, charts.paint),
+    "documents": Task(documents.DocumentsSettings, documents.draw, documents.paint),
+    "reconstruction": Task(
+        reconstruction.ReconstructionSettings,
+        reconstruction.draw,
+        reconstruction.paint,
+        is_asked_by_scene=False,
+    ),
+}
+
+
+def read_settings(task: str, settings: Mapping[str, Any] | None = None) -> Section:
+    """Return the checked settings of a task, its defaults where none are given.
+
+    Raises ValueError for an unknown task and for settings that do not suit it.
+    """
+    kind, tree = _task(task).settings, dict(settings or {})
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        found = "; ".join(problems(error, tree, {}, kind))
+        raise ValueError(f"settings of {task}: {found}") from error
+
+
+def render(task: str, settings: Section, seed: int, index: int, is_heldout: bool) -> VisualExample:
+    """Return example `index` of a split: the same for the same arguments in every process.
+
+    settings: as `read_settings` returns them. Whether a scene is held out depends on what it shows
+    alone, so no choice of seeds, and no question, lets the splits overlap. Raises ValueError where
+    the settings leave a split without scenes.
+    """
+    scene, rng = _drawn(task, settings, seed, index, is_heldout)
+    return _task(task).paint(scene, settings, rng)
+
+
+def draw_scene(task: str, settings: Section, seed: int, index: int, is_heldout: bool) -> Any:
+    """Return what `render` paints, such as a DigitsScene with its digits, for worked examples."""
+    return _drawn(task, settings, seed, index, is_heldout)[0]
+
+
+def ask(
+    task: str, settings: Section, seed: int, index: int, is_heldout: bool
+) -> tuple[str, str, str]:
+    """Return question, answer and accuracy route of what `render` paints.
+
+    Nothing is painted where the scene states all three.
+    """
+    made = draw_scene if _task(task).is_asked_by_scene else render
+    asked = made(task, settings, seed, index, is_heldout)
+    return asked.question, asked.answer, asked.task
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether a scene belongs to the held-out split."""
+    return stable_hash(scene.identity) % HELDOUT_ONE_IN == 0
+
+
+def _drawn(
+    task: str, settings: Section, seed: int, index: int, is_heldout: bool
+) -> tuple[Any, np.random.Generator]:
+    """The scene, and the generator to paint it with."""
+    kind = _task(task)
+    if not isinstance(settings, kind.settings):
+        raise ValueError(
+            f"{task} takes {kind.settings.__name__}, got {type(settings).__name__}; make them by "
+            f"read_settings({task!r}, ...)"
+        )
+    rng = np.random.default_rng((stable_hash(task), seed, index, int(is_heldout)))
+    for _ in range(MAX_TRIES):
+        scene = kind.draw(settings, rng)
+        if is_held_out(scene) == is_heldout:
+            return scene, rng
+    split = "held-out" if is_heldout else "training"
+    raise ValueError(
+        f"{task} has no {split} scene in {MAX_TRIES} draws with settings {settings!r}; widen them"
+    )
+
+
+def _task(name: str) -> Task:
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        advice = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"no visual task {name!r}; {advice}there are {', '.join(TASKS)}")
+    return TASKS[name]

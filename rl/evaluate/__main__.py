@@ -1,0 +1,430 @@
+"""Evaluate: `python -m rl.evaluate run=runs/NAME [step=N] [eval.temperature=0] [key=value ...]`.
+
+All modes of a policy on the same prompts, side by side: of a run's newest or named checkpoint, of a
+model (`model=DIR_OR_NAME`), or of an OpenAI-compatible server (`endpoint=URL [served_name=NAME]`),
+the last two under the settings of a run (`run=`) or a recipe (`config=`). `split=train` asks the
+prompts that training asks first; `out=DIR` says where responses and figures go.
+
+`reference=DIR_OR_NAME eval.samples=8` also chooses the best of the 8 responses, without any label
+or verifier: the one that the policy prefers most against the reference, which is the model that it
+was trained from (rl/evaluate/best_of.py).
+
+The same command goes on where a killed one stopped (rl/evaluate/directory.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rl.config.recipe import load
+from rl.config.run import Config
+from rl.evaluate import best_of
+from rl.evaluate.best_of import BestOf, best_of_figures, choices
+from rl.evaluate.directory import (
+    EvaluationDirectory,
+    Logprobs,
+    label,
+    open_evaluation,
+    open_logprobs,
+)
+from rl.evaluate.evaluation import (
+    METRICS,
+    By,
+    Key,
+    ModeResult,
+    NothingAnswered,
+    Question,
+    ResponseLogprob,
+    Sample,
+    answered_before,
+    evaluate,
+    figures,
+    questions,
+    score_responses,
+    scored_before,
+)
+from rl.evaluate.picture import draw_accuracy
+from rl.evaluate.sources import (
+    Note,
+    Session,
+    Source,
+    checkpoint_source,
+    endpoint_source,
+    model_source,
+)
+from rl.run.command import config_of_run
+from rl.run.stack_versions import stack_versions
+
+SPLITS = ("heldout", "train")
+OWN_KEYS = "run config step model endpoint served_name reference split out".split()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a command line asks for."""
+
+    config: Config
+    run: Path | None
+    split: str
+    data: str | None
+    """Name of the data, where the command line says anything of them."""
+    step: int | None
+    """Checkpoint of the run; None takes the newest."""
+    model: str | None
+    endpoint: str | None
+    served_name: str | None
+    out: Path | None
+    reference: str | None = None
+    """Model that the best of a prompt's responses is chosen against; None chooses none."""
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit code; an error that a user can mend is one line, not a traceback."""
+    try:
+        console = Console(stderr=True, soft_wrap=True, markup=False)
+        asyncio.run(run_evaluation(parse(arguments), console))
+    except (ValueError, NothingAnswered) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Evaluation:
+    """Read the command line; raises ValueError for one that names no policy, or two."""
+    pairs = [argument.partition("=")[::2] for argument in arguments]
+    own = {key: value for key, value in pairs if key in OWN_KEYS}
+    settings = [one for one in arguments if one.partition("=")[0] not in OWN_KEYS]
+    if any(one.startswith("dry_run=") for one in settings):
+        raise ValueError("rl.evaluate has no dry run; leave dry_run out")
+    _refuse_unclear(own)
+    config = _config(own, settings)
+    if "reference" in own:
+        _refuse_no_choice(config)
+    has_own_data = any(one.startswith("data") for one in settings)
+    data = config.data
+    return Evaluation(
+        config=config,
+        run=Path(own["run"]) if "run" in own else None,
+        split=own.get("split", SPLITS[0]),
+        data=Path(data.heldout_path or data.path or data.kind).stem if has_own_data else None,
+        step=int(own["step"]) if "step" in own else None,
+        model=own.get("model"),
+        endpoint=own.get("endpoint"),
+        served_name=own.get("served_name"),
+        out=Path(own["out"]) if "out" in own else None,
+        reference=own.get("reference"),
+    )
+
+
+def _refuse_unclear(own: Mapping[str, str]) -> None:
+    has = own.keys().__contains__
+    is_other = has("model") or has("endpoint")
+    split, step = own.get("split", SPLITS[0]), own.get("step", "0")
+    refusals = [
+        *((not value, f"{key}= names nothing; write {key}=VALUE") for key, value in own.items()),
+        (has("model") and has("endpoint"), "model= and endpoint= are two policies; name one"),
+        (has("run") and has("config"), "run= and config= both give settings; name one of them"),
+        (
+            not (has("run") or has("config")),
+            "name a run directory, run=runs/NAME; or another policy, model= or endpoint=, and "
+            "whose settings it is asked under, run= or config=",
+        ),
+        (
+            has("config") and not is_other,
+            "config= names settings and no policy; add model=DIR_OR_NAME or endpoint=URL",
+        ),
+        (
+            has("step") and is_other,
+            "step= is of a run's checkpoint; leave out model= and endpoint=",
+        ),
+        (
+            has("reference") and has("endpoint"),
+            "reference= needs the log-probabilities of given tokens, which a server does not give; "
+            "evaluate run= or model=",
+        ),
+        (
+            has("served_name") and not has("endpoint"),
+            "served_name= belongs to endpoint=URL; add it",
+        ),
+        (not re.fullmatch("[0-9]+", step), f"step must be the number of a step, got {step!r}"),
+        (split not in SPLITS, f"split must be {' or '.join(SPLITS)}, got {split!r}"),
+    ]
+    for is_refused, why in refusals:
+        if is_refused:
+            raise ValueError(why)
+
+
+def _refuse_no_choice(config: Config) -> None:
+    if config.eval.samples < 2:
+        raise ValueError(
+            "reference= chooses the best of eval.samples responses, got eval.samples=1; set "
+            "eval.samples=8, say"
+        )
+    if config.rollout.engine.get("speculative_config"):
+        raise ValueError(
+            "reference= has the engines score given tokens, which they cannot while they decode "
+            "speculatively; set rollout.engine.speculative_config=null"
+        )
+
+
+def _config(own: Mapping[str, str], settings: Sequence[str]) -> Config:
+    if "run" in own:
+        return config_of_run([f"run={own['run']}", *settings])
+    return load([f"config={own['config']}", *settings]).config
+
+
+async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
+    """Ask for what is not there yet and leave the figures; raises ValueError for bad input."""
+    started = time.monotonic()
+    config = evaluation.config
+    source = await _source(evaluation, console.print)
+    reference = source.reference
+    name = label(
+        source.name,
+        evaluation.data,
+        evaluation.split,
+        config.eval,
+        reference.name if reference else None,
+    )
+    root = evaluation.out or (evaluation.run or Path()) / "evaluations" / name
+    settings = settings_of(evaluation, source)
+    asked = questions(config, source.prompts)
+    with (
+        open_evaluation(root, settings) as directory,
+        open_logprobs(directory) if reference else nullcontext() as logprobs,
+    ):
+        work = _Work(config, source, directory, logprobs, asked, console)
+        missing = len(work.unanswered)
+        console.print(f"{root}: {missing} of {len(asked)} responses are to be asked for")
+        await work.do()
+        results, best = figures(asked, work.samples), work.choose()
+        result = settings | {
+            "policy": {"path": source.path, **source.policy},
+            "n": len(source.prompts),
+            "k": config.eval.samples,
+            "metrics": METRICS,
+            "modes": {mode: dataclasses.asdict(figure) for mode, figure in results.items()},
+            "asked": missing,
+            "seconds": round(time.monotonic() - started, 1),
+            "versions": stack_versions(),
+        }
+        if reference:
+            result["reference"] = {"path": reference.path, "weights": reference.weights}
+            result["best_of"] = {
+                "beta": config.align.dpo.beta,
+                "metrics": best_of.METRICS,
+                "modes": {mode: dataclasses.asdict(figure) for mode, figure in best.items()},
+            }
+        directory.write_result(result)
+        picture = draw_accuracy(root)
+    Console().print(as_table(name, results, best))
+    console.print(f"written to {root}; picture: {picture}")
+
+
+async def _source(evaluation: Evaluation, note: Note) -> Source:
+    config, split = evaluation.config, evaluation.split
+    if evaluation.endpoint is not None:
+        return await endpoint_source(
+            config, split, evaluation.endpoint, evaluation.served_name, note
+        )
+    if evaluation.model is not None:
+        return model_source(config, split, evaluation.model, note, evaluation.reference)
+    assert evaluation.run is not None, "the command line names one of them"
+    return checkpoint_source(
+        config, split, evaluation.run, evaluation.step, note, evaluation.reference
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What an evaluation has to ask, and to have scored, while its directory is open."""
+
+    config: Config
+    source: Source
+    directory: EvaluationDirectory
+    logprobs: Logprobs | None
+    """None where there is no reference."""
+    asked: Sequence[Question]
+    console: Console
+
+    @property
+    def samples(self) -> dict[Key, Sample]:
+        """Those that are there, by key."""
+        return answered_before(self.asked, self.directory.samples)
+
+    @property
+    def unanswered(self) -> list[Question]:
+        samples = self.samples
+        return [question for question in self.asked if question.key not in samples]
+
+    async def do(self) -> None:
+        """Start the engines that something is missing from, one model's after the other's."""
+        if self.unanswered or self._unscored("policy"):
+            async with self.source.open() as session:
+                if self.unanswered:
+                    await self._ask(session)
+                await self._score(session, "policy")
+        if self.source.reference and self._unscored("reference"):
+            async with self.source.reference.open() as session:
+                await self._score(session, "reference")
+
+    def choose(self) -> dict[str, BestOf]:
+        """Leave the best response to every prompt in the directory; returns their figures."""
+        if self.logprobs is None:
+            return {}
+        samples, found = self.samples, self.logprobs.found
+        in_order = [samples[question.key] for question in self.asked]
+        by_policy, by_reference = (scored_before(in_order, found, by) for by in get_args(By))
+        chosen = choices(in_order, by_policy, by_reference, self.config.align.dpo.beta)
+        self.directory.write_choices(chosen)
+        return best_of_figures(samples, chosen)
+
+    async def _ask(self, session: Session) -> None:
+        known = self.samples.values()
+        with progress(self.asked, known, self.console) as advance:
+
+            def keep(sample: Sample) -> None:
+                self.directory.add(sample)
+                advance(sample.mode)
+
+            await evaluate(
+                self.config,
+                session.encode,
+                session.sampler,
+                session.scorer,
+                self.source.prompts,
+                known,
+                keep,
+                token_ids=self.logprobs is not None,
+            )
+
+    def _unscored(self, by: By) -> list[tuple[Question, Sample]]:
+        """The responses that a model has yet to score; none where there is no reference."""
+        if self.logprobs is None:
+            return []
+        samples = self.samples
+        scored = scored_before(samples.values(), self.logprobs.found, by)
+        return [
+            (question, samples[question.key])
+            for question in self.asked
+            if samples[question.key].is_answered and question.key not in scored
+        ]
+
+    async def _score(self, session: Session, by: By) -> None:
+        missing = self._unscored(by)
+        if self.logprobs is None or session.responses is None or not missing:
+            return
+        logprobs, failures = self.logprobs, Counter[str]()
+        self.console.print(f"{len(missing)} responses are to be scored by the {by}")
+        questions = [question for question, _ in missing]
+        with progress(questions, [], self.console, f", scored by the {by}") as advance:
+
+            def keep(one: ResponseLogprob) -> None:
+                logprobs.add(one)
+                failures.update([one.failure] if one.failure else [])
+                advance(one.mode)
+
+            await score_responses(self.config, session.encode, session.responses, by, missing, keep)
+        for why, _ in failures.most_common(1):
+            self.console.print(f"note: {failures.total()} of them have no score, most with: {why}")
+
+
+def settings_of(evaluation: Evaluation, source: Source) -> dict[str, Any]:
+    """All that decides what a response is and how it is scored, but for how many there are."""
+    config = evaluation.config
+    data = config.data.model_dump(mode="json", exclude_defaults=True)
+    modes = {
+        name: {"thinking": mode.thinking, "max_tokens": mode.max_tokens}
+        for name, mode in config.modes.items()
+    }
+    reference = {"reference": {"weights": source.reference.weights}} if source.reference else {}
+    return {
+        "policy": dict(source.policy),
+        **reference,
+        "task": {"kind": config.data.kind, **data},
+        "split": evaluation.split,
+        "settings": {
+            "temperature": config.eval.temperature,
+            "top_p": config.eval.top_p,
+            "seed": config.seed,
+            "seed_requests": config.rollout.seed_requests,
+            "dtype": config.policy.dtype,
+            "modes": modes,
+            "reward": config.reward.model_dump(mode="json", include={"probability", "plugins"}),
+        },
+    }
+
+
+# What a person sees
+
+
+@contextmanager
+def progress(
+    asked: Sequence[Question], known: Collection[Sample], console: Console, what: str = ""
+) -> Iterator[Callable[[str], None]]:
+    """A bar per mode, and what is done to it; yields what moves the bar of a mode by one."""
+    keys = {sample.key for sample in known}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        bar_of = {
+            mode: bars.add_task(f"{mode}{what}", total=total)
+            for mode, total in Counter(question.mode for question in asked).items()
+        }
+        for mode, done in Counter(q.mode for q in asked if q.key in keys).items():
+            bars.advance(bar_of[mode], done)
+        yield lambda mode: bars.advance(bar_of[mode])
+
+
+def as_table(
+    title: str, results: Mapping[str, ModeResult], best: Mapping[str, BestOf] | None = None
+) -> Table:
+    """A column per mode, side by side. best: of every mode, where there is a reference."""
+    shown, chosen = list(results.values()), list((best or {}).values())
+    first = shown[0]
+    table = Table(title=title, title_justify="left")
+    table.add_column(f"{first.count} prompts")
+    for mode in results:
+        table.add_column(mode, justify="right")
+    rows = {
+        "accuracy" if first.samples == 1 else f"accuracy (avg@{first.samples})": [
+            f"{result.accuracy:.1%} ± {100 * result.half_width:.1f}" for result in shown
+        ],
+        f"best of {first.samples}, self-feedback": [
+            f"{one.accuracy:.1%} ± {100 * one.half_width:.1f}" for one in chosen
+        ],
+        **{
+            f"pass@{k}": [f"{r.pass_at[k]:.1%}" if k in r.pass_at else "-" for r in shown]
+            for k in sorted({k for result in shown for k in result.pass_at if k > 1})
+        },
+        "tokens": [f"{result.tokens_mean:.1f}" for result in shown],
+        "tokens of the best": [f"{one.tokens_mean:.1f}" for one in chosen],
+        "truncated": [f"{result.truncated:.1%}" for result in shown],
+        "leak": [f"{result.leak:.1%}" for result in shown],
+        "unscored": [str(result.unscored) for result in shown],
+        "unrewarded": [str(one.unrewarded) for one in chosen],
+    }
+    for name, cells in rows.items():
+        if cells:
+            table.add_row(name, *cells)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

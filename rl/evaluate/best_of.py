@@ -1,0 +1,126 @@
+"""Best-of-N with self-feedback: which of N responses did training raise most, length aside?
+
+    r(y) = (beta / T) (log pi_theta(y|x) - log pi_ref(y|x))        (arXiv 2405.17220, appendix)
+
+pi_theta is the policy, pi_ref the reference that it was trained from, T the tokens of y. Without
+1 / T the choice would drift with length. `rl.evaluate` has both models score the responses
+(rl/evaluate/evaluation.py); from there on everything is a pure function.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rl.evaluate.evaluation import Key, NothingAnswered, Sample, half_width, mean
+
+ROUNDING = 1e-5
+"""Nats per token within which two responses are equally good: in float32 an engine scores the same
+tokens up to a tenth of this apart, as other requests share its batch."""
+
+METRICS = {
+    "accuracy": "mean over prompts of the accuracy of the chosen response; a prompt without one "
+    "counts as wrong",
+    "half_width": "half of the 95 % interval of that accuracy, over prompts (normal approximation)",
+    "tokens_mean": "mean tokens of a chosen response",
+    "reward_mean": "mean r of a chosen response",
+    "unrewarded": "responses that failed, or that one of the models could not score; never chosen",
+}
+"""What each field of BestOf is."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer to one prompt in one mode: a row of best_of.jsonl."""
+
+    prompt_id: str
+    mode: str
+    sample: int | None
+    """Number of the chosen response; None where no response has a reward."""
+    rewards: tuple[float | None, ...]
+    """r of every response, by its number; None where it has none."""
+
+
+@dataclass(frozen=True)
+class BestOf:
+    """Figures of the chosen responses of one mode."""
+
+    accuracy: float
+    half_width: float
+    tokens_mean: float
+    reward_mean: float
+    unrewarded: int
+
+
+def reward(policy_logprob: float, reference_logprob: float, tokens: int, beta: float) -> float:
+    """r of one response, from its log-probabilities summed over its `tokens` tokens.
+
+    Example: reward(-2.0, -6.0, tokens=8, beta=0.1) == 0.05
+    """
+    return beta * (policy_logprob - reference_logprob) / tokens
+
+
+def choose(rewards: Sequence[float | None], beta: float) -> int | None:
+    """The number of the response with the highest reward, of equally good ones the lowest.
+
+    None where no response has a reward.
+
+    Example: choose([None, 0.1, 0.3, 0.3], beta=0.1) == 2
+    """
+    known = [one for one in rewards if one is not None]
+    if not known:
+        return None
+    enough = max(known) - beta * ROUNDING
+    return next(n for n, one in enumerate(rewards) if one is not None and one >= enough)
+
+
+def choices(
+    samples: Iterable[Sample],
+    by_policy: Mapping[Key, float],
+    by_reference: Mapping[Key, float],
+    beta: float,
+) -> list[Choice]:
+    """One for every prompt and mode, in the order of the samples.
+
+    samples: those of a prompt and mode by their number. by_policy, by_reference: log-probabilities
+    of those that have one.
+    """
+    rewards: defaultdict[tuple[str, str], list[float | None]] = defaultdict(list)
+    for sample in samples:
+        key = sample.key
+        is_scored = key in by_policy and key in by_reference
+        rewards[sample.prompt_id, sample.mode].append(
+            reward(by_policy[key], by_reference[key], sample.tokens, beta) if is_scored else None
+        )
+    return [
+        Choice(prompt_id, mode, choose(of_prompt, beta), tuple(of_prompt))
+        for (prompt_id, mode), of_prompt in rewards.items()
+    ]
+
+
+def best_of_figures(samples: Mapping[Key, Sample], chosen: Iterable[Choice]) -> dict[str, BestOf]:
+    """The figures of every mode; raises NothingAnswered for one where nothing has a reward."""
+    of_mode: defaultdict[str, list[Choice]] = defaultdict(list)
+    for choice in chosen:
+        of_mode[choice.mode].append(choice)
+    return {mode: _summarize(mode, group, samples) for mode, group in of_mode.items()}
+
+
+def _summarize(mode: str, group: Sequence[Choice], samples: Mapping[Key, Sample]) -> BestOf:
+    best = [
+        (samples[choice.prompt_id, mode, choice.sample], choice.rewards[choice.sample])
+        for choice in group
+        if choice.sample is not None
+    ]
+    if not best:
+        raise NothingAnswered(f"no response of mode {mode} has a reward to be chosen by")
+    without_one = [0.0] * (len(group) - len(best))
+    accuracies = [sample.accuracy or 0.0 for sample, _ in best] + without_one
+    return BestOf(
+        accuracy=mean(accuracies),
+        half_width=half_width(accuracies),
+        tokens_mean=mean([sample.tokens for sample, _ in best]),
+        reward_mean=mean([found for _, found in best if found is not None]),
+        unrewarded=sum(one is None for choice in group for one in choice.rewards),
+    )

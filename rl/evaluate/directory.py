@@ -1,0 +1,168 @@
+"""The directory of an evaluation: what was asked, every scored response, and what came out.
+
+settings.json    what decides a response: policy, prompts, sampling, rewards
+samples.jsonl    a line per response, appended as it comes (evaluation.py:Sample)
+logprobs.jsonl   with a reference: a line per response and model (ResponseLogprob)
+best_of.jsonl    with a reference: the chosen response of every prompt (best_of.py:Choice)
+result.json      the figures by mode, with what they belong to
+accuracy.png     rl/evaluate/picture.py
+
+The same evaluation goes on where a killed one stopped; another one is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rl.config.run import EvalConfig
+from rl.evaluate.best_of import Choice
+from rl.evaluate.evaluation import ResponseLogprob, Sample
+from rl.run.files import write_text
+from rl.run.jsonl import Journal
+from rl.run.setting_differences import setting_differences
+
+
+class EvaluationDirectory:
+    """An open one; `open_evaluation` makes it. Appending is safe against a kill at any moment."""
+
+    def __init__(self, root: Path, samples: list[Sample], journal: Journal) -> None:
+        self.root = root
+        self.samples = samples
+        """What earlier commands were answered, and all that was added since."""
+        self._journal = journal
+
+    def add(self, sample: Sample) -> None:
+        row = dataclasses.asdict(sample)
+        if sample.token_ids is None:
+            del row["token_ids"]
+        self._journal.add(row)
+        self.samples.append(sample)
+
+    def write_choices(self, choices: Iterable[Choice]) -> None:
+        lines = (json.dumps(dataclasses.asdict(choice)) for choice in choices)
+        write_text(self.root / "best_of.jsonl", "".join(f"{line}\n" for line in lines))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        write_text(self.root / "result.json", json.dumps(dict(result), indent=1) + "\n")
+
+
+class Logprobs:
+    """How probable policy and reference find the responses of an open evaluation."""
+
+    def __init__(self, journal: Journal) -> None:
+        """Raises ValueError for a line that cannot be read."""
+        self._journal = journal
+        try:
+            self.found = [ResponseLogprob(**record) for record in journal.records]
+        except TypeError as error:
+            raise ValueError(
+                f"{journal.path} has a line that is no log-probability of this version ({error}); "
+                "remove the file to have the responses scored again"
+            ) from error
+
+    def add(self, one: ResponseLogprob) -> None:
+        self._journal.add(dataclasses.asdict(one))
+        self.found.append(one)
+
+
+@contextmanager
+def open_logprobs(directory: EvaluationDirectory) -> Iterator[Logprobs]:
+    """Those of an open evaluation, new or to go on with."""
+    with Journal(directory.root / "logprobs.jsonl") as journal:
+        yield Logprobs(journal)
+
+
+@contextmanager
+def open_evaluation(root: Path, settings: Mapping[str, Any]) -> Iterator[EvaluationDirectory]:
+    """Take a directory for this process, new or of an evaluation with the same settings.
+
+    Raises ValueError if it cannot be written, is in use, or has samples of other settings. A last
+    line that a kill left torn is dropped.
+    """
+    with _open_samples(root) as journal:
+        # A response that failed is asked for again: the server may have been mended since.
+        samples = [sample for sample in _read(journal) if sample.is_answered]
+        _refuse_other_settings(root, settings, bool(samples))
+        write_text(root / "settings.json", json.dumps(dict(settings), indent=1) + "\n")
+        yield EvaluationDirectory(root, samples, journal)
+
+
+def label(
+    policy: str, data: str | None, split: str, settings: EvalConfig, reference: str | None = None
+) -> str:
+    """The name of an evaluation's directory.
+
+    data: what is asked in place of the run's own data. reference: what a best-of compares with.
+
+    Example: label("step_000120", None, "heldout", EvalConfig(temperature=0))
+             == "step_000120_heldout_greedy"
+    """
+    parts = [policy, *([data] if data else []), split]
+    parts.append("greedy" if settings.temperature == 0 else f"t{settings.temperature:g}")
+    parts += [f"p{settings.top_p:g}"] if settings.top_p < 1 else []
+    parts += [f"k{settings.samples}"] if settings.samples > 1 else []
+    parts += [f"against_{reference}"] if reference else []
+    return re.sub(r"[^\w.-]+", "-", "_".join(parts))
+
+
+def read_results(directory: Path) -> dict[str, dict[str, Any]]:
+    """result.json of every finished evaluation in `directory`, by its name.
+
+    Other tools write files of that name too; what is not an evaluation's is left out.
+    """
+    found = {}
+    for path in sorted(directory.glob("*/result.json")):
+        if (path.parent / "settings.json").is_file() and (path.parent / "samples.jsonl").is_file():
+            found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _open_samples(root: Path) -> Journal:
+    try:
+        return Journal(root / "samples.jsonl")
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{root} is in use by another evaluation; wait for it to end, or name another "
+            "directory with out=DIR"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"{root} cannot be written ({error.strerror}); name another directory with out=DIR"
+        ) from error
+
+
+def _read(journal: Journal) -> Iterator[Sample]:
+    for number, record in enumerate(journal.records, start=1):
+        try:
+            yield _sample(record)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{journal.path}, line {number} is no sample of this version ({error}); remove the "
+                "line to have it asked again, or name another directory with out=DIR"
+            ) from error
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    if "token_ids" in row:
+        row["token_ids"] = tuple(row["token_ids"])
+    return Sample(**row)
+
+
+def _refuse_other_settings(root: Path, settings: Mapping[str, Any], has_samples: bool) -> None:
+    path = root / "settings.json"
+    if not has_samples:
+        return
+    if not path.is_file():
+        raise ValueError(f"{root} has samples but no {path.name}; name another with out=DIR")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if differences := setting_differences(before, json.loads(json.dumps(settings))):
+        raise ValueError(
+            f"{root} has samples of other settings: {differences}. Name another directory with "
+            "out=DIR, or remove this one"
+        )

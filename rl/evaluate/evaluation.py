@@ -1,0 +1,408 @@
+"""Held-out accuracy, length and leaks of every mode, from responses to the same prompts.
+
+    prompts x modes x samples -> responses (engines, or an endpoint) -> samples -> ModeResult
+    samples, two models -> ResponseLogprob -> rl/evaluate/best_of.py
+
+Training and `rl.evaluate` both call `evaluate`. What is computed from samples is a pure function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Literal, Protocol, TypeVar
+
+from rl.config.run import Config
+from rl.loop.interfaces import GenerationFailed, ReferenceScorer, Scorer
+from rl.loop.loop import sampling_seed
+from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
+
+Item = TypeVar("Item")
+By = Literal["policy", "reference"]
+"""Which of two models finds a response probable."""
+Encode = Callable[[Prompt, str], tuple[int, ...]]
+Key = tuple[str, str, int]
+"""Prompt id, mode and number of a sample."""
+
+METRICS = {
+    "accuracy": "avg@k: mean over prompts of the mean accuracy of their k responses; what has no "
+    "score counts as wrong",
+    "half_width": "half of the 95 % interval of the accuracy, over prompts (normal approximation)",
+    "tokens_mean": "mean tokens of a response",
+    "truncated": "share of responses that ran into their budget",
+    "leak": "share of responses that do what the other mode does",
+    "unscored": "responses that failed, or whose verification failed",
+    "count": "prompts",
+    "samples": "responses per prompt (k)",
+    "pass_at": "chance that one of k responses is right, by k (arXiv 2107.03374, eq. 1), over the "
+    "prompts that rules verify",
+}
+"""What each field of ModeResult is."""
+
+
+class NothingAnswered(RuntimeError):
+    """Not one response came in a mode: something is wrong that is not the policy's."""
+
+
+class Sampler(Protocol):
+    """Answers requests: an engine (rl/loop/interfaces.py) or an endpoint (rollout/endpoint.py)."""
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        """Return the whole group, or raise GenerationFailed. What is gone raises its own error."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One scored response: a row of samples.jsonl. A response that failed has no text."""
+
+    prompt_id: str
+    mode: str
+    sample: int
+    """Its number among the responses to this prompt in this mode, from 0."""
+    text: str | None = None
+    reasoning: str | None = None
+    answer: str | None = None
+    tokens: int = 0
+    finish_reason: str | None = None
+    accuracy: float | None = None
+    """None where it has none."""
+    route: str = ""
+    """Which accuracy reward applied, with its version."""
+    failure: str | None = None
+    """Why there is no score; None where there is one."""
+    leak: float | None = None
+    asked: str = ""
+    """Digest of the prompt and its reference: a row of the data may have been edited since."""
+    token_ids: tuple[int, ...] | None = None
+    """The sampled tokens, end of sequence included; only where they are asked for."""
+
+    @property
+    def key(self) -> Key:
+        return self.prompt_id, self.mode, self.sample
+
+    @property
+    def is_answered(self) -> bool:
+        return self.text is not None
+
+    @property
+    def digest(self) -> str:
+        """Of what was asked and sampled."""
+        return blake2b(json.dumps([self.asked, self.token_ids]).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class ResponseLogprob:
+    """How probable one model finds a response: a row of logprobs.jsonl."""
+
+    prompt_id: str
+    mode: str
+    sample: int
+    by: By
+    response: str
+    """Digest of the sample: it may have been asked for again since."""
+    logprob: float | None = None
+    """Sum over its tokens at temperature 1; None where it could not be scored."""
+    failure: str | None = None
+    """Why there is none."""
+
+    @property
+    def key(self) -> Key:
+        return self.prompt_id, self.mode, self.sample
+
+
+@dataclass(frozen=True)
+class ModeResult:
+    """Figures of one mode over `count` prompts with `samples` responses each."""
+
+    accuracy: float
+    half_width: float
+    """Half of the 95 % confidence interval of the accuracy (normal approximation)."""
+    tokens_mean: float
+    truncated: float
+    """Share of responses that ran into their budget."""
+    unscored: int
+    """Responses that failed, or whose verification failed; they count as wrong."""
+    count: int
+    leak: float = 0.0
+    """Share of responses that do what the other mode does (rewards/text/format.py)."""
+    samples: int = 1
+    pass_at: Mapping[int, float] = field(default_factory=dict)
+    """pass@k by k, over the prompts that rules verify; empty where there are none."""
+
+    def as_metrics(self, mode: str) -> dict[str, float]:
+        return {
+            f"eval/{mode}/accuracy": self.accuracy,
+            f"eval/{mode}/half_width": self.half_width,
+            f"eval/{mode}/tokens_mean": self.tokens_mean,
+            f"eval/{mode}/truncated": self.truncated,
+            f"eval/{mode}/leak": self.leak,
+            f"eval/{mode}/unscored": float(self.unscored),
+        }
+
+
+@dataclass(frozen=True)
+class Question:
+    """One response to ask for."""
+
+    place: int
+    """The prompt's place in the list of prompts."""
+    prompt: Prompt
+    mode: str
+    sample: int
+
+    @property
+    def key(self) -> Key:
+        return self.prompt.id, self.mode, self.sample
+
+    @property
+    def digest(self) -> str:
+        """See Sample.asked."""
+        messages = [dict(message) for message in self.prompt.messages]
+        asked = json.dumps([messages, self.prompt.reference, self.prompt.task], default=str)
+        return blake2b(asked.encode(), digest_size=8).hexdigest()
+
+
+async def evaluate(
+    config: Config,
+    encode: Encode,
+    sampler: Sampler,
+    scorer: Scorer,
+    prompts: Sequence[Prompt],
+    known: Iterable[Sample] = (),
+    keep: Callable[[Sample], None] = lambda sample: None,
+    token_ids: bool = False,
+) -> dict[str, ModeResult]:
+    """Ask every prompt `eval.samples` times in every mode; the same seeds at every call, if any.
+
+    known: samples that are there and, where they fit, not asked for again. keep: given each new one
+    as it comes, with its token_ids if so asked. Raises NothingAnswered where all of a mode's
+    responses failed.
+    """
+    asked = questions(config, prompts)
+    samples = answered_before(asked, known)
+
+    async def ask(question: Question) -> None:
+        request = _request(config, encode, question)
+        sample = await _sample(request, question, sampler, scorer, token_ids)
+        samples[question.key] = sample
+        keep(sample)
+
+    await for_each(config, [one for one in asked if one.key not in samples], ask)
+    return figures(asked, samples)
+
+
+async def score_responses(
+    config: Config,
+    encode: Encode,
+    scorer: ReferenceScorer,
+    by: By,
+    responses: Iterable[tuple[Question, Sample]],
+    keep: Callable[[ResponseLogprob], None],
+) -> None:
+    """Have a model say how probable it finds each response, at temperature 1.
+
+    responses: with their token_ids. keep: given each result as it comes, failures too.
+    """
+
+    async def score(response: tuple[Question, Sample]) -> None:
+        question, sample = response
+        request = _scoring_request(encode, question, sample)
+        logprob, failure = None, None
+        try:
+            total = math.fsum(await scorer.reference_logprobs(request))
+        except GenerationFailed as error:
+            failure = str(error)
+        else:
+            is_number = math.isfinite(total)
+            logprob, failure = (total, None) if is_number else (None, f"its logprob is {total}")
+        keep(ResponseLogprob(*sample.key, by, sample.digest, logprob, failure))
+
+    await for_each(config, responses, score)
+
+
+async def for_each(
+    config: Config, items: Iterable[Item], ask: Callable[[Item], Awaitable[None]]
+) -> None:
+    """Ask for all, as many at a time as a step of training has in flight.
+
+    For so many rollout.group_timeout_s is meant. The first error ends it, and cancels the others.
+    """
+    slots = asyncio.Semaphore(config.rollout.prompts_per_step * config.rollout.group_size)
+
+    async def in_slot(item: Item) -> None:
+        async with slots:
+            await ask(item)
+
+    tasks = [asyncio.create_task(in_slot(item)) for item in items]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def questions(config: Config, prompts: Sequence[Prompt]) -> list[Question]:
+    """All responses of an evaluation."""
+    return [
+        Question(place, prompt, mode, sample)
+        for mode in config.modes
+        for place, prompt in enumerate(prompts)
+        for sample in range(config.eval.samples)
+    ]
+
+
+def answered_before(asked: Sequence[Question], known: Iterable[Sample]) -> dict[Key, Sample]:
+    """Those of the known samples that answer these questions as they now stand, by key."""
+    digests = {question.key: question.digest for question in asked}
+    return {one.key: one for one in known if digests.get(one.key) == one.asked}
+
+
+def scored_before(
+    samples: Iterable[Sample], known: Iterable[ResponseLogprob], by: By
+) -> dict[Key, float]:
+    """The log-probabilities of these samples that one of the models has given, by key."""
+    digests = {sample.key: sample.digest for sample in samples if sample.is_answered}
+    return {
+        one.key: one.logprob
+        for one in known
+        if one.by == by and one.logprob is not None and digests.get(one.key) == one.response
+    }
+
+
+def figures(asked: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[str, ModeResult]:
+    """The figures of every mode from the samples of all questions."""
+    modes = dict.fromkeys(question.mode for question in asked)
+    return {mode: summarize([samples[q.key] for q in asked if q.mode == mode]) for mode in modes}
+
+
+def summarize(samples: Sequence[Sample]) -> ModeResult:
+    """The figures of one mode; every prompt has as many samples as any other.
+
+    Raises NothingAnswered if every response failed.
+    """
+    answered = [sample for sample in samples if sample.is_answered]
+    if not answered:
+        (reason, _), *_ = Counter(sample.failure for sample in samples).most_common(1)
+        raise NothingAnswered(f"all {len(samples)} responses of a mode failed, most with: {reason}")
+    of_prompt: defaultdict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        of_prompt[sample.prompt_id].append(sample)
+    means = [mean([one.accuracy or 0.0 for one in group]) for group in of_prompt.values()]
+    verified = [group for group in of_prompt.values() if not any(map(_is_probability, group))]
+    num_samples = len(samples) // len(means)
+    return ModeResult(
+        accuracy=mean(means),
+        half_width=half_width(means),
+        tokens_mean=mean([sample.tokens for sample in answered]),
+        truncated=mean([sample.finish_reason == "length" for sample in answered]),
+        unscored=sum(sample.failure is not None for sample in samples),
+        count=len(means),
+        leak=mean([sample.leak or 0.0 for sample in answered]),
+        samples=num_samples,
+        pass_at={
+            k: mean([pass_at_k(len(group), sum(map(_is_right, group)), k) for group in verified])
+            for k in ks(num_samples)
+            if verified
+        },
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def half_width(means: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean over prompts, from the mean accuracy of each prompt.
+
+    Responses to one prompt are not independent, so the prompts are what is drawn. With one
+    response each, right or wrong, it is 1.96 sqrt(a (1 - a) / n).
+    """
+    center = mean(means)
+    variance = mean([(value - center) ** 2 for value in means])
+    return 1.96 * math.sqrt(variance / len(means))
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Chance that k of n responses, drawn without replacement, hold one of the `right` ones.
+
+    1 - C(n - c, k) / C(n, k), unbiased (https://arxiv.org/abs/2107.03374, eq. 1).
+
+    Example: pass_at_k(4, 1, 2) == 0.5
+    """
+    return 1 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def ks(samples: int) -> list[int]:
+    """1, 2, 4, ... and `samples` itself.
+
+    Example: ks(6) == [1, 2, 4, 6]
+    """
+    powers = [2**power for power in range(samples.bit_length()) if 2**power < samples]
+    return [*powers, samples]
+
+
+def _is_right(sample: Sample) -> bool:
+    return sample.accuracy == 1.0
+
+
+def _is_probability(sample: Sample) -> bool:
+    """Whether its accuracy is a probability, which says how right it is and not whether."""
+    return sample.route.partition("/")[0] == "probability"
+
+
+async def _sample(
+    request: RolloutRequest, question: Question, sampler: Sampler, scorer: Scorer, token_ids: bool
+) -> Sample:
+    try:
+        group = await sampler.generate(request)
+    except GenerationFailed as failure:
+        return Sample(*question.key, failure=str(failure), asked=question.digest)
+    (trajectory,), (score,) = group.trajectories, await scorer.score(group)
+    return Sample(
+        *question.key,
+        text=trajectory.text,
+        reasoning=trajectory.reasoning,
+        answer=trajectory.answer,
+        tokens=trajectory.num_response_tokens,
+        finish_reason=trajectory.finish_reason,
+        accuracy=score.parts.get("accuracy"),
+        route=score.route,
+        failure=score.failure,
+        leak=score.parts.get("leak"),
+        asked=question.digest,
+        token_ids=tuple(trajectory.response_token_ids.tolist()) if token_ids else None,
+    )
+
+
+def _request(config: Config, encode: Encode, question: Question) -> RolloutRequest:
+    mode, prompt = question.mode, question.prompt
+    group_id = f"eval/{mode}/{question.place}" + (f"/{question.sample}" if question.sample else "")
+    return RolloutRequest(
+        group_id=group_id,
+        prompt=prompt,
+        mode=mode,
+        prompt_token_ids=encode(prompt, mode),
+        n=1,
+        max_tokens=config.modes[mode].max_tokens,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
+    )
+
+
+def _scoring_request(encode: Encode, question: Question, sample: Sample) -> ReferenceRequest:
+    assert sample.token_ids, f"{sample.key} was asked for without its token ids"
+    return ReferenceRequest(
+        id=f"eval/{question.mode}/{question.place}/{question.sample}/logprobs",
+        prompt=question.prompt,
+        context_token_ids=encode(question.prompt, question.mode),
+        reference_token_ids=sample.token_ids,
+        temperature=1.0,
+    )

@@ -1,0 +1,128 @@
+"""accuracy.png of an evaluation: accuracy against length, a point per mode.
+
+Other evaluations beside it that asked the same prompts the same way, of other steps or models, are
+shown fainter: before and after in one picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
+
+from rl.evaluate.directory import read_results
+from rl.run.files import atomic_write
+from rl.run.pictures import GREY, INK, MODE_COLORS, plain
+
+_SIZE_INCHES = (10, 6.5)
+_DPI = 120
+_OTHER_ALPHA = 0.45
+
+
+def draw_accuracy(root: Path) -> Path:
+    """Draw the evaluation in `root` from its result.json, with those beside it that compare."""
+    own = json.loads((root / "result.json").read_text(encoding="utf-8"))
+    beside = read_results(root.parent)
+    others = [
+        other for name, other in beside.items() if name != root.name and _compares(own, other)
+    ]
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor="white")
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.08, right=0.97, top=0.84, bottom=0.11)
+    colors = dict(zip(own["modes"], itertools.cycle(MODE_COLORS), strict=False))
+    for other in others:
+        for mode, found in other["modes"].items():
+            if mode in colors:
+                _draw_other(axes, found, _name(other["policy"]), colors[mode])
+    for mode, found in own["modes"].items():
+        _draw_own(axes, mode, found, colors[mode])
+    _finish(axes, own)
+    path = root / "accuracy.png"
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
+    return path
+
+
+def _compares(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether both asked the same prompts the same way."""
+    keys = ("task", "split", "n")
+    sampling = ("temperature", "top_p", "seed", "modes")
+    return all(own[key] == other[key] for key in keys) and all(
+        own["settings"][key] == other["settings"][key] for key in sampling
+    )
+
+
+def _name(policy: Mapping[str, Any]) -> str:
+    if policy["kind"] == "checkpoint":
+        return f"step {policy['step']}"
+    return str(policy["served_name"] if policy["kind"] == "endpoint" else Path(policy["path"]).name)
+
+
+def _draw_own(axes: Axes, mode: str, found: Mapping[str, Any], color: str) -> None:
+    x, y = found["tokens_mean"], found["accuracy"]
+    style = {"color": color, "markersize": 11, "markeredgecolor": "white", "zorder": 5}
+    axes.errorbar(x, y, found["half_width"], color=color, linewidth=2, capsize=5, zorder=4)
+    axes.plot(x, y, "o", label=mode, **style)
+    ladder = {int(k): chance for k, chance in found["pass_at"].items() if int(k) > 1}
+    if not ladder:
+        return
+    axes.plot([x, x], [y, max(ladder.values())], color=color, alpha=0.3, linewidth=1.5)
+    axes.plot([x] * len(ladder), list(ladder.values()), "_", color=color, alpha=0.6, markersize=16)
+    _label(axes, x, max(ladder.values()), f"pass@{max(ladder)}", color, above=True)
+
+
+def _draw_other(axes: Axes, found: Mapping[str, Any], name: str, color: str) -> None:
+    x, y = found["tokens_mean"], found["accuracy"]
+    axes.errorbar(
+        x,
+        y,
+        found["half_width"],
+        fmt="o",
+        color=color,
+        alpha=_OTHER_ALPHA,
+        markersize=8,
+        linewidth=1.2,
+        capsize=3,
+        zorder=3,
+    )
+    _label(axes, x, y, name, GREY)
+
+
+def _label(axes: Axes, x: float, y: float, text: str, color: str, above: bool = False) -> None:
+    offset, align = ((0, 8), "center") if above else ((10, -3), "left")
+    axes.annotate(
+        text, (x, y), offset, textcoords="offset points", ha=align, fontsize=11, color=color
+    )
+
+
+def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
+    settings = own["settings"]
+    split = "held-out" if own["split"] == "heldout" else "training"
+    responses = "1 response" if own["k"] == 1 else f"{own['k']} responses"
+    sampling = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
+    axes.set_title(_name(own["policy"]), loc="left", fontsize=18, color=INK, pad=34)
+    axes.text(
+        0,
+        1.03,
+        f"{own['n']} {split} prompts, {responses} each, {sampling}",
+        transform=axes.transAxes,
+        fontsize=12,
+        color=GREY,
+    )
+    axes.set_xscale("log")
+    axes.margins(x=0.25)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.set_xlabel("tokens per response", fontsize=12, color=GREY)
+    axes.set_ylim(0, 1.04)
+    axes.set_ylabel("accuracy", fontsize=12, color=GREY)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    plain(axes, ticks="both")
+    axes.legend(loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=4, frameon=False, fontsize=12)

@@ -1,0 +1,257 @@
+"""What a person at the terminal sees of a run: a live view, or a line per step where stdout is
+not a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.console
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from rl.run.terminal import duration, sparkline, step_line
+
+MODE_COLORS = ("cyan", "magenta", "green", "yellow")
+_MAX_SPARK_WIDTH = 24
+_NOTES_SHOWN = 4
+# Enough steps to even out evaluations and checkpoints, few enough to follow a change of speed.
+_PACE_STEPS = 20
+
+_MODE_ROWS = (
+    ("accuracy", "reward/{mode}/accuracy", "{:.3f}"),
+    ("reward", "reward/{mode}/mean", "{:.3f}"),
+    ("tokens", "rollout/{mode}/tokens_mean", "{:.1f}"),
+    ("truncated", "rollout/{mode}/truncated", "{:.1%}"),
+    ("mode leak", "rollout/{mode}/leak", "{:.1%}"),
+    ("held-out accuracy", "eval/{mode}/accuracy", "{:.3f}"),
+)
+_RUN_FIELDS = (
+    ("perf/tokens_per_second", "{:,.0f} tok/s"),
+    ("time/step", "{:.1f} s a step"),
+    ("staleness/max", "staleness {:.0f}"),
+    ("rollout/mismatch_kl", "mismatch KL {:.0e}"),
+    ("sync/canary_max_abs_diff", "canary {:.0e}"),
+)
+
+
+class Console:
+    """Follows a run (interfaces.py). Text from elsewhere is shown as it is, never as markup."""
+
+    def __init__(
+        self,
+        run_name: str,
+        total_steps: int,
+        modes: Sequence[str],
+        screen: rich.console.Console | None = None,
+    ) -> None:
+        """screen: where to write; stdout by default."""
+        self._run_name = run_name
+        self._total_steps = total_steps
+        self._modes = list(modes)
+        self._screen = screen or rich.console.Console(highlight=False)
+        self._started = time.monotonic()
+        self._phase: tuple[str, float] | None = None
+        self._step = 0
+        self._step_times: deque[float] = deque(maxlen=_PACE_STEPS + 1)
+        self._latest: dict[str, float] = {}
+        self._history: defaultdict[str, list[float]] = defaultdict(list)
+        self._notes: deque[str] = deque(maxlen=_NOTES_SHOWN)
+        self._live: Live | None = None
+        self._moved_handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
+        if self._screen.is_terminal and not self._screen.is_dumb_terminal:
+            self._start_live()
+
+    def phase(self, text: str) -> None:
+        """A stretch of work begins, and the one before it has ended."""
+        self._end_phase()
+        self._phase = (text, time.monotonic())
+        if self._live is None:
+            self._print(f"[{duration(self._elapsed())}] {text}")
+        else:
+            self._live.refresh()
+
+    def note(self, text: str) -> None:
+        self._notes.append(f"{duration(self._elapsed())}  {text}")
+        if self._live is None:
+            self._print(f"note: {text}")
+        else:
+            self._live.refresh()
+
+    def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._end_phase()
+        self._step = step
+        self._step_times.append(time.monotonic())
+        # Held-out figures come every so many steps and stay in view until the next ones.
+        self._latest.update(metrics)
+        for key, value in metrics.items():
+            self._history[key].append(value)
+        if self._live is None:
+            left = self._left()
+            self._print(step_line(step, self._total_steps, self._modes, metrics, left))
+        else:
+            self._live.refresh()
+
+    def before_after_table(self, summary: Mapping[str, Any]) -> None:
+        """Print held-out accuracy and length of every mode before and after (summary.json)."""
+        self._end_phase()
+        self._stop_live()
+        self._screen.print(_before_after(summary, self._modes))
+        self._print(
+            f"{summary['steps']} steps, {summary['trained_tokens']:,} trained tokens, "
+            f"{duration(summary['seconds'])}"
+        )
+
+    def close(self) -> None:
+        self._end_phase()
+        self._stop_live()
+
+    def _start_live(self) -> None:
+        # A redirected stderr is a log file someone asked for; only a shared terminal is captured.
+        self._live = Live(
+            console=self._screen,
+            get_renderable=self._view,
+            refresh_per_second=2,
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        before = (sys.stdout, sys.stderr)
+        self._live.start()
+        self._move_log_handlers(dict(zip(before, (sys.stdout, sys.stderr), strict=True)))
+
+    def _move_log_handlers(self, moved: Mapping[Any, Any]) -> None:
+        """Log handlers that hold a stream from before the view would write through it."""
+        named = logging.root.manager.loggerDict.values()
+        loggers = [logging.root, *(one for one in named if isinstance(one, logging.Logger))]
+        for handler in [handler for logger in loggers for handler in logger.handlers]:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in moved:
+                old = handler.setStream(moved[handler.stream])
+                if old is not None:
+                    self._moved_handlers.append((handler, old))
+
+    def _stop_live(self) -> None:
+        if self._live is None:
+            return
+        for handler, stream in self._moved_handlers:
+            handler.setStream(stream)
+        self._moved_handlers.clear()
+        self._live.stop()
+        self._live = None
+
+    def _end_phase(self) -> None:
+        if self._phase is None:
+            return
+        text, since = self._phase
+        self._phase = None
+        if self._live is not None:
+            self._print(f"{duration(time.monotonic() - since):>9}  {text}")
+
+    def _print(self, text: str) -> None:
+        self._screen.print(Text(text), soft_wrap=True)
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _left(self) -> float | None:
+        """Seconds left at the recent pace, with what happens between steps; None if unknown."""
+        steps_left = self._total_steps - self._step
+        if len(self._step_times) > 1:
+            seconds = self._step_times[-1] - self._step_times[0]
+            return steps_left * seconds / (len(self._step_times) - 1)
+        if "time/step" in self._latest:
+            return steps_left * self._latest["time/step"]
+        return None
+
+    def _view(self) -> Group:
+        parts: list[Any] = [Text(), self._header()]
+        if self._latest:
+            parts += [Text(self._run_line(), style="dim"), Text(), self._mode_table()]
+        if self._phase is not None:
+            parts.append(Spinner("dots", Text(self._phase_text(), style="bold")))
+        parts += [Text(note, style="dim") for note in self._notes]
+        return Group(*parts)
+
+    def _header(self) -> Table:
+        times = f"{duration(self._elapsed())} elapsed"
+        left = self._left()
+        if left is not None:
+            times += f", {duration(left)} left"
+        header = Table.grid(padding=(0, 2))
+        header.add_column(no_wrap=True, overflow="ellipsis")
+        header.add_row(
+            Text(self._run_name, style="bold"),
+            Text(f"step {self._step}/{self._total_steps}"),
+            ProgressBar(total=self._total_steps, completed=self._step, width=16),
+            Text(times),
+        )
+        return header
+
+    def _run_line(self) -> str:
+        return " · ".join(
+            text.format(self._latest[key]) for key, text in _RUN_FIELDS if key in self._latest
+        )
+
+    def _phase_text(self) -> str:
+        assert self._phase is not None
+        text, since = self._phase
+        return f"{text}  {duration(time.monotonic() - since)}"
+
+    def _mode_table(self) -> Table:
+        # Beside the labels (19 columns), each mode has its number and its gaps (11).
+        room = (self._screen.width - 19) // len(self._modes) - 11
+        spark_width = min(_MAX_SPARK_WIDTH, max(1, room))
+        table = Table.grid(padding=(0, 2))
+        table.add_column()
+        header = [Text()]
+        for mode, color in self._mode_colors():
+            table.add_column(justify="right", min_width=7)
+            table.add_column(min_width=spark_width, style=color)
+            header += [Text(mode, style=f"bold {color}"), Text()]
+        table.add_row(*header)
+        for label, template, text in _MODE_ROWS:
+            cells = [Text(label)]
+            for mode in self._modes:
+                key = template.format(mode=mode)
+                known = key in self._latest
+                cells.append(Text(text.format(self._latest[key]) if known else ""))
+                cells.append(Text(sparkline(self._history.get(key, []), spark_width)))
+            if any(cell.plain for cell in cells[1:]):
+                table.add_row(*cells)
+        return table
+
+    def _mode_colors(self) -> list[tuple[str, str]]:
+        return [
+            (mode, MODE_COLORS[place % len(MODE_COLORS)]) for place, mode in enumerate(self._modes)
+        ]
+
+
+def _before_after(summary: Mapping[str, Any], modes: Sequence[str]) -> Table:
+    table = Table(title="held-out prompts, before and after", title_justify="left")
+    table.add_column("mode")
+    for label in ("accuracy before", "after", "points", "tokens before", "after"):
+        table.add_column(label, justify="right")
+    for mode in modes:
+        before, after = summary["before"][mode], summary["after"][mode]
+        points = 100 * (after["accuracy"] - before["accuracy"])
+        table.add_row(
+            Text(mode),
+            _accuracy(before),
+            _accuracy(after),
+            Text(f"{points:+.1f}", style="green" if points > 0 else "red" if points < 0 else ""),
+            f"{before['tokens_mean']:.1f}",
+            f"{after['tokens_mean']:.1f}",
+        )
+    return table
+
+
+def _accuracy(figures: Mapping[str, float]) -> str:
+    """Percent, with half of the 95 % interval where it is known."""
+    text = f"{100 * figures['accuracy']:.1f} %"
+    return f"{text} ± {100 * figures['half_width']:.1f}" if "half_width" in figures else text

@@ -1,0 +1,171 @@
+"""Cuts a batch into micro-batches: who forwards which samples together, and the padded tensors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rl.loop.stages import ReferenceRequest, TrainSample, Trajectory
+
+ATTENTION_PARITY_TOKENS = 24_576
+"""Length at which causal attention costs as much as all linear layers: 6 x a hidden size of 4096.
+It only weighs long against short samples when ranks are balanced."""
+
+MIN_TIME = 2
+"""Columns of an empty micro-batch, which a rank forwards so that collectives stay aligned."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples that one rank forwards at once, padded on the right."""
+
+    token_ids: Int[Tensor, "batch time"]
+    loss_mask: Bool[Tensor, "batch time"]
+    """True on sampled tokens; False on prompt and padding."""
+    rollout_logprobs: Float[Tensor, "batch time"]
+    advantages: Float[Tensor, " batch"]
+    temperature: Float[Tensor, " batch"]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        return MicroBatch(**moved)
+
+
+def split_updates(num_samples: int, num_updates: int) -> list[range]:
+    """Return the samples of each optimizer step: consecutive parts that differ by at most one.
+
+    There are fewer parts than updates where there are fewer samples.
+    """
+    num_parts = min(num_samples, num_updates)
+    edges = [num_samples * part // num_parts for part in range(num_parts + 1)] if num_parts else []
+    return [range(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def plan_micro_batches(
+    lengths: Sequence[int], num_ranks: int, budget_tokens: int
+) -> list[list[list[int]]]:
+    """Return [rank][micro_batch][sample index], each sample exactly once.
+
+    Samples of like length share a micro-batch, whose padded tokens (rows x longest) stay within
+    the budget; a sample longer than the budget is alone. Every rank gets the same number of
+    micro-batches, because each is a round of collectives; empty ones fill up. Micro-batches of the
+    same place cost about the same on all ranks.
+    """
+    if num_ranks < 1 or budget_tokens < 1:
+        raise ValueError(
+            f"num_ranks and budget_tokens must be positive, got {num_ranks} and {budget_tokens}"
+        )
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    micro_batches = _pack(order, lengths, num_ranks, budget_tokens)
+    micro_batches.sort(key=lambda rows: -_cost(len(rows), lengths[rows[0]]))
+    plan: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for start in range(0, len(micro_batches), num_ranks):
+        batch_round = micro_batches[start : start + num_ranks]
+        batch_round += [[] for _ in range(num_ranks - len(batch_round))]
+        least_loaded_first = sorted(range(num_ranks), key=lambda rank: (loads[rank], rank))
+        for rank, rows in zip(least_loaded_first, batch_round, strict=True):
+            plan[rank].append(rows)
+            loads[rank] += _cost(len(rows), lengths[rows[0]]) if rows else 0
+    return plan
+
+
+def _pack(
+    order: Sequence[int], lengths: Sequence[int], num_ranks: int, budget_tokens: int
+) -> list[list[int]]:
+    """Cut the length-sorted samples into as few rounds as the budget allows, evenly by cost."""
+    if not order:
+        return []
+    total = _cost(len(order), lengths[order[0]])
+    fewest = len(_cut(order, lengths, budget_tokens, total))
+    allowed = -(-fewest // num_ranks) * num_ranks
+    low, high = 0, total
+    while low < high:
+        middle = (low + high) // 2
+        if len(_cut(order, lengths, budget_tokens, middle)) <= allowed:
+            high = middle
+        else:
+            low = middle + 1
+    return _cut(order, lengths, budget_tokens, high)
+
+
+def _cut(
+    order: Sequence[int], lengths: Sequence[int], budget_tokens: int, max_cost: int
+) -> list[list[int]]:
+    """Fill micro-batches in order; one is closed when a row more would pass a limit."""
+    micro_batches: list[list[int]] = []
+    for index in order:
+        if micro_batches:
+            rows = micro_batches[-1]
+            longest = lengths[rows[0]]
+            num_rows = len(rows) + 1
+            if longest * num_rows <= budget_tokens and _cost(num_rows, longest) <= max_cost:
+                rows.append(index)
+                continue
+        micro_batches.append([index])
+    return micro_batches
+
+
+def _cost(num_rows: int, longest: int) -> int:
+    """Compute of a padded micro-batch, up to a factor: linear layers plus attention."""
+    return num_rows * longest * (ATTENTION_PARITY_TOKENS + longest)
+
+
+def collate(samples: Sequence[TrainSample]) -> MicroBatch:
+    """Stack samples, padded on the right with mask False; no samples give one row without loss.
+
+    Raises ValueError for a sample whose first token is in the loss: nothing predicts it.
+    """
+    num_rows = max(len(samples), 1)
+    time = max([MIN_TIME, *(sample.trajectory.num_tokens for sample in samples)])
+    token_ids = torch.zeros(num_rows, time, dtype=torch.int64)
+    loss_mask = torch.zeros(num_rows, time, dtype=torch.bool)
+    rollout_logprobs = torch.zeros(num_rows, time)
+    advantages = torch.zeros(num_rows)
+    temperature = torch.ones(num_rows)
+    for row, sample in enumerate(samples):
+        trajectory = sample.trajectory
+        if trajectory.loss_mask[0]:
+            raise ValueError(
+                "the first token of a trajectory cannot be in the loss, because no token precedes "
+                "it; put at least one prompt token in front"
+            )
+        length = trajectory.num_tokens
+        token_ids[row, :length] = torch.tensor(trajectory.token_ids)
+        loss_mask[row, :length] = torch.tensor(trajectory.loss_mask)
+        rollout_logprobs[row, :length] = torch.tensor(trajectory.rollout_logprobs)
+        advantages[row] = sample.advantage
+        temperature[row] = sample.temperature
+    return MicroBatch(token_ids, loss_mask, rollout_logprobs, advantages, temperature)
+
+
+def reference_sample(request: ReferenceRequest, context: Sequence[int]) -> TrainSample:
+    """A sample whose loss tokens are the reference, to be forwarded and never trained on.
+
+    context: the request's, with every token of its media.
+    """
+    token_ids = np.array([*context, *request.reference_token_ids], np.int32)
+    loss_mask = np.arange(len(token_ids)) >= len(context)
+    trajectory = Trajectory(
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        rollout_logprobs=np.zeros(len(token_ids), np.float32),
+        versions=(0, 0),
+        finish_reason="stop",
+        text="",
+        reasoning=None,
+        answer=None,
+    )
+    return TrainSample(
+        trajectory,
+        advantage=0.0,
+        temperature=request.temperature,
+        id=request.id,
+        media=request.prompt.media,
+    )

@@ -1,0 +1,87 @@
+"""Which groups are worth training on: one place that says why a scored group is dropped."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rl.config.run import Config
+from rl.loop.advantages import has_zero_variance
+from rl.loop.stages import Score
+
+EMA_DECAY = 0.99
+WARMUP_STEPS = range(6, 11)
+"""Steps (1-based) whose mean spread starts the running mean; the filter works after them."""
+
+
+class GroupFilter:
+    """Drops groups without scores, without variance, or of too little spread.
+
+    The last is the filter of RLPR (https://arxiv.org/abs/2506.18254, 2.4): a group scored by the
+    probability reward whose standard deviation is below beta x the running mean of such deviations,
+    in modes that reason; elsewhere all responses of a group may share one context and one score.
+    The running mean moves between steps only, so that the order in which the groups of a step are
+    finished decides nothing.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._algorithm = config.algorithm
+        probability = config.reward.probability
+        self._beta = probability.filter_beta if probability else None
+        self._reasoning = {name for name, mode in config.modes.items() if mode.thinking}
+        self._spreads: defaultdict[int, list[float]] = defaultdict(list)
+        self._warmup: list[float] = []
+        self._ema: float | None = None
+
+    @property
+    def threshold(self) -> float:
+        """Least standard deviation; 0 as long as the running mean is not known."""
+        return 0.0 if self._beta is None or self._ema is None else self._beta * self._ema
+
+    def reason(self, step: int, mode: str, scores: Sequence[Score]) -> str:
+        """Why a scored group of `step` (1-based) is dropped, or an empty string; sees them all."""
+        rewards = [score.reward for score in scores]
+        unscored = sum(reward is None for reward in rewards)
+        if unscored > self._algorithm.max_unscored_share * len(rewards):
+            return "unscored"
+        spread = _probability_spread(scores) if mode in self._reasoning else None
+        if spread is not None:
+            self._spreads[step].append(spread)
+            if spread < self.threshold:
+                return "low_spread"
+        if self._algorithm.drop_zero_variance and has_zero_variance(rewards):
+            return "zero_variance"
+        return ""
+
+    def end_step(self, step: int) -> None:
+        """Take the spreads of a step's groups (1-based) into the running mean."""
+        spreads = self._spreads.pop(step, [])
+        if not spreads or step < WARMUP_STEPS.start:
+            return
+        # fsum: the same mean in whatever order the groups were finished.
+        mean = math.fsum(spreads) / len(spreads)
+        if self._ema is not None:
+            self._ema = EMA_DECAY * self._ema + (1 - EMA_DECAY) * mean
+            return
+        self._warmup.append(mean)
+        if step >= WARMUP_STEPS[-1]:
+            self._ema = math.fsum(self._warmup) / len(self._warmup)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The running mean, for a checkpoint."""
+        return {"warmup": list(self._warmup), "ema": self._ema}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._warmup, self._ema = list(state["warmup"]), state["ema"]
+
+
+def _probability_spread(scores: Sequence[Score]) -> float | None:
+    """Sample deviation of a group's probability rewards; None for one scored in another way."""
+    if not any(score.route.startswith("probability/") for score in scores):
+        return None
+    known = [score.parts["accuracy"] for score in scores if score.reward is not None]
+    return statistics.stdev(known) if len(known) > 1 else None

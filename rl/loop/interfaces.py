@@ -1,0 +1,78 @@
+"""Where Ray, vLLM, DeepSpeed and the reward workers enter: the loop knows only these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from rl.loop.stages import (
+    ReferenceRequest,
+    RolloutGroup,
+    RolloutRequest,
+    Score,
+    TrainBatch,
+    WeightProof,
+)
+
+
+class GenerationFailed(Exception):
+    """A request gave no usable group; the loop counts it and asks for another prompt."""
+
+
+class Engine(Protocol):
+    """Samples groups; holds proven weights of one version."""
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        """Return the whole group, or raise GenerationFailed. A dead worker raises its own error."""
+        ...
+
+    async def pause(self) -> None:
+        """Freeze requests in flight until `resume`; returns when no engine computes."""
+        ...
+
+    async def resume(self, version: int) -> None:
+        """Go on sampling; trajectories that end from here on carry `version`."""
+        ...
+
+    async def prove(self, version: int) -> list[WeightProof]:
+        """One proof per vLLM worker process of what arrived in the last transfer."""
+        ...
+
+
+class ReferenceScorer(Protocol):
+    """Says how probable the current policy finds a reference answer: engines or learner."""
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """Log-probability of each reference token, or GenerationFailed."""
+        ...
+
+
+class Scorer(Protocol):
+    """Scores groups. It never raises for a bad trajectory; its failure is in the Score."""
+
+    async def score(self, group: RolloutGroup) -> tuple[Score, ...]: ...
+
+
+class Learner(Protocol):
+    """Updates the policy and gives its weights away."""
+
+    async def update(self, batch: TrainBatch) -> Mapping[str, float]:
+        """Take the optimizer steps of one batch; metrics keyed `loss/...`, `policy/...`, ..."""
+        ...
+
+    async def send_weights(self, version: int) -> WeightProof:
+        """Transfer every tensor to the engines and return the learner's own proof."""
+        ...
+
+    async def save(self, directory: Path) -> None:
+        """Write model, optimizer and schedule into an existing, empty directory."""
+        ...
+
+
+class MetricSink(Protocol):
+    """Receives the metrics of each step. A sink may fail; training may not."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,326 @@
+"""The loop: one, for every staleness.
+
+    step b:   prompts and modes of b -> engine -> reward service -> groups of b   (producers)
+    trainer:  take the groups of b -> advantages -> learner.update -> publish -> step b + 1
+
+Groups belong to the step they were asked for, so the ratio of modes that was drawn is the ratio
+that is trained, whatever finishes first, and a batch's prompts are a function of (seed, step).
+
+    producers   wait for a free slot: the groups of step b are asked for once version
+                b - max_staleness is published and proven
+    trainer     waits for the groups of its step, all of them; unblocks the producers of step
+                b + max_staleness + 1 by publishing version b + 1
+
+So there are at most prompts_per_step * (max_staleness + 1) groups between request and publish,
+and no sample is more than max_staleness versions old when it is trained on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Protocol
+
+from rl.config.run import Config
+from rl.loop.advantages import group_advantages
+from rl.loop.group_filter import GroupFilter
+from rl.loop.interfaces import Engine, GenerationFailed, Learner, Scorer
+from rl.loop.modes import draw_step, shares_at
+from rl.loop.publish import publish
+from rl.loop.stages import (
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    ScoredGroup,
+    TrainBatch,
+    TrainSample,
+)
+
+MAX_ATTEMPTS = 20
+SHOWN_FAILURES = 3
+
+
+class Prompts(Protocol):
+    """The prompt stream, addressed by place so that it resumes exactly."""
+
+    def prompts(self, step: int) -> list[Prompt]: ...
+
+    def replacement(self, step: int, place: int, attempt: int, mode: str) -> Prompt: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop drives."""
+
+    prompts: Prompts
+    encode: Callable[[Prompt, str], tuple[int, ...]]
+    """Prompt and mode to prompt token ids."""
+    engine: Engine
+    scorer: Scorer
+    learner: Learner
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One finished step: what was trained on, and what it cost."""
+
+    step: int
+    """Steps done, 1-based: the policy version after this step."""
+    groups: tuple[ScoredGroup, ...]
+    advantages: tuple[tuple[float | None, ...], ...]
+    dropped: Counter[str]
+    """Groups replaced since the last step, by `mode/reason`."""
+    learner_metrics: dict[str, float]
+    sync_metrics: dict[str, float]
+    seconds: dict[str, float]
+    """`step`, `wait_for_groups`, `update`, `publish`; `scoring` while nothing was sampled, and
+    `engines_idle` while nothing was scored either."""
+
+
+class _Activity:
+    """What producers are at, in wall-clock seconds: `sampling`, else `scoring`, else `idle`."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+        self._since = time.monotonic()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def at(self, kind: str) -> Iterator[None]:
+        """One producer more is sampling or scoring."""
+        self._account()
+        self._counts[kind] += 1
+        try:
+            yield
+        finally:
+            self._account()
+            self._counts[kind] -= 1
+
+    def take_seconds(self) -> Mapping[str, float]:
+        """Seconds of each state since the last call."""
+        self._account()
+        taken, self._seconds = self._seconds, defaultdict(float)
+        return taken
+
+    def _account(self) -> None:
+        now = time.monotonic()
+        state = next((kind for kind in ("sampling", "scoring") if self._counts[kind]), "idle")
+        self._seconds[state] += now - self._since
+        self._since = now
+
+
+class TrainingLoop:
+    def __init__(self, config: Config, parts: Parts, version: int = 0) -> None:
+        """version: steps already done, whose weights the engines hold and have proven."""
+        self._config = config
+        self._parts = parts
+        self._version = version
+        self.group_filter = GroupFilter(config)
+        """Its running state belongs into a checkpoint."""
+        self._asked_for: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
+        self._next_to_ask = version
+        self._dropped: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
+        self._activity = _Activity()
+
+    async def run(self, on_step: Callable[[StepResult], Awaitable[bool]]) -> None:
+        """Step until `config.steps`, or until on_step answers False; it sees every step's result.
+
+        Requests still in flight are cancelled at the end; a resumed run asks for them again.
+        """
+        try:
+            while self._version < self._config.steps:
+                result = await self.step()
+                if not await on_step(result):
+                    return
+        finally:
+            await self._cancel_producers()
+
+    async def step(self) -> StepResult:
+        """Take the oldest step's groups, update the learner on them, publish its weights."""
+        started = time.monotonic()
+        self._ask_for_groups()
+        groups = await asyncio.gather(*self._asked_for[self._version])
+        taken = time.monotonic()
+        self.group_filter.end_step(self._version + 1)
+        batch, advantages = self._credit(groups)
+        learner_metrics = dict(await self._parts.learner.update(batch))
+        updated = time.monotonic()
+        sync_metrics = await self._publish(self._version + 1)
+        finished = time.monotonic()
+        activity = self._activity.take_seconds()
+        return StepResult(
+            step=self._version,
+            groups=tuple(groups),
+            advantages=advantages,
+            dropped=self._take_dropped(),
+            learner_metrics=learner_metrics,
+            sync_metrics=sync_metrics,
+            seconds={
+                "step": finished - started,
+                "wait_for_groups": taken - started,
+                "update": updated - taken,
+                "publish": finished - updated,
+                "scoring": activity["scoring"],
+                "engines_idle": activity["idle"],
+            },
+        )
+
+    # Producers
+
+    def _ask_for_groups(self) -> None:
+        """Ask for the groups of every step that has slots."""
+        last = min(self._version + self._config.rollout.max_staleness, self._config.steps - 1)
+        while self._next_to_ask <= last:
+            step = self._next_to_ask
+            self._asked_for[step] = self._ask_for_step(step)
+            self._next_to_ask += 1
+
+    def _ask_for_step(self, step: int) -> list[asyncio.Task[ScoredGroup]]:
+        prompts = self._parts.prompts.prompts(step)
+        modes = draw_step(
+            self._config.seed,
+            step,
+            shares_at(self._config, step + 1),
+            [prompt.mode for prompt in prompts],
+            self._config.rollout.draw,
+        )
+        # Long prompts go out first: they are the tail that everyone waits for.
+        budgets = [self._config.modes[mode].max_tokens for mode in modes]
+        tasks = {
+            place: asyncio.create_task(self._produce(step, place, prompts[place], modes[place]))
+            for place in sorted(range(len(prompts)), key=lambda place: -budgets[place])
+        }
+        return [tasks[place] for place in range(len(prompts))]
+
+    async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> ScoredGroup:
+        """One group, from the first prompt of this place whose group is not dropped."""
+        for attempt in range(MAX_ATTEMPTS):
+            if attempt:
+                prompt = self._parts.prompts.replacement(step, place, attempt, mode)
+            scored, reason = await self._attempt(step, f"{step}/{place}/{attempt}", prompt, mode)
+            # A group of little signal may stand where no other was found.
+            if scored is not None and (not reason or attempt == MAX_ATTEMPTS - 1):
+                return scored
+            self._dropped[f"{mode}/{reason}"] += 1
+        raise RuntimeError(
+            f"{MAX_ATTEMPTS} groups in a row were dropped for place {place} of step {step + 1} in "
+            f"mode {mode}; reasons so far: {dict(self._dropped)}; failures: "
+            f"{dict(self._failures.most_common(SHOWN_FAILURES))}"
+        )
+
+    async def _attempt(
+        self, step: int, group_id: str, prompt: Prompt, mode: str
+    ) -> tuple[ScoredGroup | None, str]:
+        """A scored group and why it is dropped, if it is; None where there is no such group."""
+        request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
+        try:
+            with self._activity.at("sampling"):
+                group = await self._parts.engine.generate(request)
+        except GenerationFailed as failure:
+            self._failures[str(failure)] += 1
+            return None, str(failure).split(":")[0]
+        with self._activity.at("scoring"):
+            scores = await self._parts.scorer.score(group)
+        self._failures.update(score.failure for score in scores if score.failure)
+        reason = self.group_filter.reason(step + 1, mode, scores)
+        return None if reason == "unscored" else ScoredGroup(group, scores), reason
+
+    async def _cancel_producers(self) -> None:
+        tasks = [task for tasks in self._asked_for.values() for task in tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._asked_for.clear()
+        self._next_to_ask = self._version
+
+    # Trainer
+
+    def _credit(
+        self, groups: Sequence[ScoredGroup]
+    ) -> tuple[TrainBatch, tuple[tuple[float | None, ...], ...]]:
+        self._refuse_unproven(groups)
+        advantages = tuple(
+            group_advantages(
+                [score.reward for score in scored.scores], self._config.algorithm.normalize_by_std
+            )
+            for scored in groups
+        )
+        samples = tuple(
+            _sample(scored.group, place, advantage)
+            for scored, of_group in zip(groups, advantages, strict=True)
+            for place, advantage in enumerate(of_group)
+            if advantage is not None
+        )
+        return TrainBatch(self._version + 1, samples), advantages
+
+    def _refuse_unproven(self, groups: Sequence[ScoredGroup]) -> None:
+        for scored in groups:
+            for trajectory in scored.group.trajectories:
+                first, last = trajectory.versions
+                if last > self._version or self._version - first > self._max_staleness:
+                    raise RuntimeError(
+                        f"group {scored.group.request.group_id} was sampled by versions {first} to "
+                        f"{last}, outside what may be trained at version {self._version} with "
+                        f"rollout.max_staleness {self._max_staleness}"
+                    )
+
+    async def _publish(self, version: int) -> dict[str, float]:
+        """Publish, prove, and free the slots of the step that was trained."""
+        metrics = await publish(
+            self._parts.learner, self._parts.engine, version, self._config.canary_tolerance
+        )
+        del self._asked_for[self._version]
+        self._version = version
+        return metrics
+
+    @property
+    def _max_staleness(self) -> int:
+        return self._config.rollout.max_staleness
+
+    def _take_dropped(self) -> Counter[str]:
+        taken, self._dropped = self._dropped, Counter()
+        return taken
+
+
+def _sample(group: RolloutGroup, place: int, advantage: float) -> TrainSample:
+    request = group.request
+    return TrainSample(
+        trajectory=group.trajectories[place],
+        advantage=advantage,
+        temperature=request.temperature,
+        id=f"{request.group_id}/{place}",
+        media=request.prompt.media,
+    )
+
+
+def train_request(
+    config: Config,
+    encode: Callable[[Prompt, str], tuple[int, ...]],
+    group_id: str,
+    prompt: Prompt,
+    mode: str,
+) -> RolloutRequest:
+    """The request for one group of training; its seed depends on the run's seed and the group."""
+    settings = config.modes[mode]
+    return RolloutRequest(
+        group_id=group_id,
+        prompt=prompt,
+        mode=mode,
+        prompt_token_ids=encode(prompt, mode),
+        n=config.rollout.group_size,
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
+    )
+
+
+def sampling_seed(seed: int, group_id: str) -> int:
+    """A 31-bit seed that is the same for the same run seed and group in any process."""
+    digest = blake2b(f"{seed}/{group_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1

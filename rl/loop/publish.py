@@ -1,0 +1,97 @@
+"""A publish: learner weights to the engines, proven before anyone trains on their samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+from rl.loop.interfaces import Engine, Learner
+from rl.loop.stages import WeightProof
+
+NAMES_SHOWN = 5
+
+
+class UnprovenWeights(RuntimeError):
+    """An engine does not hold what the learner sent; the message names the tensor or the token."""
+
+
+async def publish(
+    learner: Learner, engine: Engine, version: int, canary_tolerance: float
+) -> dict[str, float]:
+    """Move the weights of `version` to every engine and prove that they arrived.
+
+    Requests in flight are frozen meanwhile and go on under the new weights. Returns the
+    `sync/...` metrics; raises UnprovenWeights if any engine holds something else.
+    """
+    started = time.monotonic()
+    await engine.pause()
+    paused = time.monotonic()
+    sent = await learner.send_weights(version)
+    await engine.resume(version)
+    proving = time.monotonic()
+    received = await engine.prove(version)
+    difference = check_proofs(sent, received, canary_tolerance)
+    finished = time.monotonic()
+    return {
+        "sync/seconds": finished - started,
+        "sync/pause_seconds": paused - started,
+        **{f"sync/{part}_seconds": seconds for part, seconds in sent.seconds.items()},
+        "sync/prove_seconds": finished - proving,
+        "sync/canary_max_abs_diff": difference,
+    }
+
+
+def check_proofs(sent: WeightProof, received: Sequence[WeightProof], tolerance: float) -> float:
+    """Return the largest canary difference, or raise UnprovenWeights naming what differs."""
+    largest = 0.0
+    for place, proof in enumerate(received):
+        engine = f"vLLM process {place}"
+        if proof.version != sent.version:
+            raise UnprovenWeights(f"{engine} answers version {proof.version}, sent {sent.version}")
+        _check_digests(engine, sent, proof)
+        largest = max(largest, _check_canary(engine, sent, proof, tolerance))
+    return largest
+
+
+def _check_digests(engine: str, sent: WeightProof, received: WeightProof) -> None:
+    missing = [name for name in sent.digests if name not in received.digests]
+    if missing:
+        raise UnprovenWeights(
+            f"{engine} did not receive {_listed(missing)} in the publish of version {sent.version}"
+        )
+    if extra := [name for name in received.digests if name not in sent.digests]:
+        raise UnprovenWeights(f"{engine} received {_listed(extra)}, which the learner did not send")
+    differing = [name for name in sent.digests if sent.digests[name] != received.digests[name]]
+    if differing:
+        raise UnprovenWeights(
+            f"{engine} received other values than version {sent.version} holds for "
+            f"{_listed(differing)}: stale or corrupted on the way"
+        )
+
+
+def _check_canary(engine: str, sent: WeightProof, received: WeightProof, tolerance: float) -> float:
+    pairs = zip(sent.canary_logprobs, received.canary_logprobs, strict=True)
+    differences = [_distance(ours, theirs) for ours, theirs in pairs]
+    worst = max(range(len(differences)), key=differences.__getitem__)
+    if differences[worst] > tolerance:
+        raise UnprovenWeights(
+            f"{engine} computes other log-probabilities than the learner for the same weights of "
+            f"version {sent.version}: canary token {worst + 1} has "
+            f"{received.canary_logprobs[worst]:.6g}, the learner "
+            f"{sent.canary_logprobs[worst]:.6g}, tolerance {tolerance:g}. Every tensor arrived "
+            "intact, so the engine did not apply one of them (tied embeddings?) or computes "
+            "differently (dtype, attention); sync.canary_tolerance sets the bound"
+        )
+    return differences[worst]
+
+
+def _distance(ours: float, theirs: float) -> float:
+    """Absolute difference; infinite if either is not a number, which would compare as equal."""
+    return math.inf if math.isnan(ours) or math.isnan(theirs) else abs(ours - theirs)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    more = len(names) - NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,207 @@
+"""The types that flow through a run, one per stage.
+
+    Prompt -> RolloutRequest -> RolloutGroup -> ScoredGroup -> TrainSample -> TrainBatch
+
+Each stage wraps the one before it; no field is ever filled in later. Arrays are numpy so that
+they cross Ray without a copy and so that this module loads without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl.data.media.names import Medium
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One dataset row the policy is asked.
+
+    Example: Prompt("arithmetic/17", ({"role": "user", "content": "a2b9?"},), "11", "number")
+    """
+
+    id: str
+    messages: tuple[Mapping[str, Any], ...]
+    """Chat messages, each with `role` and `content`, as a transformers chat template takes them."""
+    reference: str
+    """The reference answer the rewards compare with."""
+    task: str = "auto"
+    """Which accuracy reward applies; `auto` lets the reward service route by the reference."""
+    mode: str | None = None
+    """A mode that the dataset pins this row to; None leaves it to the draw."""
+    media: tuple[Medium, ...] = ()
+    """Its images and videos, in the order in which the messages show them."""
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """A prompt with its mode: what an engine is asked to sample."""
+
+    group_id: str
+    """`step/place/attempt`, unique in a run and the same after a resume."""
+    prompt: Prompt
+    mode: str
+    prompt_token_ids: tuple[int, ...]
+    """The chat template of the mode, tokenised, up to where sampling starts. A medium is one marker
+    here, which the engine replaces by as many tokens as the policy sees of it."""
+    n: int
+    """Trajectories to sample (the group size)."""
+    max_tokens: int
+    temperature: float
+    seed: int | None
+    """Seed of this request alone; None samples from the engine's own stream."""
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One completion, with everything the learner and the rewards need.
+
+    L counts prompt and response tokens together, and in the prompt every token of its media.
+    """
+
+    token_ids: NDArray[np.int32]  # [L]
+    loss_mask: NDArray[np.bool_]  # [L], True on sampled tokens
+    rollout_logprobs: NDArray[np.float32]  # [L], 0 on the prompt
+    versions: tuple[int, int]
+    """Policy version when the request entered the engine and when its last token was sampled."""
+    finish_reason: FinishReason
+    text: str
+    """The sampled text with special tokens kept, the end-of-sequence token dropped."""
+    reasoning: str | None
+    """What stands before the closing think tag; None where the mode has no reasoning."""
+    answer: str | None
+    """What stands after it; None if a long answer never closed its reasoning."""
+
+    @property
+    def num_response_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+    @property
+    def response_token_ids(self) -> NDArray[np.int32]:
+        return self.token_ids[self.loss_mask]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """The n trajectories of one prompt in one mode, so advantages compare like with like."""
+
+    request: RolloutRequest
+    trajectories: tuple[Trajectory, ...]
+    engine: int = 0
+    """Place of the engine that sampled it; its prefix cache holds the trajectories for a while."""
+    media_digests: tuple[str, ...] = ()
+    """Of the prompt's media as the engine read them."""
+
+
+@dataclass(frozen=True)
+class ReferenceRequest:
+    """A reference answer in a sampled answer's place: how probable does the policy find it?"""
+
+    id: str
+    """Unique among the requests in flight."""
+    prompt: Prompt
+    context_token_ids: tuple[int, ...]
+    """Prompt and response up to where the answer begins, with one marker for each medium."""
+    reference_token_ids: tuple[int, ...]
+    """Tokenised apart from the context, so their boundary is exact; never empty."""
+    temperature: float
+    """Divides the logits, as in sampling."""
+    engine: int | None = None
+    """The engine that sampled the context, if it was sampled."""
+
+
+@dataclass(frozen=True)
+class NextTokenRequest:
+    """How probable does an engine find each of these tokens as the very next one?"""
+
+    id: str
+    """Unique among the requests in flight."""
+    prompt: Prompt
+    prompt_token_ids: tuple[int, ...]
+    """The prompt up to where the token goes, with one marker for each medium."""
+    token_ids: tuple[int, ...]
+    """Whose probability is asked: distinct, and 128 at most."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A reward with its parts, or a stated failure. A failure is never a silent zero."""
+
+    reward: float | None
+    """None where there is no score; such a trajectory leaves the baseline and the loss."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Every reward part before weighting: `accuracy`, `format`, `repetition`, ...; beside them,
+    without a weight, what a part was made of: `probability`, `baseline`, `preference_raw`, `leak`.
+    """
+    route: str = ""
+    """Which accuracy reward applied, with its version."""
+    failure: str | None = None
+    """`timeout`, `memory`, `crash` or `not_scorable: why`; None where `reward` is a number."""
+    preference_answer: str | None = None
+    """What the preference model saw beside the question; None where it was not asked."""
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    group: RolloutGroup
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class TrainSample:
+    """A trajectory with its credit."""
+
+    trajectory: Trajectory
+    advantage: float
+    temperature: float
+    """The temperature it was sampled at; the learner divides its logits by it."""
+    id: str = ""
+    """Group and place in it, for errors."""
+    media: tuple[Medium, ...] = ()
+    """The prompt's images and videos."""
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """All samples of one step; ranks cut it into micro-batches (rl/loop/batching.py)."""
+
+    step: int
+    """The step it makes, 1-based."""
+    samples: tuple[TrainSample, ...]
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A response that the policy sampled once, scored by learner and engines at every publish.
+
+    Only the response counts: tokens that the policy finds all but impossible, such as those of a
+    prompt it never learned to write, amplify rounding until it hides what the canary is for.
+    """
+
+    request: RolloutRequest
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True)
+class WeightProof:
+    """What one side of a publish holds: compared tensor by tensor and token by token."""
+
+    version: int
+    digests: Mapping[str, str]
+    """Digest of each tensor by its checkpoint name (rl/loop/weight_digest.py)."""
+    canary_logprobs: tuple[float, ...]
+    """Log-probabilities of the canary's response tokens at temperature 1."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall-clock seconds by part: `gather`, `transfer`, `load`, `prove`."""

@@ -1,0 +1,217 @@
+"""The arms of a sweep: which settings each run of it has, checked before anything starts.
+
+    recipe: hybrid_50_50.yaml             what every arm starts from
+    long_share: [0, 0.25, 0.5, 1]         share of the mode that thinks; the other takes the rest
+    arms: {rollout.group_size: [4, 8]}    any other keys of a recipe, each with its values
+    seeds: [0, 1]
+    settings: {eval: {every: 10}}         over the recipe and its scale, in every arm
+
+An arm is one value of each; `rl/sweep` trains them all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError
+
+from rl.config.errors import RecipeError, problems
+from rl.config.recipe import (
+    Launch,
+    dotted_leaves,
+    find_recipe,
+    is_dry_run,
+    load,
+    parse_arguments,
+    read_tree,
+)
+from rl.config.run import Config, Section, Share
+
+
+class SweepConfig(Section):
+    recipe: str
+    """The recipe that every arm starts from."""
+    long_share: tuple[Share, ...] = ()
+    """Shares of the mode that thinks; empty leaves the shares to the recipe."""
+    arms: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    """Other keys to vary, each with its values; every combination is an arm."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Every combination is trained once with each."""
+    arms_at_once: int | None = Field(default=None, gt=0)
+    """Most arms trained side by side; None takes as many as Ray has room for. Without GPUs, a
+    number makes that room: engine and learner of a synchronous arm take turns anyway."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of every arm, over those of the recipe and its scale."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is compared: one combination of settings, trained once per seed."""
+
+    name: str
+    long_share: float | None
+    """None where the sweep does not vary it."""
+    others: tuple[tuple[str, Any], ...]
+    """The other varied keys, with their values here."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a sweep."""
+
+    name: str
+    point: Point
+    seed: int
+    config: Config
+
+
+@dataclass(frozen=True)
+class Sweep:
+    config: SweepConfig
+    root: Path
+    """The sweep's directory, absolute; an arm's run directory lies in arms/ beneath it."""
+    arms: tuple[Arm, ...]
+    dry_run: bool
+
+    notes: tuple[str, ...]
+    """What a person should know about how recipe and scale met."""
+
+
+def load_sweep(arguments: Sequence[str]) -> Sweep:
+    """Read `config=NAME` and the command line; raises RecipeError for any arm that cannot run.
+
+    Keys of SweepConfig change the sweep (`arms.KEY=[...]` adds one), `run` names its directory;
+    every other key, `scale` among them, is a setting of every arm.
+    """
+    directives, overrides = parse_arguments(arguments)
+    if "config" not in directives:
+        raise RecipeError("config=NAME is missing; name a sweep, such as sweep_ratio.yaml")
+    path = find_recipe(str(directives["config"]))
+    own = [key for key in overrides if key in SweepConfig.model_fields]
+    tree = _joined(_plain(path), OmegaConf.to_container(OmegaConf.masked_copy(overrides, own)))
+    config = _checked(tree, path)
+    given = OmegaConf.to_container(overrides)
+    assert isinstance(given, dict)
+    root = Path(str(given.pop("run", f"runs/{path.stem}"))).absolute()
+    shared = {str(key): value for key, value in given.items() if key not in own}
+    if "scale" in directives:
+        shared["scale"] = directives["scale"]
+    settings = dotted_leaves(config.settings) | dotted_leaves(shared)
+    config = config.model_copy(update={"settings": settings})
+    launches = _arms(config, root)
+    notes = tuple(dict.fromkeys(note for _, launch in launches for note in launch.notes))
+    arms = tuple(arm for arm, _ in launches)
+    if any(arm.config.align.enabled for arm in arms):
+        raise RecipeError(
+            "align.enabled: a sweep compares RL runs; leave it out, and align an arm afterwards "
+            f"with python -m rl.align run={root}/arms/NAME"
+        )
+    return Sweep(config, root, arms, is_dry_run(directives), notes)
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(read_tree(path), resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path} cannot be resolved: {' '.join(str(error).split())}") from None
+    assert isinstance(tree, dict)
+    return {str(key): value for key, value in tree.items()}
+
+
+def _joined(tree: Mapping[str, Any], own: Any) -> dict[str, Any]:
+    varied = [tree.get("arms") or {}, own.pop("arms", None) or {}]
+    for one in varied:
+        if not isinstance(one, Mapping):
+            raise RecipeError(f"arms: must be keys with lists of values, got {one!r}")
+    return {**tree, **own, "arms": dotted_leaves(varied[0]) | dotted_leaves(varied[1])}
+
+
+def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
+    if "recipe" not in tree:
+        raise RecipeError(
+            f"{path.name} is no sweep: it names no recipe; train it with python -m rl.launch"
+        )
+    try:
+        return SweepConfig.model_validate(tree)
+    except ValidationError as error:
+        origins = dict.fromkeys(tree, str(path))
+        raise RecipeError("\n".join(problems(error, tree, origins, SweepConfig))) from None
+
+
+def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Launch]]:
+    _refuse_own_keys(config)
+    shares = config.long_share or (None,)
+    others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
+    points = [Point(_name(*each), *each) for each in itertools.product(shares, others)]
+    planned = [(point, seed) for point in points for seed in config.seeds]
+    names = [_arm_name(*each) for each in planned]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RecipeError(
+            f"{', '.join(twice)}: more than one arm of this name; leave out values that repeat"
+        )
+    return [_arm(config, root, *each) for each in planned]
+
+
+def _refuse_own_keys(config: SweepConfig) -> None:
+    """Raise RecipeError for a key that the sweep itself sets in every arm."""
+    instead = {"seed": "seeds=[...]", "data.seed": "the first of seeds", "run": "run=PATH"}
+    for key in (*config.arms, *config.settings):
+        if config.long_share and re.fullmatch(r"modes\.[^.]+\.share", key):
+            raise RecipeError(f"{key}: the sweep sets it from long_share; set that")
+        if key in instead:
+            raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
+
+
+def _arm_name(point: Point, seed: int) -> str:
+    return f"{point.name}_seed_{seed}"
+
+
+def _name(long_share: float | None, others: Sequence[tuple[str, Any]]) -> str:
+    """Readable in a directory: `long_25_learning_rate_1e-06`."""
+    parts = [] if long_share is None else [f"long_{100 * long_share:g}"]
+    parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in others]
+    name = "_".join(parts) or "all"
+    return "".join(letter if letter.isalnum() or letter in "_.-" else "-" for letter in name)
+
+
+def _arm(config: SweepConfig, root: Path, point: Point, seed: int) -> tuple[Arm, Launch]:
+    name = _arm_name(point, seed)
+    settings = dict(config.settings) | dict(point.others)
+    # All arms ask the same prompts in the same order; a seed varies modes and samples.
+    settings |= {"seed": seed, "data.seed": config.seeds[0], "run": str(root / "arms" / name)}
+    if point.long_share is not None:
+        settings |= _shares(_load(config.recipe, settings, name).config, point.long_share)
+    launch = _load(config.recipe, settings, name)
+    return Arm(name, point, seed, launch.config), launch
+
+
+def _shares(config: Config, long_share: float) -> dict[str, float]:
+    thinking = [name for name, mode in config.modes.items() if mode.thinking]
+    direct = [name for name, mode in config.modes.items() if not mode.thinking]
+    if len(thinking) != 1 or len(direct) != 1 or config.share_schedule:
+        raise RecipeError(
+            "long_share needs one mode that thinks, one that does not and no share_schedule; got "
+            f"modes {thinking} and {direct}; leave long_share=[] and vary other keys by arms"
+        )
+    return {
+        f"modes.{thinking[0]}.share": long_share,
+        f"modes.{direct[0]}.share": 1 - long_share,
+    }
+
+
+def _load(recipe: str, settings: Mapping[str, Any], arm: str) -> Launch:
+    # A kind of data replaces what stands before it.
+    keys = sorted(settings, key=lambda key: key != "data.kind")
+    listed = [f"{key}={json.dumps(settings[key])}" for key in keys]
+    try:
+        return load([f"config={recipe}", *listed])
+    except RecipeError as error:
+        raise RecipeError(f"arm {arm}: {error}") from None

@@ -1,0 +1,183 @@
+"""The picture of a sweep: both modes against trained tokens, and what each share ends at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from rl.run.files import atomic_write
+from rl.run.pictures import GREY, INK, MODE_COLORS, plain
+from rl.sweep.results import PointResult, SweepResults
+
+_SIZE_INCHES = (16, 10)
+_DPI = 100
+_DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
+_STAR: dict[str, Any] = {"marker": "*", "markersize": 14, "markeredgecolor": "white"}
+
+
+def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
+    """Draw two rows: a panel per mode against tokens, then accuracy and tokens by arm."""
+    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor="white")
+    seeds = len(results.points[0].courses)
+    title = f"{name}  ·  {len(results.points)} arms  ·  {seeds} seed{'s' if seeds > 1 else ''}"
+    figure.suptitle(title, x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
+    grid = figure.add_gridspec(
+        2,
+        2 * len(results.modes),
+        left=0.05,
+        right=0.98,
+        top=0.88,
+        bottom=0.08,
+        wspace=0.55,
+        hspace=0.34,
+    )
+    colors = _point_colors(results)
+    for place, mode in enumerate(results.modes):
+        axes = figure.add_subplot(grid[0, 2 * place : 2 * place + 2])
+        _draw_against_tokens(axes, results, mode, colors)
+        if place == len(results.modes) - 1:
+            _legend(axes)
+    width = len(results.modes)
+    _draw_finals(figure.add_subplot(grid[1, :width]), results)
+    _draw_tokens(figure.add_subplot(grid[1, width:]), results)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: list[Any]) -> None:
+    _prepare(axes, f"{mode}: held-out accuracy", "trained tokens")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    for one, color in zip(results.points, colors, strict=True):
+        tokens = [e.trained_tokens for e in one.mean_course]
+        is_trained = one.shares[mode] > 0
+        axes.plot(
+            tokens,
+            [e.accuracy[mode] for e in one.mean_course],
+            color=color,
+            linewidth=2.2,
+            # Dashed: an arm that never trains this mode.
+            linestyle="-" if is_trained else (0, (3, 2)),
+            marker="o",
+            markersize=3.5,
+            label=_label(one),
+        )
+        if len(one.courses) > 1:
+            _shade_seeds(axes, one, mode, tokens, color)
+    peak = results.peak(results.points[0].point) if mode == results.long_mode else None
+    if peak is not None:
+        axes.axhline(peak.accuracy, color=GREY, linewidth=1.2, linestyle=(0, (1, 2)))
+        axes.text(0, peak.accuracy, "long-only peak ", color=GREY, fontsize=11, va="bottom")
+    axes.set_xlim(left=0)
+
+
+def _shade_seeds(axes: Axes, one: PointResult, mode: str, tokens: list[float], color: Any) -> None:
+    steps = [e.step for e in one.mean_course]
+    by_step = [{e.step: e.accuracy[mode] for e in course.evaluations} for course in one.courses]
+    low = [min(each[step] for each in by_step) for step in steps]
+    high = [max(each[step] for each in by_step) for step in steps]
+    axes.fill_between(tokens, low, high, color=color, alpha=0.13, linewidth=0)
+
+
+def _draw_finals(axes: Axes, results: SweepResults) -> None:
+    """Final accuracy of every mode by arm; a ring marks an arm that does not train the mode."""
+    _prepare(axes, "Held-out accuracy after training", _arms_label(results))
+    places = np.arange(len(results.points))
+    for mode, color in zip(results.modes, MODE_COLORS, strict=False):
+        axes.axhline(
+            results.points[0].first.accuracy[mode],
+            color=color,
+            linewidth=1.2,
+            linestyle=(0, (1, 2)),
+        )
+        axes.plot(
+            places,
+            [one.last.accuracy[mode] for one in results.points],
+            color=color,
+            linewidth=2.2,
+            label=mode,
+        )
+        for place, one in zip(places, results.points, strict=True):
+            seeds = [course.evaluations[-1].accuracy[mode] for course in one.courses]
+            face = color if one.shares[mode] > 0 else "white"
+            axes.plot([place] * len(seeds), seeds, "o", color=color, markerfacecolor=face)
+    axes.plot([], [], color=GREY, linewidth=1.2, linestyle=(0, (1, 2)), label="before")
+    _name_arms(axes, results)
+    _legend(axes)
+
+
+def _draw_tokens(axes: Axes, results: SweepResults) -> None:
+    """Trained tokens by arm, and where each arm first stood at the long-only peak."""
+    _prepare(axes, "Trained tokens", _arms_label(results))
+    axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    places = np.arange(len(results.points))
+    total = [one.last.trained_tokens for one in results.points]
+    signal = [one.last.signal_tokens for one in results.points]
+    axes.bar(places, total, 0.6, color="#cfd8e3", label="without variance")
+    axes.bar(places, signal, 0.6, color="#3b7dbf", label="with variance")
+    shown: set[str] = set()
+    for place, one in zip(places, results.points, strict=True):
+        peak = results.peak(one.point)
+        if peak is None:
+            continue
+        for accuracy, text, style in (
+            (peak.accuracy - peak.half_width, "peak within its interval", _DIAMOND),
+            (peak.accuracy, "long-only peak reached", _STAR),
+        ):
+            tokens = results.tokens_to(one.mean_course, accuracy)
+            if tokens is not None:
+                label = None if text in shown else text
+                axes.plot(place, tokens, color=INK, linestyle="none", label=label, **style)
+                shown.add(text)
+    _name_arms(axes, results)
+    axes.set_ylim(bottom=0)
+    _legend(axes)
+
+
+def _prepare(axes: Axes, title: str, xlabel: str) -> None:
+    axes.set_title(title, loc="left", fontsize=15, color=INK, pad=26)
+    axes.set_xlabel(xlabel, fontsize=12, color=GREY)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    plain(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """One row above the panel, where no curve passes."""
+    handles, _ = axes.get_legend_handles_labels()
+    axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1.01, 0.995),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=11,
+        labelcolor=INK,
+        handlelength=1.2,
+        columnspacing=1.1,
+        handletextpad=0.5,
+    )
+
+
+def _name_arms(axes: Axes, results: SweepResults) -> None:
+    axes.set_xticks(range(len(results.points)), [_label(one) for one in results.points])
+
+
+def _arms_label(results: SweepResults) -> str:
+    is_ratio = all(one.point.long_share is not None for one in results.points)
+    return "share of long prompts" if is_ratio else ""
+
+
+def _label(one: PointResult) -> str:
+    parts = [] if one.point.long_share is None else [f"{100 * one.point.long_share:g} %"]
+    parts += [str(value) for _, value in one.point.others]
+    return " ".join(parts) or "all"
+
+
+def _point_colors(results: SweepResults) -> list[Any]:
+    """From light to dark as the share of long grows; arms of no share take any colours."""
+    count = len(results.points)
+    return list(mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, count)))

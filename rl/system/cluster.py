@@ -1,0 +1,113 @@
+"""Ray for a run: joins or starts it, checks that it has what the run takes, reserves it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
+
+from rl.config.run import Config, ResourcesConfig
+from rl.system.placement import Placement, place
+
+RESERVE_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    placement: Placement
+    group: PlacementGroup
+    is_own: bool = True
+    """Whether Ray and the reservation are this run's, and end with it."""
+
+    def close(self) -> None:
+        if self.is_own:
+            remove_placement_group(self.group)
+            ray.shutdown()
+
+
+def open_cluster(config: Config) -> Cluster:
+    """Start a local Ray or join the configured one, and reserve the run's bundles.
+
+    Inside a Ray actor, which is an arm of a sweep, the bundles are reserved already: its own
+    placement group holds them. Raises ValueError if the cluster lacks the GPUs, or if they are not
+    free in time.
+    """
+    placement = place(config)
+    if ray.is_initialized() and (reserved := get_current_placement_group()) is not None:
+        return Cluster(placement, reserved, is_own=False)
+    start_ray(config.resources, sum(bundle.cpus for bundle in placement.bundles))
+    group = placement_group([bundle.resources for bundle in placement.bundles], strategy="PACK")
+    if not group.wait(RESERVE_TIMEOUT_S):
+        remove_placement_group(group)
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        raise ValueError(
+            f"Ray could not reserve {[b.resources for b in placement.bundles]} within "
+            f"{RESERVE_TIMEOUT_S:g} s; free now: {free}. Each bundle must fit on one node: lower "
+            "rollout.tensor_parallel, free the cluster, or take a smaller scale"
+        )
+    return Cluster(placement, group)
+
+
+def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = True) -> None:
+    """Start a local Ray with room for `cpus`, or join the configured one.
+
+    shows_workers: whether what Ray's processes print appears here. Raises ValueError if there are
+    fewer GPUs than a run takes.
+    """
+    # Actor creation with no GPU reserved must not hide the GPUs it is handed later.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if resources.ray_address is None:
+        ray.init(
+            # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
+            address="local",
+            # Logical cores: a laptop may hold more actors than it has cores.
+            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=shows_workers,
+        )
+    else:
+        _join(resources.ray_address, shows_workers)
+    available = int(ray.cluster_resources().get("GPU", 0))
+    if resources.gpus > available:
+        ray.shutdown()
+        raise ValueError(
+            f"resources.gpus asks for {resources.gpus} GPUs, Ray has {available}; take a "
+            "smaller scale= or join a larger cluster with resources.ray_address=auto"
+        )
+
+
+def _join(address: str, shows_workers: bool) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=shows_workers)
+    except ConnectionError as error:
+        raise ValueError(
+            f"resources.ray_address={address}: no Ray cluster answers ({error}); start one with "
+            "ray start --head, or leave the key out"
+        ) from error
+
+
+def refuse_unplaceable(bundles: Sequence[Mapping[str, float]]) -> None:
+    """Raise ValueError for bundles that would wait for ever, even with nothing else running."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for bundle in bundles:
+        if not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes):
+            raise ValueError(
+                f"no node of the Ray cluster has {dict(bundle)}; lower rollout.tensor_parallel or "
+                "resources.*_cpus, or join larger nodes"
+            )
+    for kind in ("CPU", "GPU"):
+        needed = sum(bundle.get(kind, 0) for bundle in bundles)
+        there = sum(node.get(kind, 0) for node in nodes)
+        if needed > there:
+            raise ValueError(f"an arm takes {needed:g} {kind}s, the Ray cluster has {there:g}")

@@ -1,0 +1,76 @@
+"""How much memory a run will take, before anything is loaded; shown by `dry_run`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from safetensors import safe_open
+
+from rl.config.run import PolicyConfig, RolloutConfig
+
+GIB = 2**30
+BUILTIN_PARAMETERS = {
+    "builtin:tiny": 90_000,
+    "builtin:tiny_qwen_vl": 560_000,
+    "builtin:tiny_minicpmv": 560_000,
+}
+BUILTIN_VOCABULARY = 110
+VOCABULARY_GUESS = 152_000
+"""Where only the vocabulary's order of magnitude matters: that of Qwen3."""
+
+
+def count_parameters(model: str) -> int | None:
+    """Parameters of a model directory by its safetensors headers; None if it is not here."""
+    if model in BUILTIN_PARAMETERS:
+        return BUILTIN_PARAMETERS[model]
+    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    if not files:
+        return None
+    total = 0
+    for path in files:
+        with safe_open(path, "np") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return total
+
+
+def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
+    """Bytes that weights, gradients and AdamW's state take on one learner rank.
+
+    float32: 4 + 4 + 8 bytes a parameter. bfloat16: 2 + 4 (gradients accumulate in float32), and
+    4 + 8 for master weights and state. ZeRO 1 divides the last over the ranks, 2 the gradients too,
+    3 everything (https://arxiv.org/abs/1910.02054, section 3). Under LoRA only weights count: the
+    adapter is small beside them.
+    """
+    is_half = policy.dtype == "bfloat16"
+    weights, gradients, state = (2, 4, 12) if is_half else (4, 4, 8)
+    stage = policy.effective_zero_stage
+    if policy.lora is not None:
+        gradients = state = 0
+    ranks = policy.ranks
+    per_parameter = (
+        weights / (ranks if stage >= 3 else 1)
+        + gradients / (ranks if stage >= 2 else 1)
+        + state / (ranks if stage >= 1 else 1)
+    )
+    return round(parameters * per_parameter)
+
+
+def describe_memory(policy: PolicyConfig, rollout: RolloutConfig) -> str:
+    """Lines for people: learner rank, logits in flight, engine weights."""
+    # Logits of a chunk, their log-softmax and its gradient, in float32.
+    vocabulary = BUILTIN_VOCABULARY if policy.model in BUILTIN_PARAMETERS else VOCABULARY_GUESS
+    logits = 3 * 4 * policy.logprob_chunk_tokens * vocabulary
+    parameters = count_parameters(policy.model)
+    if parameters is None:
+        return f"  unknown until {policy.model} is on this disk"
+    engine = parameters * (2 if policy.dtype == "bfloat16" else 4) / rollout.tensor_parallel
+    lines = [
+        f"  {parameters:,} parameters",
+        f"  each learner rank: {rank_bytes(policy, parameters) / GIB:.2f} GiB for weights, "
+        "gradients and optimizer, and activations on top",
+        f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
+        f"{vocabulary:,} (policy.logprob_chunk_tokens)",
+        f"  each engine GPU or process: {engine / GIB:.2f} GiB for weights, and its KV cache",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,311 @@
+"""One rollout worker: a vLLM `AsyncLLM` that samples groups and proves its weights.
+
+Runs as an asynchronous Ray actor (pool.py makes it one), so many groups are in flight
+in one engine at a time, and each goes back as soon as its last trajectory ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rl.config.run import SourceConfig
+from rl.data.media.names import MediaError, Medium, StillImage, Video
+from rl.loop.interfaces import GenerationFailed
+from rl.loop.stages import (
+    Canary,
+    NextTokenRequest,
+    ReferenceRequest,
+    RolloutGroup,
+    RolloutRequest,
+    Trajectory,
+    WeightProof,
+)
+from rollout.chat import ChatTemplate, split_response
+from rollout.engines.media import EngineMedia
+
+# The name under which rollout/engines/weight_receiver.py registers the engine of each transport.
+BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
+
+
+# vLLM serves the lowest first. The canary must not wait behind groups in flight, and a reference
+# is to be scored before the prefix cache loses its context.
+CANARY_PRIORITY, REFERENCE_PRIORITY = -2, -1
+
+NEVER = -100.0
+"""The lowest bias that vLLM takes; e^-100 is no chance at all in float32."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Everything a worker needs to start its engine."""
+
+    model: str
+    dtype: str
+    max_model_length: int
+    tensor_parallel: int
+    transport: str
+    thinking: Mapping[str, bool]
+    """Whether each mode reasons, which decides how its text is split."""
+    scores_references: bool = False
+    """Whether it is asked how probable given tokens are (rollout/engines/forced_decoding.py)."""
+    seed: int = 0
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments, passed through."""
+    data: SourceConfig = field(default_factory=SourceConfig)
+    """Where the media of prompts are read from."""
+
+
+class RolloutWorker:
+    def __init__(self, name: str, settings: WorkerSettings) -> None:
+        self.name = name
+        self._settings = settings
+        self._version = 0
+        self._num_canaries = 0
+
+    async def start(self, devices: str | None = None) -> None:
+        """Load the engine; returns when it can sample.
+
+        devices: CUDA device ids to see, for an engine that shares its GPUs with a learner rank.
+        """
+        if devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        settings = self._settings
+        arguments: dict[str, Any] = {
+            "model": settings.model,
+            "dtype": settings.dtype,
+            "max_model_len": settings.max_model_length,
+            "tensor_parallel_size": settings.tensor_parallel,
+            "seed": settings.seed,
+            # The learner divides its logits by the temperature, so the sampler must report
+            # log-probabilities after it.
+            "logprobs_mode": "processed_logprobs",
+            "weight_transfer_config": WeightTransferConfig(backend=BACKENDS[settings.transport]),
+            "worker_extension_cls": "rollout.engines.weight_receiver.WorkerExtension",
+            "use_tqdm_on_load": False,
+            "scheduling_policy": "priority",
+        }
+        if settings.tensor_parallel > 1:
+            # Inside a placement group vLLM would start Ray actors on the GPUs that this one holds.
+            arguments["distributed_executor_backend"] = "mp"
+        self._media = EngineMedia(settings.model, settings.data)
+        arguments |= self._media.engine_arguments
+        config = AsyncEngineArgs(**arguments | settings.engine).create_engine_config()
+        if settings.scores_references:
+            from rollout.engines.forced_decoding import enable_forced_decoding
+
+            enable_forced_decoding(config)
+        self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        if settings.scores_references:
+            await self._engine.collective_rpc("force_tokens")
+        self._chat = ChatTemplate(settings.model)
+        self._never_sampled = dict.fromkeys(self._chat.unsampled, NEVER)
+
+    async def generate(self, request: RolloutRequest) -> RolloutGroup:
+        """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
+        first_version = self._version
+        output, media = await self._answered(self._sample(request))
+        if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
+            raise GenerationFailed("empty: the engine returned no tokens for a trajectory")
+        if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
+            raise GenerationFailed("aborted: the engine gave a trajectory up")
+        versions = (first_version, self._version)
+        return RolloutGroup(
+            request,
+            tuple(
+                self._trajectory(request.mode, output.prompt_token_ids, c, versions)
+                for c in output.outputs
+            ),
+            media_digests=tuple(medium.digest for medium in media),
+        )
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        """Log-probability of each reference token after the context; raises GenerationFailed."""
+        from rollout.engines.forced_decoding import forced_sampling
+
+        sampling = forced_sampling(
+            self._engine.vllm_config, request.reference_token_ids, request.temperature
+        )
+        scored = self._forced(request, sampling)
+        (completion,) = (await self._answered(scored)).outputs
+        if tuple(completion.token_ids) != request.reference_token_ids:
+            raise GenerationFailed("not_forced: the engine emitted other tokens than it was given")
+        return tuple(completion.logprobs.logprobs)
+
+    async def _forced(self, request: ReferenceRequest, sampling: Any) -> Any:
+        inputs = self._media.inputs(await self._media.read(request.prompt.media))
+        return await self._final_output(
+            request.context_token_ids, inputs, sampling, request.id, REFERENCE_PRIORITY
+        )
+
+    async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
+        """Log-probability of each asked token as the next one, in their order, at temperature 1.
+
+        The softmax goes over the whole vocabulary: no token is biased, and none is cut off. Raises
+        GenerationFailed.
+        """
+        (completion,) = (await self._answered(self._next_token(request))).outputs
+        if not completion.token_ids:
+            raise GenerationFailed("empty: the engine returned no token")
+        (position,) = completion.logprobs
+        return tuple(position[token].logprob for token in request.token_ids)
+
+    async def _next_token(self, request: NextTokenRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            max_tokens=1,
+            temperature=1.0,
+            logprob_token_ids=list(request.token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        inputs = self._media.inputs(await self._media.read(request.prompt.media))
+        return await self._final_output(request.prompt_token_ids, inputs, sampling, request.id)
+
+    async def _answered(self, answer: Awaitable[Any]) -> Any:
+        """What the engine answers; GenerationFailed if the request, not the engine, is at fault."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        try:
+            return await answer
+        except EngineDeadError as error:
+            raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
+        except EngineGenerateError as error:
+            raise GenerationFailed(f"engine_error: {error.__cause__ or error}") from error
+        except MediaError as error:
+            raise GenerationFailed(f"bad_media: {error}") from error
+        except (ValueError, VLLMClientError) as error:
+            raise GenerationFailed(f"request_refused: {error}") from error
+
+    async def _sample(self, request: RolloutRequest) -> tuple[Any, list[StillImage | Video]]:
+        """The engine's output, and the prompt's media as they were shown to it."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            n=request.n,
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            logit_bias=self._never_sampled or None,
+        )
+        media = await self._media.read(request.prompt.media)
+        token_ids, inputs = request.prompt_token_ids, self._media.inputs(media)
+        return await self._final_output(token_ids, inputs, sampling, request.group_id), media
+
+    async def _final_output(
+        self,
+        token_ids: Sequence[int],
+        inputs: Mapping[str, Any],
+        sampling: Any,
+        request_id: str,
+        priority: int = 0,
+    ) -> Any:
+        """inputs: what the prompt holds besides its tokens."""
+        prompt = {"prompt_token_ids": list(token_ids), **inputs}
+        stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
+        outputs = [output async for output in stream]
+        return outputs[-1]
+
+    def _trajectory(
+        self,
+        mode: str,
+        prompt_token_ids: Sequence[int],
+        completion: Any,
+        versions: tuple[int, int],
+    ) -> Trajectory:
+        """prompt_token_ids: with every token of the prompt's media."""
+        num_prompt = len(prompt_token_ids)
+        response = np.asarray(completion.token_ids, dtype=np.int32)
+        logprobs = np.zeros(num_prompt + len(response), dtype=np.float32)
+        logprobs[num_prompt:] = completion.logprobs.logprobs
+        loss_mask = np.zeros(len(logprobs), dtype=np.bool_)
+        loss_mask[num_prompt:] = True
+        text = self._chat.text(completion.token_ids)
+        reasoning, answer = split_response(text, self._settings.thinking[mode])
+        prompt = np.asarray(prompt_token_ids, dtype=np.int32)
+        return Trajectory(
+            token_ids=np.concatenate([prompt, response]),
+            loss_mask=loss_mask,
+            rollout_logprobs=logprobs,
+            versions=versions,
+            finish_reason=completion.finish_reason,
+            text=text,
+            reasoning=reasoning,
+            answer=answer,
+        )
+
+    # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove.
+
+    async def pause(self) -> None:
+        """Freeze requests in flight and drop cached keys and values of the old weights."""
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+
+    async def resume(self, version: int) -> None:
+        self._version = version
+        await self._engine.resume_generation()
+
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+
+    async def start_weight_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def update_weights(self, update_info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info))
+
+    async def finish_weight_update(self) -> None:
+        await self._engine.finish_weight_update()
+
+    async def prove(self, canary: Canary) -> list[WeightProof]:
+        """What each vLLM process received, and the canary's log-probabilities from the engine."""
+        started = time.monotonic()
+        request, response = canary.request, canary.trajectory.response_token_ids.tolist()
+        digests, logprobs = await asyncio.gather(
+            self._engine.collective_rpc("weight_digests"),
+            self._score(request.prompt_token_ids, response, request.prompt.media),
+        )
+        seconds = {"prove": time.monotonic() - started}
+        return [WeightProof(self._version, received, logprobs, seconds) for received in digests]
+
+    async def _score(
+        self, context: Sequence[int], scored: Sequence[int], media: Sequence[Medium]
+    ) -> tuple[float, ...]:
+        """Log-probabilities of the `scored` tokens after a context, at temperature 1."""
+        from vllm import SamplingParams
+
+        self._num_canaries += 1
+        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        request_id = f"canary/{self._num_canaries}"
+        inputs = self._media.inputs(await self._media.read(media))
+        output = await self._final_output(
+            (*context, *scored), inputs, sampling, request_id, CANARY_PRIORITY
+        )
+        found = zip(scored, output.prompt_logprobs[-len(scored) :], strict=True)
+        return tuple(position[token].logprob for token, position in found)
+
+    async def close(self) -> None:
+        """Stop the engine's processes."""
+        self._engine.shutdown()

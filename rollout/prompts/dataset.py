@@ -1,0 +1,267 @@
+"""Prompts from a data set: a .jsonl or .parquet file, a directory of them, or a Hugging Face name.
+
+Everything that can be wrong with the rows is found when the source is opened, before anything
+heavy starts. Rows whose media cannot be used are quarantined: left out, with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rl.config.run import ColumnsConfig, SourceConfig
+from rl.data.media.names import MediaError
+from rl.data.stable_hash import stable_hash
+from rl.data.tables import Location, heldout_location, read_table, train_location
+from rl.loop.stages import Prompt
+from rollout.prompts.conversation import conversation, system_message
+from rollout.prompts.row_media import Messages, media_of_rows, place_media
+
+SHOWN_IDS = 5
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that is never asked."""
+
+    id: str
+    """As a prompt's; the split is that of the table that holds the row."""
+    reason: str
+    """What an rl.data.media.names.MediaError says: `reason: what is wrong with which medium`."""
+
+
+class DatasetSource:
+    """Rows are shuffled by rollout/prompts/stream.py; here they keep the order of the data set."""
+
+    def __init__(self, config: SourceConfig, modes: Collection[str]) -> None:
+        train, heldout = train_location(config), heldout_location(config)
+        if train is None:
+            raise ValueError(
+                "data.path is required: name a .jsonl or .parquet file, a directory of them, or a "
+                "Hugging Face data set"
+            )
+        self._columns = config.columns
+        self._task = config.task
+        self._system_prompt = config.system_prompt
+        rows = _Rows(train, "train", config.columns, modes)
+        if heldout is None:
+            self._heldout_rows = rows
+            self._train, self._heldout = _divide(rows, config.heldout_share)
+            self.quarantined = rows.quarantined
+        else:
+            self._heldout_rows = _Rows(heldout, "heldout", config.columns, modes)
+            self._train = _not_among(rows, self._heldout_rows)
+            self._heldout = self._heldout_rows.usable
+            self.quarantined = rows.quarantined + self._heldout_rows.quarantined
+        self._rows = rows
+        pins = rows.pins()
+        self._pins = None if pins is None else [pins[row] for row in self._train]
+
+    @property
+    def train_count(self) -> int:
+        return len(self._train)
+
+    @property
+    def heldout_count(self) -> int:
+        return len(self._heldout)
+
+    def train(self, index: int) -> Prompt:
+        return self._prompt(self._rows, "train", int(self._train[index]))
+
+    def heldout(self, index: int) -> Prompt:
+        return self._prompt(self._heldout_rows, "heldout", int(self._heldout[index]))
+
+    def rows_for(self, mode: str) -> list[int] | None:
+        if self._pins is None:
+            return None
+        return [place for place, pin in enumerate(self._pins) if pin in (None, mode)]
+
+    def _prompt(self, rows: _Rows, split: str, number: int) -> Prompt:
+        row, columns = rows.table[number], self._columns
+        messages, media = place_media(rows.asked(row), rows.media[number].media, rows.has_media)
+        if self._system_prompt is not None and messages[0]["role"] != "system":
+            messages = (system_message(self._system_prompt), *messages)
+        return Prompt(
+            id=f"{rows.name}/{split}/{rows.id_of(number)}",
+            messages=messages,
+            reference=_text(row[columns.reference]),
+            task=(row[columns.task] if columns.task else None) or self._task,
+            mode=row[columns.mode] or None if columns.mode else None,
+            media=media,
+        )
+
+
+class _Rows:
+    """The rows of one table: all of them readable, most of them usable."""
+
+    def __init__(
+        self,
+        location: Location,
+        split: Literal["train", "heldout"],
+        columns: ColumnsConfig,
+        modes: Collection[str],
+    ) -> None:
+        self.name = Path(location.path).stem
+        self._columns = columns
+        self._path = location.path
+        whole = read_table(location)
+        self._refuse_missing_columns(whole.column_names)
+        media = {columns.images, columns.videos} - {None}
+        self.has_media = bool(media)
+        # Cells of media stay closed: datasets would decode an image column with each row.
+        self.table = whole.select_columns([n for n in whole.column_names if n not in media])
+        self._ids = [_text(i) for i in self.table[columns.id]] if columns.id else None
+        self._refuse_bad_rows(modes)
+        try:
+            self.media = list(media_of_rows(whole, columns, split, location.directory))
+        except ValueError as error:
+            raise ValueError(f"{self._path}: {error}") from error
+        problems = self._problems()
+        self.usable = np.array([n for n in range(len(self)) if n not in problems], dtype=int)
+        self.quarantined = tuple(
+            Quarantined(f"{self.name}/{split}/{self.id_of(n)}", why) for n, why in problems.items()
+        )
+        if not len(self.usable):
+            raise ValueError(f"{self._path} has no row that can be used; {self.left_out()}")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def id_of(self, number: int) -> str:
+        return self._ids[number] if self._ids is not None else str(number)
+
+    def pins(self) -> list[str | None] | None:
+        if self._columns.mode is None:
+            return None
+        return [pin or None for pin in self.table[self._columns.mode]]
+
+    def asked(self, row: Mapping[str, Any]) -> Messages:
+        """The row's messages as they are stored, or its question as one."""
+        if self._columns.messages is not None:
+            return tuple(row[self._columns.messages])
+        return conversation(_text(row[self._columns.question]), None)
+
+    def split_keys(self) -> list[str]:
+        """What decides a row's split: its content, so that equal questions never fall apart."""
+        texts = self.table[self._columns.messages or self._columns.question]
+        return [repr((text, *media.names)) for text, media in zip(texts, self.media, strict=True)]
+
+    def left_out(self) -> str:
+        """How many rows are quarantined for which reason, and the first of them."""
+        if not self.quarantined:
+            return "no row is quarantined for its media"
+        counts = Counter(one.reason.partition(":")[0] for one in self.quarantined)
+        counted = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        first = "; ".join(f"{one.id} {one.reason}" for one in self.quarantined[:SHOWN_IDS])
+        return f"quarantined are {counted}; the first: {first}"
+
+    def _problems(self) -> dict[int, str]:
+        """Why rows cannot be used for their media, by number."""
+        asked = self._columns.messages or self._columns.question
+        problems = {}
+        rows = zip(self.table[asked], self.media, strict=True)
+        for number, (content, row) in enumerate(rows):
+            try:
+                if row.problem is not None:
+                    raise MediaError(row.problem)
+                place_media(self.asked({asked: content}), row.media, self.has_media)
+            except MediaError as error:
+                problems[number] = str(error)
+        return problems
+
+    def _refuse_missing_columns(self, present: Sequence[str]) -> None:
+        mapped = self._columns.model_dump()
+        if self._columns.messages is not None:
+            del mapped["question"]
+        missing = {key: name for key, name in mapped.items() if name not in (None, *present)}
+        if missing:
+            listed = ", ".join(f"data.columns.{key}={name}" for key, name in missing.items())
+            raise ValueError(
+                f"{self._path} has no column for {listed}; its columns are {', '.join(present)}"
+            )
+
+    def _refuse_bad_rows(self, modes: Collection[str]) -> None:
+        if not len(self):
+            raise ValueError(f"{self._path} has no rows")
+        self._refuse_wrong_shapes()
+        columns = self._columns
+        asked = columns.messages or columns.question
+        for name in (columns.reference, asked):
+            empty = [n for n, value in enumerate(self.table[name]) if not _text(value).strip()]
+            self._refuse(empty, f"with nothing in column {name}; fill or remove them")
+        if columns.messages is not None:
+            told = [
+                n for n, m in enumerate(self.table[columns.messages]) if m[-1]["role"] != "user"
+            ]
+            self._refuse(
+                told,
+                f"whose column {columns.messages} does not end with the user, so that the answer "
+                "may stand in the prompt; cut them after the question",
+            )
+        if columns.id is not None:
+            counts = Counter(self._ids)
+            repeated = [n for n in range(len(self)) if counts[self.id_of(n)] > 1]
+            self._refuse(
+                repeated, f"whose id in column {columns.id} is not unique; name another column"
+            )
+        pinned = [n for n, pin in enumerate(self.pins() or ()) if pin and pin not in modes]
+        self._refuse(
+            pinned,
+            f"pinned in column {columns.mode} to a mode that is none of {', '.join(modes)}",
+        )
+
+    def _refuse_wrong_shapes(self) -> None:
+        """One row tells: all cells of a column have the same type."""
+        row, columns = self.table[0], self._columns
+        if columns.messages is not None:
+            messages = row[columns.messages]
+            if not isinstance(messages, list) or not all(
+                isinstance(message, dict) and {"role", "content"} <= message.keys()
+                for message in messages
+            ):
+                raise ValueError(
+                    f"{self._path}: column {columns.messages} must hold lists of messages with "
+                    f"role and content, got {messages!r:.120}"
+                )
+
+    def _refuse(self, numbers: Sequence[int], why: str) -> None:
+        if numbers:
+            shown = ", ".join(self.id_of(number) for number in numbers[:SHOWN_IDS])
+            raise ValueError(f"{self._path} has {len(numbers)} rows {why}; the first ids: {shown}")
+
+
+def _text(value: Any) -> str:
+    """A cell as text; empty for a missing value or an empty list."""
+    return "" if value is None or value == [] else str(value)
+
+
+def _divide(rows: _Rows, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers of training and held out; a row's split depends on itself alone.
+
+    A data set so small that no row falls into the held-out share gives up its nearest ones.
+    """
+    keys = np.array([stable_hash(key) for key in rows.split_keys()], dtype=np.uint64)[rows.usable]
+    is_heldout = keys <= max(np.uint64(share * 2**64), keys.min())
+    if is_heldout.all():
+        raise ValueError(
+            f"data.path has {len(rows.usable)} rows, too few to hold out data.heldout_share="
+            f"{share} of different questions ({rows.left_out()}); name data.heldout_path"
+        )
+    return rows.usable[~is_heldout], rows.usable[is_heldout]
+
+
+def _not_among(rows: _Rows, heldout: _Rows) -> np.ndarray:
+    """Return the numbers of the usable rows that are not held out as well."""
+    held, keys = set(heldout.split_keys()), rows.split_keys()
+    train = np.array([n for n in rows.usable if keys[n] not in held], dtype=int)
+    if not len(train):
+        raise ValueError(
+            "every row of data.path is among the held-out rows, so nothing is left to train on "
+            f"({rows.left_out()}); name other rows in data.heldout_path or data.heldout_split"
+        )
+    return train

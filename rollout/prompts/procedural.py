@@ -1,0 +1,128 @@
+"""Prompts without end: the built-in task and reasoning-gym's procedural tasks."""
+
+from __future__ import annotations
+
+import difflib
+
+from rl.config.run import SourceConfig
+from rl.data.stable_hash import stable_hash
+from rl.data.tasks.chain_sum import LENGTHS
+from rl.data.tasks.chain_sum import question as chain_sum_question
+from rl.loop.stages import Prompt
+from rollout.prompts.conversation import conversation
+
+# The held-out prompts of a procedural task are the same whatever the run's seed, so that runs
+# can be compared.
+HELDOUT_SEED = 0
+
+
+class Procedural:
+    """Any number of prompts, none of them pinned."""
+
+    train_count = None
+    heldout_count = None
+    quarantined = ()
+
+    def rows_for(self, mode: str) -> None:
+        return None
+
+
+class ChainSumSource(Procedural):
+    """The built-in addition task (rl/data/tasks/chain_sum.py).
+
+    `settings` takes `lengths`, and `probability_share`: the share of training prompts whose answer
+    is rewarded by its probability instead of by rules, as an answer in words would be.
+    """
+
+    def __init__(self, config: SourceConfig, seed: int) -> None:
+        settings = dict(config.settings)
+        lengths = settings.pop("lengths", list(LENGTHS))
+        share = settings.pop("probability_share", 0.0)
+        if settings:
+            raise ValueError(
+                "data.settings of chain_sum takes only lengths and probability_share, got "
+                f"{sorted(settings)}"
+            )
+        if not isinstance(lengths, list) or not all(isinstance(n, int) for n in lengths):
+            raise ValueError(
+                f"data.settings.lengths must be a list of whole numbers, got {lengths!r}"
+            )
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(
+                f"data.settings.probability_share must be between 0 and 1, got {share!r}"
+            )
+        self._lengths = tuple(lengths)
+        self._probability_share = share
+        self._task = config.task
+        self._system_prompt = config.system_prompt
+        self._seed = seed
+        chain_sum_question(seed, 0, False, self._lengths)  # refuses lengths out of range
+
+    def train(self, index: int) -> Prompt:
+        drawn = stable_hash(f"probability/{self._seed}/{index}") / 2**64
+        task = "probability" if drawn < self._probability_share else self._task
+        return self._prompt(self._seed, index, False, task)
+
+    def heldout(self, index: int) -> Prompt:
+        return self._prompt(HELDOUT_SEED, index, True, self._task)
+
+    def _prompt(self, seed: int, index: int, heldout: bool, task: str) -> Prompt:
+        asked = chain_sum_question(seed, index, heldout, self._lengths)
+        messages = conversation(asked.text, self._system_prompt)
+        split = "heldout" if heldout else "train"
+        return Prompt(f"chain_sum/{split}/{index}", messages, asked.answer, task)
+
+
+class ReasoningGymSource(Procedural):
+    """A procedural task of the reasoning-gym library; `settings` are the task's own.
+
+    The splits draw from one generator, and a hash of the question decides which of the two may
+    ask it, so they cannot overlap even in a task with few questions.
+    """
+
+    HELDOUT_ONE_IN = 8
+    MAX_TRIES = 1000
+    """Draws for one prompt; a task that needs more has no question in the split."""
+
+    def __init__(self, config: SourceConfig, seed: int) -> None:
+        from reasoning_gym.factory import DATASETS, create_dataset
+
+        self._name = config.path or ""
+        if self._name not in DATASETS:
+            near = difflib.get_close_matches(self._name, DATASETS, n=3) or sorted(DATASETS)[:10]
+            raise ValueError(
+                f"data.path must name one of reasoning-gym's {len(DATASETS)} tasks, got "
+                f"{config.path!r}; such as {', '.join(near)}"
+            )
+        try:
+            self._task = create_dataset(self._name, seed=0, **config.settings)
+        except (TypeError, AssertionError) as error:
+            raise ValueError(
+                f"data.settings do not suit reasoning-gym's {self._name}: {error}"
+            ) from error
+        self._accuracy_task = config.task
+        self._system_prompt = config.system_prompt
+        self._seed = seed
+
+    def train(self, index: int) -> Prompt:
+        return self._prompt("train", self._seed, index)
+
+    def heldout(self, index: int) -> Prompt:
+        return self._prompt("heldout", HELDOUT_SEED, index)
+
+    def _prompt(self, split: str, seed: int, index: int) -> Prompt:
+        for attempt in range(self.MAX_TRIES):
+            # Some tasks seed numpy with the index, which takes no more than 32 bits.
+            row = self._task[stable_hash(f"{split}/{seed}/{index}/{attempt}") >> 33]
+            is_heldout = stable_hash(row["question"]) % self.HELDOUT_ONE_IN == 0
+            if is_heldout == (split == "heldout"):
+                messages = conversation(row["question"], self._system_prompt)
+                prompt_id = f"{self._name}/{split}/{index}"
+                return Prompt(prompt_id, messages, str(row["answer"]), self._accuracy_task)
+        raise ValueError(
+            f"reasoning-gym's {self._name} has no {split} question in {self.MAX_TRIES} draws with "
+            f"data.settings {self._settings_shown()}; widen the settings or take another task"
+        )
+
+    def _settings_shown(self) -> str:
+        return str(vars(self._task.config))

@@ -1,0 +1,219 @@
+"""Images and videos of a data set's rows: what a cell names, and where in the text it goes.
+
+What cannot be used, or does not match its text, is a MediaError, for which its row is left out.
+Whether a medium can be used is told from its header, before a run; what only decoding finds is met
+where it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import Progress
+
+from rl.config.run import ColumnsConfig
+from rl.data.media.files import check, digest
+from rl.data.media.names import MediaCell, MediaError, MediaFile, Medium, MediumKind, describe
+from rl.data.tables import media_in
+
+Messages = tuple[Mapping[str, Any], ...]
+
+BATCH_ROWS = 64
+CHECK_THREADS = 16
+"""Most of a check is waiting for a disk, often one of the network."""
+SILENT_S = 2.0
+"""Checks that end sooner show no progress."""
+
+_TAG = re.compile(r"<(image|video)>")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_OWN_CONTENT = ("image", "video", "image_url", "video_url", "url", "path", "data", "bytes")
+
+
+# Cells.
+
+
+@dataclass(frozen=True)
+class RowMedia:
+    """The media of one row."""
+
+    media: tuple[Medium, ...] = ()
+    """Of its cells in order: images, then videos."""
+    names: tuple[list[str], ...] = ()
+    """For every column the paths as they are written, and digests of bytes."""
+    problem: str | None = None
+    """Why the first bad one cannot be used, as a MediaError says it."""
+
+
+def media_of_rows(
+    table: Dataset, columns: ColumnsConfig, split: Literal["train", "heldout"], directory: Path
+) -> Iterator[RowMedia]:
+    """Yield the media of every row, checked.
+
+    directory: where relative paths start; those that lead nowhere start at the working directory.
+    Raises ValueError for a column that holds something else than media.
+    """
+    named: dict[str | None, MediumKind] = {columns.images: "image", columns.videos: "video"}
+    kinds = {name: kind for name, kind in named.items() if name is not None}
+    if not kinds:
+        yield from repeat(RowMedia(), len(table))
+        return
+    # In Arrow's own form: nothing decodes an image column on the way.
+    stored = table.select_columns(list(kinds)).with_format("arrow")
+    read = partial(_row_media, kinds=kinds, split=split, directory=directory, checked={})
+    with ThreadPoolExecutor(CHECK_THREADS) as pool, _Progress(len(table)) as progress:
+        for first in range(0, len(table), BATCH_ROWS):
+            rows = stored[first : first + BATCH_ROWS].to_pylist()
+            yield from pool.map(read, range(first, first + len(rows)), rows)
+            progress.advance(len(rows))
+
+
+def _row_media(
+    number: int,
+    row: Mapping[str, Any],
+    kinds: Mapping[str, MediumKind],
+    split: Literal["train", "heldout"],
+    directory: Path,
+    checked: dict[MediaFile, str | None],
+) -> RowMedia:
+    """checked: the problems of files, which many rows may share."""
+    media: list[Medium] = []
+    names: list[list[str]] = []
+    problems: list[str | None] = []
+    for column, kind in kinds.items():
+        names.append([])
+        try:
+            cell = media_in(row[column])
+        except ValueError as error:
+            raise ValueError(f"column {column} {error}") from error
+        for place, content in enumerate(cell):
+            medium, source = MediaCell(kind, split, column, number, place), content or b""
+            if isinstance(source, str):
+                medium = MediaFile(kind, _absolute(source, directory))
+                if medium not in checked:
+                    checked[medium] = _problem(medium, medium.path)
+                problems.append(_address_problem(source) or checked[medium])
+                names[-1].append(source)
+            else:
+                problems.append(_problem(medium, BytesIO(source)))
+                names[-1].append(digest((), source))
+            media.append(medium)
+    return RowMedia(tuple(media), tuple(names), next(filter(None, problems), None))
+
+
+def _absolute(path: str, directory: Path) -> str:
+    below = os.path.join(directory, path)
+    as_given = os.path.abspath(path)
+    # isfile, because a path may be anything, even no path.
+    return as_given if os.path.isfile(as_given) and not os.path.isfile(below) else below
+
+
+def _problem(medium: MediaFile | MediaCell, source: str | BytesIO) -> str | None:
+    try:
+        check(medium.kind, source, describe(medium))
+    except MediaError as error:
+        return str(error)
+    return None
+
+
+def _address_problem(source: str) -> str | None:
+    if not _ADDRESS.match(source):
+        return None
+    return f"missing: {source:.100} is an address, and media are files or bytes; download it"
+
+
+class _Progress:
+    """A bar on stderr once work has lasted a while."""
+
+    def __init__(self, total: int) -> None:
+        self._started = time.monotonic()
+        self._bar = Progress(console=Console(stderr=True))
+        self._task = self._bar.add_task("checking media", total=total)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def advance(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+        if time.monotonic() - self._started > SILENT_S:
+            self._bar.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+# Places.
+
+
+def place_media(
+    messages: Sequence[Mapping[str, Any]], media: Sequence[Medium], has_tags: bool
+) -> tuple[Messages, tuple[Medium, ...]]:
+    """Return the messages with a content part for each medium, and the media in that order.
+
+    Places are content parts of type image or video and, with `has_tags`, the words <image> and
+    <video> in a text. Without any, media go in front of the first question, images first. Raises
+    MediaError where places and media do not match.
+    """
+    contents = [_parts(message["content"], has_tags) for message in messages]
+    if media and not any(map(_kinds, contents)):
+        asked = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
+        contents[asked] = [*({"type": medium.kind} for medium in media), *contents[asked]]
+    places = [kind for parts in contents for kind in _kinds(parts)]
+    wanted, given = Counter(places), Counter(medium.kind for medium in media)
+    if wanted != given:
+        raise MediaError(
+            f"places_differ: the text has places for {wanted['image']} images and "
+            f"{wanted['video']} videos, the row has {given['image']} and {given['video']}"
+        )
+    by_kind = {kind: iter([m for m in media if m.kind == kind]) for kind in given}
+    ordered = tuple(next(by_kind[kind]) for kind in places)
+    shown = (
+        {**message, "content": parts} if _kinds(parts) else message
+        for message, parts in zip(messages, contents, strict=True)
+    )
+    return tuple(shown), ordered
+
+
+def _kinds(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [part["type"] for part in parts if part["type"] != "text"]
+
+
+def _parts(content: Any, has_tags: bool) -> list[Mapping[str, Any]]:
+    """Example: _parts("a <image>", True) == [{"type": "text", "text": "a "}, {"type": "image"}]"""
+    if isinstance(content, str):
+        return _split(content) if has_tags else _text(content)
+    parts: list[Mapping[str, Any]] = []
+    for part in content or ():
+        kind = part.get("type")
+        if kind == "text":
+            parts += _parts(part.get("text") or "", has_tags)
+        elif kind in ("image", "video") and not any(part.get(key) for key in _OWN_CONTENT):
+            parts.append({"type": kind})
+        else:
+            raise MediaError(
+                f"unknown_part: a content part {part!r:.100} is neither text nor the place of a "
+                "medium; write {'type': 'image'} and name the medium in data.columns.images"
+            )
+    return parts
+
+
+def _split(text: str) -> list[Mapping[str, Any]]:
+    # With one group in the pattern, every second piece is what it matched.
+    pieces = enumerate(_TAG.split(text))
+    return [part for n, piece in pieces for part in ([{"type": piece}] if n % 2 else _text(piece))]
+
+
+def _text(text: str) -> list[Mapping[str, Any]]:
+    return [{"type": "text", "text": text}] if text else []

@@ -1,0 +1,53 @@
+"""Where prompts come from: procedural tasks in text or pictures, or a data set.
+
+A source is two numbered rows of prompts, for training and held out, and never shows a held-out
+question in training. It is a pure function of its arguments; order is stream.py's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from rl.config.run import SourceConfig
+from rl.loop.stages import Prompt
+from rollout.prompts.dataset import DatasetSource, Quarantined
+from rollout.prompts.procedural import ChainSumSource, ReasoningGymSource
+from rollout.prompts.visual import VisualSource
+
+
+class Source(Protocol):
+    @property
+    def train_count(self) -> int | None:
+        """Training prompts; None where they never end."""
+        ...
+
+    @property
+    def heldout_count(self) -> int | None: ...
+
+    @property
+    def quarantined(self) -> Sequence[Quarantined]:
+        """Rows of both splits that are left out, because their media cannot be used."""
+        ...
+
+    def train(self, index: int) -> Prompt: ...
+
+    def heldout(self, index: int) -> Prompt: ...
+
+    def rows_for(self, mode: str) -> Collection[int] | None:
+        """Indices of training prompts that may be asked in `mode`; None where all may."""
+        ...
+
+
+def open_source(config: SourceConfig, seed: int, modes: Collection[str]) -> Source:
+    """Return the source that `data` names; raises ValueError for data that cannot be used.
+
+    modes: the names a row may be pinned to.
+    """
+    if config.kind == "chain_sum":
+        return ChainSumSource(config, seed)
+    if config.kind == "reasoning_gym":
+        return ReasoningGymSource(config, seed)
+    if config.kind == "visual":
+        return VisualSource(config, seed)
+    return DatasetSource(config, modes)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+
+from policy.builtin.tokenizer import EOS, make_tokenizer
+from policy.builtin.vision_policy import TinyVisionName, ensure_tiny_vision_policy
+from policy.builtin.vision_warmup import (
+    TASK,
+    TASK_NAME,
+    Misreading,
+    PictureTask,
+    VisionWarmupRecipe,
+    imitation_loss,
+    training_pictures,
+    worked_example,
+)
+from policy.models.checks import read_config, refuse_unusable_weights
+from rl.config.recipe import load
+from rl.config.run import SourceConfig
+from rl.data.tasks.pictures import read_settings
+from rl.data.tasks.pictures.digits import DigitsScene
+from rollout.chat import ChatTemplate
+from rollout.prompts.visual import VisualSource
+
+NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv")
+SCENE = DigitsScene((3, 7, 2), "+?", "12")
+BRIEF = VisionWarmupRecipe(min_steps=2, max_steps=2, examples_per_step=5, heldout_questions=2,
+                           enough_short=0.0, enough_long=0.0)  # fmt: skip
+RECIPE = "config=hybrid_50_50_vision.yaml"
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ensure_tiny_vision_policy(
+        request.param, tmp_path_factory.mktemp("cache"), 0, recipe=BRIEF
+    )
+
+
+def _opened(policy: Path) -> tuple[Any, PictureTask]:
+    model = AutoModelForImageTextToText.from_pretrained(policy, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
+    return model, PictureTask.open(policy, tokenizer, TASK)
+
+
+def test_a_long_example_reads_then_adds_digit_by_digit() -> None:
+    expected = "372\n7+03=10\n2+10=12\n</think>\n\n12"
+    assert worked_example(SCENE, thinking=True) == expected
+    assert worked_example(SCENE, thinking=False) == "12"
+    small = DigitsScene((0, 1, 2), "+?", "03")
+    assert worked_example(small, thinking=True).endswith("\n2+01=03\n</think>\n\n03")
+
+
+def test_a_misread_example_reasons_on_from_what_it_read() -> None:
+    slips = Misreading(np.random.default_rng(0), misread=1.0, answer=1.0)
+    texts = [worked_example(SCENE, True, slips) for _ in range(200)]
+    assert sum(text.startswith("372") for text in texts) < 5
+    for text in texts:
+        assert sum(map(int, text[:3])) == int(text[-2:])
+    answers = {int(worked_example(SCENE, False, slips)) for _ in range(200)}
+    assert answers == {10, 11, 13, 14}
+
+
+def test_the_directory_is_one_that_learner_and_engines_load(policy: Path) -> None:
+    refuse_unusable_weights(policy, read_config(policy))
+    model, _ = _opened(policy)
+    assert 500_000 < model.num_parameters() < 1_000_000
+    assert model.dtype == torch.float32
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert head.weight.data_ptr() != embedding.weight.data_ptr()
+    eos = AutoTokenizer.from_pretrained(policy).eos_token_id
+    assert GenerationConfig.from_pretrained(policy).eos_token_id == eos
+    report = json.loads((policy / "warmup.json").read_text())
+    assert (report["steps"], report["is_ready"]) == (2, True)
+
+
+def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
+    """The same tokens as the chat template, the data source and the engine's expansion give."""
+    chat = ChatTemplate(str(policy))
+    chat.require_switch([True, False])
+    source = VisualSource(SourceConfig(kind="visual", path=TASK_NAME, settings=TASK), seed=0)
+    prompt = source.train(0)
+    _, task = _opened(policy)
+    assert prompt.media == tuple(training_pictures(0, 0, 1))
+    for thinking in (False, True):
+        asked = chat.prompt_token_ids(prompt, thinking)
+        assert task.inputs.expanded(asked, prompt.media) == task.prompts[thinking]
+
+
+def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> None:
+    _, task = _opened(policy)
+    is_qwen = policy.name.startswith("tiny_qwen_vl")
+    token = task.tokenizer.get_vocab()["<|image_pad|>" if is_qwen else "<unk>"]
+    assert task.prompts[True].count(token) == (3 if is_qwen else 6)
+
+
+def test_the_right_response_is_learned_from_the_picture(policy: Path) -> None:
+    """Loss and gradient reach the tower, and another picture gives another loss."""
+    model, task = _opened(policy)
+    pictures = training_pictures(0, 0, 4)
+    loss = imitation_loss(model, task, pictures, short_share=0.5)
+    loss.backward()
+    tower = [p.grad for n, p in model.named_parameters() if "visual." in n or "vpm." in n]
+    assert all(grad is not None for grad in tower)
+    assert sum(grad.abs().sum() for grad in tower if grad is not None) > 0
+    texts = [worked_example(task.scene(one), thinking=False) for one in pictures]
+    responses = task.tokenizer(texts)["input_ids"]
+    with torch.no_grad():
+        seen = []
+        for shown in (pictures, training_pictures(0, 4, 4)):
+            token_ids, visual = task.rows(shown, responses, thinking=False)
+            seen.append(model(input_ids=token_ids, use_cache=False, **visual).logits)
+    assert (seen[0] - seen[1]).abs().max() > 1e-4
+
+
+def test_warm_up_depends_on_the_seed_alone(policy: Path, tmp_path: Path) -> None:
+    name: TinyVisionName = "tiny_qwen_vl" if "qwen" in policy.name else "tiny_minicpmv"
+    torch.manual_seed(17)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    again = ensure_tiny_vision_policy(name, tmp_path, 0, BRIEF)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert again.name == policy.name
+    weights = "model.safetensors"
+    assert (again / weights).read_bytes() == (policy / weights).read_bytes()
+    other = ensure_tiny_vision_policy(name, tmp_path, 1, replace(BRIEF, min_steps=1, max_steps=1))
+    assert (other / weights).read_bytes() != (policy / weights).read_bytes()
+
+
+def test_the_recipe_trains_on_what_the_policy_was_warmed_up_for() -> None:
+    config = load([RECIPE]).config
+    assert (config.data.kind, config.data.path) == ("visual", TASK_NAME)
+    assert read_settings(TASK_NAME, config.data.settings) == read_settings(TASK_NAME, TASK)
+    assert config.policy.model == "builtin:tiny_qwen_vl"
+    assert config.resources.gpus == 0
+    shares = {name: (mode.share, mode.thinking) for name, mode in config.modes.items()}
+    assert shares == {"short": (0.5, False), "long": (0.5, True)}
+    for name, thinking, length in (("short", False, 3), ("long", True, 26)):
+        text = worked_example(SCENE, thinking) + EOS
+        assert len(make_tokenizer(64)(text)["input_ids"]) == length
+        assert length < config.modes[name].max_tokens
+
+
+def test_the_recipe_takes_a_scale_with_gpus_and_a_published_model() -> None:
+    own = ["policy.model=openbmb/MiniCPM-V-4_5", "reward.preference=null"]
+    config = load([RECIPE, "scale=node_8gpu", *own]).config
+    assert (config.data.kind, config.data.path) == ("visual", "charts")
+    assert config.resources.gpus == 8
+    assert config.modes["long"].max_tokens >= 1024

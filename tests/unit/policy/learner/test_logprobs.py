@@ -1,0 +1,118 @@
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from policy.learner.logprobs import LogprobModel
+
+VOCABULARY, CHUNK = 64, 3
+
+
+@pytest.fixture
+def causal_lm() -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+        initializer_range=0.4,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows of 9, 6 and 4 tokens with prompts of 2, 3 and 1: 7 + 3 + 3 loss tokens."""
+    token_ids = torch.zeros(3, 9, dtype=torch.int64)
+    loss_mask = torch.zeros(3, 9, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(1)
+    for row, (length, prompt) in enumerate([(9, 2), (6, 3), (4, 1)]):
+        token_ids[row, :length] = torch.randint(1, VOCABULARY, (length,), generator=generator)
+        loss_mask[row, prompt:length] = True
+    return token_ids, loss_mask, torch.tensor([1.0, 0.7, 1.3])
+
+
+def plain(model: Qwen3ForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row alone, without padding, from the full logits."""
+    logprobs, entropies = [], []
+    for ids, mask, temperature in zip(*batch(), strict=True):
+        length = int(mask.nonzero().max()) + 1
+        logits = model(input_ids=ids[None, :length]).logits[0, :-1] / temperature
+        table = torch.log_softmax(logits, dim=-1)
+        picked = [(t - 1, int(ids[t])) for t in range(length) if mask[t]]
+        logprobs += [table[position, token] for position, token in picked]
+        entropies += [-(table[p].exp() * table[p]).sum() for p, _ in picked]
+    return torch.stack(logprobs), torch.stack(entropies)
+
+
+def gradients(model: torch.nn.Module, value: torch.Tensor) -> list[torch.Tensor]:
+    weights = torch.linspace(-1, 1, len(value))
+    return list(torch.autograd.grad((value * weights).sum(), list(model.parameters())))
+
+
+def test_equals_the_full_logits_with_gradients(causal_lm: Qwen3ForCausalLM):
+    expected, expected_entropies = plain(causal_lm)
+    logprobs, entropies = LogprobModel(causal_lm, CHUNK)(*batch())
+    assert len(logprobs) == 13
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropies, expected_entropies, atol=1e-5, rtol=0)
+    assert not entropies.requires_grad
+    for ours, reference in zip(
+        gradients(causal_lm, logprobs), gradients(causal_lm, expected), strict=True
+    ):
+        torch.testing.assert_close(ours, reference, atol=1e-5, rtol=1e-5)
+
+
+def test_logits_never_exist_for_more_than_a_chunk(causal_lm: Qwen3ForCausalLM):
+    model = LogprobModel(causal_lm, CHUNK)
+    rows_at_once, saved = [], []
+    causal_lm.lm_head.register_forward_hook(lambda *call: rows_at_once.append(len(call[2])))
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logprobs, _ = model(*batch())
+    forward_calls = [3, 3, 3, 3, 1]
+    assert rows_at_once == forward_calls
+    assert not [shape for shape in saved if shape[-1:] == (VOCABULARY,)]
+    logprobs.sum().backward()
+    assert sorted(rows_at_once) == sorted(2 * forward_calls)
+
+
+def test_a_batch_without_loss_tokens_gives_zero_gradients(causal_lm: Qwen3ForCausalLM):
+    token_ids, loss_mask, temperature = batch()
+    logprobs, entropies = LogprobModel(causal_lm, CHUNK)(
+        token_ids, torch.zeros_like(loss_mask), temperature
+    )
+    assert logprobs.shape == entropies.shape == (0,)
+    logprobs.sum().backward()
+    assert all(
+        parameter.grad is not None and not parameter.grad.any()
+        for parameter in causal_lm.parameters()
+    )
+
+
+def test_tokens_that_are_never_sampled_leave_the_softmax(causal_lm):
+    """By hand: p(t) / (1 - p(never)); a text that is scored as it stands keeps them."""
+    never = (1, 5)
+    token_ids, loss_mask, temperature = batch()
+    # The row's last token is one of them, so it is no response to be scored this way.
+    loss_mask &= ~torch.isin(token_ids, torch.tensor(never))
+    whole, _ = LogprobModel(causal_lm, CHUNK)(token_ids, loss_mask, temperature)
+    model = LogprobModel(causal_lm, CHUNK, never)
+    scored, _ = model(token_ids, loss_mask, temperature, is_sampled=False)
+    assert torch.equal(scored, whole)
+    sampled, entropies = model(token_ids, loss_mask, temperature)
+    logits = causal_lm(input_ids=token_ids).logits[:, :-1] / temperature[:, None, None]
+    left = 1 - torch.softmax(logits, dim=-1)[..., list(never)].sum(dim=-1)  # [B, T - 1]
+    assert torch.allclose(sampled, whole - left[loss_mask[:, 1:]].log(), atol=1e-5)
+    assert (sampled > whole).all()
+    assert entropies.isfinite().all()
+    sampled.sum().backward()
+    assert causal_lm.lm_head.weight.grad.isfinite().all()

@@ -1,0 +1,150 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.rules.kinds.transcription import (
+    LEAST,
+    MAX_REFERENCE_CHARACTERS,
+    edit_distance,
+    normalised,
+    similarity,
+    transcription_score,
+)
+from rewards.rules.verifier import (
+    ROUTES,
+    NotScorable,
+    route_of,
+    score_reference,
+    symbolic,
+    verify_quickly,
+)
+from rewards.service import takes_probability
+from rl.loop.stages import Prompt
+
+LINE = "The library of Velden was opened on 3 May 1887."
+few_letters = st.text("ab c", max_size=40)
+
+
+def _table_distance(left, right):
+    """Wagner and Fischer's table, row by row."""
+    row = list(range(len(right) + 1))
+    for place, one in enumerate(left, 1):
+        above, row = row, [place]
+        for column, other in enumerate(right, 1):
+            changed = above[column - 1] + (one != other)
+            row.append(min(above[column] + 1, row[-1] + 1, changed))
+    return row[-1]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "distance"),
+    [
+        ("", "", 0),
+        ("", "abc", 3),
+        ("abc", "abc", 0),
+        ("kitten", "sitting", 3),
+        ("flaw", "lawn", 2),
+        ("abcdef", "fedcba", 6),
+        ("a" * 100, "a" * 99 + "b", 1),
+    ],
+)
+def test_edit_distance_of_known_pairs(left, right, distance):
+    assert edit_distance(left, right) == distance
+
+
+@given(few_letters, few_letters)
+def test_edit_distance_is_that_of_the_table(left, right):
+    assert edit_distance(left, right) == _table_distance(left, right)
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_similarity_is_symmetric_and_between_0_and_1(left, right):
+    alike = similarity(left, right)
+    assert alike == similarity(right, left)
+    assert alike == 0 or LEAST <= alike <= 1
+    assert (alike == 1) == (left == right)
+
+
+@given(st.text(max_size=60))
+def test_every_text_is_its_own_transcription(text):
+    assert similarity(normalised(text), normalised(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "score"),
+    [
+        (LINE, LINE, 1.0),
+        (LINE, LINE.replace("Velden", "Kelden"), 46 / 47),
+        (LINE, LINE[:40], 40 / 47),
+        ("Velden", "velden", 5 / 6),
+        ("1234567890", "123456", 0.6),
+        # Below the least that counts: 5 of 10.
+        ("1234567890", "12345", 0.0),
+        ("1234567890", "12345abcde", 0.0),
+        (LINE, "", 0.0),
+        (LINE, "I cannot read the region.", 0.0),
+        # Two guesses are longer than one text.
+        ("Velden", "Velden or Kelso", 0.0),
+        # Form, not content.
+        ("a b\nc", " a  b c ", 1.0),
+        ("50 ﬁelds", "５０ fields", 1.0),
+        ("caf\u00e9", "cafe\u0301", 1.0),
+        # The marks around the whole answer, and a word before them.
+        ("Velden 1887", "<answer>Velden 1887</answer>", 1.0),
+        ("Velden 1887", "It said: \\boxed{Velden 1887}", 1.0),
+        ("Velden 1887", "```\nVelden 1887\n```", 1.0),
+        ("Velden 1887", "Let me see.</think>\n\nVelden 1887", 1.0),
+        ("f{x} = {y}", "\\boxed{f{x} = {y}}", 1.0),
+    ],
+)
+def test_score_of_an_answer(reference, answer, score):
+    assert transcription_score(reference, answer) == score
+    verdict = verify_quickly(reference, answer, "transcription")
+    assert (verdict.accuracy, verdict.route) == (score, "transcription/1")
+    assert symbolic(reference, answer, "transcription") == score
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "The answer is 12. Answer: 13",
+        "#### 12",
+        "3 or 4",
+        "**Bold** and \\boxed{12}",
+        "A" * MAX_REFERENCE_CHARACTERS,
+    ],
+)
+def test_a_reference_is_taken_as_it_stands(reference):
+    assert verify_quickly(reference, reference, "transcription").accuracy == 1
+    assert verify_quickly(reference, "12", "transcription").accuracy == 0
+
+
+@pytest.mark.parametrize(
+    # U+FDFA is one character, and eighteen once normalised.
+    "reference",
+    ["", " \n ", "A" * (MAX_REFERENCE_CHARACTERS + 1), "\ufdfa" * 223],
+)
+def test_blank_and_overlong_references_are_refused(reference):
+    assert score_reference(reference, "transcription").startswith("not_scorable: ")
+    with pytest.raises(NotScorable):
+        verify_quickly(reference, "x", "transcription")
+
+
+def test_transcription_is_only_ever_asked_for():
+    assert all(route_of(text) != "transcription" for text in (LINE, "12", LINE * 20))
+    assert "transcription" in ROUTES
+    assert not takes_probability(Prompt("a/1", (), LINE * 20, "transcription"))
+
+
+def test_an_overlong_answer_scores_nothing():
+    reference = "A" * MAX_REFERENCE_CHARACTERS
+    assert transcription_score(reference, "A" * 20_001) == 0
+    assert transcription_score(reference, "A" * 6667) == 0
+    assert transcription_score(reference, "A" * 6666) == 4000 / 6666
+
+
+def test_runs_of_combining_marks_are_cut_before_they_are_ordered():
+    # In order they would take seconds.
+    flood = "a" + "\u0315\u0300" * 9_999
+    assert len(normalised(flood)) <= 31
+    assert normalised("e\u0301" * 200) == "\u00e9" * 200

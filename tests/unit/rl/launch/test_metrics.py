@@ -1,0 +1,88 @@
+from collections import Counter
+
+import pytest
+
+from rl.launch.metrics import Progress, step_metrics
+from rl.loop.loop import StepResult
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Score, ScoredGroup
+from tests.fakes import trajectory
+
+
+def scored(mode, lengths, rewards, versions=(0, 0), finish_reason="stop"):
+    request = RolloutRequest(
+        "g", Prompt("p", (), "12"), mode, (1, 2, 3), len(lengths), 16, 1.0, None
+    )
+    trajectories = tuple(
+        trajectory(num_response=n, versions=versions, finish_reason=finish_reason) for n in lengths
+    )
+    scores = tuple(
+        Score(None, {"leak": 0.0}, failure="timeout")
+        if reward is None
+        else Score(reward + 0.1, {"accuracy": reward, "leak": 1.0 - reward}, "number/1")
+        for reward in rewards
+    )
+    return ScoredGroup(RolloutGroup(request, trajectories), scores)
+
+
+def result(*groups, step=3, advantages=None, dropped=None):
+    return StepResult(
+        step=step,
+        groups=groups,
+        advantages=advantages or tuple(tuple(0.0 for _ in g.scores) for g in groups),
+        dropped=Counter(dropped or {}),
+        learner_metrics={"loss/policy": 0.5},
+        sync_metrics={"sync/seconds": 0.1},
+        seconds={"step": 2.0, "wait_for_groups": 1.0, "update": 0.5, "publish": 0.1},
+    )
+
+
+def metrics_of(step_result):
+    progress = Progress()
+    progress.add(step_result)
+    return step_metrics(step_result, ["short", "long"], 4, progress), progress
+
+
+def test_figures_of_two_modes_by_hand():
+    short = scored("short", [2, 4], [1.0, 0.0])
+    long = scored("long", [10, 20], [1.0, 1.0], finish_reason="length")
+    metrics, _ = metrics_of(result(short, long))
+    assert metrics["rollout/short/tokens_mean"] == 3.0
+    assert metrics["rollout/long/tokens_mean"] == 15.0
+    assert metrics["reward/short/accuracy"] == 0.5
+    assert metrics["reward/short/mean"] == pytest.approx(0.6)
+    assert metrics["reward/mean"] == pytest.approx((1.1 + 0.1 + 1.1 + 1.1) / 4)
+    assert metrics["rollout/long/truncated"] == 1.0
+    assert metrics["rollout/short/leak"] == 0.5
+    assert metrics["rollout/long/zero_variance"] == 1.0
+    assert metrics["rollout/short/share"] == 0.25
+    # Prompts of 3 tokens: (5 + 7 + 13 + 23) / 2 seconds.
+    assert metrics["perf/tokens_per_second"] == 24.0
+    assert metrics["loss/policy"] == 0.5
+
+
+def test_a_failed_score_enters_no_mean_but_is_counted():
+    metrics, _ = metrics_of(result(scored("long", [4, 4], [1.0, None])))
+    assert metrics["reward/long/accuracy"] == 1.0
+    assert metrics["rollout/long/unscored"] == 0.5
+
+
+def test_trained_tokens_count_prompt_and_response_of_what_entered_the_update():
+    group = scored("long", [4, 6], [1.0, None])
+    _, progress = metrics_of(result(group, advantages=((0.5, None),)))
+    assert progress.trained_tokens == {"long": 7}
+
+
+def test_staleness_is_the_age_of_the_oldest_token():
+    metrics, _ = metrics_of(
+        result(scored("long", [4], [1.0], versions=(0, 2)), scored("short", [4], [1.0], (2, 2)))
+    )
+    assert metrics["staleness/max"] == 2
+
+
+def test_drops_add_up_over_modes_by_reason():
+    group = scored("long", [4], [1.0])
+    dropped = {"long/timeout": 2, "short/timeout": 1, "short/empty": 1}
+    metrics, _ = metrics_of(result(group, dropped=dropped))
+    assert metrics["rollout/dropped/timeout"] == 3
+    assert metrics["rollout/dropped/empty"] == 1
+    assert metrics["rollout/short/groups"] == 0

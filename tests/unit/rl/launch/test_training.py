@@ -1,0 +1,39 @@
+import errno
+
+import pytest
+
+from rl.launch import __main__ as launch
+
+ARGUMENTS = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
+
+
+def ends_with(monkeypatch, tmp_path, error):
+    async def fail(config, notes):
+        raise error
+
+    monkeypatch.setattr(launch, "train", fail)
+    return launch.main([*ARGUMENTS, f"run={tmp_path}"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_one_line_with_what_to_do(monkeypatch, tmp_path, capsys, number):
+    error = OSError(number, "No space left on device", "ledger/step_000001.parquet")
+    assert ends_with(monkeypatch, tmp_path, error) == 2
+    assert "make room" in capsys.readouterr().err
+
+
+def test_another_system_error_keeps_its_traceback(monkeypatch, tmp_path):
+    with pytest.raises(PermissionError):
+        ends_with(monkeypatch, tmp_path, PermissionError(errno.EACCES, "no"))
+
+
+def test_mistakes_in_the_input_end_with_code_2(capsys):
+    assert launch.main([*ARGUMENTS, "rollout.group_size=1"]) == 2
+    assert "rollout.group_size: must be greater than 1, got 1" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_placement_and_memory(capsys):
+    assert launch.main([*ARGUMENTS, "dry_run=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "bundle 0: 0 GPU, 1 CPU: engine 0" in printed
+    assert "90,000 parameters" in printed

@@ -1,0 +1,119 @@
+"""A run's ledger under another reward configuration: a real ledger, real workers, no sampling."""
+
+import json
+
+import pytest
+
+from rl.config.recipe import dump, load
+from rl.rescore import __main__ as rescore
+from rl.run.ledger import LedgerRow, read_rows, write_step
+
+QUESTION = json.dumps([{"role": "user", "content": "2+9?"}])
+PROSE = "because the light of the sun is scattered by the air far more where it is blue"
+
+
+def row(group, place, answer, **changes):
+    text = f"2 and 9\n</think>\n\n{answer}"
+    fields = {
+        "step": 1,
+        "group_id": group,
+        "prompt_id": f"p/{group}",
+        "task": "auto",
+        "messages": QUESTION,
+        "mode": "long",
+        "first_version": 0,
+        "last_version": 0,
+        "text": text,
+        "reasoning": "2 and 9\n",
+        "answer": f"\n\n{answer}",
+        "reference": "11",
+        "finish_reason": "stop",
+        "num_tokens": 9,
+        "reward": 1.1 if answer == "11" else 0.1,
+        "parts": {"accuracy": float(answer == "11"), "format": 1.0, "repetition": 0.0, "leak": 0.0}
+        | {"preference": 0.7 - place, "preference_raw": 3.0 - place},
+        "route": "number/2",
+        "failure": None,
+        "preference_answer": answer,
+        "advantage": 0.7 - place,
+        "mismatch": None,
+    }
+    return LedgerRow(**(fields | changes))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of the default recipe with one step in its ledger."""
+    root = tmp_path / "run"
+    config = load(["config=hybrid_50_50.yaml", "scale=cpu_tiny", f"run={root}"]).config
+    root.mkdir()
+    (root / "config.yaml").write_text(dump(config))
+    natural = {
+        "reference": PROSE,
+        "route": "probability/1",
+        "parts": {"accuracy": 0.4, "probability": 0.6, "baseline": 0.2, "format": 1.0},
+    }
+    rows = [row("a", 0, "11"), row("a", 1, "12"), row("b", 0, "it scatters", **natural)]
+    write_step(root / "ledger", 1, rows)
+    return root
+
+
+def rescored(run, *arguments):
+    assert rescore.main([f"run={run}", *arguments]) == 0
+    return read_rows(run / "rescored" / "step_000001.parquet")
+
+
+def test_the_runs_own_reward_gives_the_parts_it_gave(run):
+    right, wrong, natural = rescored(run)
+    assert right.parts["accuracy"] == 1.0 and wrong.parts["accuracy"] == 0.0
+    # raw 3 and 2 have z 0.7071 and -0.7071, weighed with a half
+    assert right.reward == pytest.approx(1.1 + 0.5 * 2**-0.5, abs=1e-3)
+    assert wrong.reward == pytest.approx(0.1 - 0.5 * 2**-0.5, abs=1e-3)
+    assert natural.parts["accuracy"] == pytest.approx(0.6 - 0.2)
+    assert natural.route == "probability/1"
+    assert right.advantage == pytest.approx(-wrong.advantage) and right.advantage > 0
+
+
+def test_other_weights_and_no_preference(run):
+    right, wrong, natural = rescored(run, "reward.preference=null", "reward.weights.format=0.3")
+    assert (right.reward, wrong.reward) == (pytest.approx(1.3), pytest.approx(0.3))
+    assert natural.reward == pytest.approx(0.7)
+    assert "preference" not in right.parts
+
+
+def test_the_bias_can_be_left_in(run):
+    *_, natural = rescored(run, "reward.probability.debias=false")
+    assert natural.parts["accuracy"] == pytest.approx(0.6)
+
+
+def test_a_recipe_gives_only_its_reward_section(run, tmp_path):
+    recipe = tmp_path / "other.yaml"
+    recipe.write_text("steps: 3\nreward:\n  weights: {accuracy: 2.0}\n  preference: null\n")
+    right, *_ = rescored(run, f"config={recipe}")
+    assert right.reward == pytest.approx(2.1)
+
+
+def test_a_probability_that_was_never_measured_is_a_failure(run):
+    plain = row("c", 0, "it scatters", reference=PROSE, parts={}, step=2)
+    write_step(run / "ledger", 2, [plain])
+    rescored(run)
+    (scored,) = read_rows(run / "rescored" / "step_000002.parquet")
+    assert scored.reward is None
+    assert scored.failure == "not_scorable: the ledger has no probability for it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "name a run directory"),
+        (("run=nowhere",), "is no run directory"),
+        (("run={run}", "out={run}/ledger"), "is the ledger itself"),
+        (("run={run}", "steps=4"), "only reward"),
+        (("run={run}", "reward.weights.speed=1"), "speed"),
+        (("run={run}", "reward.preference={{kind: judge, model: x}}"), "a judge needs an engine"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(run, capsys, arguments, said):
+    assert rescore.main([argument.format(run=run) for argument in arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (run / "rescored").exists()

@@ -1,0 +1,112 @@
+import dataclasses
+import math
+
+import pytest
+
+from rl.data.media.names import MediaFile, RenderedImage, from_json
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Score, ScoredGroup
+from rl.run.ledger import ledger_rows, read, read_rows, write_step
+from tests.fakes import trajectory
+
+
+def group(group_id, mode, scores, reference="12", **changes):
+    prompt = Prompt(f"prompt/{group_id}", (), reference)
+    request = RolloutRequest(group_id, prompt, mode, (1, 2, 3), len(scores), 16, 1.0, 0)
+    return ScoredGroup(
+        RolloutGroup(request, tuple(trajectory(**changes) for _ in scores)), tuple(scores)
+    )
+
+
+FIRST = group(
+    "0/0/0",
+    "long",
+    [
+        Score(1.1, {"accuracy": 1.0, "format": 1.0}, "number/1"),
+        Score(None, failure="timeout"),
+    ],
+    versions=(0, 1),
+    reasoning="6 + 6",
+    num_response=5,
+)
+
+
+def test_a_step_comes_back_as_it_was_written(tmp_path):
+    rows = ledger_rows(1, [FIRST], [(0.5, None)], [(1e-7, None)])
+    path = write_step(tmp_path / "ledger", 1, rows)
+    assert path.name == "step_000001.parquet"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    shared = {
+        "step": 1,
+        "group_id": "0/0/0",
+        "prompt_id": "prompt/0/0/0",
+        "task": "auto",
+        "messages": "[]",
+        "media": None,
+        "media_digests": [],
+        "mode": "long",
+        "first_version": 0,
+        "last_version": 1,
+        "text": "12",
+        "reasoning": "6 + 6",
+        "answer": "12",
+        "reference": "12",
+        "finish_reason": "stop",
+        "num_tokens": 5,
+    }
+    scored = {
+        "reward": 1.1,
+        "part/accuracy": 1.0,
+        "part/format": 1.0,
+        "route": "number/1",
+        "failure": None,
+        "preference_answer": None,
+        "advantage": 0.5,
+        "mismatch": 1e-7,
+    }
+    failed = dict.fromkeys(scored) | {"route": "", "failure": "timeout"}
+    assert read(path.parent).to_pylist() == [shared | scored, shared | failed]
+
+
+def test_media_are_kept_by_name_with_what_was_seen_of_them(tmp_path):
+    media = (MediaFile("image", "/a\udcff.png"), RenderedImage("digits", 0, 7, False, 0))
+    prompt = dataclasses.replace(FIRST.group.request.prompt, media=media)
+    request = dataclasses.replace(FIRST.group.request, prompt=prompt)
+    seen = dataclasses.replace(FIRST.group, request=request, media_digests=("0a", "0b"))
+    rows = ledger_rows(1, [dataclasses.replace(FIRST, group=seen)], [(0.5, None)])
+    path = write_step(tmp_path, 1, rows)
+    back = read_rows(path)
+    assert back == rows
+    assert [from_json(row.media) for row in back] == [media] * 2
+    assert [row.media_digests for row in back] == [("0a", "0b")] * 2
+
+
+def test_steps_are_read_in_order_and_a_part_that_a_step_lacks_is_null(tmp_path):
+    later = group("1/0/0", "short", [Score(0.2, {"preference": 0.2})])
+    write_step(tmp_path, 12, ledger_rows(12, [later], [(0.0,)]))
+    write_step(tmp_path, 2, ledger_rows(2, [FIRST], [(0.5, None)]))
+    table = read(tmp_path).to_pydict()
+    assert table["step"] == [2, 2, 12]
+    assert table["part/preference"] == [None, None, 0.2]
+    assert table["part/accuracy"] == [1.0, None, None]
+
+
+def test_a_step_written_again_replaces_the_first(tmp_path):
+    write_step(tmp_path, 1, ledger_rows(1, [FIRST], [(0.5, None)]))
+    write_step(tmp_path, 1, [])
+    assert read(tmp_path).num_rows == 0
+
+
+def test_rewards_that_are_no_number_and_text_that_is_no_unicode_are_kept_as_far_as_possible(
+    tmp_path,
+):
+    odd = group("0/0/0", "short", [Score(math.nan)], reference="a\ud83d", answer=None)
+    write_step(tmp_path, 1, ledger_rows(1, [odd], [(0.0,)]))
+    table = read(tmp_path).to_pydict()
+    assert math.isnan(table["reward"][0])
+    assert table["reference"] == ["a?"]
+    assert table["answer"] == [None]
+
+
+def test_a_directory_without_a_ledger_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"log\.ledger=true"):
+        read(tmp_path)

@@ -1,0 +1,456 @@
+"""The page of samples, parsed as a browser would: what is on it, and that texts stay texts."""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rl.config.run import SourceConfig
+from rl.data.media.names import MediaFile, RenderedImage, to_json
+from rl.data.media.store import MediaStore
+from rl.run.ledger import LedgerRow, write_step
+from rl.show.__main__ import Pictures, main, read_page, show
+from rl.show.page import Picture, as_html, as_ranges, tag
+from rl.show.trajectories import Group, page_of_trajectories
+from tests.unit.rl.data.media.test_media import write_video
+
+HOSTILE = (
+    "</script></style></title>--><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;"
+)
+VOID = {"meta", "img", "input"}
+
+
+def row(group="0/0/0", **changes):
+    fields = {
+        "step": 1,
+        "group_id": group,
+        "prompt_id": f"prompt/{group}",
+        "task": "auto",
+        "messages": json.dumps([{"role": "user", "content": "2+9?"}]),
+        "mode": "long",
+        "first_version": 3,
+        "last_version": 4,
+        "text": "2 and 9</think>11",
+        "reasoning": "2 and 9",
+        "answer": "11",
+        "reference": "eleven",
+        "finish_reason": "stop",
+        "num_tokens": 1234,
+        "reward": 1.25,
+        "parts": {"accuracy": 1.0, "format": 0.5},
+        "route": "number/2",
+        "failure": None,
+        "preference_answer": None,
+        "advantage": 0.5,
+        "mismatch": 1.5e-7,
+    }
+    return LedgerRow(**(fields | changes))
+
+
+def page(*rows, pictures=()):
+    return page_of_trajectories("run", (1,), [Group(rows, pictures)], rows)
+
+
+@dataclass
+class Element:
+    name: str
+    attributes: dict
+    children: list = field(default_factory=list)
+
+    @property
+    def text(self):
+        return "".join(c if isinstance(c, str) else c.text for c in self.children)
+
+    def all(self, name=None, class_=None):
+        for child in self.children:
+            if isinstance(child, Element):
+                classes = (child.attributes.get("class") or "").split()
+                if name in (None, child.name) and (class_ is None or class_ in classes):
+                    yield child
+                yield from child.all(name, class_)
+
+    @property
+    def shape(self):
+        """Names alone: what markup there is, whatever the texts."""
+        inner = [child.shape for child in self.children if isinstance(child, Element)]
+        return (self.name, sorted(self.attributes), inner)
+
+
+class Reader(HTMLParser):
+    """Builds the tree, and fails on an element that is not closed where it should be."""
+
+    def __init__(self):
+        super().__init__()
+        self.path = [Element("document", {})]
+
+    def handle_starttag(self, name, attributes):
+        element = Element(name, dict(attributes))
+        self.path[-1].children.append(element)
+        if name not in VOID:
+            self.path.append(element)
+
+    def handle_endtag(self, name):
+        assert self.path.pop().name == name
+
+    def handle_data(self, text):
+        self.path[-1].children.append(text)
+
+
+def parsed(html):
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    (document,) = reader.path
+    return document
+
+
+def texts(document):
+    return [element.text for element in document.all(class_="text")]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with the steps 1, 2 and 12; in each the groups a, b and c with two trajectories."""
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "config.yaml").write_text("data: {kind: visual, path: digits}")
+    for step in (1, 2, 12):
+        rows = [row(group, step=step, reward=0.5 * n) for group in "abc" for n in range(2)]
+        write_step(root / "ledger", step, rows)
+    return root
+
+
+def test_a_trajectory_is_shown_with_all_that_its_reward_was_made_of():
+    document = parsed(as_html(page(row(preference_answer="only 11"))))
+    assert texts(document) == ["2+9?", "eleven", "2 and 9", "11", "only 11"]
+    (group,), (one,) = document.all(class_="group"), document.all(class_="item")
+    assert next(group.all("h2")).text == "long prompt/0/0/0"
+    assert next(group.all(class_="facts")).text == (
+        "group 0/0/0 · step 1 · task auto · versions 3 to 4 · 1 trajectories · mean reward 1.25"
+    )
+    facts, parts = one.all(class_="facts")
+    assert facts.text.split(" ") == (
+        "#1 reward 1.25 advantage +0.5 1,234 tokens stop versions 3 to 4 mismatch 1.5e-07 ".split(
+            " "
+        )
+    )
+    assert parts.text == "route number/2 accuracy 1 format 0.5 "
+    folded = [(one.text, "open" in one.attributes) for one in one.all("details")]
+    assert folded[0] == ("reasoning (7 characters)2 and 9", False)
+    assert folded[1][0].endswith("(7 characters)only 11")
+
+
+@pytest.mark.parametrize(
+    ("advantage", "sign", "shown"),
+    [
+        (0.5, "plus", "advantage +0.5"),
+        (-0.25, "minus", "advantage -0.25"),
+        (-0.0, None, "advantage +0"),
+    ],
+)
+def test_an_advantage_has_the_colour_of_its_sign(advantage, sign, shown):
+    (one,) = parsed(as_html(page(row(advantage=advantage)))).all(class_="item")
+    (found,) = [e for e in one.all("strong") if e.text.startswith("advantage")]
+    assert (found.attributes.get("class"), found.text) == (sign, shown)
+
+
+def test_a_failure_says_why_and_has_no_number_to_sort_by():
+    failed = row(reward=None, parts={}, route="", failure="timeout", advantage=None, answer=None)
+    (one,) = parsed(as_html(page(failed))).all(class_="item")
+    assert "data-failed" in one.attributes
+    assert not {"data-reward", "data-advantage"} & set(one.attributes)
+    for part in ("no reward", "left out of the update", "failure: timeout", "no answer"):
+        assert part in one.text
+
+
+def test_a_reward_that_is_no_number_is_shown_and_not_sorted_by():
+    (one,) = parsed(as_html(page(row(reward=math.nan)))).all(class_="item")
+    assert "reward nan" in one.text
+    assert "data-reward" not in one.attributes
+
+
+def test_hostile_text_in_every_field_stays_text():
+    messages = json.dumps([{"role": HOSTILE, "content": HOSTILE, HOSTILE: HOSTILE}])
+    everywhere = dict.fromkeys(
+        "prompt_id task mode reasoning answer reference finish_reason route failure".split(),
+        HOSTILE,
+    )
+    hostile = row(
+        HOSTILE,
+        messages=messages,
+        parts={HOSTILE: 1.0},
+        preference_answer=HOSTILE,
+        **everywhere,
+    )
+    pictures = (Picture(HOSTILE, None, HOSTILE), Picture(HOSTILE, HOSTILE, None))
+    groups = [Group((hostile,), pictures)]
+    document = parsed(as_html(page_of_trajectories(HOSTILE, (1,), groups, (hostile,))))
+    assert [element.text for element in document.all("title")] == [f"{HOSTILE}, step 1"]
+    assert len(list(document.all("script"))) == len(list(document.all("style"))) == 1
+    assert [image.attributes["alt"] for image in document.all("img")] == [HOSTILE]
+    assert not [e for e in document.all() if any(key.startswith("on") for key in e.attributes)]
+    (one,) = document.all(class_="item")
+    assert one.attributes["data-route"] == HOSTILE
+    assert texts(document)[1:] == [HOSTILE] * 4
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.text(max_size=30), min_size=4, max_size=4))
+def test_any_text_comes_back_and_leaves_the_markup_as_it_is(values):
+    names = ("reference", "reasoning", "preference_answer", "prompt_id")
+    document = parsed(as_html(page(row(**dict(zip(names, values, strict=True))))))
+    plain = parsed(as_html(page(row(**dict.fromkeys(names, "x")))))
+    assert document.shape == plain.shape
+    reference, reasoning, preference, prompt_id = map(as_shown, values)
+    assert texts(document) == ["2+9?", reference, reasoning, "11", preference]
+    assert next(document.all("h2")).text == f"long {prompt_id}"
+
+
+def as_shown(text):
+    """Control characters are shown by their pictures, lone surrogates as `?`."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda m: chr(ord(m[0]) + 0x2400), text)
+    return re.sub(r"[\ud800-\udfff]", "?", text.replace("\x7f", "␡"))
+
+
+def test_newlines_at_the_start_of_a_text_are_kept():
+    html = as_html(page(row(reasoning="\n\nso")))
+    assert "\n\nso" in texts(parsed(html))
+    assert "<pre" not in html and "<textarea" not in html
+
+
+def test_the_white_space_between_reasoning_and_answer_takes_no_room():
+    document = parsed(as_html(page(row(answer="\n\n  11\n12\n"))))
+    assert texts(document)[-1] == "  11\n12"
+
+
+def test_a_run_named_in_no_unicode_can_be_shown():
+    empty = as_html(page_of_trajectories("a\ud83d", (1,), [], []))
+    document = parsed(empty.encode("utf-8").decode("utf-8"))
+    assert next(document.all("h1")).text == "a?, step 1"
+
+
+def test_the_browser_may_run_this_script_alone_and_load_nothing():
+    html = as_html(page(row()))
+    document = parsed(html)
+    (policy,) = [m for m in document.all("meta") if "http-equiv" in m.attributes]
+    for name in ("script", "style"):
+        (code,) = document.all(name)
+        digest = base64.b64encode(hashlib.sha256(code.text.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy.attributes["content"]
+    assert "default-src 'none'" in policy.attributes["content"]
+    assert not re.search(r"https?://|@import|url\(|\ssrc=|<link", html)
+
+
+def test_the_script_finds_every_field_and_figure_that_it_names():
+    check_form(parsed(as_html(page(row(failure="timeout")))), "failed")
+
+
+def check_form(document, *flags):
+    """That every control is one that the script reads, and of a figure that the item has."""
+    (script,) = document.all("script")
+    (form,), (one,) = document.all("form"), document.all(class_="item")
+    data = {key.removeprefix("data-") for key in one.attributes if key.startswith("data-")}
+    controls = [e.attributes for e in form.all() if e.name in ("input", "select")]
+    named = {e["name"] for e in controls if "name" in e}
+    assert named == {"least", "most", "search", "order"}
+    assert {e.attributes["name"] for e in form.all("output")} == {"count"}
+    assert {*re.findall(r"fields\.(\w+)", script.text)} == {*named, "count"}
+    choices = {e["data-choice"] for e in controls if "data-choice" in e}
+    assert {e["data-flag"] for e in controls if "data-flag" in e} == {*flags}
+    assert len(named) + len(choices) + len(flags) == len(controls)
+    stored, *orders = next(e for e in form.all("select") if "name" in e.attributes).all("option")
+    assert stored.text == "as stored"
+    keys = {order.text.partition(", ")[0] for order in orders}
+    assert {*choices, *flags, *keys, form.attributes["data-measure"], "place"} == data
+    read = {"choice", "flag", "measure", "items", "place"}
+    assert {*re.findall(r"dataset\.(\w+)", script.text)} == read
+    assert all(e.attributes["data-items"] for e in document.all("main"))
+
+
+def test_counts_and_means_are_per_mode_and_over_what_has_the_figure():
+    rows = [
+        row("a", reward=1.0, num_tokens=10, mismatch=None),
+        row("a", reward=None, failure="timeout", parts={}, num_tokens=20, mismatch=1e-6),
+        row("b", reward=0.5, parts={"accuracy": 0.0}, num_tokens=30, mismatch=3e-6),
+        row("c", mode="short", reward=-0.5, finish_reason="length", parts={}, mismatch=None),
+    ]
+    (table,) = parsed(as_html(page(*rows))).all("table")
+    assert [[cell.text for cell in line.children] for line in table.all("tr")] == [
+        "mode groups trajectories failed truncated tokens reward accuracy format mismatch".split(),
+        ["long", "2", "3", "1", "0.0%", "20.0", "0.75", "0.5", "0.5", "2e-06"],
+        ["short", "1", "1", "0", "100.0%", "1,234.0", "-0.5", "–", "–", "–"],
+    ]
+
+
+def test_messages_of_parts_show_their_text_and_the_rest_as_json():
+    content = [{"type": "image"}, {"type": "text", "text": "How many?"}]
+    messages = [{"role": "user", "content": content}, {"role": "tool", "content": None, "id": 7}]
+    shown = texts(parsed(as_html(page(row(messages=json.dumps(messages))))))
+    assert shown[:2] == ["[image]\nHow many?", 'null\n{"id": 7}']
+
+
+def test_the_newest_step_is_shown_unless_one_or_a_range_is_named(run):
+    assert [show([f"run={run}", *step])[0].name for step in ([], ["step=2"], ["step=2..12"])] == [
+        "step_000012.html",
+        "step_000002.html",
+        "step_000002-000012.html",
+    ]
+    path, shown = show([f"run={run}", "step=1..11"])
+    assert path == run / "samples" / "step_000001-000002.html"
+    assert shown.extent == "step 1..2"
+    assert len(list(parsed(path.read_text("utf-8")).all(class_="item"))) == 12
+
+
+def test_the_limit_keeps_whole_groups_and_what_is_left_out_is_said(run):
+    path, shown = show([f"run={run}", "step=1..2", "limit=5"])
+    assert [(c.prompt_id, len(c.items)) for c in shown.cards] == [("prompt/a", 2), ("prompt/b", 2)]
+    document = parsed(path.read_text("utf-8"))
+    assert next(document.all("p")).text == (
+        "Groups: 6. Trajectories: 12. The table counts all of them; under it are the first 2 "
+        "groups with 4 trajectories. With limit=12 all are shown."
+    )
+    (table,) = document.all("table")
+    assert [cell.text for cell in table.all("td")][:3] == ["long", "6", "12"]
+    _, one = show([f"run={run}", "limit=1"])
+    assert [len(card.items) for card in one.cards] == [2]
+
+
+def test_no_later_group_fills_the_gap_of_one_that_did_not_fit(tmp_path):
+    rows = [row("a"), *[row("b")] * 3, row("c")]
+    path = write_step(tmp_path, 1, rows)
+    shown = read_page("run", {1: path}, 3, Pictures(tmp_path / "config.yaml"))
+    assert [card.prompt_id for card in shown.cards] == ["prompt/a"]
+
+
+def test_a_step_without_trajectories_is_an_empty_page(run):
+    write_step(run / "ledger", 13, [])
+    path, shown = show([f"run={run}"])
+    assert (shown.extent, shown.cards) == ("step 13", ())
+    assert "Trajectories: 0." in parsed(path.read_text("utf-8")).text
+
+
+def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(run, tmp_path, capsys):
+    out = tmp_path / "new" / "page.html"
+    assert main([f"run={run}", f"out={out}"]) == 0
+    assert capsys.readouterr().out == f"6 of 6 trajectories of step 12 in {out}\n"
+    assert main([f"run={run}", f"out={out}", "step=1"]) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+    assert "<title>run, step 1</title>" in out.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["step=13"], "no step 13; it has 1..2, 12"),
+        (["step=3..11"], "no step 3..11; it has 1..2, 12"),
+        (["step=9..2"], "ends before it begins"),
+        (["step=new"], "a number or a range such as 10..20, got 'new'"),
+        (["limit=0"], "limit is the most trajectories, or pairs, on the page"),
+        (["steps=1"], "takes run=, step=, limit=, out=, got steps"),
+        (["out=page.txt"], "ends with .html, got page.txt"),
+        (["out={run}/config.yaml/page.html"], "config.yaml"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(run, capsys, arguments, error):
+    assert main([f"run={run}", *(one.format(run=run) for one in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert error in said
+
+
+def test_no_run_and_no_ledger_are_told_apart(tmp_path, capsys):
+    assert main([]) == 2
+    assert "run=runs/NAME" in capsys.readouterr().err
+    assert main([f"run={tmp_path}"]) == 2
+    assert "is no run directory" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("")
+    assert main([f"run={tmp_path}"]) == 2
+    assert "log.ledger=true" in capsys.readouterr().err
+    assert not (tmp_path / "samples").exists()
+
+
+def shown_media(run, *media, digests=()):
+    """The figures of a page with one group, and the bytes of the page."""
+    rows = [row("a", media=to_json(media), media_digests=tuple(digests)) for _ in range(2)]
+    write_step(run / "ledger", 13, rows)
+    out, _ = show([f"run={run}"])
+    return list(parsed(out.read_text("utf-8")).all("figure")), out.stat().st_size
+
+
+def pixels_of(figure):
+    (image,) = figure.all("img")
+    kind, _, data = image.attributes["src"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data)))
+
+
+def test_images_of_the_ledger_are_embedded_once_a_group(run, tmp_path):
+    Image.new("RGB", (1024, 256), "red").save(tmp_path / "large.png")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "small.png")
+    names = ("large.png", "small.png", "gone.png")
+    media = [MediaFile("image", str(tmp_path / name)) for name in names]
+    (large, small, gone), _ = shown_media(run, *media)
+    assert (pixels_of(large).size, pixels_of(small).size) == ((448, 112), (30, 20))
+    assert small.text == media[1].path
+    path = media[2].path
+    assert gone.text == f"not shown: missing: {path} does not exist{path}"
+    assert not list(gone.all("img"))
+
+
+def test_a_picture_that_is_not_what_the_policy_saw_is_told(run, tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (30, 20), "red").save(picture)
+    medium = MediaFile("image", str(picture))
+    seen = MediaStore(SourceConfig()).read(medium).digest
+    (same,), _ = shown_media(run, medium, digests=[seen])
+    assert same.text == str(picture)
+    Image.new("RGB", (30, 20), "blue").save(picture)
+    (other,), _ = shown_media(run, medium, digests=[seen])
+    assert other.text.startswith("changed since: ")
+    assert pixels_of(other).getpixel((0, 0))[2] > 250
+
+
+def test_a_video_is_a_strip_of_six_frames(run, tmp_path):
+    path = write_video(tmp_path / "a.mp4", 30, size=(320, 160))
+    (figure,), _ = shown_media(run, MediaFile("video", path))
+    assert figure.attributes["class"] == "strip"
+    strip = pixels_of(figure)
+    assert strip.size == (6 * 160, 80)
+    shades = [strip.getpixel((160 * n + 80, 40))[0] for n in range(6)]
+    # Nine frames are seen (3 s at 3 a second); the strip shows number 0, 2, 3, 5, 6 and 8.
+    assert shades == pytest.approx([8 * n for n in (1, 8, 11, 18, 21, 28)], abs=5)
+
+
+def test_a_rendered_picture_is_painted_with_the_settings_of_the_run(run):
+    (run / "config.yaml").write_text("data: {kind: visual, path: digits, settings: {width: 90}}")
+    (figure,), size = shown_media(run, RenderedImage("digits", 0, 3, False, 0))
+    assert pixels_of(figure).size == (90, 28)
+    assert figure.text == "digits, training picture 3 of seed 0"
+    assert size < 40_000
+
+
+def test_a_run_whose_data_are_not_known_is_one_line(run, capsys):
+    write_step(run / "ledger", 13, [row(media=to_json([MediaFile("image", "/a.png")]))])
+    for text in ("", "data: 7", "data: {colour: red}", "data: ["):
+        (run / "config.yaml").write_text(text)
+        assert main([f"run={run}"]) == 2
+        assert "does not say where the media of the run are" in capsys.readouterr().err
+
+
+def test_a_tag_escapes_what_is_not_markup():
+    assert tag("b", "1 < 2", class_="x") == '<b class="x">1 &lt; 2</b>'
+    assert tag("p", tag("b", "&"), '"', title='"') == '<p title="&quot;"><b>&amp;</b>&quot;</p>'
+
+
+def test_steps_are_named_in_ranges():
+    assert as_ranges([1, 2, 3, 7]) == "1..3, 7"
+    assert as_ranges([]) == ""

@@ -1,0 +1,257 @@
+"""What a sweep concludes, from figures small enough to check by hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rl.config.recipe import dump
+from rl.sweep.__main__ import _refuse_another, _refuse_foreign, run_sweep
+from rl.sweep.arms import Arm, Point, SweepConfig, load_sweep
+from rl.sweep.report import report, verdict, write_report
+from rl.sweep.results import (
+    Course,
+    Evaluation,
+    PointResult,
+    SweepResults,
+    is_finished,
+    read_course,
+    read_results,
+)
+
+
+def evaluation(step, tokens, short, long, half_width=0.02):
+    widths = {"short": half_width, "long": half_width}
+    return Evaluation(
+        step, tokens, tokens / 2, {"short": short, "long": long}, widths, {"short": 4, "long": 40}
+    )
+
+
+def point(share, *courses):
+    return PointResult(
+        Point(f"long_{100 * share:g}", share, ()),
+        {"short": 1 - share, "long": share},
+        tuple(Course(seed, tuple(course)) for seed, course in enumerate(courses)),
+    )
+
+
+SHORT_ONLY = point(
+    0, [evaluation(0, 0, 0.3, 0.5), evaluation(10, 200, 0.7, 0.2)],
+)  # fmt: skip
+HYBRID = point(
+    0.5,
+    [evaluation(0, 0, 0.3, 0.5), evaluation(10, 300, 0.5, 0.8), evaluation(20, 600, 0.6, 0.88)],
+    [evaluation(0, 0, 0.3, 0.5), evaluation(10, 320, 0.5, 0.7), evaluation(20, 640, 0.7, 0.92)],
+)
+LONG_ONLY = point(
+    1,
+    [evaluation(0, 0, 0.3, 0.5), evaluation(10, 500, 0.3, 0.9), evaluation(20, 1000, 0.2, 0.86)],
+    [evaluation(0, 0, 0.3, 0.5), evaluation(10, 500, 0.3, 0.8), evaluation(20, 1000, 0.4, 0.92)],
+)
+
+
+def results(*points):
+    return SweepResults(("short", "long"), "long", points, {})
+
+
+def test_the_mean_course_is_over_seeds_at_common_steps():
+    mean = HYBRID.mean_course
+    assert [e.step for e in mean] == [0, 10, 20]
+    assert [e.trained_tokens for e in mean] == [0, 310, 620]
+    assert [e.accuracy["long"] for e in mean] == pytest.approx([0.5, 0.75, 0.9])
+    assert HYBRID.spread("long") == pytest.approx(0.02)
+    shorter = PointResult(HYBRID.point, HYBRID.shares, (HYBRID.courses[0], SHORT_ONLY.courses[0]))
+    assert [e.step for e in shorter.mean_course] == [0, 10]
+
+
+def test_the_peak_is_the_best_mean_of_the_long_only_arm():
+    peak = results(HYBRID, LONG_ONLY).peak(HYBRID.point)
+    assert peak is not None
+    # Means over seeds: .5, .85, .89.
+    assert peak.accuracy == pytest.approx(0.89)
+    assert peak.tokens == 1000
+    assert peak.half_width == 0.02
+
+
+def test_tokens_to_the_peak_are_those_of_the_first_evaluation_at_or_above_it():
+    both = results(HYBRID, LONG_ONLY)
+    assert both.tokens_to(HYBRID.mean_course, 0.89) == 620
+    assert both.tokens_to(HYBRID.mean_course, 0.75) == 310
+    assert both.tokens_to(HYBRID.mean_course, 0.91) is None
+    # Its seeds: .8 and .88 at 300 and 600, .7 and .92 at 320 and 640.
+    assert [both.tokens_to(c.evaluations, 0.9) for c in HYBRID.courses] == [None, 640]
+
+
+@pytest.mark.parametrize(
+    ("final", "said"),
+    [
+        (0.90, "reaches the long-only peak with 62% of its tokens"),
+        (0.88, "at its best stays 1.0 points below the long-only peak, inside its 95 % interval"),
+        (0.80, "does not reach the long-only peak: at its best it stays 9.0 points below"),
+    ],
+)
+def test_the_verdict_says_what_was_found(final, said):
+    end = evaluation(20, 620, 0.6, final)
+    hybrid = point(0.5, [evaluation(0, 0, 0.3, 0.5), end])
+    assert said in verdict(results(hybrid, LONG_ONLY), hybrid)
+
+
+def test_without_a_long_only_arm_there_is_no_peak_and_no_such_section():
+    alone = results(SHORT_ONLY, HYBRID)
+    assert alone.peak(HYBRID.point) is None
+    assert "long-only peak" not in report("x", alone)
+
+
+def test_a_point_is_compared_with_the_long_only_arm_that_is_like_it():
+    other = PointResult(
+        Point("long_100_x", 1.0, (("algorithm.clip_low", 0.1),)),
+        LONG_ONLY.shares,
+        LONG_ONLY.courses,
+    )
+    assert results(HYBRID, other).peak(HYBRID.point) is None
+    assert results(HYBRID, other, LONG_ONLY).long_only(HYBRID.point) is LONG_ONLY
+
+
+def test_the_report_states_transfer_tokens_the_paper_and_failures(tmp_path):
+    found = results(SHORT_ONLY, HYBRID, LONG_ONLY)
+    found = dataclasses.replace(found, failures={"long_75_seed_1": "a | b <i>"})
+    write_report(tmp_path, found)
+    text = (tmp_path / "report.md").read_text()
+    # Short-only took long from 50 to 20 %, long-only left short at 30 on average.
+    assert "| 0 % long | long | 50.0% | 20.0% | -30.0 ± 2.8 |" in text
+    assert "| 100 % long | short | 30.0% | 30.0% ± 10.0 | +0.0 ± 2.8 |" in text
+    # 620 of 1,000 tokens here; 3.1 of 4.4 billion in the paper.
+    assert "| 62% | 74.9 short, 77.1 long | 3.1 B (70%) |" in text
+    assert "groups whose rewards are all equal included" in text
+    # The short-only arm has one seed, the others two.
+    assert "The arms have different seeds** (0 % long: 0; 50 % long: 0, 1;" in text
+    assert "| long_75_seed_1 | a \\| b <i> |" in text
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page and "ratio.png" not in page
+    assert "<i>" not in page
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["zero_variance_groups"].startswith("in trained_tokens")
+    hybrid = next(one for one in stored["points"] if one["long_share"] == 0.5)
+    assert hybrid["tokens_to_peak"] == [620, None, 640]
+    assert (tmp_path / "ratio.png").stat().st_size > 10_000
+
+
+def finished_run(arm: Arm, steps=None):
+    """A run directory with what read_course reads."""
+    root = Path(arm.config.run)
+    root.mkdir(parents=True)
+    before = {m: {"accuracy": 0.5, "half_width": 0.1, "tokens_mean": 4.0} for m in arm.config.modes}
+    summary = {"before": before, "steps": steps or arm.config.steps}
+    (root / "summary.json").write_text(json.dumps(summary))
+    lines = [
+        {"step": 1, "progress/long/trained_tokens": 100, "rollout/long/zero_variance": 0.25,
+         "progress/short/trained_tokens": 10, "rollout/short/zero_variance": 0.0},
+        {"step": 2, "progress/long/trained_tokens": 300, "rollout/long/zero_variance": 0.5,
+         "progress/short/trained_tokens": 10}
+        | {f"eval/{m}/{k}": v for m in ("short", "long")
+           for k, v in (("accuracy", 0.75), ("half_width", 0.05), ("tokens_mean", 5.0))},
+    ]  # fmt: skip
+    (root / "checkpoints" / f"step_{steps or arm.config.steps:06d}").mkdir(parents=True)
+    (root / "config.yaml").write_text(dump(arm.config))
+    (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sweep_of(root, *arguments):
+    return load_sweep(["config=sweep_ratio.yaml", "scale=cpu_tiny", "long_share=[0.5]",
+                       "seeds=[0]", "steps=2", f"run={root}", *arguments])  # fmt: skip
+
+
+def test_tokens_with_signal_leave_out_the_share_of_silent_groups(tmp_path):
+    (arm,) = sweep_of(tmp_path).arms
+    assert not is_finished(arm)
+    finished_run(arm)
+    assert is_finished(arm)
+    first, last = read_course(arm).evaluations
+    assert (first.step, first.trained_tokens, first.accuracy["short"]) == (0, 0, 0.5)
+    # Long: 100 x .75 + 200 x .5; short: 10 in the first step, none in the second.
+    assert (last.trained_tokens, last.signal_tokens) == (310, 75 + 10 + 100)
+    assert last.accuracy == {"short": 0.75, "long": 0.75}
+
+
+def test_a_run_of_fewer_steps_is_not_finished(tmp_path):
+    (arm,) = sweep_of(tmp_path).arms
+    finished_run(arm, steps=1)
+    assert not is_finished(arm)
+
+
+def test_a_sweep_whose_arms_are_finished_is_reported_without_training(tmp_path):
+    sweep = sweep_of(tmp_path / "s")
+    finished_run(sweep.arms[0])
+    (sweep.root / "sweep.yaml").write_text(json.dumps(sweep.config.model_dump()))
+    assert run_sweep(sweep) == 0
+    assert (sweep.root / "report.html").is_file()
+    (read,) = read_results(sweep.arms, {}).points
+    assert read.shares == {"short": 0.5, "long": 0.5}
+
+
+def started_sweep(root):
+    """A sweep of one finished arm."""
+    sweep = sweep_of(root)
+    finished_run(sweep.arms[0])
+    (sweep.root / "sweep.yaml").write_text(json.dumps(sweep.config.model_dump()))
+
+
+def test_a_sweep_may_grow_but_not_become_another_or_shrink(tmp_path):
+    root = tmp_path / "s"
+    started_sweep(root)
+    _refuse_another(sweep_of(root, "seeds=[0,5]", "long_share=[0,0.5,1]", "arms_at_once=7"))
+    with pytest.raises(ValueError, match=r"settings\.steps was 2, is 3"):
+        _refuse_another(sweep_of(root, "steps=3"))
+    with pytest.raises(ValueError, match="the first seed was 0, is 5"):
+        _refuse_another(sweep_of(root, "seeds=[5,0]"))
+    with pytest.raises(ValueError, match=r"long_share lacks 0\.5"):
+        _refuse_another(sweep_of(root, "long_share=[0.9]"))
+
+
+def test_before_any_arm_has_trained_a_mended_command_may_differ(tmp_path):
+    sweep = sweep_of(tmp_path / "s")
+    sweep.root.mkdir()
+    (sweep.root / "sweep.yaml").write_text(json.dumps(sweep.config.model_dump()))
+    _refuse_another(sweep_of(tmp_path / "s", "steps=3"))
+
+
+def test_a_finished_arm_of_other_settings_is_not_compared_with_the_rest(tmp_path):
+    """As when the recipe's file was edited in between: sweep.yaml holds only its name."""
+    root = tmp_path / "s"
+    started_sweep(root)
+    stored = next(root.glob("arms/*/config.yaml"))
+    stored.write_text(stored.read_text().replace("group_size: 8", "group_size: 4"))
+    with pytest.raises(ValueError, match=r"rollout\.group_size was 4, is 8"):
+        _refuse_another(sweep_of(root))
+
+
+def test_a_summary_without_its_last_checkpoint_is_not_finished(tmp_path):
+    (arm,) = sweep_of(tmp_path).arms
+    finished_run(arm)
+    next(Path(arm.config.run).glob("checkpoints/*")).rmdir()
+    assert not is_finished(arm)
+
+
+def test_arms_may_vary_lists(tmp_path):
+    varied = "arms.policy.optimizer.betas=[[0.9,0.99],[0.9,0.95]]"
+    sweep = sweep_of(tmp_path, varied)
+    for arm in sweep.arms:
+        finished_run(arm)
+    assert len(read_results(sweep.arms, {}).points) == 2
+
+
+def test_a_long_only_arm_that_never_rises_has_a_verdict():
+    falling = point(1, [evaluation(0, 0, 0.3, 0.9), evaluation(10, 500, 0.3, 0.5)])
+    assert "never rises" in verdict(results(HYBRID, falling), HYBRID)
+
+
+def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="is no sweep and not empty"):
+        _refuse_foreign(tmp_path)
+
+
+def test_the_stored_sweep_reads_back_equal():
+    config = sweep_of("x").config
+    assert SweepConfig.model_validate(json.loads(config.model_dump_json())) == config

@@ -1,0 +1,35 @@
+from rl.system.placement import place
+from tests.fakes import config
+
+
+def test_cpu_run_gives_each_actor_a_core():
+    placement = place(config(rollout__workers=2, policy__ranks=2))
+    assert [b.resources for b in placement.bundles] == [{"CPU": 1.0}] * 4
+    assert placement.engine_bundles == (0, 1)
+    assert placement.rank_bundles == (2, 3)
+
+
+def test_separate_engines_take_their_tensor_parallel_gpus_in_one_bundle():
+    placement = place(
+        config(
+            rollout__workers=2,
+            rollout__tensor_parallel=2,
+            policy__ranks=4,
+            resources={"gpus": 8},
+        )
+    )
+    assert [b.gpus for b in placement.bundles] == [2, 2, 1, 1, 1, 1]
+
+
+def test_colocated_ranks_share_the_bundle_of_the_engine_on_their_gpus():
+    placement = place(
+        config(
+            rollout__workers=2,
+            rollout__tensor_parallel=2,
+            policy__ranks=4,
+            resources={"gpus": 4, "colocate": True},
+        )
+    )
+    assert [b.gpus for b in placement.bundles] == [2, 2]
+    assert placement.rank_bundles == (0, 0, 1, 1)
+    assert placement.bundles[1].actors == ("engine 1", "rank 2", "rank 3")

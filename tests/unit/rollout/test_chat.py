@@ -1,0 +1,221 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from policy.builtin.tokenizer import make_tokenizer
+from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER
+from rl.data.media.names import MediaFile
+from rl.loop.stages import Prompt
+from rollout.chat import ChatTemplate, refuse_oversized, split_response
+from rollout.prompts.stream import PromptStream
+from tests.fakes import config
+from tests.minicpmv_tiny import tiny_tokenizer
+
+TURNS = (
+    "{%- for m in messages -%}{{ '<' + m.role[0] + '>' + m.content }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<a>' }}"
+)
+EMPTY = "{{ '<think>\\n\\n</think>\\n\\n' }}"
+# Opens nothing to think; closes an empty block to answer at once.
+QWEN3 = TURNS + "{%- if enable_thinking is false -%}" + EMPTY + "{%- endif -%}{%- endif -%}"
+# Opens the block itself to think.
+MINICPM = (
+    TURNS
+    + "{%- if enable_thinking -%}{{ '<think>\\n' }}{%- else -%}"
+    + EMPTY
+    + "{%- endif -%}{%- endif -%}"
+)
+# Always thinks, as distilled reasoning models do.
+ALWAYS = TURNS + "{{ '<think>\\n' }}{%- endif -%}"
+PLAIN = TURNS + "{%- endif -%}"
+NO_SYSTEM = (
+    "{%- if messages[0].role == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}"
+    + QWEN3
+)
+ASKED = Prompt("p/1", ({"role": "user", "content": "2+2?"},), "4")
+
+
+def open_chat(directory, template: str | None) -> ChatTemplate:
+    tokenizer = make_tokenizer(512)
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    return ChatTemplate(str(directory))
+
+
+def no_media(prompt: Prompt) -> int:
+    return 0
+
+
+def rendered(chat: ChatTemplate, thinking: bool) -> str:
+    return chat.text(chat.prompt_token_ids(ASKED, thinking))
+
+
+@pytest.mark.parametrize("template", [QWEN3, MINICPM], ids=["qwen3", "minicpm"])
+def test_hybrid_templates_end_as_each_mode_needs(tmp_path, template):
+    chat = open_chat(tmp_path, template)
+    assert rendered(chat, True) == "<u>2+2?<a><think>\n"
+    assert rendered(chat, False) == "<u>2+2?<a><think>\n\n</think>\n\n"
+    chat.require_switch([True, False])
+
+
+@pytest.mark.parametrize("template", [ALWAYS, PLAIN], ids=["always", "plain"])
+def test_without_a_switch_either_mode_alone_works_but_not_both(tmp_path, template):
+    chat = open_chat(tmp_path, template)
+    assert rendered(chat, True) == "<u>2+2?<a><think>\n"
+    assert rendered(chat, False) == "<u>2+2?<a><think>\n\n</think>\n\n"
+    chat.require_switch([True, True])
+    with pytest.raises(ValueError, match="answers the same with enable_thinking"):
+        chat.require_switch([True, False])
+
+
+def test_the_built_in_policy_uses_its_own_template(tmp_path):
+    chat = open_chat(tmp_path, None)
+    assert rendered(chat, True) == "<user>2+2?<asst>\n<think>\n"
+    assert rendered(chat, False) == "<user>2+2?<asst>\n<think>\n\n</think>\n\n"
+    # One token per character or marker: user, 4, asst, \n, think, \n.
+    assert len(chat.prompt_token_ids(ASKED, True)) == 9
+
+
+def test_a_model_without_a_template_is_refused(tmp_path):
+    tokenizer = make_tokenizer(512)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no chat template"):
+        ChatTemplate(str(tmp_path))
+
+
+def test_messages_that_the_template_refuses_name_the_prompt(tmp_path):
+    chat = open_chat(tmp_path, NO_SYSTEM)
+    prompt = Prompt("p/7", ({"role": "system", "content": "x"}, *ASKED.messages), "4")
+    with pytest.raises(ValueError, match="refuses prompt p/7: no system role"):
+        chat.prompt_token_ids(prompt, True)
+
+
+def test_text_drops_one_final_end_token_and_keeps_other_special_tokens(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 3]}')
+    chat = open_chat(tmp_path, QWEN3)
+    tokenizer = make_tokenizer(512)
+    ids = tokenizer("4</think>\n<pad>", add_special_tokens=False)["input_ids"]
+    for end in (1, 3):
+        assert chat.text([*ids, end]) == "4</think>\n<pad>"
+    assert chat.text([*ids, 1, 1]) == "4</think>\n<pad><eos>"
+    assert chat.text([]) == ""
+
+
+def test_split_by_hand():
+    assert split_response("a+b\n</think>\n\n4", True) == ("a+b\n", "\n\n4")
+    assert split_response("a+b", True) == ("a+b", None)
+    assert split_response("x</think>y</think>z", True) == ("x", "y</think>z")
+    assert split_response("a</think>4", False) == (None, "a</think>4")
+
+
+def test_length_is_told_only_above_the_limit(tmp_path):
+    chat = open_chat(tmp_path, None)
+    # 9 tokens, 23 bytes: limits on both sides of each.
+    lengths = [chat.length_above(ASKED, True, limit) for limit in (8, 9, 22, 23)]
+    assert lengths == [9, None, None, None]
+
+
+@given(text=st.text(alphabet="ab<>/think\n", max_size=40))
+def test_split_loses_nothing(text):
+    reasoning, answer = split_response(text, True)
+    assert text == (reasoning if answer is None else f"{reasoning}</think>{answer}")
+    assert "</think>" not in reasoning
+
+
+def test_prompts_that_leave_no_room_are_counted_and_named(tmp_path):
+    chat = open_chat(tmp_path, None)
+    cfg = config(
+        data={"kind": "chain_sum", "settings": {"lengths": [3, 6]}},
+        modes__long__max_tokens=16,
+        rollout__max_model_length=30,
+        eval__prompts=4,
+    )
+    stream = PromptStream.open(cfg)
+    # 6 labelled numbers: user, 12 characters, ?, asst, \n, think, \n = 18 tokens, + 16 > 30;
+    # 3 of them make 12 tokens, which fit.
+    with pytest.raises(
+        ValueError, match=r"too long for mode long: up to 18 prompt tokens"
+    ) as caught:
+        refuse_oversized(cfg, stream, chat, no_media)
+    assert "chain_sum/heldout/1, chain_sum/heldout/3, chain_sum/train/" in str(caught.value)
+    assert "heldout/0" not in str(caught.value)
+    fits = config(rollout__max_model_length=34, data__settings={"lengths": [3, 6]})
+    refuse_oversized(fits, PromptStream.open(fits), chat, no_media)
+
+
+IMAGE, VIDEO = MediaFile("image", "/a.png"), MediaFile("video", "/b.mp4")
+
+
+def seeing_chat(directory) -> ChatTemplate:
+    """MiniCPM-V, whose template takes text alone."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(directory)
+    (directory / "config.json").write_text('{"model_type": "minicpmv"}')
+    return ChatTemplate(str(directory))
+
+
+def shown(parts: list, *media: MediaFile) -> Prompt:
+    return Prompt("p/1", ({"role": "user", "content": parts},), "4", media=media)
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
+
+
+def test_media_are_one_marker_each_in_the_order_of_the_messages(tmp_path):
+    chat = seeing_chat(tmp_path)
+    parts = [{"type": "image"}, text("then"), {"type": "video"}, text("what?")]
+    ids = chat.prompt_token_ids(shown(parts, IMAGE, VIDEO), thinking=False)
+    body = f"{IMAGE_MARKER}\nthen\n{VIDEO_MARKER}\nwhat?"
+    assert chat.raw_text(ids).startswith(f"<|im_start|>user\n{body}<|im_end|>\n")
+    marker = list(chat.token_ids(IMAGE_MARKER))
+    # In running text the marker's last character and the new line are one token.
+    assert marker != list(chat.token_ids(f"{IMAGE_MARKER}\n"))[: len(marker)]
+    assert marker in [list(ids[i : i + len(marker)]) for i in range(len(ids))]
+
+
+@pytest.mark.parametrize(
+    ("parts", "media"),
+    [
+        ([text("what?")], [IMAGE]),
+        ([{"type": "image"}, text("what?")], [VIDEO]),
+        ([{"type": "image"}, text(f"{IMAGE_MARKER} what?")], [IMAGE]),
+        ([text(f"{VIDEO_MARKER} what?")], []),
+    ],
+    ids=["none", "other kind", "written by the text", "text alone"],
+)
+def test_markers_must_match_the_media(tmp_path, parts, media):
+    chat = seeing_chat(tmp_path)
+    with pytest.raises(ValueError, match=r"prompt p/1 .* has places for"):
+        chat.prompt_token_ids(shown(parts, *media), thinking=False)
+
+
+def test_a_text_cannot_write_an_image(tmp_path):
+    chat = seeing_chat(tmp_path)
+    forged = shown([{"type": "image"}, text("<image><unk></image>")], IMAGE)
+    with pytest.raises(ValueError, match="must not write <image>, </image>"):
+        chat.prompt_token_ids(forged, thinking=False)
+
+
+def test_a_policy_of_text_refuses_media(tmp_path):
+    chat = open_chat(tmp_path, QWEN3)
+    assert chat.unsampled == ()
+    with pytest.raises(ValueError, match=r"shows 1 images or videos, and .* reads text only"):
+        chat.prompt_token_ids(shown([{"type": "image"}], IMAGE), thinking=False)
+
+
+def test_no_token_of_a_medium_may_be_sampled(tmp_path):
+    chat = seeing_chat(tmp_path)
+    names = "<unk> <image> </image> <slice> </slice> <image_id> </image_id>".split()
+    assert [chat.raw_text([token]) for token in chat.unsampled] == names
+
+
+def test_what_media_take_counts_against_the_engines_length(tmp_path):
+    chat = open_chat(tmp_path, QWEN3)
+    settings = config(rollout__max_model_length=64)
+    stream = PromptStream.open(settings)
+    refuse_oversized(settings, stream, chat, no_media)
+    with pytest.raises(ValueError, match="too long for mode"):
+        refuse_oversized(settings, stream, chat, lambda prompt: 60)
