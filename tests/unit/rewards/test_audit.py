@@ -87,11 +87,11 @@ def test_labels_make_a_table(audit):
 def test_a_bomb_fails_alone_in_its_place_and_in_its_time(audit):
     bomb = {"reference": "x+1", "response": r"\boxed{10^{10^{10}}+x}"}
     rows = [{"reference": "x+1", "response": "1+x"}, bomb] * 3
-    done, written = audit(rows, "timeout_s=0.5", "memory_mib=512", "workers=2")
+    done, written = audit(rows, "timeout_s=3", "memory_mib=512", "workers=2")
     assert done.returncode == 0
     assert [row["parts"].get("accuracy") for row in written] == [1.0, None] * 3
     assert all(row["failure"] in ("timeout", "memory") for row in written[1::2])
-    assert all(row["seconds"] < 1.0 for row in written)
+    assert all(row["seconds"] < 6.0 for row in written)
     assert {row["route"] for row in written} == {written[0]["route"]}
 
 
