@@ -222,11 +222,12 @@ def test_markers_nest_and_the_innermost_speaks():
 )
 def test_floods_cost_linear_time(flood):
     text = (flood * MAX_CHARACTERS)[:MAX_CHARACTERS]
-    started = time.perf_counter()
+    # Of this process alone: how long the clock runs depends on what else the machine does.
+    started = time.process_time()
     assert verify_quickly("12", text).accuracy == 0.0
     assert verify_quickly("x+1", text).accuracy != 1.0
     answer_start(text)
-    assert time.perf_counter() - started < 0.25
+    assert time.process_time() - started < 0.25
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(0, 6))
