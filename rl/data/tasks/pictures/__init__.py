@@ -6,7 +6,7 @@
 One file per task; each draws a scene (what is shown and asked, without pixels) and paints it.
 """
 
-from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.drawing import VisualExample
 from rl.data.tasks.pictures.tasks import TASKS, ask, draw_scene, read_settings, render
 
 __all__ = ["TASKS", "VisualExample", "ask", "draw_scene", "read_settings", "render"]

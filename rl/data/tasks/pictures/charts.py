@@ -6,22 +6,31 @@ drawn, whatever a matplotlibrc says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import matplotlib.style
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from PIL import Image
 from pydantic import Field
 
 from rl.config.run import Section
-from rl.data.tasks.pictures import words
-from rl.data.tasks.pictures.example import VisualExample
-from rl.data.tasks.pictures.lettering import FAMILIES, font_file
-from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.font_manager import FontProperties
+from rl.data.tasks.pictures.drawing import (
+    FONT_FAMILIES,
+    NOT_EMPTY,
+    VisualExample,
+    draw_whole,
+    font_file,
+    pick,
+    pick_several,
+    within,
+)
+from rl.data.tasks.pictures.pages import WORDS
 
 Kind = Literal["bar", "horizontal_bar", "line", "pie"]
 Question = Literal["read", "sum", "difference", "largest", "smallest"]
@@ -38,17 +47,17 @@ COLOURS = ("#3b6fb6", "#d1603d", "#4a9a5b", "#8d5fa8", "#c9a227", "#5aa6b8", "#b
 class Theme:
     title: str
     unit: str
-    names: tuple[str, ...]
+    names: Sequence[str]
     is_ordered: bool
     """Whether the names have an order of their own, as months do."""
 
 
 THEMES = (
-    Theme("Fruit sold", "kilograms", words.FRUITS, False),
-    Theme("Rainy days", "days", words.MONTHS, True),
-    Theme("Books read", "books", words.FIRST_NAMES, False),
-    Theme("Visitors of the museum", "visitors", words.WEEKDAYS, True),
-    Theme("Trains a day", "trains", words.TOWNS, False),
+    Theme("Fruit sold", "kilograms", WORDS["fruits"], False),
+    Theme("Rainy days", "days", WORDS["months"], True),
+    Theme("Books read", "books", WORDS["first_names"], False),
+    Theme("Visitors of the museum", "visitors", WORDS["weekdays"], True),
+    Theme("Trains a day", "trains", WORDS["towns"], False),
 )
 
 
@@ -61,8 +70,8 @@ class ChartsSettings(Section):
     height: int = Field(default=336, ge=280, le=1200)
     """Pixels."""
     labelled: float = Field(default=0.3, ge=0, le=1)
-    """Share of the bar and line charts with their values written beside them; of the others they
-    must be read off the grid. The pieces of a pie always say their share."""
+    """Share of the bar and line charts that have their values written beside them; the values of
+    the others must be read off the grid. The pieces of a pie always state their share."""
     questions: Annotated[tuple[Question, ...], NOT_EMPTY] = (
         "read",
         "sum",
@@ -96,43 +105,40 @@ def draw(settings: ChartsSettings, rng: np.random.Generator) -> ChartsScene:
         names = sorted(names, key=theme.names.index)
     step = 1 if theme.unit == "days" else pick(rng, STEPS)
     if kind == "pie":
-        # Shares of 100 in steps of 5, none below 10, for names to stand clear of each other.
+        # Shares of 100 in steps of 5, none below 10: the names beside thin pieces would touch.
         step, count = 5, len(names)
         values = step * (2 + rng.multinomial(20 - 2 * count, np.full(count, 1 / count)))
     else:
         values = step * rng.integers(1, GRIDLINES + 1, len(names))
     unit = "percent" if kind == "pie" else theme.unit
-    asked = _ask(pick(rng, settings.questions), unit, names, values, rng)
-    return ChartsScene(kind, theme, tuple(names), tuple(values.tolist()), step, *asked)
+    question = _ask(pick(rng, settings.questions), unit, names, values, rng)
+    return ChartsScene(kind, theme, tuple(names), tuple(values.tolist()), step, *question)
 
 
 def _ask(
     kind: str, unit: str, names: list[str], values: np.ndarray, rng: np.random.Generator
 ) -> tuple[str, str, str]:
-    """Question, answer and route."""
+    """Return question, answer and accuracy route."""
     first, second = rng.permutation(len(names))[:2]
     extreme = {"largest": values.max(), "smallest": values.min()}.get(kind)
     if extreme is not None and (values == extreme).sum() == 1:
         name = names[int(np.flatnonzero(values == extreme)[0])]
         return f"For which name does the chart show the {kind} value?", name, "text"
     if kind == "sum":
-        asked = f"How many {unit} does the chart show for {names[first]} and {names[second]}"
-        return f"{asked} together?", str(values[first] + values[second]), "number"
+        both = f"{names[first]} and {names[second]}"
+        question = f"How many {unit} does the chart show for {both} together?"
+        return question, str(values[first] + values[second]), "number"
     if kind == "read":
-        asked = f"How many {unit} does the chart show for {names[first]}?"
-        return asked, str(values[first]), "number"
-    # Where several share the largest or smallest value, too.
-    asked = f"By how many {unit} do {names[first]} and {names[second]} differ in the chart?"
-    return asked, str(abs(values[first] - values[second])), "number"
+        question = f"How many {unit} does the chart show for {names[first]}?"
+        return question, str(values[first]), "number"
+    # Also where the extreme value is asked for but several share it, so that no name is the answer.
+    question = f"By how many {unit} do {names[first]} and {names[second]} differ in the chart?"
+    return question, str(abs(values[first] - values[second])), "number"
 
 
 def paint(scene: ChartsScene, settings: ChartsSettings, rng: np.random.Generator) -> VisualExample:
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.font_manager import FontProperties
-
-    letters = FontProperties(fname=str(font_file(pick(rng, FAMILIES[:2]))), size=10)
+    letters = FontProperties(fname=str(font_file(pick(rng, FONT_FAMILIES[:2]))), size=10)
+    # A matplotlibrc of the user's would change the pictures that a seed stands for.
     with matplotlib.style.context("default"):
         figure = Figure((settings.width / DPI, settings.height / DPI), dpi=DPI, layout="tight")
         canvas = FigureCanvasAgg(figure)
@@ -150,16 +156,15 @@ def paint(scene: ChartsScene, settings: ChartsSettings, rng: np.random.Generator
 
 
 def _pie(axes: Axes, scene: ChartsScene, letters: FontProperties, rng: np.random.Generator) -> None:
-    text = {"fontproperties": letters}
     axes.pie(
         scene.values,
         labels=scene.names,
-        colors=_colours(len(scene.names), rng),
+        colors=pick_several(rng, COLOURS, len(scene.names)),
         autopct="%d%%",
         pctdistance=0.75,
         labeldistance=1.12,
         startangle=rng.uniform(0, 360),
-        textprops=text,
+        textprops={"fontproperties": letters},
         wedgeprops={"edgecolor": "white"},
     )
 
@@ -171,25 +176,23 @@ def _on_axes(
     is_labelled: bool,
     rng: np.random.Generator,
 ) -> None:
-    places = np.arange(len(scene.names))
+    positions = np.arange(len(scene.names))
     is_flat = scene.kind == "horizontal_bar"
     colour = pick(rng, COLOURS)
     if scene.kind == "line":
-        axes.plot(places, scene.values, "o-", color=colour, linewidth=2)
+        axes.plot(positions, scene.values, "o-", color=colour, linewidth=2)
     elif is_flat:
-        axes.barh(places, scene.values, color=colour, height=0.6)
+        axes.barh(positions, scene.values, color=colour, height=0.6)
         axes.invert_yaxis()
     else:
-        axes.bar(places, scene.values, color=colour, width=0.6)
+        axes.bar(positions, scene.values, color=colour, width=0.6)
     _scale(axes, scene, letters, is_flat)
     if is_labelled:
-        for place, value in zip(places, scene.values, strict=True):
-            at = (value, place) if is_flat else (place, value)
-            away = (5, 0) if is_flat else (0, 6)
+        for position, value in zip(positions, scene.values, strict=True):
             axes.annotate(
                 str(value),
-                at,
-                away,
+                (value, position) if is_flat else (position, value),
+                (5, 0) if is_flat else (0, 6),
                 textcoords="offset points",
                 fontproperties=letters,
                 ha="left" if is_flat else "center",
@@ -199,7 +202,7 @@ def _on_axes(
 
 
 def _scale(axes: Axes, scene: ChartsScene, letters: FontProperties, is_flat: bool) -> None:
-    """Names on one axis, a gridline for every possible value on the other."""
+    """Put names on one axis, and a gridline for every possible value on the other."""
     along, across = (axes.yaxis, axes.xaxis) if is_flat else (axes.xaxis, axes.yaxis)
     along.set_ticks(range(len(scene.names)), scene.names, fontproperties=letters)
     room = axes.figure.bbox.width / len(scene.names) / PIXELS_PER_CHARACTER
@@ -218,7 +221,3 @@ def _scale(axes: Axes, scene: ChartsScene, letters: FontProperties, is_flat: boo
     else:
         axes.set_ylim(*bounds)
         axes.set_xlim(-0.6, len(scene.names) - 0.4)
-
-
-def _colours(count: int, rng: np.random.Generator) -> list[str]:
-    return pick_several(rng, COLOURS, count)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -18,15 +17,70 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from rl.config.run import Section
-from rl.data.tasks.pictures.example import VisualExample
-from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_real, draw_whole, pick, within
+from rl.data.tasks.pictures.drawing import (
+    NOT_EMPTY,
+    VisualExample,
+    draw_whole,
+    pick,
+    within,
+)
 
 Operation = Literal["sum", "max", "count"]
 MIN_HEIGHT = 12
-"""Pixels that a digit's cell must have room for; in less a digit cannot be told."""
+"""Fewest pixels of a digit's height at which it can be told from the others."""
 ASPECT = 0.62
 """Width of a digit over its height."""
 PAPER, INK = 0.92, 0.08
+
+
+def _arc(x: float, y: float, rx: float, ry: float, start: float, end: float, parts: int) -> list:
+    """Points of an ellipse, angles in degrees, 0 to the right and 90 down."""
+    angles = np.radians(np.linspace(start, end, parts + 1))
+    return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
+
+
+# The strokes of every digit in a unit square, y pointing down: curves as points to be joined.
+_CURVES = [
+    [_arc(0.5, 0.5, 0.42, 0.5, 0, 360, 10)],
+    [[(0.2, 0.22), (0.55, 0.0), (0.55, 1.0)]],
+    [[*_arc(0.5, 0.28, 0.42, 0.28, 190, 400, 6), (0.08, 1.0), (0.95, 1.0)]],
+    [
+        _arc(0.45, 0.25, 0.42, 0.25, 200, 450, 5),
+        _arc(0.45, 0.75, 0.45, 0.25, 270, 520, 5),
+    ],
+    [[(0.7, 1.0), (0.7, 0.0), (0.05, 0.7), (0.98, 0.7)]],
+    [[(0.88, 0.0), (0.2, 0.0), (0.15, 0.45), *_arc(0.45, 0.69, 0.45, 0.31, 240, 510, 7)]],
+    [[(0.75, 0.0), (0.25, 0.35), *_arc(0.5, 0.69, 0.42, 0.31, 180, 540, 8)]],
+    [[(0.05, 0.0), (0.95, 0.0), (0.38, 1.0)]],
+    [
+        _arc(0.5, 0.25, 0.36, 0.25, 90, 450, 5),
+        _arc(0.5, 0.75, 0.44, 0.25, 270, 630, 5),
+    ],
+    [[*_arc(0.5, 0.31, 0.42, 0.31, 0, 360, 8), (0.75, 0.65), (0.25, 1.0)]],
+]
+_LINES = [[(*a, *b) for line in lines for a, b in pairwise(line)] for lines in _CURVES]
+_MOST = max(map(len, _LINES))
+STROKE_FONT = np.array(
+    # One array needs digits of as many segments each; a repeated segment changes no distance.
+    [lines + [lines[-1]] * (_MOST - len(lines)) for lines in _LINES],
+    np.float32,
+)
+"""Line segments of every digit: [10, segments, (x0, y0, x1, y1)]."""
+
+_ROWS = (
+    "01110 10001 10011 10101 11001 10001 01110",
+    "00100 01100 00100 00100 00100 00100 01110",
+    "01110 10001 00001 00110 01000 10000 11111",
+    "01110 10001 00001 00110 00001 10001 01110",
+    "00010 00110 01010 10010 11111 00010 00010",
+    "11111 10000 11110 00001 00001 10001 01110",
+    "00110 01000 10000 11110 10001 10001 01110",
+    "11111 00001 00010 00100 01000 01000 01000",
+    "01110 10001 10001 01110 10001 10001 01110",
+    "01110 10001 10001 01111 00001 00010 01100",
+)
+BITMAP_FONT = np.array([[list(map(float, row)) for row in glyph.split()] for glyph in _ROWS], "f4")
+"""Dots of every digit, 1 where there is ink: [10, 7, 5]."""
 
 
 class DigitsSettings(Section):
@@ -49,7 +103,7 @@ class DigitsSettings(Section):
     """Width of strokes over the height of a digit; the bitmap font has its own."""
 
     @model_validator(mode="after")
-    def _digits_have_room(self) -> DigitsSettings:
+    def _require_room_for_digits(self) -> DigitsSettings:
         count, size = self.n[1], (self.width, self.height)
         tall = _digit_height(count, _grid(count, *size)[0], *size)
         if tall < MIN_HEIGHT:
@@ -77,23 +131,24 @@ def draw(settings: DigitsSettings, rng: np.random.Generator) -> DigitsScene:
     count = draw_whole(rng, settings.n)
     digits = tuple(rng.integers(0, 10, size=count).tolist())
     operation = pick(rng, settings.operations)
-    # Half of the digits asked for are there, else most counts would be 0.
-    asked = pick(rng, digits) if rng.random() < 0.5 else int(rng.integers(10))
-    value = {"sum": sum(digits), "max": max(digits), "count": digits.count(asked)}[operation]
+    # Half of the time a digit that is there is counted; of a random one most counts would be 0.
+    counted = pick(rng, digits) if rng.random() < 0.5 else int(rng.integers(10))
+    value = {"sum": sum(digits), "max": max(digits), "count": digits.count(counted)}[operation]
     if settings.wording == "terse":
-        question = {"sum": "+?", "max": ">?", "count": f"#{asked}?"}[operation]
+        question = {"sum": "+?", "max": ">?", "count": f"#{counted}?"}[operation]
         return DigitsScene(digits, question, f"{value:02d}")
     question = {
         "sum": "What is the sum of the digits in the picture?",
         "max": "What is the largest digit in the picture?",
-        "count": f"How many times does the digit {asked} appear in the picture?",
+        "count": f"How many times does the digit {counted} appear in the picture?",
     }[operation]
     return DigitsScene(digits, question, str(value))
 
 
 def paint(scene: DigitsScene, settings: DigitsSettings, rng: np.random.Generator) -> VisualExample:
     shade = _shade(scene.digits, settings, rng)
-    sigma = draw_real(rng, settings.noise)
+    # Single precision throughout: a training run paints thousands of these a second.
+    sigma = rng.uniform(*settings.noise)
     if sigma:
         shade += np.float32(sigma) * rng.standard_normal(shade.shape, dtype=np.float32)
     pixels = (shade.clip(0, 1) * np.float32(255)).astype(np.uint8)
@@ -110,8 +165,8 @@ def _shade(
     ink_of = _stroke_ink if pick(rng, settings.fonts) == "strokes" else _bitmap_ink
     inks = ink_of(digits, width, height, settings, rng)  # [n, height, width]
     shade = np.full((settings.height, settings.width), PAPER, np.float32)
-    for place, ink in enumerate(inks):
-        top, left = place // columns * height, place % columns * width
+    for index, ink in enumerate(inks):
+        top, left = index // columns * height, index % columns * width
         shade[top : top + height, left : left + width] += np.float32(INK - PAPER) * ink
     return shade
 
@@ -137,12 +192,12 @@ def _stroke_ink(
     """Strokes of one width around line segments, with soft edges: [n, height, width]."""
     tall, left, top = _boxes(len(digits), width, height, settings.jitter, rng)
     slant = settings.jitter * rng.uniform(-0.2, 0.2, len(digits))
-    lines = _segments()[list(digits)]  # [n, segments, (x0, y0, x1, y1)]
+    lines = STROKE_FONT[list(digits)]  # [n, segments, (x0, y0, x1, y1)]
     xs, ys = lines[..., 0::2], lines[..., 1::2]
     ends_x = (xs * ASPECT + slant[:, None, None] * (0.5 - ys)) * tall[:, None, None]
     ends_x += left[:, None, None]
     ends_y = ys * tall[:, None, None] + top[:, None, None]
-    half = (0.5 * draw_real(rng, settings.thickness) * tall)[:, None, None]
+    half = (0.5 * rng.uniform(*settings.thickness) * tall)[:, None, None]
     far = _distance(ends_x.astype(np.float32), ends_y.astype(np.float32), width, height)
     # Half a pixel to either side of the edge goes from ink to paper.
     return (half.astype(np.float32) + np.float32(0.5) - far).clip(0, 1)
@@ -178,13 +233,13 @@ def _bitmap_ink(
     """A font of 5x7 dots, enlarged without smoothing: [n, height, width]."""
     ink = np.zeros((len(digits), height, width), np.float32)
     boxes = zip(*_boxes(len(digits), width, height, settings.jitter, rng), strict=True)
-    for place, (tall, left, top) in enumerate(boxes):
-        glyph = _dots()[digits[place]]
+    for index, (tall, left, top) in enumerate(boxes):
+        glyph = BITMAP_FONT[digits[index]]
         high, wide = max(7, round(tall)), max(5, round(tall * ASPECT))
         from_row = np.arange(high) * 7 // high
         from_column = np.arange(wide) * 5 // wide
         x, y = min(max(0, int(left)), width - wide), min(max(0, int(top)), height - high)
-        ink[place, y : y + high, x : x + wide] = glyph[from_row[:, None], from_column]
+        ink[index, y : y + high, x : x + wide] = glyph[from_row[:, None], from_column]
     return ink
 
 
@@ -196,54 +251,3 @@ def _boxes(
     tall = np.maximum(largest * (1 - 0.25 * jitter * rng.random(count)), 7)
     shift = 0.5 + 0.4 * jitter * rng.uniform(-1, 1, (2, count))
     return tall, (width - tall * ASPECT) * shift[0], (height - tall) * shift[1]
-
-
-def _arc(x: float, y: float, rx: float, ry: float, start: float, end: float, parts: int) -> list:
-    """Points of an ellipse, angles in degrees, 0 to the right and 90 down."""
-    angles = np.radians(np.linspace(start, end, parts + 1))
-    return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
-
-
-@cache
-def _segments() -> NDArray[np.float32]:
-    """Line segments of every digit in a unit square: [10, segments, (x0, y0, x1, y1)]."""
-    polylines = [
-        [_arc(0.5, 0.5, 0.42, 0.5, 0, 360, 10)],
-        [[(0.2, 0.22), (0.55, 0.0), (0.55, 1.0)]],
-        [[*_arc(0.5, 0.28, 0.42, 0.28, 190, 400, 6), (0.08, 1.0), (0.95, 1.0)]],
-        [
-            _arc(0.45, 0.25, 0.42, 0.25, 200, 450, 5),
-            _arc(0.45, 0.75, 0.45, 0.25, 270, 520, 5),
-        ],
-        [[(0.7, 1.0), (0.7, 0.0), (0.05, 0.7), (0.98, 0.7)]],
-        [[(0.88, 0.0), (0.2, 0.0), (0.15, 0.45), *_arc(0.45, 0.69, 0.45, 0.31, 240, 510, 7)]],
-        [[(0.75, 0.0), (0.25, 0.35), *_arc(0.5, 0.69, 0.42, 0.31, 180, 540, 8)]],
-        [[(0.05, 0.0), (0.95, 0.0), (0.38, 1.0)]],
-        [
-            _arc(0.5, 0.25, 0.36, 0.25, 90, 450, 5),
-            _arc(0.5, 0.75, 0.44, 0.25, 270, 630, 5),
-        ],
-        [[*_arc(0.5, 0.31, 0.42, 0.31, 0, 360, 8), (0.75, 0.65), (0.25, 1.0)]],
-    ]
-    shapes = [[(*a, *b) for line in lines for a, b in pairwise(line)] for lines in polylines]
-    most = max(map(len, shapes))
-    # A repeated segment changes no distance.
-    return np.array([shape + [shape[-1]] * (most - len(shape)) for shape in shapes], np.float32)
-
-
-@cache
-def _dots() -> NDArray[np.float32]:
-    """The bitmap font: [10, 7, 5], 1 where there is ink."""
-    rows = (
-        "01110 10001 10011 10101 11001 10001 01110",
-        "00100 01100 00100 00100 00100 00100 01110",
-        "01110 10001 00001 00110 01000 10000 11111",
-        "01110 10001 00001 00110 00001 10001 01110",
-        "00010 00110 01010 10010 11111 00010 00010",
-        "11111 10000 11110 00001 00001 10001 01110",
-        "00110 01000 10000 11110 10001 10001 01110",
-        "11111 00001 00010 00100 01000 01000 01000",
-        "01110 10001 10001 01110 10001 10001 01110",
-        "01110 10001 10001 01111 00001 00010 01100",
-    )
-    return np.array([[list(map(float, row)) for row in glyph.split()] for glyph in rows], "f4")

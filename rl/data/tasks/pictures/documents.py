@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, pick
 from rl.data.tasks.pictures.pages import Page, PageSettings, draw_page, paint_page, text_of
-from rl.data.tasks.pictures.ranges import NOT_EMPTY, pick
 
 Question = Literal["page", "title", "paragraph", "fact"]
 ORDINALS = ("first", "second")
@@ -40,19 +39,19 @@ def draw(settings: DocumentsSettings, rng: np.random.Generator) -> DocumentsScen
 def _ask(kind: str, page: Page, rng: np.random.Generator) -> tuple[str, str, str]:
     """Question, answer and route."""
     if kind == "fact":
-        asked = pick(rng, page.kind.asked)
-        return asked.question.format(**page.facts), page.facts[asked.fact], asked.route
+        question, fact, route = pick(rng, page.kind["questions"])
+        return question.format(**page.facts), page.facts[fact], route
     if kind == "page":
         whole = "Transcribe the whole page, with its title. Answer with the text alone."
         return whole, page.text, "transcription"
     if kind == "title":
         title = "Transcribe the title of the page. Answer with the text alone."
         return title, text_of(page.title), "transcription"
-    place = int(rng.integers(len(page.paragraphs)))
+    index = int(rng.integers(len(page.paragraphs)))
     paragraph = (
-        f"Transcribe the {ORDINALS[place]} paragraph below the title. Answer with the text alone."
+        f"Transcribe the {ORDINALS[index]} paragraph below the title. Answer with the text alone."
     )
-    return paragraph, text_of(page.paragraphs[place]), "transcription"
+    return paragraph, text_of(page.paragraphs[index]), "transcription"
 
 
 def paint(

@@ -12,9 +12,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field
 
 from rl.config.run import Section
-from rl.data.tasks.pictures.example import VisualExample
-from rl.data.tasks.pictures.lettering import font
-from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_whole, pick, within
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, draw_whole, font, pick, within
 
 Kind = Literal["angle", "right_triangle", "area", "perimeter", "segment", "l_shape"]
 SMOOTHING = 3
@@ -49,11 +47,11 @@ class Label:
     text: str
     x: float
     y: float
-    """Where the label belongs to, in the figure's own units."""
+    """The point that is labelled, in the figure's own units."""
     towards: tuple[float, float]
-    """Unit vector from there to the label."""
+    """Unit vector from the point to the label."""
     away: float = 1.5
-    """How far along it the label's edge lies, in hundredths of the picture."""
+    """Distance from the point to the label's edge, in hundredths of the picture's side."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,9 @@ class FiguresScene:
 
     kind: str
     values: tuple[int, ...]
-    """The labelled numbers; they, the kind and which is asked for are what the figure shows."""
+    """The labelled numbers."""
     unknown: int
+    """Which of the figure's numbers is not labelled but asked for."""
     question: str
     answer: str
     outline: tuple[tuple[float, float], ...]
@@ -103,15 +102,15 @@ def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
     unknown = int(rng.integers(3))
     radius = 0.11 * min(math.dist(a, b) for a, b in zip(corners, _next(corners), strict=True))
     labels, marks = [], []
-    for place, corner in enumerate(corners):
-        ways = [_unit(corner, corners[(place + step) % 3]) for step in (1, 2)]
-        text = "x" if place == unknown else f"{angles[place]}°"
+    for index, corner in enumerate(corners):
+        ways = [_unit(corner, corners[(index + step) % 3]) for step in (1, 2)]
+        text = "x" if index == unknown else f"{angles[index]}°"
         inwards = _unit((0, 0), (ways[0][0] + ways[1][0], ways[0][1] + ways[1][1]))
-        # From here on a label fits between the sides.
-        reach = 4.2 / math.sin(math.radians(angles[place] / 2))
+        # The sharper the angle, the further from the corner its label fits between the sides.
+        reach = 4.2 / math.sin(math.radians(angles[index] / 2))
         labels.append(Label(text, *corner, inwards, max(10.0, reach)))
         marks.append(_bow(corner, ways[0], ways[1], radius))
-    known = tuple(angle for place, angle in enumerate(angles) if place != unknown)
+    known = tuple(angle for index, angle in enumerate(angles) if index != unknown)
     question = "How many degrees has the angle marked x?"
     answer = str(angles[unknown])
     return FiguresScene(
@@ -131,7 +130,7 @@ def _right_triangle(settings: FiguresSettings, rng: np.random.Generator) -> Figu
     texts[unknown] = "x"
     corner = 0.09 * math.hypot(across, up)
     marks = (((corner, 0.0), (corner, -corner), (0.0, -corner)),)
-    known = tuple(s for place, s in enumerate((across, slope, up)) if place != unknown)
+    known = tuple(s for index, s in enumerate((across, slope, up)) if index != unknown)
     return FiguresScene(
         "right_triangle",
         known,
@@ -198,7 +197,7 @@ def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScen
     unknown = int(rng.integers(4))
     texts = [f"{length} cm" for length in (*parts, total)]
     texts[unknown] = "x"
-    # To scale unless a part would be too short for its label.
+    # Drawn to scale unless a part would then be too short for its label.
     ends = np.cumsum([0.0, *(max(part, 0.32 * total) for part in parts)]).tolist()
     long = ends[-1]
     below = 0.3 * long
@@ -216,7 +215,7 @@ def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScen
         for text, start, end in zip(texts, ends, ends[1:], strict=False)
     )
     labels = (*points, *lengths, Label(texts[3], long / 2, below, (0.0, 1.0), 2.5))
-    known = tuple(v for place, v in enumerate((*parts, total)) if place != unknown)
+    known = tuple(v for index, v in enumerate((*parts, total)) if index != unknown)
     question = "How many centimetres long is the part of the line marked x?"
     if unknown == 3:
         question = "How many centimetres long is the whole line, marked x?"
@@ -281,6 +280,7 @@ def _bow(
     """An arc around a corner, from one direction to another."""
     start = math.atan2(first[1], first[0])
     sweep = math.atan2(second[1], second[0]) - start
+    # The shorter way round: the angle within the triangle is always below 180 degrees.
     sweep = (sweep + math.pi) % (2 * math.pi) - math.pi
     angles = [start + sweep * step / 12 for step in range(13)]
     return tuple(
@@ -294,20 +294,21 @@ def paint(
     size = settings.size * SMOOTHING
     turn = math.radians(rng.uniform(-settings.turn, settings.turn))
     turned = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    place = _fit(scene, turned, size)
+    to_pixels = _fit(scene, turned, size)
     image = Image.new("RGB", (size, size), "white")
     canvas = ImageDraw.Draw(image)
     line = max(2, size // 160)
-    outline = place(scene.outline)
+    outline = to_pixels(scene.outline)
     if scene.is_closed:
         canvas.polygon(outline, FILL)
+        # On to the second corner, so that the first is joined as smoothly as the others.
         outline = [*outline, outline[0], outline[1]]
     canvas.line(outline, INK, line, joint="curve")
     for mark in scene.marks:
-        canvas.line(place(mark), MARK if scene.kind == "angle" else INK, max(1, line // 2))
+        canvas.line(to_pixels(mark), MARK if scene.kind == "angle" else INK, max(1, line // 2))
     letters = font("DejaVuSans", size // 18)
     for label in scene.labels:
-        ((x, y),) = place([(label.x, label.y)])
+        ((x, y),) = to_pixels([(label.x, label.y)])
         dx, dy = np.array(label.towards) @ turned
         left, top, right, bottom = letters.getbbox(label.text, anchor="mm")
         far = label.away * size / 100 + abs(dx) * (right - left) / 2 + abs(dy) * (bottom - top) / 2
@@ -317,14 +318,14 @@ def paint(
 
 
 def _fit(scene: FiguresScene, turned: np.ndarray, size: int):
-    """The map from the figure's units to pixels that fills the picture within its margins."""
+    """Return the map from the figure's units to pixels that fills the picture up to its margins."""
     points = np.array([*scene.outline, *(point for mark in scene.marks for point in mark)])
     points = points @ turned
     low, high = points.min(axis=0), points.max(axis=0)
     scale = size * (1 - 2 * scene.margin) / (high - low).max()
     shift = size / 2 - scale * (low + high) / 2
 
-    def place(shape: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    def to_pixels(shape: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         return [(x, y) for x, y in (np.array(shape) @ turned * scale + shift).tolist()]
 
-    return place
+    return to_pixels

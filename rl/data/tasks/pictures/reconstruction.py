@@ -14,9 +14,8 @@ from typing import Annotated, Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, pick
 from rl.data.tasks.pictures.pages import Line, Page, PageSettings, draw_page, paint_page
-from rl.data.tasks.pictures.ranges import NOT_EMPTY, pick
 
 Level = Literal["light", "heavy", "masked"]
 Box = tuple[int, int, int, int]
@@ -54,25 +53,32 @@ def paint(
     box, text = region(scene.page, lines, scene.level, rng)
     box = _grown(box, 1)
     piece = image.crop(box)
-    damage = {"light": _light, "heavy": _heavy, "masked": _masked}[scene.level]
-    image.paste(damage(piece, rng), box)
+    if scene.level == "light":
+        # A slight blur, grain, and one pixel in thirty black or white.
+        piece = _noisy(piece.filter(ImageFilter.GaussianBlur(0.5)), 40.0, 0.03, rng)
+    elif scene.level == "heavy":
+        piece = _heavily_damaged(piece, rng)
+    else:
+        piece = Image.new("RGB", piece.size, "#9a9a9a")
+    image.paste(piece, box)
     ImageDraw.Draw(image).rectangle(_grown(box, 2), outline=FRAME, width=2)
     task = settings.masked_route if scene.level == "masked" else "transcription"
     return VisualExample((image,), QUESTION, text, task)
 
 
 def region(page: Page, lines: list[Line], level: str, rng: np.random.Generator) -> tuple[Box, str]:
-    """What is damaged: a line, or where nothing stays to be read a fact that is stated twice."""
+    """Return the box and the text of what is damaged: a line, or a repeated fact if masked."""
     if level != "masked":
         line = pick(rng, lines)
         return line.box, line.text
-    places = [
+    # What is masked cannot be read, so the rest of the page must state it once more.
+    candidates = [
         (box, mention)
         for line in lines
         for mention, box in line.mentions.items()
         if mention in page.repeated
     ]
-    box, mention = pick(rng, places)
+    box, mention = pick(rng, candidates)
     return box, page.facts[page.mentions[mention]]
 
 
@@ -80,13 +86,8 @@ def _grown(box: Box, by: int) -> Box:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
-def _light(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A slight blur, grain, and one pixel in thirty black or white."""
-    return _noisy(piece.filter(ImageFilter.GaussianBlur(0.5)), 40.0, 0.03, rng)
-
-
-def _heavy(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Grain, one pixel in twelve black or white, and blots over about a third of the width."""
+def _heavily_damaged(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Add grain, one pixel in twelve black or white, and blots over a third of the width or so."""
     damaged = _noisy(piece.filter(ImageFilter.GaussianBlur(0.6)), 45.0, 0.08, rng)
     canvas = ImageDraw.Draw(damaged)
     wide, high = damaged.size
@@ -98,14 +99,10 @@ def _heavy(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
     return damaged
 
 
-def _masked(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return Image.new("RGB", piece.size, "#9a9a9a")
-
-
 def _noisy(
     piece: Image.Image, sigma: float, flipped: float, rng: np.random.Generator
 ) -> Image.Image:
-    """Gaussian noise of `sigma` of 255, and a share `flipped` of pixels that are black or white."""
+    """Add Gaussian noise of `sigma`, of 255; make a share `flipped` of pixels black or white."""
     pixels = np.asarray(piece.convert("L"), np.float32)
     noisy = pixels + sigma * rng.standard_normal(pixels.shape, dtype=np.float32)
     where = rng.random(pixels.shape, dtype=np.float32)

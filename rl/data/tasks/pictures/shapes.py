@@ -11,8 +11,14 @@ from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 
 from rl.config.run import Section
-from rl.data.tasks.pictures.example import VisualExample
-from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
+from rl.data.tasks.pictures.drawing import (
+    NOT_EMPTY,
+    VisualExample,
+    draw_whole,
+    pick,
+    pick_several,
+    within,
+)
 
 Question = Literal["count", "colour", "left_of"]
 COLOURS = {
@@ -23,7 +29,14 @@ COLOURS = {
     "purple": "#8a3fb5",
     "black": "#222222",
 }
-SHAPES = ("circle", "square", "triangle", "cross", "star")
+PLURALS = {
+    "circle": "circles",
+    "square": "squares",
+    "triangle": "triangles",
+    "cross": "crosses",
+    "star": "stars",
+}
+FORMS = tuple(PLURALS)
 SMOOTHING = 4
 """Drawn so many times larger, then reduced, for soft edges."""
 LINE = "#c8c8c8"
@@ -39,7 +52,7 @@ class ShapesSettings(Section):
     questions: Annotated[tuple[Question, ...], NOT_EMPTY] = ("count", "colour", "left_of")
 
     @model_validator(mode="after")
-    def _grid_is_no_single_row_of_one(self) -> ShapesSettings:
+    def _require_two_shapes(self) -> ShapesSettings:
         if self.rows[0] * self.columns[0] * self.filled < 2:
             raise ValueError(
                 f"the smallest grid, {self.rows[0]}x{self.columns[0]} filled to {self.filled}, "
@@ -83,7 +96,7 @@ def draw(settings: ShapesSettings, rng: np.random.Generator) -> ShapesScene:
     count = max(2, round(rows * columns * settings.filled))
     places = sorted(rng.permutation(rows * columns)[:count])
     shapes = tuple(
-        Shape(pick(rng, tuple(COLOURS)), pick(rng, SHAPES), *divmod(int(place), columns))
+        Shape(pick(rng, tuple(COLOURS)), pick(rng, FORMS), *divmod(int(place), columns))
         for place in places
     )
     ask = {"count": _count, "colour": _colour, "left_of": _left_of}[pick(rng, settings.questions)]
@@ -95,29 +108,28 @@ def _count(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, st
     # One in four asks for any colour or form, so that 0 is an answer too.
     is_any = rng.random() < 0.25
     colour = pick(rng, tuple(COLOURS)) if is_any else seen.colour
-    form = pick(rng, SHAPES) if is_any else seen.form
+    form = pick(rng, FORMS) if is_any else seen.form
     by = pick(rng, ("colour", "form", "both"))
     if by == "colour":
-        named, found = f"{colour} shapes", [s for s in shapes if s.colour == colour]
+        named, matching = f"{colour} shapes", [s for s in shapes if s.colour == colour]
     elif by == "form":
-        named, found = plural(form), [s for s in shapes if s.form == form]
+        named, matching = PLURALS[form], [s for s in shapes if s.form == form]
     else:
-        named = f"{colour} {plural(form)}"
-        found = [s for s in shapes if (s.colour, s.form) == (colour, form)]
-    return f"How many {named} are in the picture?", str(len(found)), "number"
+        named = f"{colour} {PLURALS[form]}"
+        matching = [s for s in shapes if (s.colour, s.form) == (colour, form)]
+    return f"How many {named} are in the picture?", str(len(matching)), "number"
 
 
 def _colour(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str, str]:
-    asked = pick(rng, shapes)
-    forms = [shape.form for shape in shapes]
-    if forms.count(asked.form) == 1:
-        return f"Which colour is the {asked.form}?", asked.colour, "text"
-    place = f"row {asked.row + 1} from the top, column {asked.column + 1} from the left"
-    return f"Which colour is the {asked.form} in {place}?", asked.colour, "text"
+    shape = pick(rng, shapes)
+    if sum(other.form == shape.form for other in shapes) == 1:
+        return f"Which colour is the {shape.form}?", shape.colour, "text"
+    position = f"row {shape.row + 1} from the top, column {shape.column + 1} from the left"
+    return f"Which colour is the {shape.form} in {position}?", shape.colour, "text"
 
 
 def _left_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str, str]:
-    """Of two shapes that stand in the picture once each; asks for a colour if there are none."""
+    """Compare two shapes that are in the picture once each; without such, ask for a colour."""
     names = [shape.name for shape in shapes]
     single = [shape for shape in shapes if names.count(shape.name) == 1]
     for first, second in pairwise(pick_several(rng, single, len(single))):
@@ -125,10 +137,6 @@ def _left_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, 
             question = f"Is the {first.name} further left than the {second.name}?"
             return question, "yes" if first.column < second.column else "no", "yes_no"
     return _colour(shapes, rng)
-
-
-def plural(form: str) -> str:
-    return f"{form}es" if form.endswith("s") else f"{form}s"
 
 
 def paint(scene: ShapesScene, settings: ShapesSettings, rng: np.random.Generator) -> VisualExample:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,10 +10,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from rl.config.run import Section
-from rl.data.tasks.pictures import words
-from rl.data.tasks.pictures.example import VisualExample
-from rl.data.tasks.pictures.lettering import FAMILIES, font
-from rl.data.tasks.pictures.ranges import NOT_EMPTY, draw_whole, pick, pick_several, within
+from rl.data.tasks.pictures.drawing import (
+    FONT_FAMILIES,
+    NOT_EMPTY,
+    VisualExample,
+    draw_whole,
+    font,
+    pick,
+    pick_several,
+    within,
+)
+from rl.data.tasks.pictures.pages import WORDS
 
 Question = Literal["look_up", "row_sum", "column_sum", "difference", "largest"]
 INK, LINE = "#1a1a1a", "#8c8c8c"
@@ -27,15 +35,15 @@ class Theme:
     """What a row is."""
     unit: str
     """What the cells count."""
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
+    rows: Sequence[str]
+    columns: Sequence[str]
 
 
 THEMES = (
-    Theme("Fruit sold", "Fruit", "kilograms", words.FRUITS, words.MONTHS),
-    Theme("Points in the tests", "Pupil", "points", words.FIRST_NAMES, words.SUBJECTS),
-    Theme("Visitors of the museums", "Town", "visitors", words.TOWNS, words.WEEKDAYS),
-    Theme("Books lent by the libraries", "Town", "books", words.TOWNS, words.MONTHS),
+    Theme("Fruit sold", "Fruit", "kilograms", WORDS["fruits"], WORDS["months"]),
+    Theme("Points in the tests", "Pupil", "points", WORDS["first_names"], WORDS["subjects"]),
+    Theme("Visitors of the museums", "Town", "visitors", WORDS["towns"], WORDS["weekdays"]),
+    Theme("Books lent by the libraries", "Town", "books", WORDS["towns"], WORDS["months"]),
 )
 
 
@@ -85,8 +93,8 @@ def draw(settings: TablesSettings, rng: np.random.Generator) -> TablesScene:
     columns = tuple(sorted(columns, key=theme.columns.index))
     low, high = settings.values
     cells = rng.integers(low, high + 1, (len(rows), len(columns)))
-    asked = _ask(pick(rng, settings.questions), theme, rows, columns, cells, rng)
-    return TablesScene(theme, rows, columns, tuple(map(tuple, cells.tolist())), *asked)
+    question = _ask(pick(rng, settings.questions), theme, rows, columns, cells, rng)
+    return TablesScene(theme, rows, columns, tuple(map(tuple, cells.tolist())), *question)
 
 
 def _ask(
@@ -97,32 +105,33 @@ def _ask(
     cells: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[str, str, str]:
-    """Question, answer and route."""
+    """Return question, answer and accuracy route."""
     row, other = rng.permutation(len(rows))[:2]
     column = int(rng.integers(len(columns)))
     unit = theme.unit
     if kind == "largest" and (cells[:, column] == cells[:, column].max()).sum() == 1:
-        asked = f"Which {theme.corner.lower()} has the most {unit} in the column {columns[column]}?"
-        return asked, rows[int(cells[:, column].argmax())], "text"
+        which = theme.corner.lower()
+        question = f"Which {which} has the most {unit} in the column {columns[column]}?"
+        return question, rows[int(cells[:, column].argmax())], "text"
     if kind == "row_sum":
-        asked = f"How many {unit} does the row {rows[row]} make together?"
-        return asked, str(cells[row].sum()), "number"
+        question = f"How many {unit} does the row {rows[row]} make together?"
+        return question, str(cells[row].sum()), "number"
     if kind == "column_sum":
-        asked = f"How many {unit} does the column {columns[column]} make together?"
-        return asked, str(cells[:, column].sum()), "number"
+        question = f"How many {unit} does the column {columns[column]} make together?"
+        return question, str(cells[:, column].sum()), "number"
     if kind == "look_up":
-        asked = f"How many {unit} does the table give for {rows[row]} and {columns[column]}?"
-        return asked, str(cells[row, column]), "number"
-    # Where several rows share the largest number, too.
-    asked = (
+        question = f"How many {unit} does the table give for {rows[row]} and {columns[column]}?"
+        return question, str(cells[row, column]), "number"
+    # Also where the largest number is asked for but several rows share it.
+    question = (
         f"By how many {unit} do {rows[row]} and {rows[other]} differ in the column "
         f"{columns[column]}?"
     )
-    return asked, str(abs(cells[row, column] - cells[other, column])), "number"
+    return question, str(abs(cells[row, column] - cells[other, column])), "number"
 
 
 def paint(scene: TablesScene, settings: TablesSettings, rng: np.random.Generator) -> VisualExample:
-    size, family = draw_whole(rng, settings.letters), pick(rng, FAMILIES)
+    size, family = draw_whole(rng, settings.letters), pick(rng, FONT_FAMILIES)
     plain, bold = font(family, size), font(family, size, True)
     pad = size * 2 // 3
     widths = [

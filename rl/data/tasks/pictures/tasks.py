@@ -22,7 +22,7 @@ from rl.data.tasks.pictures import (
     shapes,
     tables,
 )
-from rl.data.tasks.pictures.example import VisualExample
+from rl.data.tasks.pictures.drawing import VisualExample
 
 HELDOUT_ONE_IN = 8
 """One scene in so many is held out."""
@@ -46,7 +46,7 @@ class Task:
     """Settings and generator to a scene; no pixels, so that drawing until one fits is cheap."""
     paint: Callable[[Any, Any, np.random.Generator], VisualExample]
     """Scene, settings and generator to the example."""
-    is_asked_by_scene: bool = True
+    scene_has_question: bool = True
     """Whether the scene has question, answer and accuracy route, or painting decides them."""
 
 
@@ -61,7 +61,7 @@ TASKS: dict[str, Task] = {
         reconstruction.ReconstructionSettings,
         reconstruction.draw,
         reconstruction.paint,
-        is_asked_by_scene=False,
+        scene_has_question=False,
     ),
 }
 
@@ -75,8 +75,8 @@ def read_settings(task: str, settings: Mapping[str, Any] | None = None) -> Secti
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        found = "; ".join(problems(error, tree, {}, kind))
-        raise ValueError(f"settings of {task}: {found}") from error
+        listed = "; ".join(problems(error, tree, {}, kind))
+        raise ValueError(f"settings of {task}: {listed}") from error
 
 
 def render(task: str, settings: Section, seed: int, index: int, is_heldout: bool) -> VisualExample:
@@ -98,13 +98,11 @@ def draw_scene(task: str, settings: Section, seed: int, index: int, is_heldout: 
 def ask(
     task: str, settings: Section, seed: int, index: int, is_heldout: bool
 ) -> tuple[str, str, str]:
-    """Return question, answer and accuracy route of what `render` paints.
-
-    Nothing is painted where the scene states all three.
-    """
-    made = draw_scene if _task(task).is_asked_by_scene else render
-    asked = made(task, settings, seed, index, is_heldout)
-    return asked.question, asked.answer, asked.task
+    """Return question, answer and accuracy route of what `render` paints."""
+    # Painting takes most of the time, and the prompt stream asks for questions by the thousand.
+    made = draw_scene if _task(task).scene_has_question else render
+    example = made(task, settings, seed, index, is_heldout)
+    return example.question, example.answer, example.task
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -123,6 +121,8 @@ def _drawn(
             f"read_settings({task!r}, ...)"
         )
     rng = np.random.default_rng((stable_hash(task), seed, index, int(is_heldout)))
+    # The split is decided by what is shown, not by the index, so that the same scene cannot come up
+    # in both: draw until one falls on the wanted side.
     for _ in range(MAX_TRIES):
         scene = kind.draw(settings, rng)
         if is_held_out(scene) == is_heldout:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.data.tasks.pictures import draw_scene, read_settings, render
-from rl.data.tasks.pictures.digits import _dots, _segments
+from rl.data.tasks.pictures.digits import BITMAP_FONT, STROKE_FONT
 from rl.data.tasks.pictures.pages import PageSettings, draw_page, paint_page
 from rl.data.tasks.pictures.reconstruction import QUESTION, region
 
@@ -60,7 +60,7 @@ def test_bitmap_digits_can_be_read_dot_by_dot():
         picture = grey(render("digits", still, 0, index, False).images[0]) < 128
         for place, digit in enumerate(draw_scene("digits", still, 0, index, False).digits):
             cell = picture[:, 30 * place : 30 * (place + 1)]
-            rows, columns = np.flatnonzero(cell.any(1)), np.flatnonzero(_dots()[digit].any(0))
+            rows, columns = np.flatnonzero(cell.any(1)), np.flatnonzero(BITMAP_FONT[digit].any(0))
             top, high = rows[0], len(rows)
             wide = round(high * 0.62)
             left = np.flatnonzero(cell.any(0))[0] - wide * columns[0] // 5
@@ -71,14 +71,13 @@ def test_bitmap_digits_can_be_read_dot_by_dot():
                 ]
                 for r in range(7)
             ]
-            assert np.array_equal(dots, _dots()[digit] > 0), digit
+            assert np.array_equal(dots, BITMAP_FONT[digit] > 0), digit
 
 
 def test_drawn_digits_differ_and_stay_inside_their_square():
-    segments = _segments()
-    assert segments.shape[0] == 10
-    assert segments.min() > -0.05
-    assert segments.max() < 1.05
+    assert STROKE_FONT.shape[0] == 10
+    assert STROKE_FONT.min() > -0.05
+    assert STROKE_FONT.max() < 1.05
     still = read_settings("digits", {"n": [2, 2], "noise": [0, 0], "jitter": 0})
     cells: dict[int, np.ndarray] = {}
     for index in range(200):
