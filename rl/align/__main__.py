@@ -116,14 +116,11 @@ async def run_alignment(asked: Align, screen: rich.console.Console | None = None
     labeller = await assistant_source(config, LABELLER, origin.model)
     divider = await assistant_source(config, DIVIDER, origin.model)
     assert labeller is not None, "a labeller has a default"
-    directory.open(config, origin.identity)
-    try:
+    with directory.open(config, origin.identity):
         size = (count_parameters(str(material.model)) or 0) * CHECKPOINT_BYTES
         run.check_room(NEEDED_BYTES + COPIES * size)
         console.note(f"aligning {origin.name}; all of it is left in {directory.root}")
         await align(Parts(material, origin, labeller, divider, directory, console))
-    finally:
-        directory.close()
 
 
 def _config(asked: Align, directory: AlignmentDirectory) -> Config:

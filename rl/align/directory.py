@@ -15,7 +15,8 @@ So `rl.evaluate` and `rl.export` take `run=runs/NAME/align` like any other run.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,8 @@ from typing import Any
 from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.run.checkpoints import Checkpoints
-from rl.run.directory import MAY_DIFFER_ON_RESUME, RunDirectory
-from rl.run.directory_lock import DirectoryLock
+from rl.run.directory import MAY_DIFFER_ON_RESUME, OwnedDirectory, RunDirectory
 from rl.run.files import write_text
-from rl.run.setting_differences import setting_differences
 
 NAME = "align"
 MAY_DIFFER = (
@@ -90,12 +89,11 @@ def labels_path(root: Path) -> Path:
     return root / "labels.parquet"
 
 
-class AlignmentDirectory:
+class AlignmentDirectory(OwnedDirectory):
     def __init__(self, run: Path) -> None:
         """run: directory of the run whose policy is aligned."""
-        self.root = run / NAME
+        super().__init__(run / NAME, "run=PATH")
         self.checkpoints = Checkpoints(self.root / "checkpoints")
-        self._lock = DirectoryLock(self.root)
 
     @property
     def labels(self) -> Path:
@@ -113,13 +111,13 @@ class AlignmentDirectory:
         """number: from 1."""
         return IterationFiles(self.root / f"iteration_{number}")
 
-    def open(self, config: Config, origin: Mapping[str, Any]) -> None:
-        """Take the directory for this process; raises ValueError if it cannot go on with these.
+    @contextmanager
+    def open(self, config: Config, origin: Mapping[str, Any]) -> Iterator[None]:
+        """Own the directory for the block; raises ValueError if it cannot go on with these.
 
         origin: what tells the policy that the pass begins with from any other.
         """
-        self._lock.acquire()
-        try:
+        with self.hold():
             if self.iteration(1).root.exists():
                 self._refuse_others(config, origin)
             else:
@@ -127,13 +125,7 @@ class AlignmentDirectory:
             write_text(self._config_path, dump(config))
             write_text(self._origin_path, json.dumps(dict(origin), indent=1) + "\n")
             self.checkpoints.remove_partials()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Let another process have the directory."""
-        self._lock.release()
+            yield
 
     @property
     def _config_path(self) -> Path:
@@ -145,19 +137,21 @@ class AlignmentDirectory:
 
     def _refuse_others(self, config: Config, origin: Mapping[str, Any]) -> None:
         begun = json.loads(self._origin_path.read_text(encoding="utf-8"))
-        if differences := setting_differences(begun, origin):
-            raise ValueError(
-                f"{self.root} was begun with another policy: {differences}. Name the one before "
-                "with step= or model=, another directory with run= for a model, or remove it"
-            )
-        before = RunDirectory(self.root).stored_config().model_dump(mode="json")
-        after = config.model_dump(mode="json")
-        if differences := setting_differences(before, after, self._may_differ()):
-            raise ValueError(
-                f"{self.root} was begun with other settings: {differences}. Give the old ones to "
-                "go on. To start again with these, remove all in it but labels.jsonl, which keeps "
-                "what was asked"
-            )
+        self.refuse_other_settings(
+            begun,
+            origin,
+            content="was begun with another policy",
+            advice="Name the one before with step= or model=, another directory with run= for a "
+            "model, or remove it",
+        )
+        self.refuse_other_settings(
+            RunDirectory(self.root).stored_config().model_dump(mode="json"),
+            config.model_dump(mode="json"),
+            self._may_differ(),
+            content="was begun with other settings",
+            advice="Give the old ones to go on. To start again with these, remove all in it but "
+            "labels.jsonl, which keeps what was asked",
+        )
 
     def _may_differ(self) -> tuple[str, ...]:
         unused = (

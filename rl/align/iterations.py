@@ -18,9 +18,8 @@ from rl.align.pairs import make_pairs
 from rl.align.parts import Iteration, Parts
 from rl.align.sampling import ask_aligned, ask_policy
 from rl.run.directory import RunDirectory
-from rl.run.files import write_text
+from rl.run.files import stack_versions, write_text
 from rl.run.sinks import Sinks
-from rl.run.stack_versions import stack_versions
 from rl.system.cluster import open_cluster
 
 

@@ -67,7 +67,7 @@ from rl.evaluate.sources import (
     model_source,
 )
 from rl.run.command import config_of_run
-from rl.run.stack_versions import stack_versions
+from rl.run.files import stack_versions
 
 SPLITS = ("heldout", "train")
 OWN_KEYS = "run config step model endpoint served_name reference split out".split()

@@ -23,9 +23,9 @@ from typing import Any
 from rl.config.run import EvalConfig
 from rl.evaluate.best_of import Choice
 from rl.evaluate.evaluation import ResponseLogprob, Sample
+from rl.run.directory import OwnedDirectory
 from rl.run.files import write_text
-from rl.run.jsonl import Journal
-from rl.run.setting_differences import setting_differences
+from rl.run.jsonl import Journal, write_records
 
 
 class EvaluationDirectory:
@@ -45,8 +45,7 @@ class EvaluationDirectory:
         self.samples.append(sample)
 
     def write_choices(self, choices: Iterable[Choice]) -> None:
-        lines = (json.dumps(dataclasses.asdict(choice)) for choice in choices)
-        write_text(self.root / "best_of.jsonl", "".join(f"{line}\n" for line in lines))
+        write_records(self.root / "best_of.jsonl", map(dataclasses.asdict, choices))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_text(self.root / "result.json", json.dumps(dict(result), indent=1) + "\n")
@@ -80,17 +79,41 @@ def open_logprobs(directory: EvaluationDirectory) -> Iterator[Logprobs]:
 
 @contextmanager
 def open_evaluation(root: Path, settings: Mapping[str, Any]) -> Iterator[EvaluationDirectory]:
-    """Take a directory for this process, new or of an evaluation with the same settings.
+    """Own a directory for the block, new or of an evaluation with the same settings.
 
-    Raises ValueError if it cannot be written, is in use, or has samples of other settings. A last
-    line that a kill left torn is dropped.
+    Raises ValueError if it cannot be written, is in use, or has samples of other settings.
     """
-    with _open_samples(root) as journal:
+    owned, stored = OwnedDirectory(root, "out=DIR"), root / "settings.json"
+    with owned.hold(), Journal(root / "samples.jsonl") as journal:
         # A response that failed is asked for again: the server may have been mended since.
-        samples = [sample for sample in _read(journal) if sample.is_answered]
-        _refuse_other_settings(root, settings, bool(samples))
-        write_text(root / "settings.json", json.dumps(dict(settings), indent=1) + "\n")
+        samples = [sample for sample in _samples(journal) if sample.is_answered]
+        if samples:
+            if not stored.is_file():
+                raise ValueError(
+                    f"{root} has samples but no {stored.name}; name another directory with out=DIR"
+                )
+            owned.refuse_other_settings(
+                json.loads(stored.read_text(encoding="utf-8")),
+                # As they come back from JSON, where a tuple is a list.
+                json.loads(json.dumps(settings)),
+                content="has samples of other settings",
+                advice="Name another directory with out=DIR, or remove this one",
+            )
+        write_text(stored, json.dumps(dict(settings), indent=1) + "\n")
         yield EvaluationDirectory(root, samples, journal)
+
+
+def _samples(journal: Journal) -> Iterator[Sample]:
+    for number, record in enumerate(journal.records, start=1):
+        if "token_ids" in record:
+            record["token_ids"] = tuple(record["token_ids"])
+        try:
+            yield Sample(**record)
+        except TypeError as error:
+            raise ValueError(
+                f"{journal.path}, line {number} is no sample of this version ({error}); remove the "
+                "line to have it asked again, or name another directory with out=DIR"
+            ) from error
 
 
 def label(
@@ -121,48 +144,3 @@ def read_results(directory: Path) -> dict[str, dict[str, Any]]:
         if (path.parent / "settings.json").is_file() and (path.parent / "samples.jsonl").is_file():
             found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
     return found
-
-
-def _open_samples(root: Path) -> Journal:
-    try:
-        return Journal(root / "samples.jsonl")
-    except BlockingIOError as error:
-        raise ValueError(
-            f"{root} is in use by another evaluation; wait for it to end, or name another "
-            "directory with out=DIR"
-        ) from error
-    except OSError as error:
-        raise ValueError(
-            f"{root} cannot be written ({error.strerror}); name another directory with out=DIR"
-        ) from error
-
-
-def _read(journal: Journal) -> Iterator[Sample]:
-    for number, record in enumerate(journal.records, start=1):
-        try:
-            yield _sample(record)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{journal.path}, line {number} is no sample of this version ({error}); remove the "
-                "line to have it asked again, or name another directory with out=DIR"
-            ) from error
-
-
-def _sample(row: dict[str, Any]) -> Sample:
-    if "token_ids" in row:
-        row["token_ids"] = tuple(row["token_ids"])
-    return Sample(**row)
-
-
-def _refuse_other_settings(root: Path, settings: Mapping[str, Any], has_samples: bool) -> None:
-    path = root / "settings.json"
-    if not has_samples:
-        return
-    if not path.is_file():
-        raise ValueError(f"{root} has samples but no {path.name}; name another with out=DIR")
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if differences := setting_differences(before, json.loads(json.dumps(settings))):
-        raise ValueError(
-            f"{root} has samples of other settings: {differences}. Name another directory with "
-            "out=DIR, or remove this one"
-        )

@@ -23,9 +23,8 @@ from rl.export.proof import ModeProof, prove, require_equal
 from rl.run.checkpoints import Checkpoint, find_checkpoint
 from rl.run.command import config_of_run, exit_code
 from rl.run.directory import RunDirectory
-from rl.run.files import sync_to_disk
+from rl.run.files import stack_versions, sync_to_disk
 from rl.run.sinks import read_metrics
-from rl.run.stack_versions import stack_versions
 
 # Its grammar is that of rollout/chat.py: with enable_thinking all up to </think> is reasoning,
 # without it all is content.

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from rl.loop.loop import Parts, StepResult, TrainingLoop
 from rl.loop.publish import publish
 from rl.run.checkpoints import Checkpoint
 from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
-from rl.run.files import write_text
+from rl.run.files import stack_versions
+from rl.run.jsonl import write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks
-from rl.run.stack_versions import stack_versions
 from rl.system.memory_estimate import count_parameters, describe_memory
 from rl.system.placement import describe, place
 
@@ -66,15 +65,13 @@ async def train(
     get every step's metrics, beside those that `config.log` asks for.
     """
     directory = RunDirectory(Path(config.run))
-    directory.open(config, dump(config), NEEDED_BYTES)
-    console = Console(directory.name, config.steps, list(config.modes), screen)
-    for note in notes:
-        console.note(note)
-    try:
+    with (
+        directory.open(config, dump(config), NEEDED_BYTES),
+        closing(Console(directory.name, config.steps, list(config.modes), screen)) as console,
+    ):
+        for note in notes:
+            console.note(note)
         return await _Training(config, directory, console, sinks).run()
-    finally:
-        console.close()
-        directory.close()
 
 
 class _Training:
@@ -98,7 +95,7 @@ class _Training:
 
     async def run(self) -> bool:
         """Whether the last step is done, and nobody asked to stop."""
-        checkpoint = self._directory.newest_checkpoint(self._console.note)
+        checkpoint = self._directory.checkpoints.newest(self._console.note)
         step = checkpoint.step if checkpoint else 0
         if step >= self._config.steps:
             self._console.note(
@@ -137,13 +134,13 @@ class _Training:
         quarantined = self._material.quarantined
         if not quarantined:
             return
-        lines = [json.dumps(dataclasses.asdict(row), ensure_ascii=False) for row in quarantined]
-        write_text(self._directory.quarantine_path, "".join(f"{line}\n" for line in lines))
+        path = self._directory.root / "quarantine.jsonl"
+        write_records(path, map(dataclasses.asdict, quarantined))
         counts = Counter(row.reason.partition(":")[0] for row in quarantined)
         listed = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         self._console.note(
             f"{len(quarantined)} rows are left out ({listed}), such as {quarantined[0].id}: "
-            f"{quarantined[0].reason}; all are in {self._directory.quarantine_path}"
+            f"{quarantined[0].reason}; all are in {path}"
         )
 
     def _checkpoint_bytes(self) -> int:
@@ -232,7 +229,8 @@ class _Training:
             "scorer": self._system.scorer.state,
             "group_filter": self._loop.group_filter.state,
         }
-        with self._directory.checkpoint_writer(step, state) as path:
+        keep_last = self._config.checkpoint.keep_last
+        with self._directory.checkpoints.writer(step, state, keep_last) as path:
             await self._system.learner.save(path)
 
     async def _evaluate(self) -> dict[str, ModeResult]:

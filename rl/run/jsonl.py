@@ -1,50 +1,74 @@
-"""What a long stage has done so far: a JSON object a line, read back where a killed process ended.
+"""Files of JSON objects, one a line: the only place that appends to them and reads them back.
 
-A process that dies while writing leaves at most one torn line, which the next one cuts off.
+A line counts once its newline is there. A process that is killed while it writes, or that fills
+the disk, leaves at most one torn line at the end: readers leave it out, and the next writer cuts it
+off.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rl.run.files import atomic_write
+
+Record = dict[str, Any]
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a file in the order they were added; none where there is no file.
+
+    Raises ValueError for a whole line that is no JSON object.
+    """
+    return _records(path, _whole_lines(path)) if path.exists() else []
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replace the file by these records, all or nothing."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(b"".join(map(_line, records)))
+
 
 class Journal:
-    """The file of one stage; only one process at a time may have it open."""
+    """A file of records that is open for appending; it knows what earlier processes added.
+
+    Whoever opens one must own its directory (rl/run/directory.py): it does not lock by itself.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open or make it, and hold it until it is closed or the process ends, also by kill -9.
+        """Open the file or make it.
 
-        Raises ValueError for a whole line that is no JSON object, BlockingIOError if another
-        process has it open, and other OSErrors for a file that cannot be written.
+        Raises ValueError for a whole line that is no JSON object, OSError where the file cannot be
+        written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("a+b")
+        self._file = path.open("ab")
         try:
-            self._lock()
-            self.records = self._read()
-            """What earlier processes added, a record a line."""
+            whole = _whole_lines(path)
+            self.records = _records(path, whole)
+            """What the file held when it was opened."""
+            # A new line added behind a torn one would join it, and both would be lost.
+            self._file.truncate(len(whole))
         except BaseException:
             self._file.close()
             raise
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Append a record; once it returns, it outlives this process."""
-        line = json.dumps(dict(record), ensure_ascii=False)
-        # Half a surrogate pair, which a server can send, is then written as JSON's own escape.
-        self._file.write(line.encode(errors="backslashreplace") + b"\n")
+        """Append a record; once this returns, the record outlives the process."""
+        self._file.write(_line(record))
         self._file.flush()
 
     def remove(self) -> None:
-        """Take it away, where what it led to is on disk."""
+        """Delete the file: what its records led to is complete and on disk elsewhere."""
         self._file.close()
         self.path.unlink()
+
+    def close(self) -> None:
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -55,31 +79,33 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self.close()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                errno.EWOULDBLOCK, "another process has it open", str(self.path)
-            ) from error
 
-    def _read(self) -> list[dict[str, Any]]:
-        self._file.seek(0)
-        written = self._file.read()
-        whole = written[: written.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))
-        return [self._record(number, line) for number, line in enumerate(whole.splitlines(), 1)]
+def _line(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(dict(record), ensure_ascii=False)
+    # A server can send half a surrogate pair, which UTF-8 cannot hold. Python's backslash escape
+    # of it happens to be JSON's own.
+    return text.encode(errors="backslashreplace") + b"\n"
 
-    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _records(path: Path, lines: bytes) -> list[Record]:
+    records = []
+    # As bytes: str.splitlines would also split at characters such as U+2028, which answers hold.
+    for number, line in enumerate(lines.splitlines(), 1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError(f"it is a {type(record).__name__}")
         except ValueError as error:
             raise ValueError(
-                f"{self.path}, line {number} is no JSON object ({error}); something else changed "
-                "the file: remove the line, and what it stood for is done again"
+                f"{path}, line {number} is no JSON object ({error}); something else changed the "
+                "file: remove the line, and what it stood for is done again"
             ) from error
-        return record
+        records.append(record)
+    return records

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import logging
 import math
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from rl.config.run import LogConfig
 from rl.loop.interfaces import MetricSink
 from rl.run.directory import RunDirectory
 from rl.run.files import write_text
+from rl.run.jsonl import Journal, read_records
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +34,13 @@ class Sinks:
         Steps after the last one in metrics.jsonl are taken as not yet made.
         """
         self._note = note
-        self._sinks = [*open_sinks(log, directory), *more]
+        self._sinks: list[MetricSink] = [JsonlSink(directory.metrics_path)]
+        if log.tensorboard:
+            next_step = max(read_metrics(directory.metrics_path), default=-1) + 1
+            self._sinks.append(TensorBoardSink(directory.root / "tensorboard", next_step))
+        if log.wandb_project is not None:
+            self._sinks.append(WandbSink(log.wandb_project, directory))
+        self._sinks += more
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._each("no longer written", lambda sink: sink.write(step, metrics))
@@ -55,28 +60,12 @@ class Sinks:
                 self._note(f"{type(sink).__name__} is {consequence}: {error!r}")
 
 
-def open_sinks(log: LogConfig, directory: RunDirectory) -> list[MetricSink]:
-    written = read_metrics(directory.metrics_path)
-    next_step = max(written) + 1 if written else 0
-    sinks: list[MetricSink] = [JsonlSink(directory.metrics_path)]
-    if log.tensorboard:
-        sinks.append(TensorBoardSink(directory.root / "tensorboard", next_step))
-    if log.wandb_project is not None:
-        sinks.append(WandbSink(log.wandb_project, directory))
-    return sinks
-
-
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Metrics by step, ascending; lines of the same step are merged and nulls left out.
-
-    A last line without its end is one that is being written, and is not read.
-    """
+    """Metrics by step, ascending; lines of the same step are merged and nulls left out."""
     by_step: dict[int, dict[str, float]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                known = {key: value for key, value in json.loads(line).items() if value is not None}
-                by_step.setdefault(known.pop("step"), {}).update(known)
+    for record in read_records(path):
+        known = {key: value for key, value in record.items() if value is not None}
+        by_step.setdefault(known.pop("step"), {}).update(known)
     return dict(sorted(by_step.items()))
 
 
@@ -84,45 +73,34 @@ class JsonlSink:
     """A JSON object per line. JSON has no NaN and no infinity: both are written as null."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
-        # A full disk leaves a torn line, to which the next one must not be added.
-        self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        self._journal = Journal(path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        values = {key: _json_number(value) for key, value in metrics.items()}
-        line = {"step": step} | values | {"step": step}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        values = {
+            # float() also turns numpy's and torch's scalars into what JSON can hold.
+            key: value if isinstance(value, int) else float(value) if math.isfinite(value) else None
+            for key, value in metrics.items()
+        }
+        # "step" first, where a person looks for it, and as the integer that it is.
+        self._journal.add({"step": step} | values | {"step": step})
 
     def close(self) -> None:
-        self._file.close()
+        self._journal.close()
 
 
 class TensorBoardSink:
-    """Scalars through tensorboard's own writer, which needs neither torch nor tensorflow."""
-
     def __init__(self, directory: Path, next_step: int) -> None:
         """next_step: what an earlier, killed process logged from there on is hidden."""
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        # It loads torch, which commands that only read metrics do not need.
+        from torch.utils.tensorboard import SummaryWriter
 
-        # protobuf makes these classes when it is imported, where no type checker sees them.
-        events = importlib.import_module("tensorboard.compat.proto.event_pb2")
-        self._event = events.Event
-        self._summary = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
-        self._writer = EventFileWriter(str(directory))
-        start = events.SessionLog(status=events.SessionLog.START)
-        self._writer.add_event(
-            self._event(wall_time=time.time(), step=next_step, session_log=start)
-        )
+        self._writer = SummaryWriter(str(directory), purge_step=next_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        values = [
-            self._summary.Value(tag=key, simple_value=float(value))
-            for key, value in metrics.items()
-            if key != "step"
-        ]
-        summary = self._summary(value=values)
-        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        for key, value in metrics.items():
+            if key != "step":
+                self._writer.add_scalar(key, float(value), step)
+        # A step can take minutes, and a person watches; the writer itself flushes at every second.
         self._writer.flush()
 
     def close(self) -> None:
@@ -160,10 +138,3 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _json_number(value: float) -> float | int | None:
-    if isinstance(value, int):
-        return value
-    number = float(value)
-    return number if math.isfinite(number) else None

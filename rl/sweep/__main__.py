@@ -26,10 +26,8 @@ from omegaconf import OmegaConf
 from rl.config.recipe import Launch, read_tree
 from rl.config.run import Config
 from rl.launch.training import described, train
-from rl.run.directory import RunDirectory
-from rl.run.directory_lock import DirectoryLock
+from rl.run.directory import OwnedDirectory, RunDirectory, setting_differences
 from rl.run.files import write_text
-from rl.run.setting_differences import setting_differences
 from rl.sweep.arms import Arm, Sweep, SweepConfig, load_sweep
 from rl.sweep.report import summary_table, write_report
 from rl.sweep.results import is_finished, read_results
@@ -72,13 +70,9 @@ def run_sweep(sweep: Sweep) -> int:
     for note in sweep.notes:
         console.print(f"note: {note}", markup=False)
     _refuse_foreign(sweep.root)
-    lock = DirectoryLock(sweep.root)
-    lock.acquire()
-    try:
+    with OwnedDirectory(sweep.root, "run=PATH").hold():
         _refuse_another(sweep)
         return _train_and_report(sweep, console)
-    finally:
-        lock.release()
 
 
 def _train_and_report(sweep: Sweep, console: rich.console.Console) -> int:

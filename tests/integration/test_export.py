@@ -70,17 +70,18 @@ def train(root: Path, settings: Sequence[str]) -> Trained:
         ]
     ).config
     directory = RunDirectory(root)
-    directory.open(config, dump(config))
     actors = open_ranks(config, ensure_tiny_policy())
     ask(actors, "update", make_batch(1))
     progress = {"progress": {"trained_tokens": {"short": 1, "long": 2}}, "before": {}}
-    with directory.checkpoint_writer(1, progress) as path:
+    with (
+        directory.open(config, dump(config)),
+        directory.checkpoints.writer(1, progress, keep_last=1) as path,
+    ):
         ask(actors, "save", path)
     sequences = [sample.trajectory.token_ids.tolist() for sample in make_batch(2).samples]
     answers = ChainMap(*ask(actors, "reference_logprobs", requests(sequences)))
     logprobs = [answers[place] for place in range(len(sequences))]
     close(actors)
-    directory.close()
     return Trained(root, sequences, logprobs)
 
 

@@ -29,7 +29,7 @@ from rl.export.card import serve_command
 from rl.export.chat_template import serving_template
 from rl.export.directory import write_serving_directory
 from rl.loop.stages import Prompt
-from rl.run.stack_versions import stack_versions
+from rl.run.files import stack_versions
 from rl.system.engine_environment import engine_environment
 from rollout.chat import ChatTemplate, split_response
 from rollout.prompts.stream import PromptStream

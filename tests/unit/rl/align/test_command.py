@@ -37,9 +37,8 @@ def run(tmp_path: Path) -> Path:
     """A run without any checkpoint."""
     root = tmp_path / "run"
     stored = config(run=str(root), align={"prompts": 77})
-    directory = RunDirectory(root)
-    directory.open(stored, dump(stored))
-    directory.close()
+    with RunDirectory(root).open(stored, dump(stored)):
+        pass
     return root
 
 

@@ -20,9 +20,8 @@ def settings(**align: Any) -> Config:
 
 
 def opened(run: Path, asked: Config, origin: dict[str, Any] = ORIGIN) -> None:
-    directory = AlignmentDirectory(run)
-    directory.open(asked, origin)
-    directory.close()
+    with AlignmentDirectory(run).open(asked, origin):
+        pass
 
 
 @pytest.fixture
@@ -73,11 +72,11 @@ def test_another_policy_is_refused_by_what_differs(run):
 
 
 def test_one_process_at_a_time(run):
-    directory = AlignmentDirectory(run)
-    directory.open(settings(prompts=8), ORIGIN)
-    with pytest.raises(ValueError, match="in use by process"):
+    with (
+        AlignmentDirectory(run).open(settings(prompts=8), ORIGIN),
+        pytest.raises(ValueError, match="in use by process"),
+    ):
         opened(run, settings(prompts=8))
-    directory.close()
     opened(run, settings(prompts=8))
 
 

@@ -36,11 +36,12 @@ def run(tmp_path: Path) -> Path:
     root = tmp_path / "run"
     stored = config(run=str(root))
     directory = RunDirectory(root)
-    directory.open(stored, dump(stored))
-    with directory.checkpoint_writer(4, {"scorer": {}}) as path:
+    with (
+        directory.open(stored, dump(stored)),
+        directory.checkpoints.writer(4, {"scorer": {}}, keep_last=1) as path,
+    ):
         (path / "model").mkdir()
         (path / "model" / "config.json").write_text("{}")
-    directory.close()
     return root
 
 

@@ -147,7 +147,7 @@ def test_two_processes_do_not_write_one_directory(tmp_path):
     with open_evaluation(tmp_path, SETTINGS):
         command = [sys.executable, "-c", code, str(tmp_path)]
         said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "is in use by another evaluation" in said.stdout
+    assert "is in use by process" in said.stdout
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):

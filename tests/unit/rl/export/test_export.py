@@ -244,15 +244,14 @@ FIGURES = {"accuracy": 0.25, "half_width": 0.05, "tokens_mean": 7.5, "truncated"
 def run(tmp_path: Path, random_policy: Path) -> Path:
     directory = RunDirectory(tmp_path / "runs" / "mine")
     stored = config(run=str(directory.root), data__system_prompt="Be `brief`.")
-    directory.open(stored, dump(stored))
-    for step in STEPS:
-        progress = {"progress": {"trained_tokens": TRAINED}, "before": {"short": FIGURES}}
-        with directory.checkpoint_writer(step, progress) as path:
-            shutil.copytree(random_policy, path / "model")
-            (path / "model" / "step.txt").write_text(str(step))
-    figures = {f"eval/short/{name}": value for name, value in FIGURES.items()}
-    directory.metrics_path.write_text(json.dumps({"step": 4} | figures) + "\n")
-    directory.close()
+    with directory.open(stored, dump(stored)):
+        for step in STEPS:
+            progress = {"progress": {"trained_tokens": TRAINED}, "before": {"short": FIGURES}}
+            with directory.checkpoints.writer(step, progress, keep_last=2) as path:
+                shutil.copytree(random_policy, path / "model")
+                (path / "model" / "step.txt").write_text(str(step))
+        figures = {f"eval/short/{name}": value for name, value in FIGURES.items()}
+        directory.metrics_path.write_text(json.dumps({"step": 4} | figures) + "\n")
     return directory.root
 
 
@@ -340,10 +339,7 @@ def test_a_run_without_a_usable_checkpoint_is_refused(run, tmp_path, capsys):
 
 
 def test_a_checkpoint_without_a_model_is_refused(run, tmp_path, capsys):
-    directory = RunDirectory(run)
-    stored = config(run=str(run), data__system_prompt="Be `brief`.")
-    directory.open(stored, dump(stored))
-    with directory.checkpoint_writer(5, {}) as path:
+    with RunDirectory(run).checkpoints.writer(5, {}, keep_last=3) as path:
         (path / "state").write_text("learner")
     line = refused(capsys, f"run={run}", f"out={tmp_path / 'out'}")
     assert "step_000005 holds no model/" in line
@@ -370,10 +366,8 @@ def test_an_export_leaves_another_ones_half_written_directory_alone(run, tmp_pat
 
 
 def test_a_failure_on_the_way_leaves_nothing_behind(run, tmp_path, capsys):
-    stored = config(run=str(run), data__system_prompt="Be `brief`.")
-    directory = RunDirectory(run)
-    directory.open(stored, dump(stored))
-    with directory.checkpoint_writer(6, {"progress": {}, "before": {}}) as path:
+    progress = {"progress": {}, "before": {}}
+    with RunDirectory(run).checkpoints.writer(6, progress, keep_last=3) as path:
         shutil.copytree(run / "checkpoints" / "step_000004" / "model", path / "model")
         (path / "model" / "chat_template.jinja").write_text("{% if %}")
     line = refused(capsys, f"run={run}", f"out={tmp_path / 'new' / 'out'}")

@@ -22,20 +22,26 @@ def as_yaml(cfg):
 
 def opened(root, needed_bytes=0, **changes):
     cfg = config(**changes)
-    run = RunDirectory(root)
-    run.open(cfg, as_yaml(cfg), needed_bytes)
-    return run
+    return RunDirectory(root).open(cfg, as_yaml(cfg), needed_bytes)
+
+
+def open_once(root, needed_bytes=0, **changes):
+    with opened(root, needed_bytes, **changes) as run:
+        return run
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = opened(tmp_path / "runs" / "first", checkpoint__keep_last=2)
-    yield run
-    run.close()
+    with opened(tmp_path / "runs" / "first") as run:
+        yield run
+
+
+def writer(run, step, progress):
+    return run.checkpoints.writer(step, progress, keep_last=2)
 
 
 def save(run, step, weights=b"weights"):
-    with run.checkpoint_writer(step, {"tokens": step * 10}) as path:
+    with writer(run, step, {"tokens": step * 10}) as path:
         (path / "learner").mkdir()
         (path / "learner" / "model.bin").write_bytes(weights)
 
@@ -46,45 +52,43 @@ def checkpoints(run):
 
 def newest(run):
     notes = []
-    return run.newest_checkpoint(notes.append), notes
+    return run.checkpoints.newest(notes.append), notes
 
 
 # Opening
 
 
 def test_a_run_continues_with_its_own_config_and_the_stored_one_is_the_newest(tmp_path):
-    opened(tmp_path, steps=4).close()
-    run = opened(tmp_path, steps=9, log__tensorboard=False, checkpoint__every=3)
+    open_once(tmp_path, steps=4)
+    run = open_once(tmp_path, steps=9, log__tensorboard=False, checkpoint__every=3)
     assert OmegaConf.load(run.config_path).steps == 9
-    run.close()
 
 
 def started(root, **changes):
     """A run that made a step, closed again."""
-    run = opened(root, **changes)
-    run.metrics_path.write_text('{"step": 1}\n')
-    run.close()
+    with opened(root, **changes) as run:
+        run.metrics_path.write_text('{"step": 1}\n')
     return run
 
 
 def test_a_run_without_a_step_takes_a_mended_config(tmp_path):
-    opened(tmp_path).close()
-    run = opened(tmp_path, seed=3)
+    open_once(tmp_path)
+    run = open_once(tmp_path, seed=3)
     assert "seed: 3" in run.config_path.read_text()
 
 
 def test_what_errors_advise_to_change_may_change_on_a_resume(tmp_path):
     started(tmp_path)
-    opened(
+    open_once(
         tmp_path, sync__deadline_s=900, rollout__engine={"max_num_seqs": 64}, rollout__workers=2
-    ).close()
+    )
 
 
 def test_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
     run = started(tmp_path)
     before = run.config_path.read_text()
     with pytest.raises(ValueError, match="run=NAME") as error:
-        opened(tmp_path, seed=3, policy__optimizer__learning_rate=1e-5, eval__prompts=8)
+        open_once(tmp_path, seed=3, policy__optimizer__learning_rate=1e-5, eval__prompts=8)
     assert "seed was 0, is 3; policy.optimizer.learning_rate was 1e-06, is 1e-05." in str(
         error.value
     )
@@ -95,69 +99,70 @@ def test_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
 def test_resume_never_refuses_a_run_that_exists(tmp_path):
     started(tmp_path)
     with pytest.raises(ValueError, match="resume is never"):
-        opened(tmp_path, resume="never")
+        open_once(tmp_path, resume="never")
 
 
 def test_a_stored_config_that_is_no_config_is_refused(tmp_path):
     started(tmp_path)
     (tmp_path / "config.yaml").write_text("no_such_key: 1\n")
     with pytest.raises(ValueError, match=r"config\.yaml cannot be read as a config"):
-        opened(tmp_path)
+        open_once(tmp_path)
 
 
 def test_a_path_through_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be written \(Not a directory"):
-        opened(tmp_path / "file" / "run")
+        open_once(tmp_path / "file" / "run")
 
 
 def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"the run needs 1048576\.00 GiB"):
-        opened(tmp_path / "run", needed_bytes=2**50)
+        open_once(tmp_path / "run", needed_bytes=2**50)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_second_driver_is_refused_until_the_first_closes(run):
-    with pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"):
-        opened(run.root, checkpoint__keep_last=2)
-    run.close()
-    opened(run.root, checkpoint__keep_last=2).close()
+def test_a_second_driver_is_refused_until_the_first_closes(tmp_path):
+    with (
+        opened(tmp_path),
+        pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"),
+    ):
+        open_once(tmp_path)
+    open_once(tmp_path)
 
 
 def test_a_driver_killed_while_it_saves_leaves_a_run_that_goes_on(tmp_path):
     program = f"""
 import time
 from pathlib import Path
-from tests.unit.rl.run.test_directory import opened, save
-run = opened(Path({str(tmp_path)!r}))
-save(run, 5)
-with run.checkpoint_writer(10, {{}}) as path:
-    (path / "half").write_text("a")
-    print("saving", flush=True)
-    time.sleep(60)
+from tests.unit.rl.run.test_directory import opened, save, writer
+with opened(Path({str(tmp_path)!r})) as run:
+    save(run, 5)
+    with writer(run, 10, {{}}) as path:
+        (path / "half").write_text("a")
+        print("saving", flush=True)
+        time.sleep(60)
 """
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == b"saving\n"
         with pytest.raises(ValueError, match=f"in use by process {driver.pid} on"):
-            opened(tmp_path)
+            open_once(tmp_path)
         reader = RunDirectory(tmp_path)
         assert newest(reader)[0].step == 5
         assert ".step_000010.partial" in checkpoints(reader)
         driver.send_signal(signal.SIGKILL)
-    run = opened(tmp_path)
+    run = open_once(tmp_path)
     checkpoint, notes = newest(run)
     assert (checkpoint.step, checkpoint.progress, notes) == (5, {"tokens": 50}, [])
     assert checkpoints(run) == ["latest", "step_000005"]
-    run.close()
 
 
 # Checkpoints
 
 
 def test_a_checkpoint_appears_only_when_it_is_complete(run):
-    with run.checkpoint_writer(7, {"tokens": 70}) as path:
+    with writer(run, 7, {"tokens": 70}) as path:
         assert list(path.iterdir()) == []
         (path / "model.bin").write_bytes(b"abc")
         assert newest(run)[0] is None
@@ -181,7 +186,7 @@ def test_only_the_newest_are_kept(run):
 
 def test_an_error_while_saving_leaves_the_previous_checkpoint_and_passes_on(run):
     save(run, 2)
-    with pytest.raises(RuntimeError, match="rank 1"), run.checkpoint_writer(4, {}) as path:
+    with pytest.raises(RuntimeError, match="rank 1"), writer(run, 4, {}) as path:
         (path / "half").write_text("a")
         raise RuntimeError("rank 1 died")
     assert checkpoints(run) == ["latest", "step_000002"]
@@ -192,7 +197,7 @@ def test_a_full_disk_is_named_with_what_to_do(run):
     save(run, 2)
     with (
         pytest.raises(DiskFull, match=r"keep_last.*continues from step 2"),
-        run.checkpoint_writer(4, {}),
+        writer(run, 4, {}),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert checkpoints(run) == ["latest", "step_000002"]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.run.jsonl import Journal
+from rl.run.jsonl import Journal, read_records, write_records
 
 WRITER = """
 import sys
@@ -84,11 +84,21 @@ def test_a_half_surrogate_comes_back(tmp_path: Path) -> None:
         assert journal.records == [{"text": "né \ud83d"}]
 
 
-def test_only_one_process_has_it(tmp_path: Path) -> None:
-    with (
-        Journal(tmp_path / "journal.jsonl") as journal,
-        pytest.raises(BlockingIOError, match="another process has it open"),
-    ):
-        Journal(journal.path)
-    with Journal(tmp_path / "journal.jsonl"):
-        pass
+def test_a_reader_sees_the_whole_lines_of_a_file_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    assert read_records(path) == []
+    with Journal(path) as journal:
+        journal.add({"a": 1})
+        assert read_records(path) == [{"a": 1}]
+    torn = path.read_bytes() + b'{"b": '
+    path.write_bytes(torn)
+    assert read_records(path) == [{"a": 1}]
+    # Reading leaves the file as it is: another process may be in the middle of the line.
+    assert path.read_bytes() == torn
+
+
+def test_records_that_replace_a_file_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write_records(path, [{"a": 1}, {"b": "é \ud83d"}])
+    write_records(path, [{"b": "é \ud83d"}])
+    assert read_records(path) == [{"b": "é \ud83d"}]
