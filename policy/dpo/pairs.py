@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 
 from policy.models.family import VisualArguments, VisualInputs
+from rl.data.fingerprint import digest
 from rl.data.media.names import Medium, from_json, to_json
 from rl.loop.batching import reference_sample
 from rl.loop.stages import Prompt, ReferenceRequest, TrainSample
@@ -85,8 +85,7 @@ def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
     directory holds others.
     """
     rows = [_row(pair) for pair in pairs]
-    digest = blake2b("\n".join(map(repr, rows)).encode(), digest_size=8).hexdigest()
-    target = directory / f"pairs-{digest}"
+    target = directory / ("pairs-" + digest("\n".join(map(repr, rows))))
     if others := [path.name for path in directory.glob("pairs-*") if path != target]:
         raise ValueError(
             f"{directory} was begun with other pairs ({others[0]}, now {target.name}); remove it "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,8 @@ from typing import Any
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from rl.data.fingerprint import stamp
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -47,7 +48,7 @@ def default_cache_dir() -> Path:
 
 def digest(parts: Any) -> str:
     """Return a name for everything that decides a model's weights and tokenizer."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=6).hexdigest()
+    return stamp(json.dumps(parts))
 
 
 def made_once(directory: Path, write: Callable[[Path], None]) -> Path:

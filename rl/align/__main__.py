@@ -134,7 +134,7 @@ def _config(asked: Align, directory: AlignmentDirectory) -> Config:
 
 def _origin(material: Material, run: RunDirectory, checkpoint: Checkpoint | None) -> Origin:
     from rl.align.parts import Origin
-    from rl.data.model_stamp import stamp, stamp_of_model
+    from rl.data.fingerprint import stamp, stamp_of_model
 
     if checkpoint is None:
         name = material.config.policy.model

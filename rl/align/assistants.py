@@ -17,8 +17,8 @@ from policy.models.loading import resolve_model
 from rl.align.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
 from rl.align.claims.types import Assistant
 from rl.config.run import AssistantConfig, Config
+from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.store import MediaStore
-from rl.data.model_stamp import stamp, stamp_of_model
 from rl.loop.interfaces import GenerationFailed
 from rl.system.cluster import Cluster
 from rollout.chat import ChatTemplate

@@ -18,8 +18,8 @@ from itertools import combinations, groupby, pairwise
 from typing import Literal
 
 from rl.align.claims.types import JudgedResponse, PreferencePair, Response, RewardedResponse
+from rl.data.fingerprint import stable_hash
 from rl.data.media.names import from_json
-from rl.data.stable_hash import stable_hash
 from rl.loop.stages import Prompt
 from rl.run.ledger import LedgerRow
 

@@ -14,10 +14,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Literal, Protocol, TypeVar
 
 from rl.config.run import Config
+from rl.data.fingerprint import digest
 from rl.loop.interfaces import GenerationFailed, ReferenceScorer, Scorer
 from rl.loop.loop import sampling_seed
 from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
@@ -93,7 +93,7 @@ class Sample:
     @property
     def digest(self) -> str:
         """Of what was asked and sampled."""
-        return blake2b(json.dumps([self.asked, self.token_ids]).encode(), digest_size=8).hexdigest()
+        return digest(json.dumps([self.asked, self.token_ids]))
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ class Question:
     def digest(self) -> str:
         """See Sample.asked."""
         messages = [dict(message) for message in self.prompt.messages]
-        asked = json.dumps([messages, self.prompt.reference, self.prompt.task], default=str)
-        return blake2b(asked.encode(), digest_size=8).hexdigest()
+        asked = [messages, self.prompt.reference, self.prompt.task]
+        return digest(json.dumps(asked, default=str))
 
 
 async def evaluate(

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl.config.run import Config
+from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.families import vision_family
 from rl.data.media.store import MediaStore
-from rl.data.model_stamp import stamp, stamp_of_model
 from rl.evaluate.evaluation import Encode, Sampler
 from rl.loop.interfaces import ReferenceScorer, Scorer
 from rl.loop.stages import Prompt, RolloutGroup, Score

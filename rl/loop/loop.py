@@ -23,10 +23,10 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Protocol
 
 from rl.config.run import Config
+from rl.data.fingerprint import stable_hash
 from rl.loop.advantages import group_advantages
 from rl.loop.group_filter import GroupFilter
 from rl.loop.interfaces import Engine, GenerationFailed, Learner, Scorer
@@ -322,5 +322,4 @@ def train_request(
 
 def sampling_seed(seed: int, group_id: str) -> int:
     """A 31-bit seed that is the same for the same run seed and group in any process."""
-    digest = blake2b(f"{seed}/{group_id}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return stable_hash(f"{seed}/{group_id}", 4) >> 1

@@ -12,6 +12,8 @@ import hashlib
 
 import torch
 
+from rl.data.fingerprint import digest
+
 CHUNK_WORDS = 2**20
 """Words that are digested at one time; bounds the memory to 8 bytes x this, a few times over."""
 
@@ -35,7 +37,7 @@ def tensor_digest(tensor: torch.Tensor) -> str:
             weighted = (part * multipliers[place, : part.numel()]).sum()
             sums[place] += weighted * _signed(_odd(seed + chunk))
     header = f"{tensor.dtype} {tuple(tensor.shape)} {sums.tolist()}"
-    return hashlib.blake2b(header.encode(), digest_size=16).hexdigest()
+    return digest(header, 16)
 
 
 @functools.cache
@@ -53,8 +55,8 @@ def _multipliers(device: torch.device) -> torch.Tensor:
 
 def _odd(value: int) -> int:
     """Return an odd 64-bit number that looks random and depends on `value` alone."""
-    digest = hashlib.blake2b(value.to_bytes(16, "little"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") | 1
+    mixed = hashlib.blake2b(value.to_bytes(16, "little"), digest_size=8).digest()
+    return int.from_bytes(mixed, "little") | 1
 
 
 def _signed(value: int) -> int:

@@ -18,16 +18,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from rl.data.fingerprint import file_digest
 from rl.run.files import FULL_DISK, sync_to_disk
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 _STEP_NAME = re.compile(r"step_(\d{6,})")
-_CHUNK_BYTES = 16 * 2**20
 # Hashing releases the GIL; more threads than this only compete for the disk.
 _DIGEST_THREADS = 8
 # Libraries report a full disk in many ways. With less room than this, it is the cause.
@@ -62,10 +61,12 @@ class Checkpoints:
         """Yield an empty directory to fill; when the block ends it is the checkpoint of `step`.
 
         An error removes what was written and passes on; a full disk becomes DiskFull. Only after
-        the new checkpoint is complete are all but the newest `keep_last` deleted.
+        the new checkpoint is complete are all but the newest `keep_last` deleted. Only the process
+        that owns the run may call this.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        final = self.directory / _name(step)
+        final = self.path(step)
+        # The dot hides it from steps(): under its final name a checkpoint is complete or absent.
         partial = self.directory / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -75,14 +76,23 @@ class Checkpoints:
             _write_manifest(partial, step)
             self._move_into_place(partial, final)
         except BaseException as error:
+            # Asked before the partial one is removed, which makes room again.
             is_full = _is_disk_full(error, self.directory)
             shutil.rmtree(partial, ignore_errors=True)
             if is_full:
-                raise DiskFull(errno.ENOSPC, self._disk_full_message(step)) from error
+                intact = self.steps()
+                resume = f"from step {intact[-1]}" if intact else "from the start"
+                raise DiskFull(
+                    errno.ENOSPC,
+                    f"the disk of {self.directory} filled up while the checkpoint of step {step} "
+                    "was written; make room or lower checkpoint.keep_last, then start the run "
+                    f"again: it continues {resume}",
+                ) from error
             raise
         self._point_latest_at(final)
+        # Last: whatever failed until here, the older checkpoints are still there to go on from.
         for old in self.steps()[:-keep_last]:
-            shutil.rmtree(self.directory / _name(old))
+            shutil.rmtree(self.path(old))
 
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint whose files are all as they were written; None if there is none.
@@ -93,12 +103,11 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            path = self.directory / _name(step)
+            path = self.path(step)
             if damage := find_damage(path):
                 note(f"checkpoint {path.name} is skipped: {damage}")
-                continue
-            progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-            return Checkpoint(path, step, progress)
+            else:
+                return _read(path, step)
         if steps:
             raise NoUsableCheckpoint(
                 f"none of the checkpoints in {self.directory} is intact (steps "
@@ -109,7 +118,7 @@ class Checkpoints:
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
-        return self.directory / _name(step)
+        return self.directory / f"step_{step:06d}"
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending; not verified."""
@@ -121,12 +130,12 @@ class Checkpoints:
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints past `step` to `*.damaged`, so that they are not counted as newest."""
         for later in [later for later in self.steps() if later > step]:
-            path = self.directory / _name(later)
+            path = self.path(later)
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
         if kept := self.steps():
-            self._point_latest_at(self.directory / _name(kept[-1]))
+            self._point_latest_at(self.path(kept[-1]))
 
     def remove_partials(self) -> None:
         """Remove what a killed writer left. Only the process that owns the run may call this."""
@@ -135,28 +144,24 @@ class Checkpoints:
 
     def _move_into_place(self, partial: Path, final: Path) -> None:
         if final.exists():
+            # A run that went back to an earlier checkpoint makes this step again. A directory
+            # cannot be renamed over a full one, so the old one steps aside under a hidden name,
+            # which the next open removes if a kill in between leaves it.
             replaced = self.directory / f".{final.name}.replaced"
             final.rename(replaced)
             partial.rename(final)
             shutil.rmtree(replaced)
         else:
             partial.rename(final)
+        # The rename itself must survive a power cut before older checkpoints are deleted.
         sync_to_disk(self.directory)
 
     def _point_latest_at(self, final: Path) -> None:
+        # A link made aside and renamed: at every moment `latest` leads to a complete checkpoint.
         link = self.directory / ".latest"
         link.unlink(missing_ok=True)
         link.symlink_to(final.name)
         os.replace(link, self.directory / "latest")
-
-    def _disk_full_message(self, step: int) -> str:
-        intact = self.steps()
-        resume = f"from step {intact[-1]}" if intact else "from the start"
-        return (
-            f"the disk of {self.directory} filled up while the checkpoint of step {step} was "
-            "written; make room or lower checkpoint.keep_last, then start the run again: it "
-            f"continues {resume}"
-        )
 
 
 def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) -> Checkpoint:
@@ -171,7 +176,11 @@ def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) ->
         if checkpoint is None:
             raise ValueError(f"{run} has no checkpoint yet; train it with rl.launch")
     elif step in steps:
-        checkpoint = _intact(checkpoints.directory / _name(step), step)
+        path = checkpoints.path(step)
+        # The one that was named, or none: another step would be another policy.
+        if damage := find_damage(path):
+            raise ValueError(f"checkpoint {path} is damaged: {damage}; name another step")
+        checkpoint = _read(path, step)
     else:
         raise ValueError(
             f"{run} has no checkpoint of step {step}; there are steps "
@@ -182,11 +191,8 @@ def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) ->
     return checkpoint
 
 
-def _intact(path: Path, step: int) -> Checkpoint:
-    if damage := find_damage(path):
-        raise ValueError(f"checkpoint {path} is damaged: {damage}; name another step")
-    progress = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
-    return Checkpoint(path, step, progress)
+def _read(path: Path, step: int) -> Checkpoint:
+    return Checkpoint(path, step, json.loads((path / PROGRESS).read_text(encoding="utf-8")))
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -202,30 +208,22 @@ def find_damage(checkpoint: Path) -> str | None:
     if PROGRESS not in files:
         return f"{MANIFEST} does not list {PROGRESS}"
     # Sizes cost nothing, so all of them come before the first digest.
-    return _wrong_size(checkpoint, sizes) or _wrong_content(checkpoint, digests)
-
-
-def _wrong_size(checkpoint: Path, sizes: Mapping[str, int]) -> str | None:
     for name, size in sizes.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    return None
-
-
-def _wrong_content(checkpoint: Path, digests: Mapping[str, str]) -> str | None:
-    found = _digests(checkpoint, list(digests))
-    for name, digest in digests.items():
-        if found[name] != digest:
-            return f"{name} has other content than was written"
-    return None
+    stored = _digests(checkpoint, list(digests))
+    changed = [name for name, digest in digests.items() if stored[name] != digest]
+    return f"{changed[0]} has other content than was written" if changed else None
 
 
 def _write_manifest(directory: Path, step: int) -> None:
     """List every file with size and digest, with all of them on disk before the list is."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    # Files first, then the list that vouches for them, then the directories that hold their names:
+    # in any other order a power cut could leave a manifest of files that are not there.
     for path in paths:
         sync_to_disk(path)
     names = [path.relative_to(directory).as_posix() for path in paths]
@@ -243,26 +241,15 @@ def _write_manifest(directory: Path, step: int) -> None:
 
 def _digests(directory: Path, names: list[str]) -> dict[str, str]:
     with ThreadPoolExecutor(_DIGEST_THREADS) as threads:
-        return dict(
-            zip(names, threads.map(lambda name: _digest(directory / name), names), strict=True)
-        )
-
-
-def _digest(path: Path) -> str:
-    digest = blake2b(digest_size=32)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        digests = threads.map(file_digest, (directory / name for name in names))
+        return dict(zip(names, digests, strict=True))
 
 
 def _is_disk_full(error: BaseException, directory: Path) -> bool:
+    # An interrupt on a nearly full disk is still an interrupt.
     if not isinstance(error, Exception):
         return False
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return True
+    # safetensors, torch and DeepSpeed each wrap the system's error in one of their own.
     return shutil.disk_usage(directory).free < _FULL_DISK_BYTES
-
-
-def _name(step: int) -> str:
-    return f"step_{step:06d}"

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from rl.config.run import ColumnsConfig, SourceConfig
+from rl.data.fingerprint import stable_hash
 from rl.data.media.names import MediaError
-from rl.data.stable_hash import stable_hash
 from rl.data.tables import Location, heldout_location, read_table, train_location
 from rl.loop.stages import Prompt
 from rollout.prompts.conversation import conversation, system_message

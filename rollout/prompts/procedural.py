@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from rl.config.run import SourceConfig
-from rl.data.stable_hash import stable_hash
+from rl.data.fingerprint import stable_hash
 from rl.data.tasks.chain_sum import LENGTHS
 from rl.data.tasks.chain_sum import question as chain_sum_question
 from rl.loop.stages import Prompt

@@ -6,10 +6,11 @@ procedural, so any number of questions exists without a data set, and importing 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+
+from rl.data.fingerprint import stable_hash
 
 LABELS = "abcdefgh"
 LENGTHS = (3, 4, 5, 6)
@@ -69,8 +70,7 @@ def question(
 
 def is_heldout(text: str) -> bool:
     """Whether a question belongs to the held-out split."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % HELDOUT_ONE_IN == 0
+    return stable_hash(text) % HELDOUT_ONE_IN == 0
 
 
 def worked_example(asked: ChainSumQuestion, thinking: bool, slips: Slips | None = None) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from rl.config.errors import problems
 from rl.config.run import Section
-from rl.data.stable_hash import stable_hash
+from rl.data.fingerprint import stable_hash
 from rl.data.tasks.pictures import (
     charts,
     digits,
