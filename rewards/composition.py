@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from rewards.preference.preference import PreferenceInput, group_preferences
 from rl.config.run import RewardConfig
-from rl.loop.stages import Prompt, Score
+from rl.loop.stages import Failure, Prompt, Route, Score, not_scorable
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Accuracy:
     """The accuracy part of one trajectory: a number with what it was made of, or a failure."""
 
     value: float | None
-    route: str
-    failure: str | None = None
+    route: Route | None
+    """None where it failed before a route was chosen."""
+    failure: Failure | None = None
     made_of: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -31,7 +32,7 @@ class TextParts:
     parts: Mapping[str, float]
     accuracy: Accuracy | None = None
     """By rules; None where it was not asked for."""
-    failure: str | None = None
+    failure: Failure | None = None
     """Why a plug-in of the user's gave no part."""
 
 
@@ -78,7 +79,8 @@ def compose_group(
             parts["preference"] = ranked[place]
         if shown.raw is not None:
             parts["preference_raw"] = shown.raw
-        weights = config.weights_for(accuracy.route.partition("/")[0], prompt.task, mode)
+        route = accuracy.route.name if accuracy.route else ""
+        weights = config.weights_for(route, prompt.task, mode)
         failure = _failure(weights, config.plugins, accuracy, text, shown)
         reward = None
         if failure is None:
@@ -93,12 +95,12 @@ def _failure(
     accuracy: Accuracy,
     text: TextParts,
     shown: Preference,
-) -> str | None:
+) -> Failure | None:
     """Why there is no reward: the first part with a weight that could not be had."""
     if weights["accuracy"] and accuracy.failure:
         return accuracy.failure
     if text.failure and any(weights[name] for name in plugins):
         return text.failure
     if weights["preference"] and shown.answer is not None and shown.raw is None:
-        return "not_scorable: question and answer are longer than the preference model reads"
+        return not_scorable("question and answer are longer than the preference model reads")
     return None

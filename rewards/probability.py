@@ -20,10 +20,18 @@ from rewards.rules.verifier import NotScorable, reference_answer
 from rewards.text.format import format_reward
 from rl.config.run import ProbabilityConfig
 from rl.loop.interfaces import GenerationFailed, ReferenceScorer
-from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, Trajectory
+from rl.loop.stages import (
+    PROBABILITY,
+    Failure,
+    Prompt,
+    ReferenceRequest,
+    RolloutGroup,
+    Route,
+    Trajectory,
+    not_scorable,
+)
 
-ROUTE = "probability"
-VERSION = 1
+ROUTE = Route(PROBABILITY, version=1)
 
 
 class Splice(Protocol):
@@ -46,21 +54,21 @@ class ProbabilityReward:
         self._scorer = scorer
         self._splice = splice
         self._baselines: dict[str, float] = {}
-        self._asking: dict[str, asyncio.Task[float | str]] = {}
+        self._asking: dict[str, asyncio.Task[float | Failure]] = {}
 
     async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
         """One result per trajectory, in order; raises only for a scorer that is gone."""
         try:
             reference = reference_answer(group.request.prompt.reference)
         except NotScorable as error:
-            failed = Accuracy(None, _LABEL, f"not_scorable: {error}")
+            failed = Accuracy(None, ROUTE, not_scorable(error))
             return [failed] * len(group.trajectories)
         asked = [
             self._request(group, place, reference, thinking)
             for place in range(len(group.trajectories))
         ]
         means = await self._means([one for one in asked if isinstance(one, ReferenceRequest)])
-        baseline: float | str | None = None
+        baseline: float | Failure | None = None
         if thinking and self._config.debias and means:
             baseline = await self._baseline(group, reference)
         return [
@@ -83,32 +91,36 @@ class ProbabilityReward:
         trajectory = group.trajectories[place]
         if not format_reward(trajectory, thinking):
             if self._config.invalid == "zero":
-                return Accuracy(0.0, _LABEL)
-            return Accuracy(None, _LABEL, "not_scorable: no well-formed answer to replace")
+                return Accuracy(0.0, ROUTE)
+            return Accuracy(None, ROUTE, not_scorable("no well-formed answer to replace"))
         kept = _text_before_answer(trajectory)
         if kept is None:
-            return Accuracy(None, _LABEL, "not_scorable: no final answer is found in the answer")
+            return Accuracy(None, ROUTE, not_scorable("no final answer is found in the answer"))
         spliced = self._splice.after_reasoning(group, place, kept, reference)
         return spliced or Accuracy(
-            None, _LABEL, "not_scorable: response and reference are longer than the engine takes"
+            None,
+            ROUTE,
+            not_scorable("response and reference are longer than the engine takes"),
         )
 
     async def _means(
         self, requests: Sequence[ReferenceRequest]
-    ) -> dict[tuple[int, ...], float | str]:
+    ) -> dict[tuple[int, ...], float | Failure]:
         """Mean probability of each context, asked once; or why it has none."""
         distinct = {_key(request): request for request in requests}
         means = await asyncio.gather(*(self._mean(request) for request in distinct.values()))
         return dict(zip(distinct, means, strict=True))
 
-    async def _mean(self, request: ReferenceRequest) -> float | str:
+    async def _mean(self, request: ReferenceRequest) -> float | Failure:
         try:
             mean = mean_probability(await self._scorer.reference_logprobs(request))
         except GenerationFailed as failure:
-            return f"probability: {failure}"
-        return mean if math.isfinite(mean) else f"probability: the mean probability is {mean}"
+            return Failure(PROBABILITY, str(failure))
+        if not math.isfinite(mean):
+            return Failure(PROBABILITY, f"the mean probability is {mean}")
+        return mean
 
-    async def _baseline(self, group: RolloutGroup, reference: str) -> float | str:
+    async def _baseline(self, group: RolloutGroup, reference: str) -> float | Failure:
         """r' of a prompt, asked once in a run, or why it has none."""
         prompt, temperature = group.request.prompt, group.request.temperature
         name = f"{prompt.id}@{temperature:g}"
@@ -116,13 +128,13 @@ class ProbabilityReward:
             return self._baselines[name]
         request = self._splice.without_reasoning(prompt, reference, temperature)
         if request is None:
-            return "not_scorable: prompt and reference are longer than the engine takes"
+            return not_scorable("prompt and reference are longer than the engine takes")
         if name not in self._asking:
             self._asking[name] = asyncio.create_task(self._keep_baseline(name, request))
         # Another group of this prompt may wait for it too, and this one may be cancelled.
         return await asyncio.shield(self._asking[name])
 
-    async def _keep_baseline(self, name: str, request: ReferenceRequest) -> float | str:
+    async def _keep_baseline(self, name: str, request: ReferenceRequest) -> float | Failure:
         try:
             mean = await self._mean(request)
         finally:
@@ -131,15 +143,15 @@ class ProbabilityReward:
             self._baselines[name] = mean
         return mean
 
-    def _accuracy(self, mean: float | str, baseline: float | str | None) -> Accuracy:
+    def _accuracy(self, mean: float | Failure, baseline: float | Failure | None) -> Accuracy:
         for one in (mean, baseline):
-            if isinstance(one, str):
-                return Accuracy(None, _LABEL, one)
+            if isinstance(one, Failure):
+                return Accuracy(None, ROUTE, one)
         assert isinstance(mean, float)
         made_of = {"probability": mean}
         if isinstance(baseline, float):
             made_of["baseline"] = baseline
-        return Accuracy(debiased(**made_of), _LABEL, made_of=made_of)
+        return Accuracy(debiased(**made_of), ROUTE, made_of=made_of)
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:
@@ -153,9 +165,6 @@ def debiased(probability: float, baseline: float = 0.0) -> float:
     Example: debiased(0.75, 0.25) == 0.5
     """
     return min(1.0, max(0.0, probability - baseline))
-
-
-_LABEL = f"{ROUTE}/{VERSION}"
 
 
 def _key(request: ReferenceRequest) -> tuple[int, ...]:

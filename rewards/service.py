@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group, paired
 from rewards.preference.preference import PreferenceModel, preference_input
-from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
-from rewards.rules.verifier import NATURAL, NotScorable, route_of
+from rewards.rules.verifier import NATURAL, ROUTES, NotScorable, route_of
 from rewards.text.text_rewards import question_text
 from rl.config.run import ModeConfig, RewardConfig
-from rl.loop.stages import Prompt, RolloutGroup, Score
+from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, Score, not_scorable
 
 
 class TextSource(Protocol):
@@ -100,3 +99,17 @@ def takes_probability(prompt: Prompt) -> bool:
         return route_of(prompt.reference, prompt.task, question_text(prompt)) == NATURAL
     except NotScorable:
         return False
+
+
+def accuracy_route(prompt: Prompt, has_probability: bool) -> Route | Failure:
+    """Which reward will decide the accuracy of responses to a prompt, or why none can.
+
+    has_probability: whether the probability reward is configured.
+    """
+    if has_probability and takes_probability(prompt):
+        return Route(PROBABILITY)
+    try:
+        name = route_of(prompt.reference, prompt.task, question_text(prompt))
+    except NotScorable as error:
+        return not_scorable(error)
+    return Route(name, ROUTES[name].version)

@@ -25,18 +25,16 @@ from rewards.preference.actors import ActorPlaces
 from rewards.preference.judge import JudgeClient, check_judge
 from rewards.preference.preference import PreferenceModel
 from rewards.preference.reward_model import RewardModelClient, check_reward_model
-from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import ProbabilityReward
-from rewards.rules.verifier import ROUTES, score_reference
-from rewards.service import RewardService, takes_probability
+from rewards.rules.verifier import ROUTES
+from rewards.service import RewardService, accuracy_route
 from rewards.text.actor import TextRewardClient
 from rewards.text.plugins import with_checked_plugins
-from rewards.text.text_rewards import question_text
 from rl.config.run import Config, RewardConfig, SourceConfig
 from rl.config.visible_gpus import count_visible_gpus
 from rl.data.media.names import MediaError
 from rl.loop.loop import train_request
-from rl.loop.stages import Canary, Prompt
+from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
 from rl.system.cluster import Cluster, open_cluster
 from rollout.chat import ChatTemplate, refuse_oversized
 from rollout.engines.pool import EnginePool
@@ -59,7 +57,7 @@ class Material:
     stream: PromptStream
     chat: ChatTemplate
     heldout: tuple[Prompt, ...]
-    routes: Mapping[str, int]
+    routes: Mapping[Route | Failure, int]
     """How many of the checked prompts each accuracy reward takes, or why it cannot."""
     preference_model: Path | None
     """Directory of the reward model or judge; None where there is none."""
@@ -174,16 +172,14 @@ def _resolve_preference_model(config: Config) -> Path | None:
     return path
 
 
-def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[str]:
+def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[Route | Failure]:
     """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
-    routes: Counter[str] = Counter()
+    routes: Counter[Route | Failure] = Counter()
     unknown: Counter[str] = Counter()
     for prompt in stream.checked():
-        if reward.probability and takes_probability(prompt):
-            routes[PROBABILITY] += 1
-        elif prompt.task in ("auto", *ROUTES):
-            question = question_text(prompt)
-            routes[score_reference(prompt.reference, prompt.task, question)] += 1
+        known = ("auto", *ROUTES, PROBABILITY) if reward.probability else ("auto", *ROUTES)
+        if prompt.task in known:
+            routes[accuracy_route(prompt, reward.probability is not None)] += 1
         else:
             unknown[prompt.task] += 1
     if unknown:
@@ -193,7 +189,7 @@ def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[str]:
             f"{PROBABILITY} where reward.probability is set"
         )
     is_needed = reward.weights.accuracy != 0
-    if is_needed and all(route.startswith("not_scorable") for route in routes):
+    if is_needed and all(isinstance(route, Failure) for route in routes):
         raise ValueError(
             "no reference answer can be checked, so nothing could be rewarded: "
             f"{routes.most_common(1)[0][0]}; check data.columns.reference and data.columns.task, "

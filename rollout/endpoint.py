@@ -167,14 +167,14 @@ class Endpoint:
                 reply = await self._ask(request, also_asked)
         except (TimeoutError, openai.APITimeoutError) as error:
             if self._answered_at > asked_at:
-                raise GenerationFailed("timeout: rollout.group_timeout_s passed") from None
+                raise GenerationFailed("timeout", "rollout.group_timeout_s passed") from None
             raise _does_not_answer(self._url, error, self._deadline_s) from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise GenerationFailed(f"request_refused: {error}") from error
+            raise GenerationFailed("request_refused", error) from error
         except openai.APIError as error:
             raise _does_not_answer(self._url, error, self._deadline_s) from error
         except MediaError as error:
-            raise GenerationFailed(f"bad_media: {error}") from error
+            raise GenerationFailed("bad_media", error) from error
         self._answered_at = time.monotonic()
         return reply
 
@@ -202,10 +202,10 @@ class Endpoint:
     def _trajectory(self, reply: ChatCompletion, thinking: bool) -> Trajectory:
         choice = reply.choices[0]
         if choice.finish_reason not in ("stop", "length"):
-            raise GenerationFailed(f"aborted: the server ended with {choice.finish_reason}")
+            raise GenerationFailed("aborted", f"the server ended with {choice.finish_reason}")
         token_ids = _token_ids(reply)
         if not len(token_ids):
-            raise GenerationFailed("empty: the server returned no tokens")
+            raise GenerationFailed("empty", "the server returned no tokens")
         text = self._text(choice.message, thinking)
         reasoning, answer = split_response(text, thinking)
         return Trajectory(

@@ -11,9 +11,11 @@ import numpy as np
 from rl.config.run import Config
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (
+    Failure,
     Prompt,
     RolloutGroup,
     RolloutRequest,
+    Route,
     Score,
     TrainBatch,
     Trajectory,
@@ -128,7 +130,9 @@ class FakeScorer:
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
         return tuple(
-            Score(r, {"accuracy": r}, "number/1") if r is not None else Score(None, failure="crash")
+            Score(r, {"accuracy": r}, Route("number", 1))
+            if r is not None
+            else Score(None, failure=Failure("crash"))
             for r in self._rewards(group)
         )
 

@@ -114,8 +114,9 @@ def call_plugin(
     # A bool is a number to Python, as it should be here.
     if not isinstance(value, Real) or not math.isfinite(value):
         raise SampleFailed(
-            f"plugin_error: {function} returned {repr(value)[:80]}; return a finite number, or a "
-            "text that says why there is none"
+            "plugin_error",
+            f"{function} returned {repr(value)[:80]}; return a finite number, or a "
+            "text that says why there is none",
         )
     return float(value)
 
@@ -123,7 +124,7 @@ def call_plugin(
 def _function(path: str, function: str) -> Callable[..., Any]:
     found = getattr(_module(path), function, None)
     if found is None:
-        raise SampleFailed(f"plugin_error: {path} has no function {function}")
+        raise SampleFailed("plugin_error", f"{path} has no function {function}")
     return found
 
 
@@ -133,7 +134,7 @@ def _module(path: str) -> Any:
     name = f"reward_plugin_{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise SampleFailed(f"plugin_error: {path} is no Python file; its name must end in .py")
+        raise SampleFailed("plugin_error", f"{path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     # Where dataclasses and pickle look their module up.
     sys.modules[name] = module
@@ -148,4 +149,4 @@ def _guarded(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:
-        raise SampleFailed(f"plugin_error: {type(error).__name__}: {error}") from error
+        raise SampleFailed("plugin_error", f"{type(error).__name__}: {error}") from error

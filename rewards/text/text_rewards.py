@@ -16,7 +16,7 @@ from rewards.text.plugins import call_plugin
 from rewards.text.repetition import repetition_penalty
 from rewards.text.workers import SampleFailed, WorkerPool
 from rl.config.run import ModeConfig, RewardConfig
-from rl.loop.stages import Prompt, RolloutGroup, Trajectory
+from rl.loop.stages import Prompt, RolloutGroup, Route, Trajectory, not_scorable
 
 
 class TextRewards:
@@ -33,18 +33,18 @@ class TextRewards:
         is_finished = trajectory.finish_reason == "stop"
         answer = (trajectory.answer or "") if is_finished else ""
         question = question_text(prompt)
-        route = ""
+        route = None
         try:
             verdict = verify_quickly(prompt.reference, answer, prompt.task, question)
-            route = verdict.route
+            route = Route.parse(verdict.route)
             if verdict.accuracy is not None:
                 return Accuracy(verdict.accuracy, route)
             arguments = (prompt.reference, answer, prompt.task, question)
             return Accuracy(await self._workers.run(symbolic, *arguments), route)
         except NotScorable as error:
-            return Accuracy(None, route, f"not_scorable: {error}")
-        except SampleFailed as error:
-            return Accuracy(None, route, str(error))
+            return Accuracy(None, route, not_scorable(error))
+        except SampleFailed as failed:
+            return Accuracy(None, route, failed.failure)
 
     async def _parts(
         self, group: RolloutGroup, trajectory: Trajectory, by_rules: bool
@@ -55,9 +55,9 @@ class TextRewards:
         try:
             parts |= await self._plugins(prompt, mode, trajectory)
         except NotScorable as error:
-            return TextParts(parts, accuracy, f"not_scorable: {error}")
-        except SampleFailed as error:
-            return TextParts(parts, accuracy, str(error))
+            return TextParts(parts, accuracy, not_scorable(error))
+        except SampleFailed as failed:
+            return TextParts(parts, accuracy, failed.failure)
         return TextParts(parts, accuracy)
 
     def _form(self, trajectory: Trajectory, mode: str) -> dict[str, float]:

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from rewards.rules.verifier import NotScorable
+from rl.loop.stages import Failed, Failure
 
 PRELOAD = "rewards.text.preload"
 SAMPLES_PER_PROCESS = 2000
@@ -44,8 +45,8 @@ _START_LOCK = Lock()
 T = TypeVar("T", bound=float | str)
 
 
-class SampleFailed(Exception):
-    """A sample was not verified; the message is `timeout`, `memory` or `crash`, maybe `: why`."""
+class SampleFailed(Failed):
+    """A sample was not verified; the reason is `timeout`, `memory`, `crash` or `plugin_error`."""
 
 
 class WorkerPool:
@@ -125,7 +126,7 @@ def _value(reply: tuple[str, Any]) -> Any:
     if kind == "not_scorable":
         raise NotScorable(value)
     if kind == "failed":
-        raise SampleFailed(value)
+        raise SampleFailed(value.reason, value.detail)
     return value
 
 
@@ -149,10 +150,10 @@ def _message(function: Callable, arguments: tuple) -> bytes:
     try:
         message = pickle.dumps((function, arguments))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise SampleFailed(f"crash: the sample cannot be sent to a worker: {error}") from error
+        raise SampleFailed("crash", f"the sample cannot be sent to a worker: {error}") from error
     if len(message) > MAX_MESSAGE_BYTES:
         raise SampleFailed(
-            f"memory: the sample is {len(message)} bytes long, a worker takes {MAX_MESSAGE_BYTES}"
+            "memory", f"the sample is {len(message)} bytes long, a worker takes {MAX_MESSAGE_BYTES}"
         )
     return message
 
@@ -184,14 +185,15 @@ def _bounded(timeout_s: float, message: bytes) -> tuple[str, Any]:
         function, arguments = pickle.loads(message)
         value = function(*arguments)
     except MemoryError:
-        return "failed", "memory"
+        return "failed", Failure("memory")
     except NotScorable as error:
         return "not_scorable", str(error)[:MAX_ERROR_CHARACTERS]
-    except SampleFailed as error:
-        return "failed", str(error)[:MAX_ERROR_CHARACTERS]
+    except SampleFailed as failed:
+        detail = failed.failure.detail[:MAX_ERROR_CHARACTERS]
+        return "failed", Failure(failed.failure.reason, detail)
     except (Exception, SystemExit) as error:
-        why = f"crash: {type(error).__name__}: {error}"
-        return "failed", why[:MAX_ERROR_CHARACTERS]
+        why = f"{type(error).__name__}: {error}"
+        return "failed", Failure("crash", why[:MAX_ERROR_CHARACTERS])
     if not isinstance(value, int | float | str) or len(str(value)) > MAX_MESSAGE_BYTES:
-        return "failed", f"crash: {type(value).__name__} is no number and no short text"
+        return "failed", Failure("crash", f"{type(value).__name__} is no number and no short text")
     return "value", value

@@ -68,7 +68,7 @@ class EngineAssistant:
         try:
             return self._chat.prompt_token_ids(prompt, thinking=False)
         except ValueError as error:
-            raise GenerationFailed(f"request_refused: {error}") from error
+            raise GenerationFailed("request_refused", error) from error
 
 
 class EndpointAssistant:

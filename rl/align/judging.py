@@ -102,9 +102,8 @@ async def _by_model(assistant: Assistant, response: Response) -> DividedResponse
         return await language_model.divide(
             response, lambda messages: assistant.reply(messages, DIVIDER_TOKENS)
         )
-    except GenerationFailed as failure:
-        reason = str(failure).partition(":")[0]
-        return rules.divide(response, fallback=f"claims/{reason}")
+    except GenerationFailed as failed:
+        return rules.divide(response, fallback=f"claims/{failed.failure.reason}")
 
 
 async def _divide(
@@ -203,8 +202,8 @@ async def judge(
             if known is None:
                 known = await label(question, prompt.media)
                 labels.put({key: known})
-        except GenerationFailed as failure:
-            reasons[str(failure).partition(":")[0]] += times[pair]
+        except GenerationFailed as failed:
+            reasons[failed.failure.reason] += times[pair]
         else:
             found[pair] = known
             if not is_answered(known):

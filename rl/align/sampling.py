@@ -122,8 +122,8 @@ async def sample(
         if request.group_id not in known:
             try:
                 group = await engine.generate(request)
-            except GenerationFailed as failure:
-                failures[str(failure).partition(":")[0]] += 1
+            except GenerationFailed as failed:
+                failures[failed.failure.reason] += 1
             else:
                 found = known[request.group_id] = _responses(group)
                 records = [response_record(response) for response in found]

@@ -20,7 +20,14 @@ from rl.config.run import Config
 from rl.data.fingerprint import digest
 from rl.loop.interfaces import GenerationFailed, ReferenceScorer, Scorer
 from rl.loop.loop import sampling_seed
-from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
+from rl.loop.stages import (
+    PROBABILITY,
+    Prompt,
+    ReferenceRequest,
+    RolloutGroup,
+    RolloutRequest,
+    Route,
+)
 
 Item = TypeVar("Item")
 By = Literal["policy", "reference"]
@@ -354,7 +361,7 @@ def _is_right(sample: Sample) -> bool:
 
 def _is_probability(sample: Sample) -> bool:
     """Whether its accuracy is a probability, which says how right it is and not whether."""
-    return sample.route.partition("/")[0] == "probability"
+    return Route.parse(sample.route).name == PROBABILITY
 
 
 async def _sample(
@@ -373,8 +380,8 @@ async def _sample(
         tokens=trajectory.num_response_tokens,
         finish_reason=trajectory.finish_reason,
         accuracy=score.parts.get("accuracy"),
-        route=score.route,
-        failure=score.failure,
+        route=str(score.route or ""),
+        failure=str(score.failure) if score.failure else None,
         leak=score.parts.get("leak"),
         asked=question.digest,
         token_ids=tuple(trajectory.response_token_ids.tolist()) if token_ids else None,

@@ -19,16 +19,15 @@ from rl.data.media.families import vision_family
 from rl.data.media.store import MediaStore
 from rl.evaluate.evaluation import Encode, Sampler
 from rl.loop.interfaces import ReferenceScorer, Scorer
-from rl.loop.stages import Prompt, RolloutGroup, Score
+from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, Score, not_scorable
 from rl.run.checkpoints import MANIFEST, find_checkpoint
 
 if TYPE_CHECKING:
     from rl.assembly import Material
     from rollout.prompts.stream import PromptStream
 
-NEEDS_ENGINE = (
-    "not_scorable: the probability reward needs log-probabilities of the policy, which an endpoint "
-    "does not give"
+NEEDS_ENGINE = not_scorable(
+    "the probability reward needs log-probabilities of the policy, which an endpoint does not give"
 )
 
 SHOWN_TOKENS = 3
@@ -273,7 +272,6 @@ class EndpointScorer:
         self._uses_probability = uses_probability
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        from rewards.probability import ROUTE
         from rewards.service import takes_probability
 
         scores = await self._service.score(group)
@@ -283,7 +281,7 @@ class EndpointScorer:
             Score(
                 reward=None,
                 parts={part: v for part, v in score.parts.items() if part != "accuracy"},
-                route=ROUTE,
+                route=Route(PROBABILITY),
                 failure=NEEDS_ENGINE,
             )
             for score in scores
@@ -292,23 +290,20 @@ class EndpointScorer:
 
 def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note: Note) -> None:
     """Say once how many prompts have no score, and raise ValueError if none has one."""
-    from rewards.rules.verifier import score_reference
-    from rewards.service import takes_probability
-    from rewards.text.text_rewards import question_text
+    from rewards.service import accuracy_route
 
     if videos := sum(any(m.kind == "video" for m in prompt.media) for prompt in prompts):
         raise ValueError(
             f"{videos} prompts show videos, of which a server would choose other frames; evaluate "
             "run= or model=, or other data"
         )
-    reasons: Counter[str] = Counter()
+    reasons: Counter[Failure] = Counter()
     for prompt in prompts:
-        if uses_probability and takes_probability(prompt):
-            reasons[NEEDS_ENGINE] += 1
-            continue
-        route = score_reference(prompt.reference, prompt.task, question_text(prompt))
-        if route.startswith("not_scorable"):
+        route = accuracy_route(prompt, uses_probability)
+        if isinstance(route, Failure):
             reasons[route] += 1
+        elif route.name == PROBABILITY:
+            reasons[NEEDS_ENGINE] += 1
     for why, count in reasons.most_common():
         note(f"note: {count} of {len(prompts)} prompts count as unscored: {why}")
     if reasons.total() == len(prompts):

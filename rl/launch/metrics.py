@@ -46,9 +46,8 @@ def step_metrics(
         groups = [scored for scored in result.groups if scored.group.request.mode == mode]
         metrics |= _mode_metrics(mode, groups, prompts_per_step)
         metrics[f"progress/{mode}/trained_tokens"] = progress.trained_tokens.get(mode, 0)
-    for reason, count in result.dropped.items():
-        kind = reason.split("/", 1)[1]
-        metrics[f"rollout/dropped/{kind}"] = metrics.get(f"rollout/dropped/{kind}", 0) + count
+    for (_, reason), count in result.dropped.items():
+        metrics[f"rollout/dropped/{reason}"] = metrics.get(f"rollout/dropped/{reason}", 0) + count
     before = result.step - 1
     metrics["staleness/max"] = max(before - t.versions[0] for t, _ in everything)
     metrics["progress/trained_tokens"] = progress.total_trained_tokens

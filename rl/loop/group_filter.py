@@ -6,15 +6,25 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from rl.config.run import Config
 from rl.loop.advantages import has_zero_variance
-from rl.loop.stages import Score
+from rl.loop.stages import PROBABILITY, Score
 
 EMA_DECAY = 0.99
 WARMUP_STEPS = range(6, 11)
 """Steps (1-based) whose mean spread starts the running mean; the filter works after them."""
+
+
+class DropReason(StrEnum):
+    """Why a scored group is not trained on; the values are metric keys."""
+
+    UNSCORED = "unscored"
+    """Too many of its trajectories have no score."""
+    LOW_SPREAD = "low_spread"
+    ZERO_VARIANCE = "zero_variance"
 
 
 class GroupFilter:
@@ -41,20 +51,20 @@ class GroupFilter:
         """Least standard deviation; 0 as long as the running mean is not known."""
         return 0.0 if self._beta is None or self._ema is None else self._beta * self._ema
 
-    def reason(self, step: int, mode: str, scores: Sequence[Score]) -> str:
-        """Why a scored group of `step` (1-based) is dropped, or an empty string; sees them all."""
+    def reason(self, step: int, mode: str, scores: Sequence[Score]) -> DropReason | None:
+        """Why a scored group of `step` (1-based) is dropped, or None; must see every group."""
         rewards = [score.reward for score in scores]
         unscored = sum(reward is None for reward in rewards)
         if unscored > self._algorithm.max_unscored_share * len(rewards):
-            return "unscored"
+            return DropReason.UNSCORED
         spread = _probability_spread(scores) if mode in self._reasoning else None
         if spread is not None:
             self._spreads[step].append(spread)
             if spread < self.threshold:
-                return "low_spread"
+                return DropReason.LOW_SPREAD
         if self._algorithm.drop_zero_variance and has_zero_variance(rewards):
-            return "zero_variance"
-        return ""
+            return DropReason.ZERO_VARIANCE
+        return None
 
     def end_step(self, step: int) -> None:
         """Take the spreads of a step's groups (1-based) into the running mean."""
@@ -81,7 +91,7 @@ class GroupFilter:
 
 def _probability_spread(scores: Sequence[Score]) -> float | None:
     """Sample deviation of a group's probability rewards; None for one scored in another way."""
-    if not any(score.route.startswith("probability/") for score in scores):
+    if not any(score.route and score.route.name == PROBABILITY for score in scores):
         return None
     known = [score.parts["accuracy"] for score in scores if score.reward is not None]
     return statistics.stdev(known) if len(known) > 1 else None

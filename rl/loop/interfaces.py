@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rl.loop.stages import (
+    Failed,
     ReferenceRequest,
     RolloutGroup,
     RolloutRequest,
@@ -16,7 +17,7 @@ from rl.loop.stages import (
 )
 
 
-class GenerationFailed(Exception):
+class GenerationFailed(Failed):
     """A request gave no usable group; the loop counts it and asks for another prompt."""
 
 

@@ -28,11 +28,12 @@ from typing import Protocol
 from rl.config.run import Config
 from rl.data.fingerprint import stable_hash
 from rl.loop.advantages import group_advantages
-from rl.loop.group_filter import GroupFilter
+from rl.loop.group_filter import DropReason, GroupFilter
 from rl.loop.interfaces import Engine, GenerationFailed, Learner, Scorer
 from rl.loop.modes import draw_step, shares_at
 from rl.loop.publish import publish
 from rl.loop.stages import (
+    Failure,
     Prompt,
     RolloutGroup,
     RolloutRequest,
@@ -73,8 +74,8 @@ class StepResult:
     """Steps done, 1-based: the policy version after this step."""
     groups: tuple[ScoredGroup, ...]
     advantages: tuple[tuple[float | None, ...], ...]
-    dropped: Counter[str]
-    """Groups replaced since the last step, by `mode/reason`."""
+    dropped: Counter[tuple[str, str]]
+    """Groups replaced since the last step, by mode and reason."""
     learner_metrics: dict[str, float]
     sync_metrics: dict[str, float]
     seconds: dict[str, float]
@@ -124,8 +125,8 @@ class TrainingLoop:
         """Its running state belongs into a checkpoint."""
         self._asked_for: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
         self._next_to_ask = version
-        self._dropped: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
+        self._dropped: Counter[tuple[str, str]] = Counter()
+        self._failures: Counter[Failure] = Counter()
         self._activity = _Activity()
 
     async def run(self, on_step: Callable[[StepResult], Awaitable[bool]]) -> None:
@@ -207,29 +208,30 @@ class TrainingLoop:
             # A group of little signal may stand where no other was found.
             if scored is not None and (not reason or attempt == MAX_ATTEMPTS - 1):
                 return scored
-            self._dropped[f"{mode}/{reason}"] += 1
+            self._dropped[mode, str(reason)] += 1
+        reasons = {f"{mode}/{why}": count for (mode, why), count in self._dropped.items()}
+        failures = {str(f): count for f, count in self._failures.most_common(SHOWN_FAILURES)}
         raise RuntimeError(
             f"{MAX_ATTEMPTS} groups in a row were dropped for place {place} of step {step + 1} in "
-            f"mode {mode}; reasons so far: {dict(self._dropped)}; failures: "
-            f"{dict(self._failures.most_common(SHOWN_FAILURES))}"
+            f"mode {mode}; reasons so far: {reasons}; failures: {failures}"
         )
 
     async def _attempt(
         self, step: int, group_id: str, prompt: Prompt, mode: str
-    ) -> tuple[ScoredGroup | None, str]:
+    ) -> tuple[ScoredGroup | None, str | None]:
         """A scored group and why it is dropped, if it is; None where there is no such group."""
         request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
         try:
             with self._activity.at("sampling"):
                 group = await self._parts.engine.generate(request)
-        except GenerationFailed as failure:
-            self._failures[str(failure)] += 1
-            return None, str(failure).split(":")[0]
+        except GenerationFailed as failed:
+            self._failures[failed.failure] += 1
+            return None, failed.failure.reason
         with self._activity.at("scoring"):
             scores = await self._parts.scorer.score(group)
         self._failures.update(score.failure for score in scores if score.failure)
         reason = self.group_filter.reason(step + 1, mode, scores)
-        return None if reason == "unscored" else ScoredGroup(group, scores), reason
+        return None if reason is DropReason.UNSCORED else ScoredGroup(group, scores), reason
 
     async def _cancel_producers(self) -> None:
         tasks = [task for tasks in self._asked_for.values() for task in tasks]
@@ -283,7 +285,7 @@ class TrainingLoop:
     def _max_staleness(self) -> int:
         return self._config.rollout.max_staleness
 
-    def _take_dropped(self) -> Counter[str]:
+    def _take_dropped(self) -> Counter[tuple[str, str]]:
         taken, self._dropped = self._dropped, Counter()
         return taken
 

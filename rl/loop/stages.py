@@ -19,6 +19,57 @@ from rl.data.media.names import Medium
 
 FinishReason = Literal["stop", "length", "abort"]
 
+PROBABILITY = "probability"
+"""The route, and the `task` of a prompt, whose accuracy is the probability reward."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why something has no value; its text is `reason: detail`, as the ledger keeps it."""
+
+    reason: str
+    """What failures are counted by, such as `timeout`, `memory`, `crash` or `not_scorable`."""
+    detail: str = ""
+    """What happened to this one, for the person who looks into it."""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+def not_scorable(why: object) -> Failure:
+    """A failure that lies in the prompt or the response, and not in the machine."""
+    return Failure("not_scorable", str(why))
+
+
+class Failed(Exception):
+    """Raised where one request or one sample fails: it is counted, and the run goes on."""
+
+    def __init__(self, reason: str, detail: object = "") -> None:
+        # As arguments, because pickle makes an exception again from those that Exception was given.
+        super().__init__(reason, str(detail))
+        self.failure = Failure(reason, str(detail))
+
+    def __str__(self) -> str:
+        return str(self.failure)
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which accuracy reward applies; its text, as the ledger keeps it, is `number/2`."""
+
+    name: str
+    version: int | None = None
+    """Version of the reward that gave the score; None where none was asked for a score."""
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}/{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> Route:
+        """Read what `str` wrote."""
+        name, _, version = text.partition("/")
+        return cls(name, int(version) if version else None)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -145,10 +196,10 @@ class Score:
     """Every reward part before weighting: `accuracy`, `format`, `repetition`, ...; beside them,
     without a weight, what a part was made of: `probability`, `baseline`, `preference_raw`, `leak`.
     """
-    route: str = ""
-    """Which accuracy reward applied, with its version."""
-    failure: str | None = None
-    """`timeout`, `memory`, `crash` or `not_scorable: why`; None where `reward` is a number."""
+    route: Route | None = None
+    """Which accuracy reward applied; None where it failed before one was chosen."""
+    failure: Failure | None = None
+    """None where `reward` is a number."""
     preference_answer: str | None = None
     """What the preference model saw beside the question; None where it was not asked."""
 

@@ -27,14 +27,23 @@ from rich.table import Table
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group, paired
 from rewards.preference.preference import PreferenceInput, preference_input
-from rewards.probability import ROUTE as PROBABILITY
 from rewards.probability import debiased
 from rewards.service import takes_probability
 from rewards.text.plugins import with_checked_plugins
 from rewards.text.text_rewards import TextRewards
 from rl.config.recipe import load_over
 from rl.config.run import Config, RewardConfig
-from rl.loop.stages import FinishReason, Prompt, RolloutGroup, RolloutRequest, Score, Trajectory
+from rl.loop.stages import (
+    PROBABILITY,
+    FinishReason,
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    Route,
+    Score,
+    Trajectory,
+    not_scorable,
+)
 from rl.rescore.study import Change, alarms, changes, sign_flips, with_advantages
 from rl.run.directory import RunDirectory
 from rl.run.ledger import LedgerRow, read_rows, write_step
@@ -117,8 +126,8 @@ class Replay:
                 row,
                 reward=score.reward,
                 parts=score.parts,
-                route=score.route,
-                failure=score.failure,
+                route=str(score.route or ""),
+                failure=str(score.failure) if score.failure else None,
                 preference_answer=score.preference_answer,
             )
             for row, score in zip(rows, scores, strict=True)
@@ -136,7 +145,10 @@ class Replay:
         by_rules = probability is None or not takes_probability(prompt)
         texts = await self._text.parts(group, by_rules)
         if probability is None or by_rules:
-            accuracies = [text.accuracy or Accuracy(None, "", "not_scorable") for text in texts]
+            accuracies = [
+                text.accuracy or Accuracy(None, None, not_scorable("not scored by rules"))
+                for text in texts
+            ]
         else:
             debias = probability.debias and self._config.modes[mode].thinking
             accuracies = [
@@ -159,16 +171,18 @@ class Replay:
 
 def _probability(row: LedgerRow, text: TextParts, debias: bool, invalid_is_zero: bool) -> Accuracy:
     """The probability reward from the parts that the ledger keeps of it."""
+    route = Route.parse(row.route) if row.route else None
     if not text.parts["format"]:
         if invalid_is_zero:
-            return Accuracy(0.0, row.route)
-        return Accuracy(None, row.route, "not_scorable: no well-formed answer")
+            return Accuracy(0.0, route)
+        return Accuracy(None, route, not_scorable("no well-formed answer"))
     made_of = {part: row.parts[part] for part in ("probability", "baseline") if part in row.parts}
     if "probability" not in made_of or (debias and "baseline" not in made_of):
-        return Accuracy(None, PROBABILITY, "not_scorable: the ledger has no probability for it")
+        failure = not_scorable("the ledger has no probability for it")
+        return Accuracy(None, Route(PROBABILITY), failure)
     if not debias:
         made_of.pop("baseline", None)
-    return Accuracy(debiased(**made_of), row.route, made_of=made_of)
+    return Accuracy(debiased(**made_of), route, made_of=made_of)
 
 
 def _preference_model(stored: RewardConfig, wanted: RewardConfig) -> AnswerModel | None:

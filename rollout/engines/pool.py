@@ -106,7 +106,7 @@ class EnginePool:
             return await asyncio.wait_for(_result(answer), self._group_timeout_s)
         except TimeoutError:
             ray.cancel(answer)
-            raise GenerationFailed("timeout: rollout.group_timeout_s passed") from None
+            raise GenerationFailed("timeout", "rollout.group_timeout_s passed") from None
         except GenerationFailed as failure:
             # Ray's message is the remote traceback; the reason is the cause's.
             cause = failure.cause if isinstance(failure, RayTaskError) else failure

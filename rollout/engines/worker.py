@@ -116,9 +116,9 @@ class RolloutWorker:
         first_version = self._version
         output, media = await self._answered(self._sample(request))
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
-            raise GenerationFailed("empty: the engine returned no tokens for a trajectory")
+            raise GenerationFailed("empty", "the engine returned no tokens for a trajectory")
         if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
-            raise GenerationFailed("aborted: the engine gave a trajectory up")
+            raise GenerationFailed("aborted", "the engine gave a trajectory up")
         versions = (first_version, self._version)
         return RolloutGroup(
             request,
@@ -139,7 +139,7 @@ class RolloutWorker:
         scored = self._forced(request, sampling)
         (completion,) = (await self._answered(scored)).outputs
         if tuple(completion.token_ids) != request.reference_token_ids:
-            raise GenerationFailed("not_forced: the engine emitted other tokens than it was given")
+            raise GenerationFailed("not_forced", "the engine emitted tokens that it was not given")
         return tuple(completion.logprobs.logprobs)
 
     async def _forced(self, request: ReferenceRequest, sampling: Any) -> Any:
@@ -156,7 +156,7 @@ class RolloutWorker:
         """
         (completion,) = (await self._answered(self._next_token(request))).outputs
         if not completion.token_ids:
-            raise GenerationFailed("empty: the engine returned no token")
+            raise GenerationFailed("empty", "the engine returned no token")
         (position,) = completion.logprobs
         return tuple(position[token].logprob for token in request.token_ids)
 
@@ -184,11 +184,11 @@ class RolloutWorker:
         except EngineDeadError as error:
             raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
         except EngineGenerateError as error:
-            raise GenerationFailed(f"engine_error: {error.__cause__ or error}") from error
+            raise GenerationFailed("engine_error", error.__cause__ or error) from error
         except MediaError as error:
-            raise GenerationFailed(f"bad_media: {error}") from error
+            raise GenerationFailed("bad_media", error) from error
         except (ValueError, VLLMClientError) as error:
-            raise GenerationFailed(f"request_refused: {error}") from error
+            raise GenerationFailed("request_refused", error) from error
 
     async def _sample(self, request: RolloutRequest) -> tuple[Any, list[StillImage | Video]]:
         """The engine's output, and the prompt's media as they were shown to it."""

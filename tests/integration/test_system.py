@@ -184,7 +184,7 @@ def test_all_five_parts_are_in_a_score(loop, material, system):
     request = train_request(material.config, material.encode, "probability", prompt, "long")
     group = loop.run(system.engine.generate(request))
     for score in loop.run(system.scorer.score(group)):
-        assert score.route.startswith("probability/")
+        assert score.route.name == "probability"
         if score.parts["format"]:
             gain = score.parts["probability"] - score.parts["baseline"]
             assert score.parts["accuracy"] == pytest.approx(min(1.0, max(0.0, gain)))

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group
 from rl.config.run import RewardConfig
-from rl.loop.stages import Prompt
+from rl.loop.stages import Failure, Prompt, Route, not_scorable
 
 PROMPT = Prompt("p", ({"role": "user", "content": "2+9?"},), "11", "auto")
 GOOD = TextParts({"format": 1.0, "repetition": 0.0, "leak": 0.0})
@@ -17,7 +17,7 @@ def compose(config, accuracies, texts=None, preferences=None, mode="long", promp
 
 
 def number(value):
-    return Accuracy(value, "number/1")
+    return Accuracy(value, Route("number", 1))
 
 
 def test_equation_one():
@@ -47,22 +47,25 @@ def test_an_answer_that_the_preference_model_could_not_read_is_a_failure_and_no_
     shown = [Preference("11", 3.0), Preference("12", 1.0), Preference("1" * 9000, None)]
     scores = compose({}, [number(1.0)] * 3, None, shown)
     assert scores[2].reward is None
-    assert scores[2].failure.startswith("not_scorable: question and answer are longer")
+    assert scores[2].failure.reason == "not_scorable" and "longer" in scores[2].failure.detail
     assert scores[0].reward is not None
 
 
 def test_a_part_without_weight_fails_nothing():
-    failed = Accuracy(None, "natural/1", "not_scorable: needs the probability reward")
+    failed = Accuracy(None, Route("natural", 1), not_scorable("needs the probability reward"))
     assert compose({"weights": {"accuracy": 0.0}}, [failed])[0].reward == pytest.approx(0.1)
 
 
 def test_a_failed_part_leaves_no_reward_and_keeps_the_others():
-    broken = TextParts({"format": 1.0, "repetition": 0.0}, failure="brevity: timeout")
-    failed = Accuracy(None, "expression/1", "timeout")
+    broken = TextParts({"format": 1.0, "repetition": 0.0}, failure=Failure("timeout", "brevity"))
+    failed = Accuracy(None, Route("expression", 1), Failure("timeout"))
     config = {"plugins": {"brevity": {"file": "brevity.py"}}}
     scores = compose(config, [failed, number(1.0)], [GOOD, broken])
     assert [score.reward for score in scores] == [None, None]
-    assert [score.failure for score in scores] == ["timeout", "brevity: timeout"]
+    assert [score.failure for score in scores] == [
+        Failure("timeout"),
+        Failure("timeout", "brevity"),
+    ]
     assert scores[1].parts["accuracy"] == 1.0
 
 
@@ -74,7 +77,7 @@ def test_weights_of_task_and_mode_replace_single_weights_the_mode_last():
     }
     assert compose(config, [number(1.0)], mode="long")[0].reward == pytest.approx(2.2)
     assert compose(config, [number(1.0)], mode="short")[0].reward == pytest.approx(2.3)
-    text = Accuracy(1.0, "text/1")
+    text = Accuracy(1.0, Route("text", 1))
     assert compose(config, [text], mode="long")[0].reward == pytest.approx(1.1)
 
 

@@ -129,17 +129,17 @@ def test_a_response_without_a_well_formed_answer(broken):
     strict = ProbabilityReward(ProbabilityConfig(invalid="not_scorable"), scorer, Letters())
     (scored,) = accuracies(strict, group([broken]))
     assert scored.value is None
-    assert scored.failure.startswith("not_scorable: no well-formed answer")
+    assert str(scored.failure).startswith("not_scorable: no well-formed answer")
     assert scorer.asked == []
 
 
 def test_a_failed_request_is_a_failure_and_never_zero():
     def fails(text):
-        raise GenerationFailed("timeout: it took too long")
+        raise GenerationFailed("timeout", "it took too long")
 
     reward = ProbabilityReward(ProbabilityConfig(), Scorer(fails), Letters())
     (scored,) = accuracies(reward, group([long("right")]))
-    assert (scored.value, scored.failure) == (None, "probability: timeout: it took too long")
+    assert (scored.value, str(scored.failure)) == (None, "probability: timeout: it took too long")
     assert reward.state == {"baselines": {}}
 
 
@@ -151,7 +151,7 @@ def test_what_does_not_fit_the_engine_is_a_failure_though_invalid_forms_are_zero
     reward = ProbabilityReward(ProbabilityConfig(), Scorer(), Full())
     (scored,) = accuracies(reward, group([long("right")]))
     assert scored.value is None
-    assert scored.failure == (
+    assert str(scored.failure) == (
         "not_scorable: response and reference are longer than the engine takes"
     )
 
@@ -159,7 +159,7 @@ def test_what_does_not_fit_the_engine_is_a_failure_though_invalid_forms_are_zero
 def test_a_number_that_is_none_is_a_failure_and_no_baseline():
     reward = ProbabilityReward(ProbabilityConfig(), Scorer(lambda text: (math.nan,)), Letters())
     (scored,) = accuracies(reward, group([long("right")]))
-    assert (scored.value, scored.failure) == (None, "probability: the mean probability is nan")
+    assert (scored.value, str(scored.failure)) == (None, "probability: the mean probability is nan")
     assert reward.state == {"baselines": {}}
 
 
@@ -176,4 +176,4 @@ def test_an_empty_reference_cannot_be_scored():
     prompt = Prompt("p", PROMPT.messages, "  ")
     reward = ProbabilityReward(ProbabilityConfig(), Scorer(), Letters())
     (scored,) = accuracies(reward, group([long("right")], prompt))
-    assert scored.failure == "not_scorable: the reference is empty"
+    assert str(scored.failure) == "not_scorable: the reference is empty"

@@ -10,7 +10,7 @@ from rewards.rules.verifier import symbolic
 from rewards.service import RewardService, takes_probability
 from rewards.text.text_rewards import TextRewards, question_text
 from rl.config.run import ModeConfig, RewardConfig
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
 from tests.fakes import trajectory
 
 TIMEOUT_S = 1.0
@@ -34,7 +34,7 @@ class OneHalf:
     """A probability reward that finds every reference half as probable as can be."""
 
     async def accuracies(self, group, thinking):
-        return [Accuracy(0.5, "probability/1") for _ in group.trajectories]
+        return [Accuracy(0.5, Route("probability", 1)) for _ in group.trajectories]
 
 
 class Lengths:
@@ -80,7 +80,7 @@ def test_a_long_group_is_scored_part_by_part(text):
     assert [s.reward for s in scores] == pytest.approx([1.1, 0.1, 0.0, 1.0])
     assert [s.parts["accuracy"] for s in scores] == [1.0, 0.0, 0.0, 1.0]
     assert [s.parts["leak"] for s in scores] == [0.0, 0.0, 1.0, 1.0]
-    assert {s.route.partition("/")[0] for s in scores} == {"number"}
+    assert {s.route.name for s in scores} == {"number"}
     assert all("overlong" not in s.parts for s in scores)
 
 
@@ -105,15 +105,15 @@ def test_a_bomb_fails_alone_and_a_failure_is_not_zero(text):
 def test_what_no_rule_can_check_is_a_failure_without_the_probability_reward(text):
     scores = score(text, group(PROSE, answered("x", "y")))
     assert {s.reward for s in scores} == {None}
-    assert all(s.failure.startswith("not_scorable: ") for s in scores)
+    assert all(s.failure.reason == "not_scorable" for s in scores)
 
 
 def test_natural_language_and_prompts_that_ask_for_it_take_the_probability_reward(text):
     for one_group in (group(PROSE, answered("x")), group("12", answered("x"), task="probability")):
         (scored,) = score(text, one_group, OneHalf())
-        assert (scored.parts["accuracy"], scored.route) == (0.5, "probability/1")
+        assert (scored.parts["accuracy"], scored.route) == (0.5, Route("probability", 1))
     (scored,) = score(text, group("12", answered("12")), OneHalf())
-    assert scored.route.partition("/")[0] == "number"
+    assert scored.route.name == "number"
 
 
 def test_routes_to_the_probability_reward():

@@ -45,7 +45,7 @@ class Engine:
         # Later prompts are answered first.
         await asyncio.sleep(0.02 / (1 + int(request.prompt.id)))
         if request.prompt.id in self._fails:
-            raise GenerationFailed("timeout: too slow")
+            raise GenerationFailed("timeout", "too slow")
         texts = [f"{request.prompt.id}{place}" for place in range(request.n)]
         return RolloutGroup(request, tuple(trajectory(text) for text in texts))
 
@@ -148,7 +148,7 @@ class Labeller:
         if " is 13?" in question:
             return Label(0.01, 0.02)
         if " is 14?" in question:
-            raise GenerationFailed("request_refused: too long")
+            raise GenerationFailed("request_refused", "too long")
         return Label(0.9, 0.1) if " is 11?" in question else Label(0.3, 0.6)
 
 

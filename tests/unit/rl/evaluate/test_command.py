@@ -20,7 +20,7 @@ from rl.evaluate.best_of import BestOf
 from rl.evaluate.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluate.picture import draw_accuracy
 from rl.evaluate.sources import EndpointScorer, prompts_of
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
 from rl.run.directory import RunDirectory
 from rollout.prompts.stream import PromptStream
 from tests.bpe_policy import make_policy
@@ -175,8 +175,8 @@ def test_a_probability_has_no_score_over_an_endpoint_and_rules_have():
     assert (by_rules.parts["accuracy"], by_rules.failure) == (1.0, None)
     unscored = scores("probability", True)
     assert "accuracy" not in unscored.parts
-    assert unscored.route == "probability"
-    assert unscored.failure is not None and "log-probabilities" in unscored.failure
+    assert unscored.route == Route("probability")
+    assert unscored.failure is not None and "log-probabilities" in unscored.failure.detail
 
 
 def test_progress_counts_what_was_there(capsys):

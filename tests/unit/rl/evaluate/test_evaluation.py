@@ -226,7 +226,7 @@ class Scores:
         self.requests.append(request)
         number = request.id.split("/")[-2]
         if number == "2":
-            raise GenerationFailed("request_refused: too long")
+            raise GenerationFailed("request_refused", "too long")
         return tuple(-math.inf if number == "1" else -0.5 for _ in request.reference_token_ids)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from rl.launch.metrics import Progress, step_metrics
 from rl.loop.loop import StepResult
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Score, ScoredGroup
+from rl.loop.stages import Failure, Prompt, RolloutGroup, RolloutRequest, Route, Score, ScoredGroup
 from tests.fakes import trajectory
 
 
@@ -16,9 +16,9 @@ def scored(mode, lengths, rewards, versions=(0, 0), finish_reason="stop"):
         trajectory(num_response=n, versions=versions, finish_reason=finish_reason) for n in lengths
     )
     scores = tuple(
-        Score(None, {"leak": 0.0}, failure="timeout")
+        Score(None, {"leak": 0.0}, failure=Failure("timeout"))
         if reward is None
-        else Score(reward + 0.1, {"accuracy": reward, "leak": 1.0 - reward}, "number/1")
+        else Score(reward + 0.1, {"accuracy": reward, "leak": 1.0 - reward}, Route("number", 1))
         for reward in rewards
     )
     return ScoredGroup(RolloutGroup(request, trajectories), scores)
@@ -81,7 +81,7 @@ def test_staleness_is_the_age_of_the_oldest_token():
 
 def test_drops_add_up_over_modes_by_reason():
     group = scored("long", [4], [1.0])
-    dropped = {"long/timeout": 2, "short/timeout": 1, "short/empty": 1}
+    dropped = {("long", "timeout"): 2, ("short", "timeout"): 1, ("short", "empty"): 1}
     metrics, _ = metrics_of(result(group, dropped=dropped))
     assert metrics["rollout/dropped/timeout"] == 3
     assert metrics["rollout/dropped/empty"] == 1

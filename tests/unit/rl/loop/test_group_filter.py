@@ -5,11 +5,13 @@ import statistics
 import pytest
 
 from rl.loop.group_filter import GroupFilter
-from rl.loop.stages import Score
+from rl.loop.stages import Failure, Route, Score
 from tests.fakes import config
 
+PROBABILISTIC = Route("probability", 1)
 
-def group(*accuracies, route="probability/1"):
+
+def group(*accuracies, route=PROBABILISTIC):
     return [Score(a, {"accuracy": a}, route) for a in accuracies]
 
 
@@ -23,7 +25,7 @@ def warmed_up(beta=0.5, spreads=(0.2, 0.4)):
     for step in range(1, 11):
         for spread in spreads:
             half = spread / statistics.stdev([-1.0, 1.0])
-            assert reason(group_filter, group(0.5 - half, 0.5 + half), step) == ""
+            assert reason(group_filter, group(0.5 - half, 0.5 + half), step) is None
         group_filter.end_step(step)
     return group_filter
 
@@ -31,7 +33,7 @@ def warmed_up(beta=0.5, spreads=(0.2, 0.4)):
 def test_nothing_is_filtered_before_the_running_mean_is_known():
     group_filter = GroupFilter(config(reward__probability={}))
     assert group_filter.threshold == 0.0
-    assert reason(group_filter, group(0.5, 0.5)) == ""
+    assert reason(group_filter, group(0.5, 0.5)) is None
 
 
 def test_the_threshold_is_beta_times_the_mean_spread_of_steps_six_to_ten():
@@ -42,7 +44,7 @@ def test_a_group_of_too_little_spread_is_dropped_and_still_counted():
     group_filter = warmed_up()
     assert reason(group_filter, group(0.5, 0.5)) == "low_spread"
     assert reason(group_filter, group(0.4, 0.6)) == "low_spread"  # 0.1414 < 0.15
-    assert reason(group_filter, group(0.3, 0.6)) == ""
+    assert reason(group_filter, group(0.3, 0.6)) is None
     group_filter.end_step(11)
     mean = (0.0 + statistics.stdev([0.4, 0.6]) + statistics.stdev([0.3, 0.6])) / 3
     assert group_filter.threshold == pytest.approx(0.5 * (0.99 * 0.3 + 0.01 * mean))
@@ -55,7 +57,7 @@ def test_responses_that_are_all_malformed_are_a_group_without_spread():
 def test_spreads_count_for_the_step_that_asked_for_them():
     group_filter = warmed_up()
     before = group_filter.threshold
-    assert reason(group_filter, group(0.0, 1.0), step=12) == ""
+    assert reason(group_filter, group(0.0, 1.0), step=12) is None
     group_filter.end_step(11)
     assert group_filter.threshold == before
     group_filter.end_step(12)
@@ -63,8 +65,8 @@ def test_spreads_count_for_the_step_that_asked_for_them():
 
 
 def test_groups_scored_by_rules_or_without_reasoning_are_never_filtered():
-    assert reason(warmed_up(), group(1.0, 1.0), mode="short") == ""
-    assert reason(warmed_up(), group(1.0, 1.0, route="number/2")) == ""
+    assert reason(warmed_up(), group(1.0, 1.0), mode="short") is None
+    assert reason(warmed_up(), group(1.0, 1.0, route=Route("number", 2))) is None
 
 
 def test_the_state_comes_back():
@@ -76,19 +78,19 @@ def test_the_state_comes_back():
 
 def test_an_unscored_group_is_dropped_before_anything_else():
     group_filter = warmed_up()
-    failed = Score(None, failure="timeout")
+    failed = Score(None, failure=Failure("timeout"))
     assert reason(group_filter, [failed, failed, *group(0.5)]) == "unscored"
-    assert reason(group_filter, [failed, *group(0.0, 1.0)]) == ""
+    assert reason(group_filter, [failed, *group(0.0, 1.0)]) is None
 
 
 def test_without_the_probability_reward_there_is_no_filter():
     group_filter = GroupFilter(config())
     for step in range(1, 20):
-        assert reason(group_filter, group(0.5, 0.5)) == ""
+        assert reason(group_filter, group(0.5, 0.5)) is None
         group_filter.end_step(step)
 
 
 def test_a_constant_group_is_dropped_where_the_recipe_says_so():
     group_filter = GroupFilter(config(algorithm__drop_zero_variance=True))
-    assert reason(group_filter, group(1.0, 1.0, route="number/2")) == "zero_variance"
-    assert reason(group_filter, group(1.0, 0.0, route="number/2")) == ""
+    assert reason(group_filter, group(1.0, 1.0, route=Route("number", 2))) == "zero_variance"
+    assert reason(group_filter, group(1.0, 0.0, route=Route("number", 2))) is None

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from rl.data.media.names import MediaFile, RenderedImage, from_json
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Score, ScoredGroup
+from rl.loop.stages import Failure, Prompt, RolloutGroup, RolloutRequest, Route, Score, ScoredGroup
 from rl.run.ledger import ledger_rows, read, read_rows, write_step
 from tests.fakes import trajectory
 
@@ -21,8 +21,8 @@ FIRST = group(
     "0/0/0",
     "long",
     [
-        Score(1.1, {"accuracy": 1.0, "format": 1.0}, "number/1"),
-        Score(None, failure="timeout"),
+        Score(1.1, {"accuracy": 1.0, "format": 1.0}, Route("number", 1)),
+        Score(None, failure=Failure("timeout")),
     ],
     versions=(0, 1),
     reasoning="6 + 6",
