@@ -1,0 +1,53 @@
+"""The bars that keep the source simple to read; what each figure means: scripts/house.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "house.py"
+
+
+def load_script() -> ModuleType:
+    """scripts/ is no package, so that nothing of the source can come to need it."""
+    spec = importlib.util.spec_from_file_location("house", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass looks its module up by name while it is being made.
+    sys.modules["house"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+house = load_script()
+
+
+def test_the_figures_of_a_tree_counted_by_hand(tmp_path):
+    folder = tmp_path / "rl" / "room"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "__pycache__").mkdir()
+    (folder / "a.py").write_text(
+        "# Why: a comment line of its own.\n"  # 1
+        "x = 1  # a label, and no comment line\n"
+        "def __call__(): pass\n"  # never counts as a name for one use
+        "def once(): 'often'\n"
+        "def often(): import os; once()\n"
+        "often() or often()\n"
+    )
+    (folder / "b.py").write_text("def long():\n" + "    x\n" * 80)
+    for name in ("rewards", "rollout", "policy", "tests/unit"):
+        (tmp_path / name).mkdir(parents=True)
+    found = house.measure(house.source_files(root=tmp_path), tmp_path)
+    assert (found.lines, found.comment_lines) == (6 + 81, 1)
+    assert sorted(found.function_lines) == [1, 1, 1, 81]
+    assert found.named_once == ["rl/room/a.py:4 once"]
+    assert found.long_functions == ["rl/room/b.py:1 long (81 lines)"]
+    assert found.inner_imports == ["rl/room/a.py:5 in often"]
+    assert house.folder_entries(tmp_path)["rl/room"] == 2
+    with pytest.raises(ValueError, match="no Python file"):
+        house.source_files(["nowhere"], tmp_path)
