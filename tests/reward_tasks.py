@@ -11,6 +11,12 @@ def sleep_for_ever():
     time.sleep(3600)
 
 
+def tell_and_sleep(path):
+    """Make an empty file, so that a test knows when this began."""
+    with open(path, "x"):
+        time.sleep(3600)
+
+
 def hang_in_c():
     return len(str(pow(7, 10**9)))
 
@@ -60,4 +66,5 @@ def resident_mib():
 
 
 def loaded_modules():
-    return sorted({"torch", "ray", "vllm", "sympy"} & set(sys.modules))
+    """The heavy ones, as text: a worker sends back no list."""
+    return ", ".join(sorted({"torch", "ray", "vllm", "sympy"} & set(sys.modules)))

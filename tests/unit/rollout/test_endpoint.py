@@ -303,12 +303,16 @@ def test_a_server_that_is_silent_does_not_answer(serve):
 
 
 def test_one_slow_response_among_others_fails_alone(serve):
+    is_over = threading.Event()
+
     def slow(body):
-        time.sleep(6.0 if body["max_tokens"] == 9 else 0.1)
+        if body["max_tokens"] == 9:
+            is_over.wait()
         return completion("3")
 
     requests = [request(max_tokens=9), request(place=1)]
-    late, answered = asyncio.run(ask_all(serve(slow).url, requests, 2.0))
+    late, answered = asyncio.run(ask_all(serve(slow).url, requests, 3.0))
+    is_over.set()
     assert isinstance(late, GenerationFailed)
     assert str(late) == "timeout: rollout.group_timeout_s passed"
     assert answered.trajectories[0].text == "3"
@@ -317,12 +321,17 @@ def test_one_slow_response_among_others_fails_alone(serve):
 def test_no_more_requests_are_open_than_is_said(serve, monkeypatch):
     monkeypatch.setattr(endpoint, "MAX_IN_FLIGHT", 3)
     now, most, lock = 0, 0, threading.Lock()
+    three = threading.Barrier(3, timeout=60)
 
     def counting(body):
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
+        # Three are open together, however slowly they come; the pause lets a fourth be seen. The
+        # first request, for one token, is sent alone.
+        if body["max_tokens"] > 1:
+            three.wait()
         time.sleep(0.05)
         with lock:
             now -= 1

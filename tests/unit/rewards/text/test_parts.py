@@ -220,8 +220,8 @@ def test_time_is_linear_in_a_megabyte(text):
     violations(one, False)
     mode_leak(one, False)
     repetition_penalty(text, "ngram", 40, 10)
-    # Some tenths of a second; what is quadratic takes minutes.
-    assert time.process_time() - started < 5.0
+    # Some tenths of a second, or seconds on a slow machine; what is quadratic takes minutes.
+    assert time.process_time() - started < 20.0
 
 
 def test_overlong_by_hand():
