@@ -31,7 +31,7 @@ _numbers = itertools.count()
 
 
 class EngineAssistant:
-    """Implements rl.align.claims.types.Assistant by a model in the project's engines."""
+    """Implements rl.align.judging.Assistant by a model in the project's engines."""
 
     def __init__(self, name: str, engine: EnginePool, chat: ChatTemplate) -> None:
         """chat: of the model that the engine serves."""
@@ -72,7 +72,7 @@ class EngineAssistant:
 
 
 class EndpointAssistant:
-    """Implements rl.align.claims.types.Assistant by an OpenAI-compatible server."""
+    """Implements rl.align.judging.Assistant by an OpenAI-compatible server."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.name = endpoint.name

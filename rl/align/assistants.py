@@ -15,7 +15,7 @@ from pathlib import Path
 from policy.models.checks import refuse_longer_than_model
 from policy.models.loading import resolve_model
 from rl.align.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
-from rl.align.claims.types import Assistant
+from rl.align.judging import DIVIDER_TOKENS, Assistant
 from rl.config.run import AssistantConfig, Config
 from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.store import MediaStore
@@ -27,8 +27,6 @@ from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
 
 LABELLER, DIVIDER = "labeller", "divider"
-DIVIDER_TOKENS = 1024
-"""Budget of a divider's reply; what does not fit is divided by rules."""
 PROBE = "Is 2 an even number? Please answer yes or no."
 
 

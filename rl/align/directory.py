@@ -1,6 +1,6 @@
 """The directory of an RLAIF-V pass, `runs/NAME/align/`, which is a run directory itself.
 
-config.yaml      the resolved config              labels.jsonl   labels by content
+config.yaml      the resolved config              labels.sqlite  labels by content
 origin.json      which policy the pass began with
 iteration_1/     responses.parquet, claims.parquet, labels.parquet, pairs.parquet (align/claims),
                  pairs.json (counts), dpo/ (policy/dpo), gate.json,
@@ -97,7 +97,7 @@ class AlignmentDirectory(OwnedDirectory):
 
     @property
     def labels(self) -> Path:
-        return self.root / "labels.jsonl"
+        return self.root / "labels.sqlite"
 
     @property
     def metrics(self) -> Path:
@@ -150,7 +150,7 @@ class AlignmentDirectory(OwnedDirectory):
             self._may_differ(),
             content="was begun with other settings",
             advice="Give the old ones to go on. To start again with these, remove all in it but "
-            "labels.jsonl, which keeps what was asked",
+            "labels.sqlite, which keeps what was asked",
         )
 
     def _may_differ(self) -> tuple[str, ...]:

@@ -2,13 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rl.align.claims.types import HallucinationRate
+from rl.align.claims.types import JudgedResponse
 from rl.config.run import GateConfig
-from rl.evaluate.evaluation import ModeResult, mean
+from rl.evaluate.evaluation import ModeResult, half_width, mean
+
+
+@dataclass(frozen=True)
+class HallucinationRate:
+    """How often a mode says what is wrong, over responses whose every claim has a label.
+
+    The intervals are over prompts, because responses to one prompt are not independent.
+    """
+
+    wrong_claims: float
+    """Mean over prompts of the rejected claims per response."""
+    wrong_claims_half_width: float
+    """Half of its 95 % interval."""
+    wrong_responses: float
+    """Mean over prompts of the share of responses with any rejected claim."""
+    wrong_responses_half_width: float
+    claims: float
+    """Claims per response, so that a rate that fell by saying less shows."""
+    silent: float
+    """Share of responses without a single claim; they count as not wrong."""
+    count: int
+    """Prompts."""
+    incomplete: int
+    """Responses left out because a claim has no label."""
+
+    def as_metrics(self, mode: str) -> dict[str, float]:
+        return {f"eval/{mode}/{name}": float(value) for name, value in vars(self).items()}
+
+
+def hallucination_rates(judged: Sequence[JudgedResponse]) -> dict[str, HallucinationRate]:
+    """The rate of each mode; a mode of which no response is complete has none.
+
+    In the manner of CHAIR (share of responses with an error) and MMHal (errors per response).
+    """
+    of_mode: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
+    for one in judged:
+        of_mode[one.response.mode].append(one)
+    return {
+        mode: _rate(complete, incomplete=len(of_mode[mode]) - len(complete))
+        for mode in sorted(of_mode)
+        if (complete := [one for one in of_mode[mode] if one.is_complete])
+    }
+
+
+def _rate(judged: Sequence[JudgedResponse], incomplete: int) -> HallucinationRate:
+    of_prompt: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
+    for one in judged:
+        of_prompt[one.response.prompt.id].append(one)
+
+    def means(value: Callable[[JudgedResponse], float]) -> list[float]:
+        return [mean([value(one) for one in group]) for group in of_prompt.values()]
+
+    wrong = means(lambda one: one.num_wrong)
+    any_wrong = means(lambda one: one.num_wrong > 0)
+    return HallucinationRate(
+        wrong_claims=mean(wrong),
+        wrong_claims_half_width=half_width(wrong),
+        wrong_responses=mean(any_wrong),
+        wrong_responses_half_width=half_width(any_wrong),
+        claims=mean(means(lambda one: len(one.claims))),
+        silent=mean(means(lambda one: not one.claims)),
+        count=len(of_prompt),
+        incomplete=incomplete,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 from rewards.preference.preference import final_answer
-from rl.align.claims.types import Response, hallucination_rates, read_judged
+from rl.align.claims.files import read_stage
+from rl.align.claims.types import JudgedResponse, Response
 from rl.align.directory import labels_path
-from rl.align.gate import Measurement, as_modes
+from rl.align.gate import Measurement, as_modes, hallucination_rates
 from rl.align.parts import Iteration
 from rl.assembly import System
 from rl.config.run import Config, EvalConfig
@@ -76,7 +77,9 @@ def heldout_responses(iteration: Iteration, root: Path) -> list[Response]:
 def measurement(root: Path) -> Measurement:
     """Of the policy whose judged held-out responses lie in `root`."""
     stored = json.loads((root / "result.json").read_text(encoding="utf-8"))["modes"]
-    return Measurement(as_modes(stored), hallucination_rates(read_judged(labels_path(root))))
+    return Measurement(
+        as_modes(stored), hallucination_rates(read_stage(labels_path(root), JudgedResponse))
+    )
 
 
 def _prompts(iteration: Iteration) -> list[Prompt]:

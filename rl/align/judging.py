@@ -14,23 +14,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from rl.align.assistants import DIVIDER_TOKENS
 from rl.align.claims import language_model, rules
+from rl.align.claims.files import from_row, read_stage, to_row, write_stage
 from rl.align.claims.label_cache import LabelCache, label_key
 from rl.align.claims.types import (
-    Assistant,
     DividedResponse,
     JudgedResponse,
     Label,
     Response,
-    as_divided,
-    divided_record,
-    read_divided,
-    read_responses,
-    write_divided,
-    write_judged,
 )
 from rl.align.console import Advance, listed
 from rl.align.directory import claims_path, labels_path
@@ -44,6 +37,8 @@ from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt
 from rl.run.jsonl import Journal
 
+DIVIDER_TOKENS = 1024
+"""Budget of a divider's reply; what does not fit is divided by rules."""
 LABELLING = "question/1"
 """How a labeller is asked, which its labels depend on."""
 MOST_UNLABELLED = 0.5
@@ -56,12 +51,34 @@ has no label."""
 Divider = Callable[[Response], Awaitable[DividedResponse]]
 
 
+class Assistant(Protocol):
+    """A language model that is asked one thing at a time: it divides answers, or labels claims."""
+
+    name: str
+    """What claims and labels are kept under: the model, with what else changes its answers."""
+
+    async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
+        """The likeliest reply, without reasoning; None if the token budget cut it off.
+
+        Raises rl.loop.interfaces.GenerationFailed if the request is at fault.
+        """
+        ...
+
+    async def label(self, question: str, media: Sequence[Medium]) -> Label:
+        """How probable yes and no are as the next token, each summed over its spellings.
+
+        Both may be next to nothing, where the model wants to say something else. Raises
+        rl.loop.interfaces.GenerationFailed if the request is at fault, ValueError if the model is.
+        """
+        ...
+
+
 class Labels(Protocol):
     """Labels by content, on disk (rl/align/claims/label_cache.py)."""
 
     def get(self, key: str) -> Label | None: ...
 
-    def put(self, labels: Mapping[str, Label]) -> None: ...
+    def put(self, key: str, label: Label) -> None: ...
 
 
 async def ask_assistants(iteration: Iteration, heldout: Path) -> None:
@@ -72,7 +89,7 @@ async def ask_assistants(iteration: Iteration, heldout: Path) -> None:
     policy, cluster = parts.origin.model, iteration.cluster
     roots = {heldout: heldout_responses(iteration, heldout)}
     if heldout == files.before and iteration.config.align.mine is None:
-        roots[files.root] = read_responses(files.responses)
+        roots[files.root] = read_stage(files.responses, Response)
     if undivided := [root for root in roots if not claims_path(root).exists()]:
         async with _open_divider(iteration, policy) as divider:
             for root in undivided:
@@ -80,7 +97,9 @@ async def ask_assistants(iteration: Iteration, heldout: Path) -> None:
     if unjudged := [root for root in roots if not labels_path(root).exists()]:
         async with parts.labeller.open(policy, cluster) as labeller:
             for root in unjudged:
-                await _judge(iteration, root, read_divided(claims_path(root)), labeller)
+                await _judge(
+                    iteration, root, read_stage(claims_path(root), DividedResponse), labeller
+                )
 
 
 @asynccontextmanager
@@ -115,7 +134,7 @@ async def _divide(
         console.stage(f"responses divided ({root.name})", len(responses)) as advance,
     ):
         divided = await divide(iteration.config, responses, divider, journal, advance)
-        write_divided(claims_path(root), divided)
+        write_stage(claims_path(root), DividedResponse, divided)
         journal.remove()
     fallbacks = Counter(one.fallback for one in divided if one.fallback)
     console.note_counts("responses divided by rules instead", fallbacks)
@@ -138,7 +157,7 @@ async def _judge(
         judged, reasons = await judge(config, divided, labeller.label, key_of, labels, advance)
     console.note_counts("claims without a label", reasons)
     refuse_unfit_labeller(labeller.name, judged, reasons)
-    write_judged(labels_path(root), judged)
+    write_stage(labels_path(root), JudgedResponse, judged)
 
 
 async def divide(
@@ -154,13 +173,13 @@ async def divide(
         alike.setdefault((response.prompt.id, response.answer), []).append(response)
     known = {}
     for record in journal.records:
-        divided = as_divided(record)
+        divided = from_row(DividedResponse, record)
         known[divided.response.prompt.id, divided.response.answer] = divided
 
     async def ask(key: tuple[str, str | None]) -> None:
         if key not in known:
             known[key] = await divider(alike[key][0])
-            journal.add(divided_record(known[key]))
+            journal.add(to_row(known[key]))
         for _ in alike[key]:
             advance()
 
@@ -201,7 +220,7 @@ async def judge(
             known = labels.get(key)
             if known is None:
                 known = await label(question, prompt.media)
-                labels.put({key: known})
+                labels.put(key, known)
         except GenerationFailed as failed:
             reasons[failed.failure.reason] += times[pair]
         else:

@@ -48,7 +48,7 @@ class Balance:
 @dataclass(frozen=True)
 class PairSelection:
     pairs: tuple[PreferencePair, ...]
-    """In the order of prompt ids, modes and places."""
+    """In the order of prompt ids, modes and indices."""
     counts: Mapping[str, int]
     """What became of the responses, `responses/WHY`, and of their pairs, `pairs/WHY`."""
     balance: Balance | None
@@ -63,7 +63,7 @@ def select_pairs(
     gap: the least difference between the scores of a pair. per_prompt: the most pairs of a prompt,
     all modes together. A response with a claim that has no label is left out, and so is one without
     claims: to say nothing would be the best choice. Raises ValueError where two responses have one
-    prompt id, mode and place.
+    prompt id, mode and index.
     """
     counts: Counter[str] = Counter()
     usable = []
@@ -100,16 +100,16 @@ def mine_pairs(
     groups = _groups(rows)
     for group_id, group in groups.items():
         rewarded = []
-        for place, row in enumerate(group):
+        for index, row in enumerate(group):
             score = row.reward if by == "reward" else row.parts.get("accuracy")
             counts["responses/no_score" if score is None else "responses/used"] += 1
             if score is not None:
-                rewarded.append(RewardedResponse(_logged(row, place), group_id, score))
+                rewarded.append(RewardedResponse(_logged(row, index), group_id, score))
         candidates += _candidates(rewarded, gap, lambda one: one.response.text, counts)
 
     def encoded(side: Side) -> Side:
         assert isinstance(side, RewardedResponse)
-        row = groups[side.group_id][side.response.place]
+        row = groups[side.group_id][side.response.index]
         return replace(side, response=replace(side.response, token_ids=encode(row)))
 
     selection = _selection(candidates, seed, per_prompt, counts)
@@ -155,7 +155,7 @@ def _in_order(judged: Iterable[JudgedResponse]) -> list[JudgedResponse]:
     for one, following in pairwise(ordered):
         if one.response.key == following.response.key:
             raise ValueError(
-                f"two responses are number {one.response.place} of prompt {one.response.prompt.id} "
+                f"two responses are number {one.response.index} of prompt {one.response.prompt.id} "
                 f"in mode {one.response.mode}; give prompts ids of their own, and number responses"
             )
     return ordered
@@ -220,7 +220,7 @@ def _draw(seed: int, pair: PreferencePair) -> int:
 def _place(pair: PreferencePair) -> tuple[str, str, str, int, int]:
     chosen, rejected = pair.chosen, pair.rejected
     group_id = chosen.group_id if isinstance(chosen, RewardedResponse) else ""
-    return pair.prompt.id, pair.mode, group_id, chosen.response.place, rejected.response.place
+    return pair.prompt.id, pair.mode, group_id, chosen.response.index, rejected.response.index
 
 
 def _is_long_enough(chosen: int, rejected: int, ratio: Fraction) -> bool:
@@ -248,7 +248,7 @@ def _groups(rows: Iterable[LedgerRow]) -> dict[str, list[LedgerRow]]:
     return groups
 
 
-def _logged(row: LedgerRow, place: int) -> Response:
+def _logged(row: LedgerRow, index: int) -> Response:
     """The response of a row, its tokens yet to come."""
     prompt = Prompt(
         id=row.prompt_id,
@@ -260,7 +260,7 @@ def _logged(row: LedgerRow, place: int) -> Response:
     return Response(
         prompt=prompt,
         mode=row.mode,
-        place=place,
+        index=index,
         token_ids=(),
         text=row.text,
         answer=row.answer,

@@ -6,7 +6,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
-from rl.align.claims.types import PreferencePair, read_judged, read_pairs, write_pairs
+from rl.align.claims.files import read_stage, write_stage
+from rl.align.claims.types import JudgedResponse, PreferencePair
 from rl.align.console import listed
 from rl.align.directory import labels_path
 from rl.align.pairing import PairSelection, mine_pairs, select_pairs
@@ -26,8 +27,8 @@ def make_pairs(iteration: Iteration) -> list[PreferencePair]:
         write_text(files.pair_counts, json.dumps(counts, indent=1) + "\n")
         iteration.console.note(f"pairs: {listed(selection.counts)}")
         refuse_no_pairs(selection.counts)
-        write_pairs(files.pairs, selection.pairs)
-    return read_pairs(files.pairs)
+        write_stage(files.pairs, PreferencePair, selection.pairs)
+    return read_stage(files.pairs, PreferencePair)
 
 
 def refuse_no_pairs(counts: Mapping[str, int]) -> None:
@@ -44,7 +45,10 @@ def refuse_no_pairs(counts: Mapping[str, int]) -> None:
 
 
 def _selected(iteration: Iteration) -> PairSelection:
-    config, judged = iteration.config, read_judged(labels_path(iteration.files.root))
+    config, judged = (
+        iteration.config,
+        read_stage(labels_path(iteration.files.root), JudgedResponse),
+    )
     return select_pairs(judged, config.seed, config.align.gap, config.align.pairs_per_prompt)
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rl.align.assistants import AssistantSource
 from rl.align.console import AlignmentConsole
 from rl.align.directory import AlignmentDirectory, IterationFiles
 from rl.assembly import Material
 from rl.config.run import Config
 from rl.run.sinks import Sinks
 from rl.system.cluster import Cluster
+
+if TYPE_CHECKING:
+    from rl.align.assistants import AssistantSource
 
 
 @dataclass(frozen=True)

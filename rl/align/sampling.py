@@ -8,7 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from rewards.preference.preference import final_answer
-from rl.align.claims.types import Response, as_response, response_record, write_responses
+from rl.align.claims.files import from_row, to_row, write_stage
+from rl.align.claims.types import Response
 from rl.align.console import Advance
 from rl.align.heldout import evaluate_heldout, is_evaluated
 from rl.align.parts import Iteration
@@ -61,7 +62,7 @@ async def _sample(iteration: Iteration, system: System) -> None:
         responses, failures = await sample(config, requests, system.engine, journal, advance)
         if not responses:
             raise RuntimeError(f"no prompt was answered; failures: {dict(failures)}")
-        write_responses(files.responses, responses)
+        write_stage(files.responses, Response, responses)
         journal.remove()
     console.note_counts("prompts without responses", failures)
 
@@ -113,7 +114,7 @@ async def sample(
     What was answered is on disk before it counts as done; they come back in the order of requests.
     """
     known = {
-        record["group_id"]: [as_response(stored) for stored in record["responses"]]
+        record["group_id"]: [from_row(Response, stored) for stored in record["responses"]]
         for record in journal.records
     }
     failures: Counter[str] = Counter()
@@ -126,7 +127,7 @@ async def sample(
                 failures[failed.failure.reason] += 1
             else:
                 found = known[request.group_id] = _responses(group)
-                records = [response_record(response) for response in found]
+                records = [to_row(response) for response in found]
                 journal.add({"group_id": request.group_id, "responses": records})
         advance()
 
@@ -140,10 +141,10 @@ def _responses(group: RolloutGroup) -> list[Response]:
         Response(
             prompt=request.prompt,
             mode=request.mode,
-            place=place,
+            index=index,
             token_ids=tuple(trajectory.response_token_ids.tolist()),
             text=trajectory.text,
             answer=final_answer(trajectory.answer, trajectory.finish_reason),
         )
-        for place, trajectory in enumerate(group.trajectories)
+        for index, trajectory in enumerate(group.trajectories)
     ]

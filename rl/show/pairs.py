@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from rl.align.claims.files import read_stage
 from rl.align.claims.types import (
     Claim,
     JudgedResponse,
     Label,
     PreferencePair,
     RewardedResponse,
-    read_pairs,
 )
 from rl.data.media.names import Medium
 from rl.run.directory import RunDirectory
@@ -91,7 +91,7 @@ def page_of_pairs(
     num_groups = 0
     room = Room(limit)
     for iteration, path in paths.items():
-        of_iteration = read_pairs(path)
+        of_iteration = read_stage(path, PreferencePair)
         pairs += of_iteration
         for _, members in groupby(of_iteration, key=lambda pair: (pair.prompt.id, pair.mode)):
             group = tuple(members)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy.models.loading import resolve_model
-from rl.align.claims.types import PreferencePair, Response, read_judged, read_pairs, read_responses
+from rl.align.claims.files import read_stage
+from rl.align.claims.types import JudgedResponse, PreferencePair, Response
 from rl.align.pairing import select_pairs
 from rl.run.sinks import read_metrics
 from tests.integration.command import finish, kill, start
@@ -47,9 +49,24 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def labels(root: Path) -> set[tuple[str, float, float]]:
+    """Key and probabilities of every label that a pass has kept so far."""
+    path = root / "labels.sqlite"
+    if not path.exists():
+        return set()
+    database = sqlite3.connect(path, timeout=60)
+    try:
+        return set(database.execute("SELECT key, p_yes, p_no FROM labels"))
+    except sqlite3.OperationalError:
+        # The file is made a moment before its table.
+        return set()
+    finally:
+        database.close()
+
+
 KILLED_IN: dict[str, Callable[[Path], bool]] = {
     "sample": lambda root: lines(root / "responses.jsonl") >= 8,
-    "judge": lambda root: lines(root.parent / "labels.jsonl") >= 8,
+    "judge": lambda root: len(labels(root.parent)) >= 8,
     "dpo": lambda root: lines(root / "dpo" / "metrics.jsonl") >= 5,
     "gate": lambda root: lines(root / "after" / "samples.jsonl") >= 8,
 }
@@ -84,18 +101,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pass that was killed in every stage, and then came to its end."""
     run = tmp_path_factory.mktemp("killed") / "run"
     for is_in in KILLED_IN.values():
+        kept = labels(run / "align")
         kill_when(run, is_in)
-        keep_whole_lines(run)
+        assert kept <= labels(run / "align"), "a label was lost or asked for again"
     finish(align(run))
     return run
-
-
-def keep_whole_lines(run: Path) -> None:
-    """A copy of what was labelled when the process was killed."""
-    labels = run / "align" / "labels.jsonl"
-    if labels.exists():
-        whole = [line for line in labels.read_bytes().splitlines(True) if line.endswith(b"\n")]
-        (run / "labels_at_kill.jsonl").write_bytes(b"".join(whole))
 
 
 def iteration(run: Path) -> Path:
@@ -103,7 +113,7 @@ def iteration(run: Path) -> Path:
 
 
 def test_pairs_are_of_one_prompt_and_mode_and_differ_in_wrong_claims(aligned):
-    pairs = read_pairs(iteration(aligned) / "pairs.parquet")
+    pairs = read_stage(iteration(aligned) / "pairs.parquet", PreferencePair)
     assert {pair.mode for pair in pairs} == {"short", "long"}
     for pair in pairs:
         assert pair.chosen.num_wrong < pair.rejected.num_wrong
@@ -131,7 +141,7 @@ def test_labels_equal_a_direct_forward_of_the_labeller(aligned):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
-    judged = read_judged(iteration(aligned) / "labels.parquet")
+    judged = read_stage(iteration(aligned) / "labels.parquet", JudgedResponse)
     labelled = [(one.claims[0], one.labels[0]) for one in judged if one.claims][:40]
     assert len({claim.question for claim, _ in labelled}) > 10
     for claim, label in labelled:
@@ -149,7 +159,7 @@ def test_labels_equal_a_direct_forward_of_the_labeller(aligned):
 
 
 def test_both_modes_are_sampled_with_n_responses_each(aligned):
-    responses = read_responses(iteration(aligned) / "responses.parquet")
+    responses = read_stage(iteration(aligned) / "responses.parquet", Response)
     assert len(responses) == PROMPTS * RESPONSES
     modes = [one.mode for one in responses]
     assert modes.count("short") == modes.count("long") == len(modes) / 2
@@ -184,10 +194,10 @@ def test_the_same_command_does_nothing_again_and_another_is_refused(aligned):
 
 
 def test_pairs_are_a_function_of_what_was_judged(aligned):
-    responses = read_responses(iteration(aligned) / "responses.parquet")
-    judged = read_judged(iteration(aligned) / "labels.parquet")
+    responses = read_stage(iteration(aligned) / "responses.parquet", Response)
+    judged = read_stage(iteration(aligned) / "labels.parquet", JudgedResponse)
     assert [one.response for one in judged] == responses
-    pairs = read_pairs(iteration(aligned) / "pairs.parquet")
+    pairs = read_stage(iteration(aligned) / "pairs.parquet", PreferencePair)
     assert tuple(pairs) == select_pairs(judged, seed=0, gap=1, per_prompt=8).pairs
 
 
@@ -198,10 +208,12 @@ def test_nothing_is_asked_twice(aligned):
 @pytest.mark.slow
 def test_killed_in_every_stage_it_has_the_pairs_of_an_uninterrupted_pass(killed, aligned):
     ours, theirs = (
-        read_responses(iteration(run) / "responses.parquet") for run in (killed, aligned)
+        read_stage(iteration(run) / "responses.parquet", Response) for run in (killed, aligned)
     )
     assert ours == theirs
-    ours, theirs = (read_pairs(iteration(run) / "pairs.parquet") for run in (killed, aligned))
+    ours, theirs = (
+        read_stage(iteration(run) / "pairs.parquet", PreferencePair) for run in (killed, aligned)
+    )
     # But for the last digits of probabilities, which depend on what else is in a batch.
     assert [as_chosen(pair) for pair in ours] == [as_chosen(pair) for pair in theirs]
 
@@ -212,15 +224,10 @@ def as_chosen(pair: PreferencePair) -> tuple[str, Response, Response]:
 
 @pytest.mark.slow
 def test_killed_in_every_stage_it_does_nothing_twice(killed):
-    labels = (killed / "align" / "labels.jsonl").read_bytes()
-    assert labels.startswith((killed / "labels_at_kill.jsonl").read_bytes())
     assert_nothing_is_there_twice(killed)
 
 
 def assert_nothing_is_there_twice(run: Path) -> None:
-    labels = (run / "align" / "labels.jsonl").read_bytes()
-    keys = [json.loads(line)["key"] for line in labels.splitlines()]
-    assert len(keys) == len(set(keys))
     for when in ("before", "after"):
         samples = (iteration(run) / when / "samples.jsonl").read_text().splitlines()
         fields = ("prompt_id", "mode", "sample")

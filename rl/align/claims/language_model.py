@@ -91,7 +91,7 @@ async def divide(response: Response, ask: Ask) -> DividedResponse:
     """
     if response.answer is None or not response.answer.strip():
         return DividedResponse(response, (), DIVIDER)
-    question = rules.asked(response.prompt)
+    question = rules.asked_text(response.prompt)
     try:
         texts = parse_claims(await ask(messages_for_claims(question, response.answer)))
     except Unreadable as error:

@@ -3,8 +3,10 @@ import math
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
+from rl.align.claims.files import read_stage, write_stage
 from rl.align.claims.types import (
     Claim,
     DividedResponse,
@@ -13,17 +15,9 @@ from rl.align.claims.types import (
     PreferencePair,
     Response,
     RewardedResponse,
-    hallucination_rates,
-    read_divided,
-    read_judged,
-    read_pairs,
-    read_responses,
-    write_divided,
-    write_judged,
-    write_pairs,
-    write_responses,
 )
-from rl.data.media.names import MediaFile, RenderedImage
+from rl.align.gate import hallucination_rates
+from rl.data.media.names import MediaFile, RenderedImage, from_json
 from rl.loop.stages import Prompt
 
 YES, NO = Label(0.75, 0.125), Label(0.25, 0.5)
@@ -106,22 +100,22 @@ CLAIM = Claim("The cup is red.", "Is the cup red? Please answer yes or no.")
 
 def test_every_stage_comes_back_as_it_was_written(tmp_path):
     silent = Response(Prompt("q", (), ""), "short", 0, (), "", None)
-    write_responses(tmp_path / "new" / "responses.parquet", [RESPONSE, silent])
-    assert read_responses(tmp_path / "new" / "responses.parquet") == [RESPONSE, silent]
+    write_stage(tmp_path / "new" / "responses.parquet", Response, [RESPONSE, silent])
+    assert read_stage(tmp_path / "new" / "responses.parquet", Response) == [RESPONSE, silent]
 
     divided = [
         DividedResponse(RESPONSE, (CLAIM,), "rules/1", "claims/refusal"),
         DividedResponse(silent, (), "language_model/1"),
     ]
-    write_divided(tmp_path / "claims.parquet", divided)
-    assert read_divided(tmp_path / "claims.parquet") == divided
+    write_stage(tmp_path / "claims.parquet", DividedResponse, divided)
+    assert read_stage(tmp_path / "claims.parquet", DividedResponse) == divided
 
     labelled = [
         JudgedResponse(RESPONSE, (CLAIM, CLAIM), (Label(0.1, 0.7), None)),
         JudgedResponse(silent, (), ()),
     ]
-    write_judged(tmp_path / "labels.parquet", labelled)
-    assert read_judged(tmp_path / "labels.parquet") == labelled
+    write_stage(tmp_path / "labels.parquet", JudgedResponse, labelled)
+    assert read_stage(tmp_path / "labels.parquet", JudgedResponse) == labelled
 
     other = Response(PROMPT, "long", 3, (9, 2), "blau", "blau")
     pairs = [
@@ -132,34 +126,54 @@ def test_every_stage_comes_back_as_it_was_written(tmp_path):
             RewardedResponse(RESPONSE, "4/0/0", 1.25), RewardedResponse(other, "4/0/0", -0.5)
         ),
     ]
-    write_pairs(tmp_path / "pairs.parquet", pairs)
-    assert read_pairs(tmp_path / "pairs.parquet") == pairs
+    write_stage(tmp_path / "pairs.parquet", PreferencePair, pairs)
+    assert read_stage(tmp_path / "pairs.parquet", PreferencePair) == pairs
     assert pairs[1].id == "p/1/4/0/0/long/2>3"
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"new", "claims.parquet", "labels.parquet", "pairs.parquet"}
 
 
+def test_a_row_stands_for_itself_in_columns_that_any_tool_reads(tmp_path):
+    write_stage(tmp_path / "l", JudgedResponse, [JudgedResponse(RESPONSE, (CLAIM,), (NO,))])
+    (row,) = pq.read_table(tmp_path / "l").to_pylist()
+    assert json.loads(row.pop("messages"))[0]["role"] == "user"
+    assert from_json(row.pop("media")) == MEDIA
+    assert row == {
+        "prompt_id": "p/1",
+        "reference": "a cup",
+        "task": "text",
+        "pinned_mode": "long",
+        "mode": "long",
+        "place": 2,
+        "token_ids": [7, 8, 2],
+        "text": RESPONSE.text,
+        "answer": "红杯子",
+        "claims": [{"text": CLAIM.text, "question": CLAIM.question, "p_yes": 0.25, "p_no": 0.5}],
+        "score": -1.0,
+    }
+
+
 def test_a_stage_without_rows_comes_back_empty(tmp_path):
-    write_pairs(tmp_path / "pairs.parquet", [])
-    write_judged(tmp_path / "labels.parquet", [])
-    assert read_pairs(tmp_path / "pairs.parquet") == []
-    assert read_judged(tmp_path / "labels.parquet") == []
+    write_stage(tmp_path / "pairs.parquet", PreferencePair, [])
+    write_stage(tmp_path / "labels.parquet", JudgedResponse, [])
+    assert read_stage(tmp_path / "pairs.parquet", PreferencePair) == []
+    assert read_stage(tmp_path / "labels.parquet", JudgedResponse) == []
 
 
 def test_lone_surrogates_of_a_data_set_are_stored(tmp_path):
     prompt = Prompt("a\ud800", ({"role": "user", "content": "b\udfff"},), "c\ud800")
-    write_responses(tmp_path / "r.parquet", [Response(prompt, "short", 0, (1,), "d", "d")])
-    (stored,) = read_responses(tmp_path / "r.parquet")
+    write_stage(tmp_path / "r.parquet", Response, [Response(prompt, "short", 0, (1,), "d", "d")])
+    (stored,) = read_stage(tmp_path / "r.parquet", Response)
     assert (stored.prompt.id, stored.prompt.messages[0]["content"]) == ("a?", "b?")
 
 
 def test_a_file_of_another_form_is_refused(tmp_path):
-    write_responses(tmp_path / "r.parquet", [RESPONSE])
+    write_stage(tmp_path / "r.parquet", Response, [RESPONSE])
     with pytest.raises(ValueError, match="another version wrote it"):
-        read_pairs(tmp_path / "r.parquet")
+        read_stage(tmp_path / "r.parquet", PreferencePair)
     (tmp_path / "torn.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="is no Parquet file"):
-        read_pairs(tmp_path / "torn.parquet")
+        read_stage(tmp_path / "torn.parquet", PreferencePair)
 
 
 def test_claims_load_without_torch_and_sympy():

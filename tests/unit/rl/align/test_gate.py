@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rl.align.claims.types import HallucinationRate
-from rl.align.gate import Measurement, as_measurement, refusals
+from rl.align.gate import HallucinationRate, Measurement, as_measurement, refusals
 from rl.config.run import GateConfig
 from rl.evaluate.evaluation import ModeResult
 

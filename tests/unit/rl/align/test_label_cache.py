@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.align.claims.label_cache import LabelCache, label_key
 from rl.align.claims.types import Label
+from rl.run.files import FULL_DISK
 
 
 def put_many(path, writer):
@@ -17,7 +19,7 @@ def put_many(path, writer):
     for i in range(100):
         # Half of the keys are those of every writer.
         name = f"shared {i}" if i % 2 else f"{writer} {i}"
-        cache.put({label_key("m/1", (), name): Label(writer / 10, i / 100)})
+        cache.put(label_key("m/1", (), name), Label(writer / 10, i / 100))
 
 
 def test_a_label_is_kept_under_everything_that_decides_it(tmp_path):
@@ -29,54 +31,45 @@ def test_a_label_is_kept_under_everything_that_decides_it(tmp_path):
         label_key("qwen/1", ("aa", "bb"), "Is it blue?"),
     }
     assert len(key) == 32 and len(others | {key}) == 5
-    cache = LabelCache(tmp_path / "new" / "labels.jsonl")
+    cache = LabelCache(tmp_path / "new" / "labels.sqlite")
     assert cache.get(key) is None
-    cache.put({key: Label(0.1, 1 / 3)})
+    cache.put(key, Label(0.1, 1 / 3))
     assert cache.get(key) == Label(0.1, 1 / 3)
-    assert LabelCache(tmp_path / "new" / "labels.jsonl").get(key) == Label(0.1, 1 / 3)
+    assert LabelCache(tmp_path / "new" / "labels.sqlite").get(key) == Label(0.1, 1 / 3)
     assert all(cache.get(other) is None for other in others)
 
 
 def test_of_two_labels_for_one_key_the_first_stays(tmp_path):
     one, other = LabelCache(tmp_path / "l"), LabelCache(tmp_path / "l")
-    one.put({"k": Label(0.9, 0.1)})
-    other.put({"k": Label(0.2, 0.8), "n": Label(0.5, 0.5)})
+    one.put("k", Label(0.9, 0.1))
+    other.put("k", Label(0.2, 0.8))
+    other.put("n", Label(0.5, 0.5))
     assert other.get("k") == Label(0.9, 0.1)
     assert one.get("n") == Label(0.5, 0.5)
-    assert (tmp_path / "l").read_text().count("\n") == 2
+    assert len(one) == len(other) == 2
 
 
-def test_a_torn_last_line_is_skipped_and_swallows_nothing(tmp_path):
-    path = tmp_path / "l"
-    LabelCache(path).put({"a": Label(0.9, 0.1), "b": Label(0.8, 0.2)})
-    with path.open("ab") as file:
-        file.write(b'{"key": "c", "p_yes": 0.7')
-    cache = LabelCache(path)
-    assert (len(cache), cache.get("c"), cache.num_damaged) == (2, None, 0)
-    cache.put({"d": Label(0.6, 0.4)})
-    again = LabelCache(path)
-    assert (len(again), again.get("d"), again.num_damaged) == (3, Label(0.6, 0.4), 1)
+def test_a_file_of_another_kind_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "l").write_text('{"key": "a", "p_yes": 1, "p_no": 0}\n' * 100)
+    with pytest.raises(ValueError, match=r"holds no labels .* remove it"):
+        LabelCache(tmp_path / "l")
 
 
-def test_lines_that_are_no_labels_are_counted(tmp_path):
-    lines = [
-        '{"key": "a", "p_yes": 2, "p_no": 0}',
-        "[1]",
-        "\x00\x00",
-        '{"key": "b"}',
-        "[" * 100_000,
-        '{"key": "good", "p_yes": 1, "p_no": 0}',
-    ]
-    (tmp_path / "l").write_text("\n".join(lines) + "\n")
+def test_a_full_disk_is_an_error_that_the_command_knows(tmp_path):
     cache = LabelCache(tmp_path / "l")
-    assert (len(cache), cache.num_damaged, cache.get("good")) == (1, 5, Label(1.0, 0.0))
+    cache._database.execute("PRAGMA max_page_count = 3")
+    with pytest.raises(OSError) as caught:
+        for i in range(1000):
+            cache.put(label_key("m", (), str(i)), Label(0.5, 0.5))
+    assert caught.value.errno in FULL_DISK
 
 
 @given(st.lists(st.tuples(st.text(), st.floats(0, 1), st.floats(0, 1)), max_size=8))
 def test_probabilities_come_back_to_the_last_bit(tmp_path_factory, items):
     path = tmp_path_factory.mktemp("cache") / "l"
     labels = {label_key("m", (), text): Label(yes, no) for text, yes, no in items}
-    LabelCache(path).put(labels)
+    for key, label in labels.items():
+        LabelCache(path).put(key, label)
     cache = LabelCache(path)
     assert {key: cache.get(key) for key in labels} == labels and len(cache) == len(labels)
 
@@ -91,8 +84,7 @@ def test_writers_at_once_lose_and_repeat_nothing(tmp_path):
         writer.join(60)
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     cache = LabelCache(path)
-    assert (len(cache), cache.num_damaged) == (3 * 50 + 50, 0)
-    assert path.read_text().count("\n") == 200
+    assert len(cache) == 3 * 50 + 50
 
 
 def test_what_was_put_outlives_kill_9(tmp_path):
@@ -103,7 +95,7 @@ def test_what_was_put_outlives_kill_9(tmp_path):
         "from rl.align.claims.types import Label\n"
         "cache = LabelCache(pathlib.Path(sys.argv[1]))\n"
         "for i in range(10**9):\n"
-        "    cache.put({str(i): Label(0.5, 0.25)}); print(i, flush=True)\n"
+        "    cache.put(str(i), Label(0.5, 0.25)); print(i, flush=True)\n"
     )
     writer = subprocess.Popen(
         [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
@@ -120,5 +112,5 @@ def test_what_was_put_outlives_kill_9(tmp_path):
     last = int(rest[-2] if len(rest) > 1 else 50)
     cache = LabelCache(path)
     assert all(cache.get(str(i)) == Label(0.5, 0.25) for i in range(last + 1))
-    cache.put({"after": Label(0.5, 0.5)})
+    cache.put("after", Label(0.5, 0.5))
     assert LabelCache(path).get("after") == Label(0.5, 0.5)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rl.align.claims import rules
 from rl.align.claims.language_model import (
     DIVIDER,
     MAX_CLAIMS,
@@ -121,7 +122,7 @@ def test_an_unreadable_reply_leaves_it_to_the_rules():
     assert [claim.text for claim in result.claims] == [
         'The answer to "What is seen?" is A red cup.'
     ]
-    assert (result.divider, result.fallback, len(asked)) == ("rules/1", "claims/refusal", 1)
+    assert (result.divider, result.fallback, len(asked)) == (rules.DIVIDER, "claims/refusal", 1)
 
 
 def test_unreadable_questions_leave_the_claims():

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.align.claims.files import write_stage
 from rl.align.claims.types import (
     Claim,
     JudgedResponse,
@@ -11,7 +12,6 @@ from rl.align.claims.types import (
     PreferencePair,
     Response,
     RewardedResponse,
-    write_pairs,
 )
 from rl.data.media.names import RenderedImage
 from rl.loop.stages import Prompt
@@ -43,7 +43,7 @@ def prompt_named(name, media=()):
 
 def write(root, iteration, pairs):
     path = root / f"iteration_{iteration}" / "pairs.parquet"
-    write_pairs(path, pairs)
+    write_stage(path, PreferencePair, pairs)
     return path
 
 
