@@ -1,4 +1,7 @@
-"""Audit rewards on a file: `python -m rewards.audit in=FILE [out=FILE] [workers=4] [timeout_s=5]`.
+"""Judges rewards on a file: where do the verifier and your labels agree?
+
+    python -m rewards.audit in=answers.jsonl
+    python -m rewards.audit in=answers.jsonl out=judged.jsonl workers=4
 
 Each line of the input is a JSON object with
 
@@ -9,7 +12,7 @@ Each line of the input is a JSON object with
     id, domain, correct         kept apart in the table; finish_reason is "stop" if not given
 
 and each line of the output, in the same order, `id`, `parts`, `route`, `failure` and `seconds`.
-Rows that say whether they are `correct` are counted in a table: where does the verifier agree?
+Rows that say whether they are `correct` are counted in a table.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -38,21 +41,50 @@ from rewards.text.repetition import repetition_penalty
 from rewards.text.workers import SampleFailed, WorkerPool
 from rl.config.run import RewardConfig
 from rl.loop.stages import Trajectory
+from rl.run.command import Command, Keys, run_command
 from rl.run.files import atomic_write
 
 THINKING = {"short": False, "long": True}
 FINISH_REASONS = ("stop", "length", "abort")
-LIMITS = ("workers", "timeout_s", "memory_mib")
 DISAGREEMENTS = ("false accepts", "false rejects", "failures")
 MAX_ROWS_IN_FLIGHT = 256
 """Rows that may wait for a slow one before them: they are what is held in memory."""
 
 
-@dataclass(frozen=True)
-class Options:
-    source: Path
-    target: Path
-    config: RewardConfig
+class AuditKeys(Keys):
+    source: Path = Field(alias="in", examples=["FILE.jsonl"])
+    """The rows to judge."""
+    out: Path | None = Field(default=None, examples=["FILE.jsonl"])
+    """The verdicts; by default beside the input, as NAME.audit.jsonl."""
+    workers: int = Field(default=1, gt=0)
+    """Processes that verify answers; each can be killed without the others noticing."""
+    timeout_s: float = Field(default=5.0, gt=0)
+    """Wall-clock limit of one row."""
+    memory_mib: int = Field(default=1024, gt=0)
+    """Memory limit of one worker process."""
+
+    @property
+    def target(self) -> Path:
+        """Where the verdicts go."""
+        return self.out or self.source.with_suffix(".audit.jsonl")
+
+    @property
+    def config(self) -> RewardConfig:
+        """The limits, as the workers take them."""
+        return RewardConfig(
+            workers=self.workers, timeout_s=self.timeout_s, memory_mib=self.memory_mib
+        )
+
+    @model_validator(mode="after")
+    def _files_are_two(self) -> AuditKeys:
+        source, target = self.source, self.target
+        if not source.is_file():
+            raise ValueError(f"in={source}: no such file")
+        if target.resolve() == source.resolve():
+            raise ValueError(f"out={target} is the input itself; name another file")
+        if target.is_dir() or not target.resolve().parent.is_dir():
+            raise ValueError(f"out={target}: is a directory or lies in none; name a file in one")
+        return self
 
 
 @dataclass(frozen=True)
@@ -84,60 +116,23 @@ class Finding:
     """Spent on this row, without waiting for a worker."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code; an error that a user can mend is one line, not a traceback."""
-    try:
-        options = parse(arguments)
-        table = audit(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def write_verdicts(keys: AuditKeys) -> None:
+    table = audit(keys)
     if table is not None:
         Console().print(table)
-    print(f"written to {options.target}", file=sys.stderr)
-    return 0
+    print(f"written to {keys.target}", file=sys.stderr)
 
 
-def parse(arguments: Sequence[str]) -> Options:
-    """Read `key=value` arguments; raises ValueError that says which is wrong."""
-    given = dict(_pair(argument) for argument in arguments)
-    if unknown := sorted(set(given) - {"in", "out", *LIMITS}):
-        raise ValueError(f"{unknown[0]}: no such key; the keys are in, out, {', '.join(LIMITS)}")
-    if "in" not in given:
-        raise ValueError("in=FILE is missing; name a .jsonl file")
-    source = Path(given["in"])
-    target = Path(given.get("out", source.with_suffix(".audit.jsonl")))
-    if not source.is_file():
-        raise ValueError(f"in={source}: no such file")
-    if target.resolve() == source.resolve():
-        raise ValueError(f"out={target} is the input itself; name another file")
-    if target.is_dir() or not target.resolve().parent.is_dir():
-        raise ValueError(f"out={target}: is a directory or lies in none; name a file in one")
-    try:
-        config = RewardConfig.model_validate({key: given[key] for key in LIMITS if key in given})
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise ValueError(f"{problem['loc'][0]}={problem['input']}: {problem['msg']}") from None
-    return Options(source, target, config)
-
-
-def _pair(argument: str) -> tuple[str, str]:
-    key, equals, value = argument.partition("=")
-    if not equals or not value:
-        raise ValueError(f"{argument}: must be key=value, such as in=answers.jsonl")
-    return key, value
-
-
-def audit(options: Options) -> Table | None:
+def audit(keys: AuditKeys) -> Table | None:
     """Write the output, complete or not at all; return the table where there are labels."""
     tally = Tally()
     with (
-        options.source.open("rb") as lines,
-        atomic_write(options.target) as partial_path,
+        keys.source.open("rb") as lines,
+        atomic_write(keys.target) as partial_path,
         partial_path.open("w", encoding="utf-8") as output,
-        _judge(options.config) as judge,
+        _judge(keys.config) as judge,
     ):
-        for row, finding in _in_order(_progressing(_rows(lines, options.source), lines), judge):
+        for row, finding in _in_order(_progressing(_rows(lines, keys.source), lines), judge):
             written = {"id": row.id, "parts": finding.parts, "route": finding.route}
             written |= {"failure": finding.failure, "seconds": round(finding.seconds, 6)}
             output.write(f"{json.dumps(written)}\n")
@@ -356,6 +351,14 @@ def _choice(
 
 def _shown(value: Any) -> str:
     return json.dumps(value)[:80]
+
+
+COMMAND = Command("rewards.audit", __doc__, AuditKeys, write_verdicts)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Measures each part against the bare library on the same work, in one run, as ratios.
 
-    python scripts/bench.py config=hybrid_50_50.yaml [key=value ...] [rounds=5] [out=FILE.json]
+    python scripts/bench.py config=hybrid_50_50.yaml
+    python scripts/bench.py config=hybrid_50_50.yaml scale=one_gpu rounds=9 out=FILE.json
 
 Prints: tokens/s through the rollout workers against bare vLLM on the same requests; learner
 tokens/s against a bare PyTorch loop on the same batches, with peak memory and MFU on a GPU; the
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from pydantic import Field
 
 from rewards.rules.verifier import symbolic, verify_quickly
 from rewards.text.workers import WorkerPool
@@ -42,6 +44,7 @@ from rl.loop.stages import (
     TrainBatch,
     TrainSample,
 )
+from rl.run.command import Command, Keys, RecipeName, ScaleName, run_command
 from rl.system.engine_environment import engine_environment
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
@@ -474,23 +477,27 @@ async def bench(config: Config, rounds: int) -> dict[str, Any]:
     return results
 
 
-def main(arguments: list[str]) -> None:
-    own = {"rounds": "5", "out": ""}
-    rest = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in own:
-            own[key] = value
-        else:
-            rest.append(argument)
+class BenchKeys(Keys):
+    config: RecipeName
+    scale: ScaleName = None
+    rounds: int = Field(default=5, gt=0)
+    """How often each part is measured, in turns with the bare library."""
+    out: Path | None = Field(default=None, examples=["FILE.json"])
+    """File for the figures."""
+
+
+async def measure(keys: BenchKeys) -> None:
     with tempfile.TemporaryDirectory() as run:
-        config = load([*rest, f"run={run}"]).config
+        config = load([*keys.settings, f"run={run}"]).config
         if config.data.shows_media:
-            sys.exit("the bare sides of this benchmark are given text alone; take a text recipe")
-        results = asyncio.run(bench(config, int(own["rounds"])))
-    if own["out"]:
-        Path(own["out"]).write_text(json.dumps(results, indent=1))
+            raise ValueError(
+                "the bare sides of this benchmark are given text alone; take a text recipe"
+            )
+        results = await bench(config, keys.rounds)
+    if keys.out is not None:
+        keys.out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    command = Command("scripts.bench", __doc__, BenchKeys, measure, (Config,))
+    sys.exit(run_command(command, sys.argv[1:]))

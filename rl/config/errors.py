@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from rl.config.keys import nearest, valid_keys
 from rl.config.run import Config
 
 
@@ -65,51 +64,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def nearest(key: str, keys: Sequence[str]) -> str:
-    """Return `did you mean KEY?` with the most similar key, or an empty string.
-
-    A key whose last part is right but whose section is missing or wrong counts as near.
-    """
-    last = key.rpartition(".")[2]
-    same_name = [valid for valid in keys if valid.rpartition(".")[2] == last and valid != last]
-    close = difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)
-    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
-    if not close:
-        by_last = {valid.rpartition(".")[2]: valid for valid in keys}
-        close = [by_last[name] for name in difflib.get_close_matches(last, list(by_last), n=1)]
-    return f"did you mean {close[0]}?" if close else ""
-
-
 def _siblings(key: str, keys: Sequence[str]) -> list[str]:
     section = key.rpartition(".")[0]
     prefix = f"{section}." if section else ""
     inside = [valid[len(prefix) :] for valid in keys if valid.startswith(prefix)]
     return sorted({name.partition(".")[0] for name in inside})
-
-
-def valid_keys(section: type[BaseModel], tree: Any, prefix: str = "") -> list[str]:
-    """Return every dotted key a section takes; names of modes come from the tree itself."""
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
-        keys.append(key)
-        inside = tree.get(name) if isinstance(tree, Mapping) else None
-        for model, of_mapping in _sections_of(field.annotation):
-            if of_mapping:
-                for entry, value in (inside if isinstance(inside, Mapping) else {}).items():
-                    keys += valid_keys(model, value, f"{key}.{entry}.")
-            else:
-                keys += valid_keys(model, inside, f"{key}.")
-    return keys
-
-
-def _sections_of(annotation: Any) -> list[tuple[type[BaseModel], bool]]:
-    """Return the sections in a field's type, and whether each is the value of a mapping."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [(annotation, False)]
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is dict:
-        return [(model, True) for model, _ in _sections_of(arguments[1])]
-    if origin in (Union, UnionType):
-        return [found for argument in arguments for found in _sections_of(argument)]
-    return []

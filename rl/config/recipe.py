@@ -34,15 +34,14 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SCALES = CONFIGS / "scale"
 COMMAND_LINE = "the command line"
 # Keys that direct the reading and are no part of the configuration.
-LOADER_KEYS = ("config", "scale", "dry_run")
+LOADER_KEYS = ("config", "scale")
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What a command line asks for."""
+class Loaded:
+    """A configuration, and how it came about."""
 
     config: Config
-    dry_run: bool
     notes: tuple[str, ...] = ()
     """What a person should know about how the layers met."""
 
@@ -60,13 +59,16 @@ class Layer:
         return dotted_leaves(OmegaConf.to_container(self.tree))
 
 
-def load(arguments: Sequence[str]) -> Launch:
-    """Return the checked configuration; raises RecipeError, which lists every problem."""
+def load(arguments: Sequence[str]) -> Loaded:
+    """Return the checked configuration of `config=NAME [scale=NAME] [key=value ...]`.
+
+    Raises RecipeError, which lists every problem.
+    """
     directives, overrides = parse_arguments(arguments)
     if "config" not in directives:
         raise RecipeError(
             "config=NAME is missing; name a recipe of the working directory or one of "
-            f"{', '.join(_yaml_names(CONFIGS))}"
+            f"{', '.join(recipe_names())}"
         )
     recipe_path = find_recipe(str(directives["config"]))
     layers = _read_chain(recipe_path)
@@ -83,7 +85,7 @@ def load(arguments: Sequence[str]) -> Launch:
     layers.append(Layer(COMMAND_LINE, overrides))
     config = _checked(layers, {"run": f"runs/{recipe_path.stem}"})
     notes = (*_notes(layers[:num_files]), *_unused_gpus(config))
-    return Launch(config, is_dry_run(directives), notes)
+    return Loaded(config, notes)
 
 
 def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
@@ -120,6 +122,11 @@ def load_over(
     if other and not takes_others:
         raise RecipeError(f"only {section}.* can be changed here, got {', '.join(other)}")
     return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})
+
+
+def recipe_names() -> list[str]:
+    """The installed recipes and sweeps."""
+    return _yaml_names(CONFIGS)
 
 
 def dump(config: Config) -> str:
@@ -183,12 +190,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfi
     directives: dict[str, Any] = {}
     overrides = OmegaConf.create()
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not all(key.split(".")):
-            raise RecipeError(
-                f"{argument!r} is not key=value; write it as rollout.group_size=16 (no spaces "
-                "around the equals sign)"
-            )
+        key, value = split_argument(argument)
         try:
             tree = OmegaConf.from_dotlist([argument])
         except yaml.YAMLError:
@@ -203,12 +205,15 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfi
     return directives, overrides
 
 
-def is_dry_run(directives: dict[str, Any]) -> bool:
-    """Whether nothing is to be started; raises RecipeError for a value that does not say."""
-    value = directives.get("dry_run", False)
-    if not isinstance(value, bool):
-        raise RecipeError(f"dry_run: must be true or false, got {value!r}")
-    return value
+def split_argument(argument: str) -> tuple[str, str]:
+    """The key and the value of `key=value`; raises RecipeError for anything else."""
+    key, equals, value = argument.partition("=")
+    if not equals or not all(key.split(".")):
+        raise RecipeError(
+            f"{argument!r} is not key=value; write it as rollout.group_size=16 (no spaces around "
+            "the equals sign)"
+        )
+    return key, value
 
 
 def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:

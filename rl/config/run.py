@@ -9,23 +9,13 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from rl.config.section import Section, Share
 
 Part = Literal["llm", "vision", "resampler"]
 """Of a policy that sees; the resampler (or merger) brings features to the decoder's width."""
-Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        # YAML reads run=2024 as a number.
-        coerce_numbers_to_str=True,
-    )
 
 
 class ModeConfig(Section):

@@ -1,22 +1,21 @@
-"""Evaluate: `python -m rl.evaluate run=runs/NAME [step=N] [eval.temperature=0] [key=value ...]`.
+"""Asks all modes of a policy the same prompts and shows their accuracy side by side.
 
-All modes of a policy on the same prompts, side by side: of a run's newest or named checkpoint, of a
-model (`model=DIR_OR_NAME`), or of an OpenAI-compatible server (`endpoint=URL [served_name=NAME]`),
-the last two under the settings of a run (`run=`) or a recipe (`config=`). `split=train` asks the
-prompts that training asks first; `out=DIR` says where responses and figures go.
+    python -m rl.evaluate run=runs/NAME eval.temperature=0
+    python -m rl.evaluate model=DIR_OR_NAME run=runs/NAME split=train
+    python -m rl.evaluate endpoint=http://127.0.0.1:8000/v1 config=evaluate.yaml
+    python -m rl.evaluate run=runs/NAME reference=DIR_OR_NAME eval.samples=8
 
-`reference=DIR_OR_NAME eval.samples=8` also chooses the best of the 8 responses, without any label
-or verifier: the one that the policy prefers most against the reference, which is the model that it
-was trained from (rl/evaluate/best_of.py).
-
-The same command goes on where a killed one stopped (rl/evaluate/directory.py).
+The policy is a run's newest or named checkpoint, a model, or an OpenAI-compatible server, the last
+two under the settings of a run (`run=`) or a recipe (`config=`). With `reference=` the best of a
+prompt's responses is chosen too, without any label or verifier: the one that the policy prefers
+most against the reference, which is the model that it was trained from
+(rl/evaluate/best_of.py). The same command goes on where a killed one stopped
+(rl/evaluate/directory.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import re
 import sys
 import time
 from collections import Counter
@@ -24,8 +23,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -66,17 +66,66 @@ from rl.evaluate.sources import (
     endpoint_source,
     model_source,
 )
-from rl.run.command import config_of_run
+from rl.run.command import (
+    Command,
+    Keys,
+    OptionalRecipeName,
+    RunPath,
+    ScaleName,
+    Step,
+    config_of_run,
+    run_command,
+)
 from rl.run.files import stack_versions
 
-SPLITS = ("heldout", "train")
-OWN_KEYS = "run config step model endpoint served_name reference split out".split()
+
+class EvaluateKeys(Keys):
+    run: RunPath | None = Field(default=None, examples=["runs/NAME"])
+    """The run whose checkpoint is asked, or whose settings another policy is asked under."""
+    step: Step | None = None
+    """Step of the run's checkpoint; by default the newest."""
+    model: str | None = Field(default=None, examples=["DIR_OR_NAME"])
+    """A model that is asked in place of a run's checkpoint: its directory or name."""
+    endpoint: str | None = Field(default=None, examples=["URL"])
+    """Address of an OpenAI-compatible server that is asked in place of a run's checkpoint."""
+    served_name: str | None = Field(default=None, examples=["NAME"])
+    """Which of the endpoint's models is asked, where it serves several."""
+    config: OptionalRecipeName = None
+    scale: ScaleName = None
+    split: Literal["heldout", "train"] = "heldout"
+    """Whether held-out prompts are asked, or those that training asks first."""
+    reference: str | None = Field(default=None, examples=["DIR_OR_NAME"])
+    """A model against which the best of `eval.samples` responses is chosen: its directory or
+    name."""
+    out: Path | None = Field(default=None, examples=["DIR"])
+    """Directory for responses and figures; by default in `evaluations` of the run's directory."""
+
+    @model_validator(mode="after")
+    def _name_one_policy_and_its_settings(self) -> EvaluateKeys:
+        is_other = self.model is not None or self.endpoint is not None
+        refusals = {
+            "model= and endpoint= are two policies; name one": self.model and self.endpoint,
+            "run= and config= both give settings; name one of them": self.run and self.config,
+            "name a run directory, run=runs/NAME; or another policy, model= or endpoint=, and "
+            "whose settings it is asked under, run= or config=": not (self.run or self.config),
+            "config= names settings and no policy; add model=DIR_OR_NAME or endpoint=URL": (
+                self.config and not is_other
+            ),
+            "step= is of a run's checkpoint; leave out model= and endpoint=": (
+                self.step is not None and is_other
+            ),
+            "reference= needs the log-probabilities of given tokens, which a server does not "
+            "give; evaluate run= or model=": self.reference and self.endpoint,
+            "served_name= belongs to endpoint=URL; add it": self.served_name and not self.endpoint,
+        }
+        for why, is_refused in refusals.items():
+            if is_refused:
+                raise ValueError(why)
+        return self
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a command line asks for."""
-
     config: Config
     run: Path | None
     split: str
@@ -92,83 +141,34 @@ class Evaluation:
     """Model that the best of a prompt's responses is chosen against; None chooses none."""
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit code; an error that a user can mend is one line, not a traceback."""
+async def evaluate_policy(keys: EvaluateKeys) -> None:
     try:
         console = Console(stderr=True, soft_wrap=True, markup=False)
-        asyncio.run(run_evaluation(parse(arguments), console))
-    except (ValueError, NothingAnswered) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+        await run_evaluation(evaluation_of(keys), console)
+    except NothingAnswered as error:
+        raise ValueError(str(error)) from error
 
 
-def parse(arguments: Sequence[str]) -> Evaluation:
-    """Read the command line; raises ValueError for one that names no policy, or two."""
-    pairs = [argument.partition("=")[::2] for argument in arguments]
-    own = {key: value for key, value in pairs if key in OWN_KEYS}
-    settings = [one for one in arguments if one.partition("=")[0] not in OWN_KEYS]
-    if any(one.startswith("dry_run=") for one in settings):
-        raise ValueError("rl.evaluate has no dry run; leave dry_run out")
-    _refuse_unclear(own)
-    config = _config(own, settings)
-    if "reference" in own:
+def evaluation_of(keys: EvaluateKeys) -> Evaluation:
+    """What the command line asks for, with its settings; raises ValueError for bad ones."""
+    settings = keys.settings
+    config = config_of_run(keys.run, settings) if keys.run else load(settings).config
+    if keys.reference is not None:
         _refuse_no_choice(config)
-    has_own_data = any(one.startswith("data") for one in settings)
+    has_own_data = any(setting.startswith("data") for setting in settings)
     data = config.data
     return Evaluation(
         config=config,
-        run=Path(own["run"]) if "run" in own else None,
-        split=own.get("split", SPLITS[0]),
+        run=keys.run,
+        split=keys.split,
         data=Path(data.heldout_path or data.path or data.kind).stem if has_own_data else None,
-        step=int(own["step"]) if "step" in own else None,
-        model=own.get("model"),
-        endpoint=own.get("endpoint"),
-        served_name=own.get("served_name"),
-        out=Path(own["out"]) if "out" in own else None,
-        reference=own.get("reference"),
+        step=keys.step,
+        model=keys.model,
+        endpoint=keys.endpoint,
+        served_name=keys.served_name,
+        out=keys.out,
+        reference=keys.reference,
     )
-
-
-def _refuse_unclear(own: Mapping[str, str]) -> None:
-    has = own.keys().__contains__
-    is_other = has("model") or has("endpoint")
-    split, step = own.get("split", SPLITS[0]), own.get("step", "0")
-    refusals = [
-        *((not value, f"{key}= names nothing; write {key}=VALUE") for key, value in own.items()),
-        (has("model") and has("endpoint"), "model= and endpoint= are two policies; name one"),
-        (has("run") and has("config"), "run= and config= both give settings; name one of them"),
-        (
-            not (has("run") or has("config")),
-            "name a run directory, run=runs/NAME; or another policy, model= or endpoint=, and "
-            "whose settings it is asked under, run= or config=",
-        ),
-        (
-            has("config") and not is_other,
-            "config= names settings and no policy; add model=DIR_OR_NAME or endpoint=URL",
-        ),
-        (
-            has("step") and is_other,
-            "step= is of a run's checkpoint; leave out model= and endpoint=",
-        ),
-        (
-            has("reference") and has("endpoint"),
-            "reference= needs the log-probabilities of given tokens, which a server does not give; "
-            "evaluate run= or model=",
-        ),
-        (
-            has("served_name") and not has("endpoint"),
-            "served_name= belongs to endpoint=URL; add it",
-        ),
-        (not re.fullmatch("[0-9]+", step), f"step must be the number of a step, got {step!r}"),
-        (split not in SPLITS, f"split must be {' or '.join(SPLITS)}, got {split!r}"),
-    ]
-    for is_refused, why in refusals:
-        if is_refused:
-            raise ValueError(why)
 
 
 def _refuse_no_choice(config: Config) -> None:
@@ -182,12 +182,6 @@ def _refuse_no_choice(config: Config) -> None:
             "reference= has the engines score given tokens, which they cannot while they decode "
             "speculatively; set rollout.engine.speculative_config=null"
         )
-
-
-def _config(own: Mapping[str, str], settings: Sequence[str]) -> Config:
-    if "run" in own:
-        return config_of_run([f"run={own['run']}", *settings])
-    return load([f"config={own['config']}", *settings]).config
 
 
 async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
@@ -424,6 +418,14 @@ def as_table(
         if cells:
             table.add_row(name, *cells)
     return table
+
+
+COMMAND = Command("rl.evaluate", __doc__, EvaluateKeys, evaluate_policy, (Config,), goes_on=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

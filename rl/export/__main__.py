@@ -1,27 +1,29 @@
-"""Export: `python -m rl.export run=runs/NAME out=DIR [step=N] [prove=false]`.
+"""Makes a Hugging Face directory of a checkpoint that `vllm serve` takes as it is, in every mode.
 
-Makes a Hugging Face directory of a checkpoint that `vllm serve` takes as it is, in every mode of
-the run. Unless told not to, it is proven first (rl/export/proof.py). The directory appears
+    python -m rl.export run=runs/NAME out=DIR
+    python -m rl.export run=runs/NAME out=DIR step=40 prove=false
+
+Unless told not to, the directory is proven in vLLM first (rl/export/proof.py). It appears
 complete, or not at all.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
 from rich.console import Console
 
 from rl.config.run import Config
 from rl.export.card import CardFacts, Figures, model_card, serve_command
 from rl.export.proof import ModeProof, prove, require_equal
 from rl.run.checkpoints import Checkpoint, find_checkpoint
-from rl.run.command import config_of_run, exit_code
+from rl.run.command import Command, Keys, RunPath, Step, Switch, config_of_run, run_command
 from rl.run.directory import RunDirectory
 from rl.run.files import stack_versions, sync_to_disk
 from rl.run.sinks import read_metrics
@@ -31,10 +33,19 @@ from rl.run.sinks import read_metrics
 REASONING_PARSER = "qwen3"
 
 
+class ExportKeys(Keys):
+    run: RunPath
+    """The run whose checkpoint is exported; `runs/NAME/align` for the policy of an RLAIF-V pass."""
+    out: Path = Field(examples=["DIR"])
+    """The directory to export to; it must be new or empty."""
+    step: Step | None = None
+    """Step of the checkpoint; by default the newest."""
+    prove: Switch = True
+    """Whether vLLM must first give what the checkpoint's model gives, token by token."""
+
+
 @dataclass(frozen=True)
 class Export:
-    """What a command line asks for."""
-
     config: Config
     out: Path
     step: int | None
@@ -46,30 +57,11 @@ class Export:
         return RunDirectory(Path(self.config.run))
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    console = Console(stderr=True, soft_wrap=True)
-    return exit_code(lambda: run_export(parse(arguments), console), "make room and export again")
-
-
-def parse(arguments: Sequence[str]) -> Export:
-    """Read `out`, `step` and `prove`; the other arguments are `run` and settings of the run."""
-    own = {"out": "", "step": "", "prove": "true"}
-    others = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in own:
-            own[key] = value
-        else:
-            others.append(argument)
-    if not own["out"]:
-        raise ValueError("name the directory to export to: out=DIR")
-    if own["prove"] not in ("true", "false"):
-        raise ValueError(f"prove must be true or false, got {own['prove']!r}")
-    if not re.fullmatch("[0-9]*", own["step"]):
-        raise ValueError(f"step must be the number of a checkpoint, got {own['step']!r}")
-    step = int(own["step"]) if own["step"] else None
-    return Export(config_of_run(others), Path(own["out"]), step, own["prove"] == "true")
+def export(keys: ExportKeys) -> None:
+    config = config_of_run(keys.run, keys.settings)
+    run_export(
+        Export(config, keys.out, keys.step, keys.prove), Console(stderr=True, soft_wrap=True)
+    )
 
 
 def run_export(export: Export, console: Console) -> None:
@@ -188,6 +180,14 @@ def _print_proof(proof: Mapping[str, ModeProof], console: Console) -> None:
             f"mode {mode}: {found.prompts} prompts, {found.tokens} tokens, largest logprob "
             f"difference {found.max_difference:.2g}, largest greedy gap {found.greedy_gap:.2g}"
         )
+
+
+COMMAND = Command("rl.export", __doc__, ExportKeys, export, (Config,))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

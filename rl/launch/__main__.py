@@ -1,39 +1,49 @@
-"""Train: `python -m rl.launch config=hybrid_50_50.yaml [scale=...] [key=value ...] [dry_run=true]`.
+"""Trains a policy by the recipe, or goes on with a training that was stopped.
 
-rl/launch/training.py has the run from start to end. `align.enabled=true` goes on with rl.align
-after the last step.
+    python -m rl.launch config=hybrid_50_50.yaml
+    python -m rl.launch config=hybrid_50_50.yaml scale=one_gpu rollout.group_size=16
+    python -m rl.launch config=hybrid_50_50.yaml dry_run=true
+
+`align.enabled=true` goes on with rl.align after the last step. rl/launch/training.py has a run
+from start to end.
 """
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Sequence
 
-from rl.align.__main__ import Align, run_alignment
-from rl.config.recipe import Launch, load
+from rl.align.__main__ import run_alignment
+from rl.config.recipe import load
+from rl.config.run import Config
 from rl.launch.training import described, train
-from rl.run.command import exit_code
+from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch, run_command
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return exit_code(lambda: _launch(arguments), "make room, the same command goes on")
+class LaunchKeys(Keys):
+    config: RecipeName
+    scale: ScaleName = None
+    dry_run: Switch = False
+    """Only print the resolved configuration, the placement and the memory estimate."""
 
 
-def _launch(arguments: Sequence[str]) -> None:
-    launch = load(arguments)
-    if launch.dry_run:
-        print(described(launch))
-    else:
-        asyncio.run(_train_and_align(launch))
-
-
-async def _train_and_align(launch: Launch) -> None:
-    config = launch.config
-    is_finished = await train(config, launch.notes)
+async def launch(keys: LaunchKeys) -> None:
+    loaded = load(keys.settings)
+    config = loaded.config
+    if keys.dry_run:
+        print(described(config, loaded.notes))
+        return
+    is_finished = await train(config, loaded.notes)
     if config.align.enabled and is_finished:
-        await run_alignment(Align(config, step=None, model=None))
+        await run_alignment(config)
+
+
+COMMAND = Command("rl.launch", __doc__, LaunchKeys, launch, (Config,), goes_on=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

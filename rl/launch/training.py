@@ -18,7 +18,7 @@ from typing import Any
 
 import rich.console
 
-from rl.config.recipe import Launch, dump
+from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
 from rl.launch.console import Console
@@ -37,10 +37,8 @@ from rl.system.memory_estimate import count_parameters, describe_memory
 from rl.system.placement import describe, place
 
 
-def described(launch: Launch) -> str:
+def described(config: Config, notes: Sequence[str]) -> str:
     """The resolved configuration, the placement and the memory estimate, for people."""
-    config = launch.config
-    notes = [f"note: {note}" for note in launch.notes]
     return "\n".join(
         [
             dump(config).rstrip(),
@@ -48,7 +46,7 @@ def described(launch: Launch) -> str:
             describe(place(config)),
             "memory:",
             describe_memory(config.policy, config.rollout),
-            *notes,
+            *(f"note: {note}" for note in notes),
         ]
     )
 

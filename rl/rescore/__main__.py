@@ -1,12 +1,12 @@
-"""Rescore: `python -m rl.rescore run=runs/NAME [config=other.yaml] [reward.weights.format=0.2]`.
+"""Replays the ledger of a run under another reward configuration, on CPU and without sampling.
 
-Replays the ledger of a run under another reward configuration, on CPU and without sampling: what
-would each part, each mode and each advantage have been? The new scores go to `out=DIR` (by default
-`rescored/` in the run's directory) in the form of the ledger.
+    python -m rl.rescore run=runs/NAME reward.weights.format=0.2
+    python -m rl.rescore run=runs/NAME config=other.yaml out=DIR
 
-Rules, format, repetition, length and plug-ins are computed anew; a reward model that the run did
-not use is loaded and asked; a probability is taken from the ledger, because it belongs to weights
-that are gone.
+It says what each part, each mode and each advantage would have been, and writes the new scores in
+the form of the ledger. Rules, format, repetition, length and plug-ins are computed anew; a reward
+model that the run did not use is loaded and asked; a probability is taken from the ledger, because
+it belongs to weights that are gone. Only keys of `reward` can be changed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import asyncio
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -45,6 +46,7 @@ from rl.loop.stages import (
     not_scorable,
 )
 from rl.rescore.study import Change, alarms, changes, sign_flips, with_advantages
+from rl.run.command import Command, Keys, OptionalRecipeName, RunPath, ScaleName, run_command
 from rl.run.directory import RunDirectory
 from rl.run.ledger import LedgerRow, read_rows, write_step
 
@@ -55,22 +57,34 @@ class AnswerModel(Protocol):
     def score(self, inputs: Sequence[PreferenceInput]) -> list[float | None]: ...
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit code; an error that a user can mend is one line, not a traceback."""
+class RescoreKeys(Keys):
+    run: RunPath
+    """The run whose ledger is scored."""
+    out: Path | None = Field(default=None, examples=["DIR"])
+    """Directory for the new scores; by default `rescored` in the run's directory."""
+    config: OptionalRecipeName = None
+    scale: ScaleName = None
+
+    @model_validator(mode="after")
+    def _keep_the_ledger(self) -> RescoreKeys:
+        ledger = RunDirectory(self.run).ledger_path
+        if self.out is not None and self.out.resolve() == ledger.resolve():
+            raise ValueError(f"out={self.out} is the ledger itself; name another directory")
+        return self
+
+
+async def compare(keys: RescoreKeys) -> None:
     console = Console(stderr=True)
-    try:
-        run, out, rest = _parse(arguments)
-        stored = load_over(run.config_path, "reward", [])
-        config = load_over(run.config_path, "reward", rest)
-        reward = with_checked_plugins(config.reward)
-        config = config.model_copy(update={"reward": reward})
-        paths = sorted(run.ledger_path.glob("step_*.parquet"))
-        if not paths:
-            raise ValueError(f"{run.ledger_path} holds no step_*.parquet; was log.ledger on?")
-        old, new = asyncio.run(rescore(paths, stored, config, out, console))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    directory = RunDirectory(keys.run)
+    out = keys.out or directory.root / "rescored"
+    stored = load_over(directory.config_path, "reward", [])
+    config = load_over(directory.config_path, "reward", keys.settings)
+    reward = with_checked_plugins(config.reward)
+    config = config.model_copy(update={"reward": reward})
+    paths = sorted(directory.ledger_path.glob("step_*.parquet"))
+    if not paths:
+        raise ValueError(f"{directory.ledger_path} holds no step_*.parquet; was log.ledger on?")
+    old, new = await rescore(paths, stored, config, out, console)
     Console().print(as_table(changes(old, new)))
     for mode, share in sign_flips(old, new).items():
         Console().print(f"{mode}: {share:.1%} of the advantages change their sign")
@@ -78,7 +92,6 @@ def main(arguments: list[str]) -> int:
     for sentence in alarms(new, weights):
         Console().print(f"[bold red]alarm[/] {sentence}")
     console.print(f"{len(new)} scores written to {out}")
-    return 0
 
 
 async def rescore(
@@ -244,26 +257,12 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _parse(arguments: Sequence[str]) -> tuple[RunDirectory, Path, list[str]]:
-    """The run, where to write, and what is left for the configuration."""
-    own = dict(_own(arguments))
-    if "run" not in own:
-        raise ValueError("name a run directory: run=runs/NAME")
-    run = RunDirectory(Path(own["run"]))
-    if not run.config_path.is_file():
-        raise ValueError(f"{run.root} is no run directory: it has no {run.config_path.name}")
-    out = Path(own.get("out", run.root / "rescored"))
-    if out.resolve() == run.ledger_path.resolve():
-        raise ValueError(f"out={out} is the ledger itself; name another directory")
-    rest = [a for a in arguments if a.partition("=")[0] not in ("run", "out")]
-    return run, out, rest
+COMMAND = Command("rl.rescore", __doc__, RescoreKeys, compare, (Config,))
 
 
-def _own(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key in ("run", "out"):
-            yield key, value
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,246 @@
-"""How a command ends: an error that a user can mend is one line and no traceback."""
+"""What all commands share: how a command line is read, how it is explained, and how a command ends.
+
+A command is a section of its own keys (`Keys`) and a function that takes them. Whatever else
+stands on the command line is a setting, which the function hands to the reader of recipes
+(rl/config/recipe.py).
+"""
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import inspect
+import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
 
-from rl.config.recipe import load
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from rl.config.errors import problems
+from rl.config.keys import Key, find_key, keys_of, matching_keys, nearest
+from rl.config.recipe import LOADER_KEYS, load, recipe_names, split_argument
 from rl.config.run import Config
+from rl.config.section import Section
 from rl.run.directory import RunDirectory
 from rl.run.files import FULL_DISK
 
+HELP_WIDTH = 100
+SETTINGS = {"Config": "every key of the configuration", "SweepConfig": "those of a sweep"}
+# What a person can mend about a path that they named. Any other system error is ours, or the
+# machine's, and keeps its traceback.
+BAD_PATH = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
-def exit_code(command: Callable[[], None], when_full: str) -> int:
-    """Run the command; 0, 2 after a line about what its user can mend, or 130 after Ctrl-C.
 
-    when_full: what to do after a full disk.
+class Keys(Section):
+    """The keys that a command takes itself; every value arrives as text."""
+
+    settings: tuple[str, ...] = Field(default=(), exclude=True)
+    """The rest of the command line, for the reader of recipes."""
+
+
+K = TypeVar("K", bound=Keys)
+
+
+@dataclass(frozen=True)
+class Command(Generic[K]):
+    name: str
+    """What stands after `python -m`."""
+    about: str | None
+    """What it does, with examples: the docstring of its module."""
+    keys: type[K]
+    act: Callable[[K], int | Coroutine[Any, Any, int | None] | None]
+    """Does it; returns the exit code, None for 0. Raises ValueError for what a user can mend."""
+    settings: tuple[type[Section], ...] = ()
+    """The sections whose keys it also takes; without any, an unknown key is refused at once."""
+    goes_on: bool = False
+    """Whether the same command continues what was stopped; else it begins again."""
+
+
+# Types of keys that several commands have
+
+
+def _step(text: Any) -> Any:
+    # pydantic alone would read 4.0 as 4.
+    if isinstance(text, str) and not re.fullmatch("[0-9]+", text):
+        raise ValueError(f"must be the number of a step, got {text!r}")
+    return text
+
+
+def _switch(text: Any) -> Any:
+    # pydantic alone would take 1, yes and on, which the same key in a recipe refuses.
+    if isinstance(text, str) and text.lower() not in ("true", "false"):
+        raise ValueError(f"must be true or false, got {text!r}")
+    return text
+
+
+def require_run(path: Path) -> Path:
+    """The path, if it is a run directory; raises ValueError otherwise."""
+    stored = RunDirectory(path).config_path
+    if not stored.is_file():
+        raise ValueError(
+            f"{path} is no run directory: it has no {stored.name}; train one with rl.launch, or "
+            "name another with run=runs/NAME"
+        )
+    return path
+
+
+Step = Annotated[int, BeforeValidator(_step)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+RunPath = Annotated[Path, AfterValidator(require_run), Field(examples=["runs/NAME"])]
+RECIPE = Field(
+    description="The recipe: a file of the working directory, or an installed one: "
+    f"{', '.join(recipe_names())}.",
+    examples=["NAME.yaml"],
+)
+RecipeName = Annotated[str, RECIPE]
+OptionalRecipeName = Annotated[str | None, RECIPE]
+ScaleName = Annotated[
+    str | None,
+    Field(
+        description="Where it runs, and how large: cpu_tiny, one_gpu, node_8gpu, cluster, auto "
+        "(the largest one-node scale that this machine can hold) or a file of yours. By default "
+        "what the recipe says."
+    ),
+]
+
+
+# Reading, acting and ending
+
+
+def run_command(command: Command[K], arguments: Sequence[str]) -> int:
+    """Do what the command line asks for, and return the exit code.
+
+    0 is success, 2 an error that a user can mend, which is printed as one line, and 130 Ctrl-C.
     """
+    asks_help = [a for a in arguments if re.fullmatch("-h|--help|help|--help=.*", a)]
     try:
-        command()
+        if asks_help:
+            print_help(command, asks_help[0].partition("=")[2])
+            return 0
+        ended = command.act(read(command, arguments))
+        if isinstance(ended, Coroutine):
+            ended = asyncio.run(ended)
+        return ended or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in FULL_DISK:
+        advice = "the same command goes on" if command.goes_on else "run the command again"
+        if error.errno in FULL_DISK:
+            print(f"error: {error}; make room, {advice}", file=sys.stderr)
+        elif error.errno in BAD_PATH and error.filename is not None:
+            print(f"error: {error}; name another path, or mend this one", file=sys.stderr)
+        else:
             raise
-        print(f"error: {error}; {when_full}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        advice = "goes on" if command.goes_on else "begins again"
+        print(f"stopped; the same command {advice}", file=sys.stderr)
         return 130
-    return 0
 
 
-def config_of_run(arguments: Sequence[str]) -> Config:
-    """The stored configuration of `run=DIR`, with the other arguments over it."""
-    runs = [argument.removeprefix("run=") for argument in arguments if argument.startswith("run=")]
-    if len(runs) != 1:
-        raise ValueError("name one run directory: run=runs/NAME")
-    stored = RunDirectory(Path(runs[0])).config_path
-    if not stored.is_file():
-        raise ValueError(f"{runs[0]} is no run directory: it has no {stored.name}")
-    return load([f"config={stored}", *arguments]).config
+def read(command: Command[K], arguments: Sequence[str]) -> K:
+    """The keys that the arguments give; raises ValueError, with one line per problem.
+
+    Of a key that is given twice the last value holds, so that a script can append its own.
+    """
+    fields = {
+        field.alias or name: field
+        for name, field in command.keys.model_fields.items()
+        if name != "settings"
+    }
+    given: dict[str, Any] = {}
+    settings = []
+    for argument in arguments:
+        key, value = split_argument(argument)
+        if key in fields:
+            if not value:
+                raise ValueError(f"{key}= names nothing; write {key}=VALUE")
+            given[key] = value
+        elif key == "dry_run":
+            raise ValueError(f"{command.name} has no dry run; leave dry_run out")
+        elif not command.settings:
+            raise ValueError(
+                f"{key}: no such key; {nearest(key, [*fields])} {command.name} takes "
+                f"{', '.join(fields)}"
+            )
+        # The reader of recipes takes these two itself, and a command has them for its help.
+        if key not in fields or key in LOADER_KEYS:
+            settings.append(argument)
+    missing = [
+        f"{key}= is missing; give {key}={(field.examples or ['VALUE'])[0]}: {field.description}"
+        for key, field in fields.items()
+        if field.is_required() and key not in given
+    ]
+    if missing:
+        raise ValueError("\n".join(missing))
+    try:
+        return command.keys.model_validate(given | {"settings": settings})
+    except ValidationError as error:
+        raise ValueError("\n".join(problems(error, given, {}, command.keys))) from None
+
+
+def config_of_run(run: Path, settings: Sequence[str]) -> Config:
+    """The stored configuration of a run directory, with the settings over it."""
+    return load([f"config={RunDirectory(run).config_path}", f"run={run}", *settings]).config
+
+
+# Help
+
+
+def print_help(command: Command[Any], topic: str = "") -> None:
+    """What the command does and which keys it takes.
+
+    topic: a key or section that is explained instead, or a word that keys are searched for. Raises
+    ValueError if nothing is about it.
+    """
+    screen = Console(highlight=False, markup=False)
+    screen.width = min(screen.width, HELP_WIDTH) if screen.is_terminal else HELP_WIDTH
+    sections = (command.keys, *command.settings)
+    if not topic:
+        screen.print((command.about or "").strip())
+        screen.print(f"\nKeys of {command.name}:\n")
+        _print_keys(screen, [key for key in keys_of(command.keys) if key.name != "settings"])
+        for section in command.settings:
+            names = ", ".join(key.name for key in keys_of(section))
+            screen.print(f"And {SETTINGS[section.__name__]}:\n\n{_indented(screen, names)}\n")
+        if command.settings:
+            explained = "--help=KEY explains one, or all of a section; --help=WORD searches."
+            screen.print(f"python -m {command.name} {explained}")
+        return
+    keys = [key for section in sections if (key := find_key(section, topic))]
+    if keys:
+        _print_keys(screen, keys[:1])
+        section = keys[0].section
+        if section is not None:
+            if section.__doc__:
+                screen.print(inspect.cleandoc(section.__doc__) + "\n")
+            _print_keys(screen, keys_of(section, f"{keys[0].name}."))
+        return
+    matching = [key for section in sections for key in matching_keys(section, topic)]
+    if not matching:
+        raise ValueError(
+            f"--help={topic}: no key or section of this name, nor any that mentions it; "
+            f"python -m {command.name} --help lists them"
+        )
+    screen.print(f"No key is called {topic}; these are near:\n")
+    _print_keys(screen, matching)
+
+
+def _print_keys(screen: Console, keys: Iterable[Key]) -> None:
+    for key in keys:
+        default = f"={key.default}" if key.default else ""
+        screen.print(Text.assemble((key.name, "bold"), f"{default}   ", (key.type, "dim")))
+        inner = f"Its keys: --help={key.name}" if key.section is not None else ""
+        screen.print(_indented(screen, f"{key.help} {inner}".strip()) + "\n")
+
+
+def _indented(screen: Console, text: str) -> str:
+    # Not rich's padding, which ends each line in spaces.
+    return textwrap.fill(text, screen.width, initial_indent=" " * 4, subsequent_indent=" " * 4)

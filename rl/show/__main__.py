@@ -1,11 +1,13 @@
-"""Show: `python -m rl.show run=runs/NAME [step=12 | step=10..20] [limit=2000] [out=FILE.html]`.
+"""Writes what a step of a run sampled as one page for a browser, which needs no other file.
 
-Writes what a step of a run sampled as one page for a browser that needs no network and no other
-file: each group with its prompt and pictures, and under it every trajectory with its reward and
-what the reward was made of. Of an RLAIF-V pass, `run=runs/NAME/align [step=ITERATION]`, it writes
-the preference pairs: each with its two responses and the labels of their claims. Without `step` it
-shows the newest. It only reads the ledger or the pairs, and the media that they name, so it can
-look at a run that is going on.
+    python -m rl.show run=runs/NAME
+    python -m rl.show run=runs/NAME step=10..20 limit=500 out=page.html
+    python -m rl.show run=runs/NAME/align step=1
+
+Each group stands with its prompt and pictures, and under it every trajectory with its reward and
+what the reward was made of. Of an RLAIF-V pass it shows the preference pairs: each with its two
+responses and the labels of their claims. It only reads the ledger or the pairs, and the media that
+they name, so it can look at a run that is going on.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 from yaml import YAMLError
 
 from rl.config.run import SourceConfig
 from rl.data.media.names import MediaError, Medium, Video, describe, from_json
 from rl.data.media.store import MediaStore
 from rl.data.media.video_frames import spread
+from rl.run.command import Command, Keys, RunPath, run_command
 from rl.run.directory import RunDirectory
 from rl.run.files import write_text
 from rl.run.ledger import LedgerRow, read_rows
@@ -37,7 +40,6 @@ from rl.show.page import Page, Picture, Room, as_html, as_ranges
 from rl.show.pairs import holds_pass, page_of_pairs, pair_files
 from rl.show.trajectories import Group, page_of_trajectories
 
-OWN_KEYS = ("run", "step", "limit", "out")
 MAX_TRAJECTORIES = 2_000
 MAX_SIDE = 448
 """Pixels of the longer side of an image on the page."""
@@ -45,45 +47,52 @@ MAX_FRAMES, MAX_FRAME_SIDE = 6, 160
 """Frames that stand for a video on the page, and the longer side of each in pixels."""
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit code; an error that a user can mend is one line, not a traceback."""
-    try:
-        path, page = show(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+class ShowKeys(Keys):
+    run: RunPath
+    """The run, or the pass, `runs/NAME/align`."""
+    step: str | None = Field(default=None, examples=["12"])
+    """A step, or the steps of a range such as 10..20; of a pass, iterations. By default the
+    newest."""
+    limit: int = Field(default=MAX_TRAJECTORIES, gt=0, lt=10**9)
+    """The most trajectories, or pairs, on the page."""
+    out: Path | None = Field(default=None, examples=["FILE.html"])
+    """The page; by default in `samples` of the run's directory."""
+
+    @field_validator("out")
+    @classmethod
+    def _is_a_page(cls, out: Path) -> Path:
+        if out.suffix != ".html":
+            raise ValueError(f"names the page, a file that ends with .html, got {out}")
+        return out
+
+
+def write_page(keys: ShowKeys) -> None:
+    path, page = show(keys)
     counts = f"{page.num_shown:,} of {page.num_items:,} {page.form.items}"
     print(f"{counts} of {page.extent} in {path}")
-    return 0
 
 
-def show(arguments: Sequence[str]) -> tuple[Path, Page]:
-    """Write the page that a command line asks for; returns where it is and what is on it.
+def show(keys: ShowKeys) -> tuple[Path, Page]:
+    """Write the page that is asked for; returns where it is and what is on it.
 
-    Raises ValueError for a command line, run or pass that cannot be shown, and OSError where the
-    page cannot be written. A page that was there is replaced once the new one is complete.
+    Raises ValueError for a run or pass that cannot be shown, and OSError where the page cannot be
+    written. A page that was there is replaced once the new one is complete.
     """
-    own = _parse(arguments)
-    limit = _limit(own.get("limit", str(MAX_TRAJECTORIES)))
-    run = RunDirectory(Path(own["run"]))
-    if not run.config_path.is_file():
-        raise ValueError(
-            f"{run.root} is no run directory: it has no {run.config_path.name}; "
-            "name one with run=runs/NAME"
-        )
+    run = RunDirectory(keys.run)
     pictures = Pictures(run.config_path)
     if holds_pass(run):
         paths = _chosen(
-            pair_files(run.root), own.get("step"), "the pass has no pairs.parquet of iteration"
+            pair_files(run.root), keys.step, "the pass has no pairs.parquet of iteration"
         )
-        out = _out(own, run, "iteration_" + _ends(paths, "d"))
+        name = "iteration_" + _ends(paths, "d")
         page = page_of_pairs(
-            f"{run.root.resolve().parent.name}/{run.name}", paths, limit, pictures.of
+            f"{run.root.resolve().parent.name}/{run.name}", paths, keys.limit, pictures.of
         )
     else:
-        paths = _chosen(ledger_steps(run.ledger_path), own.get("step"), "the ledger has no step")
-        out = _out(own, run, "step_" + _ends(paths, "06d"))
-        page = read_page(run.name, paths, limit, pictures)
+        paths = _chosen(ledger_steps(run.ledger_path), keys.step, "the ledger has no step")
+        name = "step_" + _ends(paths, "06d")
+        page = read_page(run.name, paths, keys.limit, pictures)
+    out = keys.out or run.root / "samples" / f"{name}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, as_html(page))
     return out, page
@@ -193,24 +202,6 @@ def _small(image: Image.Image, side: int) -> Image.Image:
     return small
 
 
-def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    own = {key: value for key, _, value in (one.partition("=") for one in arguments)}
-    if unknown := sorted(set(own) - set(OWN_KEYS)):
-        keys = ", ".join(f"{key}=" for key in OWN_KEYS)
-        raise ValueError(f"rl.show takes {keys}, got {', '.join(unknown)}")
-    if not own.get("run"):
-        raise ValueError("name a run directory: run=runs/NAME")
-    return own
-
-
-def _limit(text: str) -> int:
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        raise ValueError(
-            f"limit is the most trajectories, or pairs, on the page, such as 2000, got {text!r}"
-        )
-    return int(text)
-
-
 def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict[int, Path]:
     """The steps that `12` or `10..20` names, or the newest; never none.
 
@@ -231,16 +222,17 @@ def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict
     return chosen
 
 
-def _out(own: Mapping[str, str], run: RunDirectory, name: str) -> Path:
-    out = Path(own.get("out", run.root / "samples" / f"{name}.html"))
-    if out.suffix != ".html":
-        raise ValueError(f"out names the page, a file that ends with .html, got {out}")
-    return out
-
-
 def _ends(steps: Mapping[int, Path], form: str) -> str:
     """Such as `12`, or `10-20` for the first and the last of several; form: of each."""
     return "-".join(format(step, form) for step in sorted({min(steps), max(steps)}))
+
+
+COMMAND = Command("rl.show", __doc__, ShowKeys, write_page)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Sweep: `python -m rl.sweep config=sweep_ratio.yaml [scale=...] [key=value ...] [dry_run=true]`.
+"""Trains every arm of a sweep as rl.launch would, and reports what they show side by side.
 
-Trains every arm (arms.py) as rl.launch would, several at once where there is room, and reports
-what they show side by side (report.py).
+    python -m rl.sweep config=sweep_ratio.yaml
+    python -m rl.sweep config=sweep_ratio.yaml scale=one_gpu arms_at_once=null seeds=[0]
+    python -m rl.sweep config=sweep_ratio.yaml arms.rollout.group_size=[4,8] dry_run=true
+
+The directory of a sweep, `runs/NAME` or `run=PATH`, holds
 
     sweep.yaml    what is swept          report.md, report.html, ratio.png, results.json
     arms/NAME/    an arm's run           tune/    Ray Tune's own files
@@ -9,7 +12,7 @@ what they show side by side (report.py).
 Ray Tune schedules and places the arms: each is a trial with the placement group of its run. What
 an arm has done is in its run directory, proven checkpoints and all; the same command therefore
 gives Tune the arms that are not finished, each goes on from its newest checkpoint, and seeds or
-shares may be added to a sweep at any time.
+shares may be added to a sweep at any time. The exit code is 0 if every arm is finished.
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from pathlib import Path
 import rich.console
 from omegaconf import OmegaConf
 
-from rl.config.recipe import Launch, read_tree
+from rl.config.recipe import read_tree
 from rl.config.run import Config
 from rl.launch.training import described, train
+from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch, run_command
 from rl.run.directory import OwnedDirectory, RunDirectory, setting_differences
 from rl.run.files import write_text
 from rl.sweep.arms import Arm, Sweep, SweepConfig, load_sweep
@@ -38,27 +42,26 @@ from rl.system.placement import place
 MAY_DIFFER = ("arms_at_once", "seeds", "long_share")
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit code: 0 if every arm is finished; a user's error is one line."""
-    try:
-        sweep = load_sweep(arguments)
-        if sweep.dry_run:
-            print(described_sweep(sweep))
-            return 0
-        return run_sweep(sweep)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        return 130
+class SweepKeys(Keys):
+    config: RecipeName
+    scale: ScaleName = None
+    dry_run: Switch = False
+    """Only print the arms, and the first of them in full."""
+
+
+def sweep_arms(keys: SweepKeys) -> int:
+    sweep = load_sweep(keys.settings)
+    if keys.dry_run:
+        print(described_sweep(sweep))
+        return 0
+    return run_sweep(sweep)
 
 
 def described_sweep(sweep: Sweep) -> str:
     """The arms, and the resolved configuration and placement of the first."""
     names = [f"  {arm.name}" for arm in sweep.arms]
     first = sweep.arms[0]
-    in_full = described(Launch(first.config, dry_run=True, notes=sweep.notes))
+    in_full = described(first.config, sweep.notes)
     return "\n".join(
         [f"{len(names)} arms in {sweep.root}:", *names, f"{first.name} in full:", in_full]
     )
@@ -233,6 +236,14 @@ class _TuneSink:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+COMMAND = Command("rl.sweep", __doc__, SweepKeys, sweep_arms, (SweepConfig, Config), goes_on=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,9 @@ from pydantic import Field, ValidationError
 
 from rl.config.errors import RecipeError, problems
 from rl.config.recipe import (
-    Launch,
+    Loaded,
     dotted_leaves,
     find_recipe,
-    is_dry_run,
     load,
     parse_arguments,
     read_tree,
@@ -79,8 +78,6 @@ class Sweep:
     root: Path
     """The sweep's directory, absolute; an arm's run directory lies in arms/ beneath it."""
     arms: tuple[Arm, ...]
-    dry_run: bool
-
     notes: tuple[str, ...]
     """What a person should know about how recipe and scale met."""
 
@@ -106,15 +103,15 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
         shared["scale"] = directives["scale"]
     settings = dotted_leaves(config.settings) | dotted_leaves(shared)
     config = config.model_copy(update={"settings": settings})
-    launches = _arms(config, root)
-    notes = tuple(dict.fromkeys(note for _, launch in launches for note in launch.notes))
-    arms = tuple(arm for arm, _ in launches)
+    loaded_arms = _arms(config, root)
+    notes = tuple(dict.fromkeys(note for _, loaded in loaded_arms for note in loaded.notes))
+    arms = tuple(arm for arm, _ in loaded_arms)
     if any(arm.config.align.enabled for arm in arms):
         raise RecipeError(
             "align.enabled: a sweep compares RL runs; leave it out, and align an arm afterwards "
             f"with python -m rl.align run={root}/arms/NAME"
         )
-    return Sweep(config, root, arms, is_dry_run(directives), notes)
+    return Sweep(config, root, arms, notes)
 
 
 def _plain(path: Path) -> dict[str, Any]:
@@ -146,7 +143,7 @@ def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
         raise RecipeError("\n".join(problems(error, tree, origins, SweepConfig))) from None
 
 
-def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Launch]]:
+def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Loaded]]:
     _refuse_own_keys(config)
     shares = config.long_share or (None,)
     others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
@@ -182,15 +179,15 @@ def _name(long_share: float | None, others: Sequence[tuple[str, Any]]) -> str:
     return "".join(letter if letter.isalnum() or letter in "_.-" else "-" for letter in name)
 
 
-def _arm(config: SweepConfig, root: Path, point: Point, seed: int) -> tuple[Arm, Launch]:
+def _arm(config: SweepConfig, root: Path, point: Point, seed: int) -> tuple[Arm, Loaded]:
     name = _arm_name(point, seed)
     settings = dict(config.settings) | dict(point.others)
     # All arms ask the same prompts in the same order; a seed varies modes and samples.
     settings |= {"seed": seed, "data.seed": config.seeds[0], "run": str(root / "arms" / name)}
     if point.long_share is not None:
         settings |= _shares(_load(config.recipe, settings, name).config, point.long_share)
-    launch = _load(config.recipe, settings, name)
-    return Arm(name, point, seed, launch.config), launch
+    loaded = _load(config.recipe, settings, name)
+    return Arm(name, point, seed, loaded.config), loaded
 
 
 def _shares(config: Config, long_share: float) -> dict[str, float]:
@@ -207,7 +204,7 @@ def _shares(config: Config, long_share: float) -> dict[str, float]:
     }
 
 
-def _load(recipe: str, settings: Mapping[str, Any], arm: str) -> Launch:
+def _load(recipe: str, settings: Mapping[str, Any], arm: str) -> Loaded:
     # A kind of data replaces what stands before it.
     keys = sorted(settings, key=lambda key: key != "data.kind")
     listed = [f"{key}={json.dumps(settings[key])}" for key in keys]

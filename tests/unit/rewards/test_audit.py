@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from rewards.audit import MAX_ROWS_IN_FLIGHT, main, parse
+from rewards.audit import COMMAND, MAX_ROWS_IN_FLIGHT, main
+from rl.run.command import read
 
 
 @pytest.fixture
@@ -146,15 +147,19 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
 
-    refused("in=FILE is missing")
-    refused("rows: must be key=value", "rows")
+    refused("in= is missing; give in=FILE.jsonl")
+    refused("'rows' is not key=value", "rows")
     refused("missing.jsonl: no such file", "in=missing.jsonl")
     refused("is the input itself", f"in={source}", f"out={tmp_path}/./rows.jsonl")
     refused("is a directory or lies in none", f"in={source}", f"out={tmp_path}")
     refused("is a directory or lies in none", f"in={source}", "out=no/such/directory/out")
-    refused("worker: no such key; the keys are in, out, workers,", f"in={source}", "worker=2")
-    refused("workers=0: Input should be greater than 0", f"in={source}", "workers=0")
-    refused("timeout_s=soon: Input should be a valid number", f"in={source}", "timeout_s=soon")
+    refused(
+        "worker: no such key; did you mean workers? rewards.audit takes in, out, workers,",
+        f"in={source}",
+        "worker=2",
+    )
+    refused("workers: must be greater than 0, got '0'", f"in={source}", "workers=0")
+    refused("timeout_s: must be a valid number", f"in={source}", "timeout_s=soon")
     assert main([f"in={source}"]) == 0
     assert main([f"in={source}"]) == 0, "an old output is replaced"
 
@@ -162,9 +167,9 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
 def test_limits_are_those_of_a_run_unless_given(tmp_path):
     source = tmp_path / "rows.jsonl"
     source.write_text("")
-    options = parse([f"in={source}", "workers=3"])
-    assert options.target == tmp_path / "rows.audit.jsonl"
-    config = options.config
+    keys = read(COMMAND, [f"in={source}", "workers=3"])
+    assert keys.target == tmp_path / "rows.audit.jsonl"
+    config = keys.config
     assert (config.workers, config.timeout_s, config.memory_mib) == (3, 5.0, 1024)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl.align import __main__ as align
-from rl.align.__main__ import parse
+from rl.align.__main__ import COMMAND, config_of
 from rl.align.assistant import ASK, EndpointAssistant
 from rl.align.assistants import LABELLER, assistant_source
 from rl.align.claims import rules
@@ -17,9 +17,10 @@ from rl.align.claims.types import Response
 from rl.align.judging import judge
 from rl.config.errors import RecipeError
 from rl.config.recipe import dump
-from rl.config.run import SourceConfig
+from rl.config.run import Config, SourceConfig
 from rl.data.media.store import MediaStore
 from rl.loop.stages import Prompt
+from rl.run.command import read
 from rl.run.directory import RunDirectory
 from rl.sweep.arms import load_sweep
 from rollout import endpoint
@@ -49,12 +50,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return line
 
 
+def settings_of(*arguments: str) -> Config:
+    return config_of(read(COMMAND, arguments))
+
+
 def test_a_command_without_one_clear_policy_is_refused(run, tmp_path, capsys):
     assert "run=runs/NAME" in refused(capsys)
     assert "model=DIR_OR_NAME config=NAME.yaml" in refused(capsys, *RECIPE)
     assert "a run's checkpoint" in refused(capsys, "model=builtin:tiny", "step=4", *RECIPE)
     assert "model= names nothing" in refused(capsys, "model=", *RECIPE)
-    assert "step must be the number" in refused(capsys, f"run={run}", "step=last")
+    assert "step: must be the number" in refused(capsys, f"run={run}", "step=last")
     assert "has no config.yaml; train one with rl.launch" in refused(capsys, f"run={tmp_path}")
     assert "has no checkpoint yet" in refused(capsys, f"run={run}")
     assert "no dry run" in refused(capsys, f"run={run}", "dry_run=true")
@@ -62,17 +67,17 @@ def test_a_command_without_one_clear_policy_is_refused(run, tmp_path, capsys):
 
 def test_the_recipe_gives_its_section_and_the_command_line_anything(run, capsys):
     settings = [f"run={run}", "config=rlaif_v.yaml", "rollout.start_timeout_s=9"]
-    asked = parse(settings).config
+    asked = settings_of(*settings)
     assert (asked.rollout.start_timeout_s, asked.steps, asked.run) == (9, 4, str(run))
     assert "align.promts" in refused(capsys, f"run={run}", "align.promts=4")
 
 
 def test_the_run_gives_the_settings_the_recipe_and_the_command_line_go_over_them(run):
-    asked = parse([f"run={run}", "config=rlaif_v.yaml", "align.responses=3"]).config.align
+    asked = settings_of(f"run={run}", "config=rlaif_v.yaml", "align.responses=3").align
     assert (asked.prompts, asked.responses, asked.enabled) == (77, 3, True)
-    scaled = parse([f"run={run}", *RECIPE]).config.align
+    scaled = settings_of(f"run={run}", *RECIPE).align
     assert scaled.labeller.model == "builtin:tiny_labeller"
-    assert parse([f"run={run}"]).config.align.enabled is False
+    assert settings_of(f"run={run}").align.enabled is False
 
 
 def test_a_batch_that_is_not_whole_micro_batches_is_refused_at_once(run, capsys):

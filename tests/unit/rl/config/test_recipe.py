@@ -96,12 +96,6 @@ def test_a_layer_that_names_the_kind_of_data_replaces_all_of_it():
     assert kept.data.system_prompt is not None
 
 
-def test_dry_run_is_no_part_of_the_configuration():
-    assert load([HYBRID, "dry_run=true"]).dry_run
-    assert not load([HYBRID]).dry_run
-    assert refused(HYBRID, "dry_run=1") == "dry_run: must be true or false, got 1"
-
-
 def test_a_scale_that_replaces_what_a_person_set_is_noted():
     write("mine.yaml", "extends: hybrid_50_50.yaml\npolicy: {model: my/model}\nseed: 3\n")
     (note,) = load(["config=mine.yaml", "scale=one_gpu"]).notes

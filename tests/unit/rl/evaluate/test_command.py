@@ -15,12 +15,13 @@ from rich.console import Console
 from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.evaluate import __main__ as evaluate
-from rl.evaluate.__main__ import as_table, parse, progress
+from rl.evaluate.__main__ import COMMAND, Evaluation, as_table, evaluation_of, progress
 from rl.evaluate.best_of import BestOf
 from rl.evaluate.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluate.picture import draw_accuracy
 from rl.evaluate.sources import EndpointScorer, prompts_of
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
+from rl.run.command import read
 from rl.run.directory import RunDirectory
 from rollout.prompts.stream import PromptStream
 from tests.bpe_policy import make_policy
@@ -105,7 +106,7 @@ def test_what_does_not_exist_is_refused_by_name(run, tmp_path, capsys):
     assert "is no run directory" in refused(capsys, f"run={tmp_path}")
     assert "there are steps 4" in refused(capsys, here, "step=3")
     assert "got '4.0'" in refused(capsys, here, "step=4.0")
-    assert "heldout or train, got 'test'" in refused(capsys, here, "split=test")
+    assert "'heldout' or 'train', got 'test'" in refused(capsys, here, "split=test")
     assert "did you mean eval.samples?" in refused(capsys, here, "eval.sample=2")
     assert "would be copies" in refused(capsys, here, "eval.samples=2", "eval.temperature=0")
     (tmp_path / "empty").mkdir()
@@ -134,16 +135,20 @@ def test_data_that_an_endpoint_cannot_be_scored_on_is_refused_before_it_is_asked
     assert not (tmp_path / "out").exists()
 
 
+def evaluation(*arguments: str) -> Evaluation:
+    return evaluation_of(read(COMMAND, arguments))
+
+
 def test_settings_are_those_of_the_run_with_the_command_line_over_them(run):
-    asked = parse([f"run={run}", "eval.prompts=7", "split=train", "step=4"])
+    asked = evaluation(f"run={run}", "eval.prompts=7", "split=train", "step=4")
     assert (asked.config.eval.prompts, asked.config.modes["long"].max_tokens) == (7, 16)
     assert (asked.run, asked.step, asked.split, asked.data) == (run, 4, "train", None)
 
 
 def test_other_data_is_named(run):
     data = ["data.kind=dataset", "data.path=a/train.jsonl", "data.heldout_path=a/math_500.jsonl"]
-    assert parse([f"run={run}", *data]).data == "math_500"
-    assert parse([f"run={run}", "data.system_prompt=Short."]).data == "chain_sum"
+    assert evaluation(f"run={run}", *data).data == "math_500"
+    assert evaluation(f"run={run}", "data.system_prompt=Short.").data == "chain_sum"
 
 
 def stream_of(config: Config) -> PromptStream:

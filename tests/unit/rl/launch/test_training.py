@@ -32,6 +32,11 @@ def test_mistakes_in_the_input_end_with_code_2(capsys):
     assert "rollout.group_size: must be greater than 1, got 1" in capsys.readouterr().err
 
 
+def test_a_dry_run_is_one_or_none(capsys):
+    assert launch.main([*ARGUMENTS, "dry_run=1"]) == 2
+    assert "dry_run: must be true or false, got '1'" in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_placement_and_memory(capsys):
     assert launch.main([*ARGUMENTS, "dry_run=true"]) == 0
     printed = capsys.readouterr().out

@@ -105,7 +105,7 @@ def test_a_probability_that_was_never_measured_is_a_failure(run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "name a run directory"),
+        ((), "give run=runs/NAME"),
         (("run=nowhere",), "is no run directory"),
         (("run={run}", "out={run}/ledger"), "is the ledger itself"),
         (("run={run}", "steps=4"), "only reward"),

@@ -6,8 +6,10 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,9 +19,11 @@ from PIL import Image
 from rl.config.run import SourceConfig
 from rl.data.media.names import MediaFile, RenderedImage, to_json
 from rl.data.media.store import MediaStore
+from rl.run.command import read
 from rl.run.ledger import LedgerRow, write_step
-from rl.show.__main__ import Pictures, main, read_page, show
-from rl.show.page import Picture, as_html, as_ranges, tag
+from rl.show import __main__ as command
+from rl.show.__main__ import Pictures, main, read_page
+from rl.show.page import Page, Picture, as_html, as_ranges, tag
 from rl.show.trajectories import Group, page_of_trajectories
 from tests.unit.rl.data.media.test_media import write_video
 
@@ -115,6 +119,10 @@ def parsed(html):
 
 def texts(document):
     return [element.text for element in document.all(class_="text")]
+
+
+def show(arguments: Sequence[str]) -> tuple[Path, Page]:
+    return command.show(read(command.COMMAND, arguments))
 
 
 @pytest.fixture
@@ -354,8 +362,8 @@ def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(run, tmp_pa
         (["step=3..11"], "no step 3..11; it has 1..2, 12"),
         (["step=9..2"], "ends before it begins"),
         (["step=new"], "a number or a range such as 10..20, got 'new'"),
-        (["limit=0"], "limit is the most trajectories, or pairs, on the page"),
-        (["steps=1"], "takes run=, step=, limit=, out=, got steps"),
+        (["limit=0"], "limit: must be greater than 0"),
+        (["steps=1"], "steps: no such key; did you mean step? rl.show takes run, step, limit, out"),
         (["out=page.txt"], "ends with .html, got page.txt"),
         (["out={run}/config.yaml/page.html"], "config.yaml"),
     ],

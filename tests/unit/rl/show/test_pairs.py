@@ -15,10 +15,18 @@ from rl.align.claims.types import (
 )
 from rl.data.media.names import RenderedImage
 from rl.loop.stages import Prompt
-from rl.show.__main__ import main, show
+from rl.show.__main__ import main
 from rl.show.page import as_html
 from rl.show.pairs import claim_list, page_of_pairs
-from tests.unit.rl.show.test_page import HOSTILE, as_shown, check_form, parsed, pixels_of, texts
+from tests.unit.rl.show.test_page import (
+    HOSTILE,
+    as_shown,
+    check_form,
+    parsed,
+    pixels_of,
+    show,
+    texts,
+)
 
 YES, NO = Label(0.75, 0.125), Label(0.0004, 0.96)
 PROMPT = Prompt("p", ({"role": "user", "content": "What is in the picture?"},), "a cup", "text")

@@ -1,0 +1,22 @@
+"""What every section of the configuration is: a frozen pydantic model that refuses unknown keys."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """The string under a field is its help, which `--help=KEY` prints."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        # YAML reads run=2024 as a number, and a directory may well be called so.
+        coerce_numbers_to_str=True,
+    )
