@@ -57,7 +57,6 @@ from rl.evaluate.evaluation import (
     score_responses,
     scored_before,
 )
-from rl.evaluate.picture import draw_accuracy
 from rl.evaluate.sources import (
     Note,
     Session,
@@ -227,6 +226,9 @@ async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
                 "modes": {mode: dataclasses.asdict(figure) for mode, figure in best.items()},
             }
         directory.write_result(result)
+        # Drawing libraries start slowly, and help and a mistyped key are to be answered at once.
+        from rl.evaluate.picture import draw_accuracy
+
         picture = draw_accuracy(root)
     Console().print(as_table(name, results, best))
     console.print(f"written to {root}; picture: {picture}")

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from rl.align.__main__ import run_alignment
 from rl.config.recipe import load
 from rl.config.run import Config
-from rl.launch.training import described, train
 from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch, run_command
 
 
@@ -29,6 +28,9 @@ class LaunchKeys(Keys):
 
 async def launch(keys: LaunchKeys) -> None:
     loaded = load(keys.settings)
+    # Drawing libraries start slowly, and help and a mistyped key are to be answered at once.
+    from rl.launch.training import described, train
+
     config = loaded.config
     if keys.dry_run:
         print(described(config, loaded.notes))

@@ -28,14 +28,11 @@ from omegaconf import OmegaConf
 
 from rl.config.recipe import read_tree
 from rl.config.run import Config
-from rl.launch.training import described, train
 from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch, run_command
 from rl.run.directory import OwnedDirectory, RunDirectory, setting_differences
 from rl.run.files import write_text
 from rl.sweep.arms import Arm, Sweep, SweepConfig, load_sweep
-from rl.sweep.report import summary_table, write_report
 from rl.sweep.results import is_finished, read_results
-from rl.sweep.trials import SweepProgress
 from rl.system.placement import place
 
 # Of a sweep that exists, these may change: more arms, and how many at a time.
@@ -59,6 +56,8 @@ def sweep_arms(keys: SweepKeys) -> int:
 
 def described_sweep(sweep: Sweep) -> str:
     """The arms, and the resolved configuration and placement of the first."""
+    from rl.launch.training import described  # starts slowly
+
     names = [f"  {arm.name}" for arm in sweep.arms]
     first = sweep.arms[0]
     in_full = described(first.config, sweep.notes)
@@ -97,6 +96,8 @@ def _train_and_report(sweep: Sweep, console: rich.console.Console) -> int:
         )
     if not finished:
         return 1
+    from rl.sweep.report import summary_table, write_report  # starts slowly
+
     results = read_results(finished, failures)
     report = write_report(sweep.root, results)
     rich.console.Console(highlight=False).print(summary_table(results))
@@ -156,9 +157,11 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     # Of Tune's two displays the one that verbose=0 silences.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Starts slowly, and help and a mistyped key are to be answered at once.
     import ray
     from ray import tune
 
+    from rl.sweep.trials import SweepProgress
     from rl.system.cluster import refuse_unplaceable, start_ray
 
     resources = max((arm.config.resources for arm in arms), key=lambda one: one.gpus)
@@ -212,6 +215,8 @@ def train_arm(picked: Mapping[str, str], configs: Mapping[str, Config], director
     if not directory.is_dir():
         raise ValueError(f"{directory} is not on this node; start the sweep from a shared disk")
     os.chdir(directory)
+    from rl.launch.training import train  # only a trial needs it
+
     config = configs[picked["arm"]]
     root = Path(config.run)
     root.mkdir(parents=True, exist_ok=True)

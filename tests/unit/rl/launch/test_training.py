@@ -3,6 +3,7 @@ import errno
 import pytest
 
 from rl.launch import __main__ as launch
+from rl.launch import training
 
 ARGUMENTS = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
 
@@ -11,7 +12,7 @@ def ends_with(monkeypatch, tmp_path, error):
     async def fail(config, notes):
         raise error
 
-    monkeypatch.setattr(launch, "train", fail)
+    monkeypatch.setattr(training, "train", fail)
     return launch.main([*ARGUMENTS, f"run={tmp_path}"])
 
 

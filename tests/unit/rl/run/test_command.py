@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from pydantic import Field, model_validator
 
-from rl.config.keys import all_keys
 from rl.config.recipe import CONFIGS
 from rl.config.run import Config
 from rl.run.command import Command, Keys, RunPath, Step, Switch, read, run_command
@@ -196,7 +195,3 @@ def test_every_command_explains_itself_without_anything_heavy(name):
     assert f"    python -m {name} " in done.stdout
     assert f"Keys of {name}:" in done.stdout
     assert done.stderr.strip() == "[]"
-
-
-def test_every_key_of_the_configuration_has_a_help():
-    assert [key.name for key in all_keys(Config) if not key.help] == []
