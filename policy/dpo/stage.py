@@ -6,6 +6,8 @@ whatever node, and end with the driver however it ends.
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import shutil
 import time
@@ -14,26 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from policy.dpo.checkpoints import remove_torn_checkpoints
 from policy.dpo.pairs import DpoPair, keep_pairs, refuse_bad_pairs
 from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
-from policy.learner.rank_actor import rank_actor, rank_failure
+from policy.learner.rank_actor import rank_actor
 from rl.config.run import Config
+from rl.system.actors import call, call_all
 from rl.system.cluster import Cluster
 
 START_TIMEOUT_S = 900.0
 STALL_TIMEOUT_S = 3600.0
 """Longest time without a micro-batch: loading, a checkpoint or the result take less."""
-POLL_S = 5.0
 QUIET = {
     "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
     "TQDM_DISABLE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
-BLAME_S = 5.0
-"""How long a failure waits for those of other ranks, to name the rank that failed first."""
 
 
 def train_dpo(
@@ -68,8 +67,7 @@ def train_dpo(
         for rank in range(config.policy.ranks)
     ]
     try:
-        address, port = ray.get(ranks[0].free_address.remote(), timeout=START_TIMEOUT_S)
-        _wait([rank.train.remote(address, port, aside) for rank in ranks], directory / HEARTBEAT)
+        asyncio.run(_train(ranks, aside, directory / HEARTBEAT))
     finally:
         for rank in ranks:
             ray.kill(rank)
@@ -78,38 +76,33 @@ def train_dpo(
     return model
 
 
+async def _train(ranks: Sequence[Any], target: Path, heartbeat: Path) -> None:
+    """Train on all ranks; late are only ranks that begin no micro-batch for too long."""
+
+    def last_beat() -> float:
+        if not heartbeat.exists():
+            return -math.inf
+        # The file's time is that of the wall clock, deadlines go by the monotonic one.
+        return time.monotonic() - (time.time() - heartbeat.stat().st_mtime)
+
+    address, port = await call(
+        ranks[0], "free_address", deadline_s=START_TIMEOUT_S, who="DPO rank 0"
+    )
+    await call_all(
+        ranks,
+        "train",
+        address,
+        port,
+        target,
+        deadline_s=STALL_TIMEOUT_S,
+        who="DPO rank",
+        hint=" after the last micro-batch that was begun",
+        last_sign=last_beat,
+        refusal=ValueError,
+    )
+
+
 def _remove_checkpoints(directory: Path) -> None:
     """What the result makes needless."""
     for checkpoint in directory.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-
-
-def _wait(calls: Sequence[Any], heartbeat: Path) -> None:
-    """Return when every rank has ended; the first one that fails ends the wait."""
-    left, beat, moved = list(calls), None, time.monotonic()
-    while left:
-        done, left = ray.wait(left, num_returns=1, timeout=POLL_S)
-        if any(_error(call) for call in done):
-            ended, _ = ray.wait(calls, num_returns=len(calls), timeout=BLAME_S)
-            errors = {calls.index(call): e for call in ended if (e := _error(call))}
-            raise rank_failure("DPO", "train", errors)
-        if beat != (beat := _time_of(heartbeat)):
-            moved = time.monotonic()
-        if left and time.monotonic() - moved > STALL_TIMEOUT_S:
-            late = [calls.index(call) for call in left]
-            raise TimeoutError(
-                f"DPO ranks {late} have not begun a micro-batch for {STALL_TIMEOUT_S:g} s"
-            )
-
-
-def _time_of(heartbeat: Path) -> int | None:
-    return heartbeat.stat().st_mtime_ns if heartbeat.exists() else None
-
-
-def _error(call: Any) -> RayError | None:
-    """What ended a rank that has ended."""
-    try:
-        ray.get(call, timeout=BLAME_S)
-    except RayError as error:
-        return error
-    return None

@@ -17,18 +17,17 @@ from typing import Any
 import ray
 
 from policy.learner.rank import LearnerRank, RankUpdate
-from policy.learner.rank_actor import rank_actor, rank_failure
+from policy.learner.rank_actor import rank_actor
 from policy.weights.engine_client import Rendezvous
 from rl.config.run import Config
 from rl.loop.losses import loss_metrics, reduce_sums
 from rl.loop.stages import Canary, ReferenceRequest, TrainBatch, WeightProof
+from rl.system.actors import call, call_all
 from rl.system.cluster import Cluster
 
 START_TIMEOUT_S = 900.0
 UPDATE_TIMEOUT_S = 7200.0
 CHECKPOINT_TIMEOUT_S = 3600.0
-BLAME_S = 5.0
-"""How long a failed call waits for other ranks' failures, to name the rank that failed first."""
 
 
 class RayLearner:
@@ -48,7 +47,7 @@ class RayLearner:
 
     async def start(self) -> None:
         """Load the policy on every rank; returns when all can update."""
-        address, port = (await self._call("free_address", START_TIMEOUT_S, only=[0]))[0]
+        address, port = await self._rendezvous()
         await self._call("start", START_TIMEOUT_S, address, port)
 
     async def devices_by_engine(self, tensor_parallel: int) -> list[str]:
@@ -106,7 +105,7 @@ class RayLearner:
     async def connect_engines(self, workers: Sequence[Any], canary: Canary) -> None:
         """Open the weight transfer to the rollout workers (Ray actors) on every rank."""
         rollout = self._config.rollout
-        address, port = (await self._call("free_address", START_TIMEOUT_S, only=[0]))[0]
+        address, port = await self._rendezvous()
         world_size = 1 + rollout.workers * rollout.tensor_parallel
         rendezvous = Rendezvous(address, port, world_size)
         timeout_s = self._config.sync.deadline_s
@@ -131,35 +130,19 @@ class RayLearner:
         for actor in self.ranks:
             ray.kill(actor)
 
-    async def _call(
-        self, method: str, timeout_s: float, *arguments: Any, only: Sequence[int] | None = None
-    ) -> list[Any]:
-        """Call a method on the ranks (by default all) and return their answers in rank order.
-
-        Raises RuntimeError naming the rank that failed or died, ValueError where a rank refused its
-        input, TimeoutError naming the ranks that did not answer in time.
-        """
-        chosen = range(len(self.ranks)) if only is None else only
-        calls = {
-            asyncio.ensure_future(_answer(getattr(self.ranks[rank], method), arguments)): rank
-            for rank in chosen
-        }
-        done, pending = await asyncio.wait(
-            calls, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
+    async def _call(self, method: str, deadline_s: float, *arguments: Any) -> list[Any]:
+        """Call every rank; a ValueError, which is about the input, comes back as it was."""
+        return await call_all(
+            self.ranks,
+            method,
+            *arguments,
+            deadline_s=deadline_s,
+            who="learner rank",
+            refusal=ValueError,
         )
-        if any(call.exception() for call in done):
-            if pending:
-                done |= (await asyncio.wait(pending, timeout=BLAME_S))[0]
-            raise rank_failure(
-                "learner", method, {calls[c]: e for c in done if (e := c.exception())}
-            )
-        if pending:
-            late = sorted(calls[call] for call in pending)
-            raise TimeoutError(
-                f"learner ranks {late} did not finish {method} within {timeout_s:g} s"
-            )
-        return [call.result() for call in calls]
 
-
-async def _answer(method: Any, arguments: Sequence[Any]) -> Any:
-    return await method.remote(*arguments)
+    async def _rendezvous(self) -> tuple[str, int]:
+        """An address of rank 0's node, and a port that is free on it."""
+        return await call(
+            self.ranks[0], "free_address", deadline_s=START_TIMEOUT_S, who="learner rank 0"
+        )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
+from rl.system.actors import call, call_all
 
 
 class EngineClient:
@@ -23,14 +24,19 @@ class EngineClient:
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         # vLLM numbers the processes of one engine; NCCL needs one numbering over all of them.
         infos = [dict(init_info) for _ in self._workers]
-        for place, info in enumerate(infos):
+        for index, info in enumerate(infos):
             if "rank_offset" in info:
-                info["rank_offset"] += place * self._processes_per_worker
-        answers = [
-            worker.init_weight_transfer_engine.remote(info)
-            for worker, info in zip(self._workers, infos, strict=True)
-        ]
-        self._finish("init_weight_transfer_engine", answers)
+                info["rank_offset"] += index * self._processes_per_worker
+
+        async def meet() -> None:
+            method, deadline_s = "init_weight_transfer_engine", self._deadline_s
+            calls = (
+                call(worker, method, info, deadline_s=deadline_s, who=f"rollout worker {index}")
+                for index, (worker, info) in enumerate(zip(self._workers, infos, strict=True))
+            )
+            await asyncio.gather(*calls)
+
+        asyncio.run(meet())
 
     def start_weight_update(self) -> None:
         self._call("start_weight_update")
@@ -43,19 +49,17 @@ class EngineClient:
         self._call("finish_weight_update")
 
     def _call(self, method: str, *arguments: Any) -> None:
-        answers = [getattr(worker, method).remote(*arguments) for worker in self._workers]
-        self._finish(method, answers)
-
-    def _finish(self, method: str, answers: list[Any]) -> None:
-        """Wait for all; raises TimeoutError naming the late ones, or the first one's own error."""
-        _, pending = ray.wait(answers, num_returns=len(answers), timeout=self._deadline_s)
-        if pending:
-            late = [place for place, answer in enumerate(answers) if answer in pending]
-            raise TimeoutError(
-                f"publish: rollout workers {late} did not answer {method} within "
-                f"{self._deadline_s:g} s (sync.deadline_s)"
+        # vLLM's trainer engines call this from threads of theirs, which have no event loop.
+        asyncio.run(
+            call_all(
+                self._workers,
+                method,
+                *arguments,
+                deadline_s=self._deadline_s,
+                who="rollout worker",
+                hint=" (sync.deadline_s)",
             )
-        ray.get(answers)
+        )
 
 
 @dataclass(frozen=True)

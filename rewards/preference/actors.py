@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from rewards.preference.preference import PreferenceInput
-from rl.system.progress_deadline import ProgressDeadline
+from rl.system.actors import call, close_all
 
 MAX_GROUPS_IN_FLIGHT = 10_000
 MAX_RESTARTS = 2
@@ -62,7 +62,8 @@ class PreferenceActors:
 
     def __init__(self, actors: Sequence[Any], deadline_s: float) -> None:
         self.actors = list(actors)
-        self._deadlines = [ProgressDeadline(deadline_s) for _ in self.actors]
+        self._deadline_s = deadline_s
+        self._answered = [-math.inf] * len(self.actors)
         self._load = [0] * len(self.actors)
 
     async def score(self, inputs: Sequence[PreferenceInput]) -> tuple[float | None, ...]:
@@ -98,34 +99,17 @@ class PreferenceActors:
 
     async def close(self) -> None:
         """Stop what the actors started, then the actors; also if some are dead or stuck."""
-        answers = (_answer(actor.close.remote()) for actor in self.actors)
-        closing = asyncio.gather(*answers, return_exceptions=True)
-        try:
-            await asyncio.wait([closing], timeout=CLOSE_TIMEOUT_S)
-        finally:
-            for actor in self.actors:
-                ray.kill(actor)
+        await close_all(self.actors, CLOSE_TIMEOUT_S)
 
-    async def _ask(self, place: int, method: str, *arguments: Any) -> Any:
-        reference = getattr(self.actors[place], method).remote(*arguments)
-        deadline = self._deadlines[place]
-        try:
-            return await deadline.wait(_answer(reference))
-        except TimeoutError:
-            ray.cancel(reference)
-            raise TimeoutError(
-                f"preference model {place} did not {method} within {deadline.seconds:g} s "
-                "(reward.preference.deadline_s); it may be too slow, or Ray has no room for it"
-            ) from None
-        except RayActorError as error:
-            raise RuntimeError(f"preference model {place}: its process died: {error}") from error
-        except RayTaskError as error:
-            if isinstance(error.cause, ValueError):
-                # Ray's message is the remote traceback; the reason is the cause's.
-                raise ValueError(str(error.cause)) from error
-            raise
-
-
-async def _answer(reference: Any) -> Any:
-    """A Ray reference as a coroutine, which asyncio can time."""
-    return await reference
+    async def _ask(self, index: int, method: str, *arguments: Any) -> Any:
+        answer = await call(
+            self.actors[index],
+            method,
+            *arguments,
+            deadline_s=self._deadline_s,
+            who=f"preference model {index}",
+            hint=" (reward.preference.deadline_s); it may be too slow, or Ray has no room for it",
+            last_sign=lambda: self._answered[index],
+        )
+        self._answered[index] = time.monotonic()
+        return answer

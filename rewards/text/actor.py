@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 
 from rewards.composition import TextParts
 from rewards.text.text_rewards import TextRewards
 from rl.config.run import ModeConfig, RewardConfig
 from rl.loop.stages import RolloutGroup
-from rl.system.progress_deadline import ProgressDeadline
+from rl.system.actors import call, close_all
 
 MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 10.0
@@ -40,7 +40,7 @@ class TextRewardClient:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._deadline = ProgressDeadline(SILENCE_S)
+        self._answered = -math.inf
 
     @classmethod
     def start(cls, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> TextRewardClient:
@@ -51,22 +51,19 @@ class TextRewardClient:
         return cls(actor.remote(config, dict(modes)))
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
-        """Raises RuntimeError if the actor is gone."""
-        call = self._actor.parts.remote(group, by_rules)
-        try:
-            return await self._deadline.wait(_answer(call))
-        except TimeoutError:
-            raise RuntimeError(f"the text rewards answered nobody for {SILENCE_S:g} s") from None
-        except RayActorError as error:
-            raise RuntimeError(f"the process of the text rewards died: {error}") from error
+        """Raises RuntimeError if the actor is gone, TimeoutError if it answers nobody."""
+        parts = await call(
+            self._actor,
+            "parts",
+            group,
+            by_rules,
+            deadline_s=SILENCE_S,
+            who="the actor of the text rewards",
+            last_sign=lambda: self._answered,
+        )
+        self._answered = time.monotonic()
+        return parts
 
     async def close(self) -> None:
         """Stop the verification workers, then the actor."""
-        try:
-            await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_TIMEOUT_S)
-        finally:
-            ray.kill(self._actor)
-
-
-async def _answer(reference: Any) -> Any:
-    return await reference
+        await close_all([self._actor], CLOSE_TIMEOUT_S)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -22,6 +20,7 @@ from rl.loop.stages import (
     RolloutRequest,
     WeightProof,
 )
+from rl.system.actors import call, call_all, close_all
 from rl.system.engine_environment import engine_environment
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
@@ -63,10 +62,9 @@ class EnginePool:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
                 runtime_env={"env_vars": environment},
             )
-            .remote(f"engine {place}", settings)
-            for place, bundle in enumerate(bundles)
+            .remote(f"engine {index}", settings, None if devices is None else devices[index])
+            for index, bundle in enumerate(bundles)
         ]
-        self._devices = devices
         self.canary: Canary | None = None
         self._deadline_s = config.sync.deadline_s
         self._start_timeout_s = config.rollout.start_timeout_s
@@ -75,9 +73,13 @@ class EnginePool:
 
     async def start(self) -> None:
         """Load all engines at the same time; returns when every one can sample."""
-        devices = self._devices or [None] * len(self.actors)
-        starts = [a.start.remote(d) for a, d in zip(self.actors, devices, strict=True)]
-        await self._all(starts, self._start_timeout_s, "start", "rollout.start_timeout_s")
+        await call_all(
+            self.actors,
+            "start",
+            deadline_s=self._start_timeout_s,
+            who="engine",
+            hint=" (rollout.start_timeout_s)",
+        )
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         place = self._least_loaded()
@@ -98,23 +100,21 @@ class EnginePool:
     def _least_loaded(self) -> int:
         return min(range(len(self.actors)), key=self._load.__getitem__)
 
-    async def _ask(self, place: int, tokens: int, method: str, request: Any) -> Any:
+    async def _ask(self, index: int, tokens: int, method: str, request: Any) -> Any:
         """Call one engine; raises GenerationFailed for a request that failed or took too long."""
-        self._load[place] += tokens
-        answer = getattr(self.actors[place], method).remote(request)
+        self._load[index] += tokens
         try:
-            return await asyncio.wait_for(_result(answer), self._group_timeout_s)
+            return await call(
+                self.actors[index],
+                method,
+                request,
+                deadline_s=self._group_timeout_s,
+                who=f"engine {index}",
+            )
         except TimeoutError:
-            ray.cancel(answer)
             raise GenerationFailed("timeout", "rollout.group_timeout_s passed") from None
-        except GenerationFailed as failure:
-            # Ray's message is the remote traceback; the reason is the cause's.
-            cause = failure.cause if isinstance(failure, RayTaskError) else failure
-            raise GenerationFailed(*cause.args) from failure
-        except RayActorError as error:
-            raise RuntimeError(f"engine {place}: its process died: {error}") from error
         finally:
-            self._load[place] -= tokens
+            self._load[index] -= tokens
 
     async def pause(self) -> None:
         await self._each("pause")
@@ -129,36 +129,14 @@ class EnginePool:
 
     async def close(self) -> None:
         """Stop the engines' own processes, then the actors."""
-        answers = (_result(actor.close.remote()) for actor in self.actors)
-        closing = asyncio.gather(*answers, return_exceptions=True)
-        try:
-            await asyncio.wait_for(closing, CLOSE_TIMEOUT_S)
-        finally:
-            for actor in self.actors:
-                ray.kill(actor)
+        await close_all(self.actors, CLOSE_TIMEOUT_S)
 
     async def _each(self, method: str, *arguments: Any) -> list[Any]:
-        answers = [getattr(actor, method).remote(*arguments) for actor in self.actors]
-        return await self._all(answers, self._deadline_s, method, "sync.deadline_s")
-
-    async def _all(
-        self, answers: list[Any], timeout_s: float, method: str, setting: str
-    ) -> list[Any]:
-        tasks = [asyncio.ensure_future(_result(answer)) for answer in answers]
-        _, pending = await asyncio.wait(
-            tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
+        return await call_all(
+            self.actors,
+            method,
+            *arguments,
+            deadline_s=self._deadline_s,
+            who="engine",
+            hint=" (sync.deadline_s)",
         )
-        for place, task in enumerate(tasks):
-            if task.done() and (error := task.exception()):
-                raise RuntimeError(f"engine {place} failed in {method}: {error}") from error
-        if pending:
-            late = [place for place, task in enumerate(tasks) if task in pending]
-            raise TimeoutError(
-                f"engines {late} did not finish {method} within {timeout_s:g} s ({setting})"
-            )
-        return [task.result() for task in tasks]
-
-
-async def _result(answer: Awaitable[Any]) -> Any:
-    """A Ray reference as a coroutine, which asyncio can time."""
-    return await answer

@@ -63,19 +63,18 @@ class WorkerSettings:
 
 
 class RolloutWorker:
-    def __init__(self, name: str, settings: WorkerSettings) -> None:
+    def __init__(self, name: str, settings: WorkerSettings, devices: str | None = None) -> None:
+        """devices: CUDA device ids to see, for an engine on the GPUs that learner ranks hold."""
         self.name = name
         self._settings = settings
+        self._devices = devices
         self._version = 0
         self._num_canaries = 0
 
-    async def start(self, devices: str | None = None) -> None:
-        """Load the engine; returns when it can sample.
-
-        devices: CUDA device ids to see, for an engine that shares its GPUs with a learner rank.
-        """
-        if devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    async def start(self) -> None:
+        """Load the engine; returns when it can sample."""
+        if self._devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._devices
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM

@@ -373,5 +373,5 @@ def test_a_worker_that_does_not_answer_a_publish_is_named_in_time() -> None:
     workers = [RecordingWorker.remote(), RecordingWorker.remote(seconds=20)]
     ray.get([worker.__ray_ready__.remote() for worker in workers], timeout=60)
     client = EngineClient(workers, deadline_s=3, processes_per_worker=1)
-    with pytest.raises(TimeoutError, match=r"rollout workers \[1\] did not answer start_weight"):
+    with pytest.raises(TimeoutError, match=r"rollout workers \[1\] did not finish start_weight"):
         client.start_weight_update()

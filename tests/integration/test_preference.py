@@ -165,7 +165,7 @@ def test_what_cannot_be_loaded_is_refused_at_the_start(loop, tmp_path: Path) -> 
 
 
 def test_a_start_that_takes_too_long_is_an_error(loop, directory: Path) -> None:
-    with pytest.raises(TimeoutError, match=r"did not load within 0\.01 s"):
+    with pytest.raises(TimeoutError, match=r"did not finish load within 0\.01 s"):
         loop.run(start(directory, actors=1, deadline_s=0.01))
 
 

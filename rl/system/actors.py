@@ -1,0 +1,142 @@
+"""Calls to Ray actors: every wait has a deadline, and every error names the actor at fault."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+BLAME_S = 5.0
+"""How long a failed call waits for the failures of other actors, to name the one at fault."""
+
+
+def _never() -> float:
+    return -math.inf
+
+
+async def call(
+    actor: Any,
+    method: str,
+    *arguments: Any,
+    deadline_s: float,
+    who: str,
+    hint: str = "",
+    last_sign: Callable[[], float] = _never,
+) -> Any:
+    """Return the answer of one actor, or raise what its method raised.
+
+    deadline_s: counts from the call, or from `last_sign()` if that is later: the time.monotonic()
+    at which the actor last showed that it is at work. An actor with a long queue may answer late,
+    but must not fall silent. who: names the actor in errors, such as `engine 0`. hint: ends the
+    message of a deadline that passed.
+
+    Raises TimeoutError once the deadline has passed, and RuntimeError if the actor's process died.
+    """
+    called = time.monotonic()
+    reference = getattr(actor, method).remote(*arguments)
+    answer = asyncio.ensure_future(_answer(reference))
+    try:
+        while not answer.done():
+            left = max(called, last_sign()) + deadline_s - time.monotonic()
+            if left <= 0:
+                ray.cancel(reference)
+                raise TimeoutError(f"{who} did not finish {method} within {deadline_s:g} s{hint}")
+            await asyncio.wait([answer], timeout=left)
+        return answer.result()
+    # First, because it is a RayActorError too where the method itself met a dead actor.
+    except RayTaskError as error:
+        # Ray's own message is the whole remote traceback, which stays visible as the cause.
+        raise error.cause from error
+    except RayActorError as error:
+        raise RuntimeError(f"{who}: its process died: {error}") from error
+    finally:
+        answer.cancel()
+
+
+async def call_all(
+    actors: Sequence[Any],
+    method: str,
+    *arguments: Any,
+    deadline_s: float,
+    who: str,
+    hint: str = "",
+    last_sign: Callable[[], float] = _never,
+    refusal: type[Exception] | tuple[()] = (),
+) -> list[Any]:
+    """Return the answers of all actors, in their order; the parameters are those of `call`.
+
+    The first failure ends the wait, because the others may wait in a collective for the actor that
+    failed. Their calls are cancelled. refusal: an error about the input, which is raised as it is.
+
+    Raises RuntimeError that names the actor which died or failed, and TimeoutError that names those
+    which are late.
+    """
+    called = time.monotonic()
+    references = [getattr(actor, method).remote(*arguments) for actor in actors]
+    answers = [asyncio.ensure_future(_answer(reference)) for reference in references]
+    pending = set(answers)
+    try:
+        while pending:
+            left = max(called, last_sign()) + deadline_s - time.monotonic()
+            if left <= 0:
+                late = [index for index, answer in enumerate(answers) if answer in pending]
+                raise TimeoutError(
+                    f"{who}s {late} did not finish {method} within {deadline_s:g} s{hint}"
+                )
+            done, pending = await asyncio.wait(
+                pending, timeout=left, return_when=asyncio.FIRST_EXCEPTION
+            )
+            if any(answer.exception() for answer in done):
+                if pending:
+                    await asyncio.wait(pending, timeout=BLAME_S)
+                ended = {index: a.exception() for index, a in enumerate(answers) if a.done()}
+                errors = {index: error for index, error in ended.items() if error}
+                _raise_failure(who, method, errors, refusal)
+        return [answer.result() for answer in answers]
+    finally:
+        for reference, answer in zip(references, answers, strict=True):
+            if not answer.done():
+                ray.cancel(reference)
+                answer.cancel()
+
+
+async def close_all(actors: Sequence[Any], deadline_s: float) -> None:
+    """Let every actor end what it started, then end the actors; also if some are dead or stuck."""
+    answers = (_answer(actor.close.remote()) for actor in actors)
+    closing = asyncio.gather(*answers, return_exceptions=True)
+    try:
+        await asyncio.wait([closing], timeout=deadline_s)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _raise_failure(
+    who: str,
+    method: str,
+    errors: Mapping[int, BaseException],
+    refusal: type[Exception] | tuple[()],
+) -> None:
+    """Blame an actor that died before one that failed: the failure may follow from the death."""
+    dead = [
+        index
+        for index, error in errors.items()
+        if isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+    ]
+    index = min(dead or errors)
+    error = errors[index]
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, refusal):
+        raise cause from error
+    verb = "died" if dead else "failed"
+    raise RuntimeError(f"{who} {index} {verb} in {method}: {cause}") from error
+
+
+async def _answer(reference: Any) -> Any:
+    """A Ray reference as a coroutine, which asyncio can time."""
+    return await reference
