@@ -21,10 +21,10 @@ from policy.learner.learner import RayLearner
 from policy.models.checks import refuse_longer_than_model
 from policy.models.family import open_visual_inputs
 from policy.models.loading import resolve_model
-from rewards.preference.actors import ActorPlaces
-from rewards.preference.judge import JudgeClient, check_judge
+from rewards.preference.actors import RewardModelClient
+from rewards.preference.judge import Judge, JudgePrompt, check_judge
 from rewards.preference.preference import PreferenceModel
-from rewards.preference.reward_model import RewardModelClient, check_reward_model
+from rewards.preference.reward_model import check_reward_model
 from rewards.probability import ProbabilityReward
 from rewards.rules.verifier import ROUTES
 from rewards.service import RewardService, accuracy_route
@@ -35,6 +35,7 @@ from rl.config.visible_gpus import count_visible_gpus
 from rl.data.media.names import MediaError
 from rl.loop.loop import train_request
 from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
+from rl.system.actors import ActorPlaces
 from rl.system.cluster import Cluster, open_cluster
 from rollout.chat import ChatTemplate, refuse_oversized
 from rollout.engines.pool import EnginePool
@@ -256,9 +257,7 @@ async def start_system(
         engine = await _create_engines(material, cluster, learner, model or material.model, scores)
         closers.append(engine.close)
         await _start_together(engine, learner, config.resources.colocate)
-        preference = await _start_preference(material, cluster)
-        if preference is not None:
-            closers.append(preference.close)
+        preference = await _start_preference(material, cluster, closers)
         if learner is not None:
             phase("connecting learner and engines")
             engine.canary = await _sample_canary(material, engine)
@@ -284,7 +283,10 @@ def _probability(
     return ProbabilityReward(config, scorer, splice)
 
 
-async def _start_preference(material: Material, cluster: Cluster) -> PreferenceModel | None:
+async def _start_preference(
+    material: Material, cluster: Cluster, closers: list[Callable[[], Awaitable[None]]]
+) -> PreferenceModel | None:
+    """closers: gets what will end the model's processes."""
     config, path = material.config.reward.preference, material.preference_model
     if config is None or path is None:
         return None
@@ -292,8 +294,13 @@ async def _start_preference(material: Material, cluster: Cluster) -> PreferenceM
     strategies = (PlacementGroupSchedulingStrategy(cluster.group, bundle) for bundle in bundles)
     places = ActorPlaces(config.cpus, config.gpus, tuple(strategies))
     if config.kind == "judge":
-        return await JudgeClient.start(path, places, config.dtype, config.deadline_s, config.engine)
-    return await RewardModelClient.start(path, places, config.dtype, config.deadline_s)
+        engine = EnginePool.of_judge(config, path, places)
+        closers.append(engine.close)
+        await engine.start()
+        return Judge(JudgePrompt(path), engine, engine.max_model_length)
+    model = await RewardModelClient.start(path, places, config.dtype, config.deadline_s)
+    closers.append(model.close)
+    return model
 
 
 async def _create_engines(
@@ -320,7 +327,8 @@ async def _create_engines(
     devices = None
     if learner is not None and config.resources.colocate:
         devices = await learner.devices_by_engine(config.rollout.tensor_parallel)
-    return EnginePool(config, settings, cluster.group, cluster.placement.engine_bundles, devices)
+    bundles = cluster.placement.engine_bundles
+    return EnginePool.of_run(config, settings, cluster.group, bundles, devices)
 
 
 async def _start_together(engine: EnginePool, learner: RayLearner | None, colocate: bool) -> None:

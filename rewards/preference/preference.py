@@ -42,8 +42,6 @@ class PreferenceModel(Protocol):
         """
         ...
 
-    async def close(self) -> None: ...
-
 
 def preference_input(prompt: Prompt, trajectory: Trajectory) -> PreferenceInput | None:
     """Return what a preference model may see of a trajectory, or None if it has no answer."""

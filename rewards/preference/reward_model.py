@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rewards.preference.actors import ActorPlaces, PreferenceActors
 from rewards.preference.preference import PreferenceInput, without_markers
 
 SAMPLE = PreferenceInput(({"role": "user", "content": "What is 2+2?"},), "It is 4.")
@@ -275,27 +274,3 @@ class RewardModelActor:
                 part = list(islice(scores, len(asked)))
                 if not answer.done():
                     answer.set_result(part)
-
-
-class RewardModelClient(PreferenceActors):
-    """A reward model in Ray actors."""
-
-    @classmethod
-    async def start(
-        cls, path: Path, places: ActorPlaces, dtype: str, deadline_s: float
-    ) -> RewardModelClient:
-        """Start the actors and wait until each has loaded the model; without a GPU on CPU.
-
-        deadline_s: of loading, and of each call. Raises ValueError if `path` holds no usable
-        reward model.
-        """
-        threads = max(1, int(places.cpus))
-        environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(threads)}
-        if not places.gpus:
-            # This cluster hides no GPU from an actor that reserves none.
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        device = "cuda" if places.gpus else "cpu"
-        actors = places.start(
-            RewardModelActor, environment, path.absolute(), dtype, device, threads
-        )
-        return await cls(actors, deadline_s).loaded()

@@ -57,7 +57,7 @@ class AssistantSource:
             return
         assert cluster is not None, "engines need a place"
         model = self.model or policy
-        engine = EnginePool(
+        engine = EnginePool.of_run(
             self.config, self._settings(model), cluster.group, cluster.placement.engine_bundles
         )
         try:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from rl.loop.stages import (
     Failed,
+    NextTokenRequest,
     ReferenceRequest,
     RolloutGroup,
     RolloutRequest,
@@ -46,6 +47,14 @@ class ReferenceScorer(Protocol):
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Log-probability of each reference token, or GenerationFailed."""
+        ...
+
+
+class NextToken(Protocol):
+    """Says how probable a language model finds each of a few tokens as the next one."""
+
+    async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
+        """Log-probability of each of `request.token_ids`, or GenerationFailed."""
         ...
 
 

@@ -6,13 +6,54 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+MAX_CALLS_IN_FLIGHT = 10_000
+"""Calls that an asynchronous actor takes up at once; it queues them better than Ray could."""
 BLAME_S = 5.0
 """How long a failed call waits for the failures of other actors, to name the one at fault."""
+
+
+@dataclass(frozen=True)
+class ActorPlaces:
+    """What Ray reserves for each of several actors of a kind, and where."""
+
+    cpus: float
+    gpus: int = 0
+    """GPUs of each actor; 0 keeps it on CPU."""
+    strategies: tuple[Any, ...] = ("DEFAULT",)
+    """A Ray scheduling strategy per actor: `DEFAULT`, or a bundle of a placement group."""
+
+    def start(
+        self,
+        kind: type,
+        environment: Mapping[str, str],
+        arguments: Sequence[tuple],
+        restarts: int = 0,
+    ) -> list[Any]:
+        """Start `kind(*arguments[i])` as an asynchronous actor in each place.
+
+        restarts: how often an actor whose process dies starts again; what it was asked is then
+        asked once more.
+        """
+        return [
+            ray.remote(kind)
+            .options(
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+                max_concurrency=MAX_CALLS_IN_FLIGHT,
+                max_restarts=restarts,
+                max_task_retries=restarts,
+                scheduling_strategy=strategy,
+                runtime_env={"env_vars": dict(environment)},
+            )
+            .remote(*own)
+            for strategy, own in zip(self.strategies, arguments, strict=True)
+        ]
 
 
 def _never() -> float:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rl.config.run import Config
+from rl.config.run import Config, PreferenceConfig
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (
     Canary,
@@ -20,27 +23,57 @@ from rl.loop.stages import (
     RolloutRequest,
     WeightProof,
 )
-from rl.system.actors import call, call_all, close_all
+from rl.system.actors import ActorPlaces, call, call_all, close_all
 from rl.system.engine_environment import engine_environment
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
-# Groups an actor accepts at once; vLLM queues what does not fit its batch.
-MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 20.0
+JUDGE_RESTARTS = 2
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Seconds, and the setting that they come from, which errors name."""
+
+    seconds: float
+    setting: str
+
+    @property
+    def hint(self) -> str:
+        return f" ({self.setting})"
 
 
 class EnginePool:
-    """Implements rl.loop.interfaces.Engine over any number of rollout workers."""
+    """Implements Engine, ReferenceScorer and NextToken (rl/loop/interfaces.py) over Ray actors."""
 
     def __init__(
         self,
+        name: str,
+        actors: Sequence[Any],
+        start: Deadline,
+        request: Deadline,
+        publish: Deadline,
+    ) -> None:
+        """name: what an engine is called in errors. The deadlines are of one call each."""
+        self.actors = list(actors)
+        self.canary: Canary | None = None
+        self.max_model_length = 0
+        """Tokens of a prompt and its response, at most; known once the engines have started."""
+        self._name = name
+        self._start, self._request, self._publish = start, request, publish
+        self._load = [0] * len(self.actors)
+        self._answered = [-math.inf] * len(self.actors)
+
+    @classmethod
+    def of_run(
+        cls,
         config: Config,
         settings: WorkerSettings,
         group: PlacementGroup,
         bundles: Sequence[int],
         devices: Sequence[str] | None = None,
-    ) -> None:
-        """Create one actor per bundle; `start` loads their engines.
+    ) -> EnginePool:
+        """Create one actor per bundle of the run's engines; `start` loads them.
 
         devices: CUDA device ids per engine where learner ranks hold the GPUs of the bundle.
         """
@@ -53,54 +86,86 @@ class EnginePool:
         if devices is not None:
             # Ray would hide the GPUs from an actor that reserves none.
             environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-        self.actors: list[Any] = [
-            ray.remote(RolloutWorker)
-            .options(
-                num_cpus=cpus,
-                num_gpus=settings.tensor_parallel if on_gpu and devices is None else 0,
-                max_concurrency=MAX_GROUPS_IN_FLIGHT,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
-                runtime_env={"env_vars": environment},
-            )
-            .remote(f"engine {index}", settings, None if devices is None else devices[index])
-            for index, bundle in enumerate(bundles)
+        gpus = settings.tensor_parallel if on_gpu and devices is None else 0
+        strategies = (PlacementGroupSchedulingStrategy(group, bundle) for bundle in bundles)
+        places = ActorPlaces(cpus, gpus, tuple(strategies))
+        arguments = [
+            (f"engine {index}", settings, None if devices is None else devices[index])
+            for index in range(len(bundles))
         ]
-        self.canary: Canary | None = None
-        self._deadline_s = config.sync.deadline_s
-        self._start_timeout_s = config.rollout.start_timeout_s
-        self._group_timeout_s = config.rollout.group_timeout_s
-        self._load = [0] * len(self.actors)
+        return cls(
+            "engine",
+            places.start(RolloutWorker, environment, arguments),
+            start=Deadline(config.rollout.start_timeout_s, "rollout.start_timeout_s"),
+            request=Deadline(config.rollout.group_timeout_s, "rollout.group_timeout_s"),
+            publish=Deadline(config.sync.deadline_s, "sync.deadline_s"),
+        )
+
+    @classmethod
+    def of_judge(cls, config: PreferenceConfig, model: Path, places: ActorPlaces) -> EnginePool:
+        """Create one actor per place for a judge, whose weights never change.
+
+        So an engine that dies comes back by itself, which none of the policy's may.
+        """
+        settings = WorkerSettings(
+            model=str(model.absolute()),
+            dtype=config.dtype,
+            max_model_length=None,
+            tensor_parallel=max(1, places.gpus),
+            transport=None,
+            thinking={},
+            comes_back=True,
+            engine=config.engine,
+        )
+        environment = engine_environment(places.cpus, places.gpus > 0)
+        arguments = [(f"judge {index}", settings) for index in range(len(places.strategies))]
+        deadline = Deadline(config.deadline_s, "reward.preference.deadline_s")
+        actors = places.start(RolloutWorker, environment, arguments, JUDGE_RESTARTS)
+        return cls("judge", actors, start=deadline, request=deadline, publish=deadline)
 
     async def start(self) -> None:
         """Load all engines at the same time; returns when every one can sample."""
-        await call_all(
+        lengths = await call_all(
             self.actors,
             "start",
-            deadline_s=self._start_timeout_s,
-            who="engine",
-            hint=" (rollout.start_timeout_s)",
+            deadline_s=self._start.seconds,
+            who=self._name,
+            hint=self._start.hint,
         )
+        self.max_model_length = min(lengths)
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
-        place = self._least_loaded()
+        index = self._least_loaded()
         tokens = request.n * request.max_tokens
-        group = await self._ask(place, tokens, "generate", request)
-        return dataclasses.replace(group, engine=place)
+        group = await self._ask(index, tokens, "generate", request)
+        return dataclasses.replace(group, engine=index)
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Implements ReferenceScorer, on the engine that has the context cached."""
-        place = self._least_loaded() if request.engine is None else request.engine
+        index = self._least_loaded() if request.engine is None else request.engine
         tokens = len(request.reference_token_ids)
-        return await self._ask(place, tokens, "reference_logprobs", request)
+        return await self._ask(index, tokens, "reference_logprobs", request)
 
     async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
-        """Log-probability of each asked token as the next one, or GenerationFailed."""
-        return await self._ask(self._least_loaded(), 1, "next_token_logprobs", request)
+        """Implements NextToken; late is only an engine that answers no such request for long."""
+        index = self._least_loaded()
+        logprobs = await self._ask(
+            index, 1, "next_token_logprobs", request, lambda: self._answered[index]
+        )
+        self._answered[index] = time.monotonic()
+        return logprobs
 
     def _least_loaded(self) -> int:
         return min(range(len(self.actors)), key=self._load.__getitem__)
 
-    async def _ask(self, index: int, tokens: int, method: str, request: Any) -> Any:
+    async def _ask(
+        self,
+        index: int,
+        tokens: int,
+        method: str,
+        request: Any,
+        last_sign: Callable[[], float] | None = None,
+    ) -> Any:
         """Call one engine; raises GenerationFailed for a request that failed or took too long."""
         self._load[index] += tokens
         try:
@@ -108,11 +173,12 @@ class EnginePool:
                 self.actors[index],
                 method,
                 request,
-                deadline_s=self._group_timeout_s,
-                who=f"engine {index}",
+                deadline_s=self._request.seconds,
+                who=f"{self._name} {index}",
+                last_sign=last_sign or (lambda: -math.inf),
             )
         except TimeoutError:
-            raise GenerationFailed("timeout", "rollout.group_timeout_s passed") from None
+            raise GenerationFailed("timeout", f"{self._request.setting} passed") from None
         finally:
             self._load[index] -= tokens
 
@@ -136,7 +202,7 @@ class EnginePool:
             self.actors,
             method,
             *arguments,
-            deadline_s=self._deadline_s,
-            who="engine",
-            hint=" (sync.deadline_s)",
+            deadline_s=self._publish.seconds,
+            who=self._name,
+            hint=self._publish.hint,
         )

@@ -48,11 +48,16 @@ class WorkerSettings:
 
     model: str
     dtype: str
-    max_model_length: int
+    max_model_length: int | None
+    """Tokens of a prompt and its response, at most; None takes what the model was trained for."""
     tensor_parallel: int
-    transport: str
+    transport: str | None
+    """How it receives the learner's weights; None for a model that no learner trains."""
     thinking: Mapping[str, bool]
     """Whether each mode reasons, which decides how its text is split."""
+    comes_back: bool = False
+    """Whether Ray starts it again when its engine dies. Never for a policy: it would come back
+    with its first weights."""
     scores_references: bool = False
     """Whether it is asked how probable given tokens are (rollout/engines/forced_decoding.py)."""
     seed: int = 0
@@ -68,11 +73,19 @@ class RolloutWorker:
         self.name = name
         self._settings = settings
         self._devices = devices
+        self._engine: Any = None
+        self._starting = asyncio.Lock()
         self._version = 0
         self._num_canaries = 0
 
-    async def start(self) -> None:
-        """Load the engine; returns when it can sample."""
+    async def start(self) -> int:
+        """Load the engine, once; returns its longest prompt and response, in tokens."""
+        async with self._starting:
+            if self._engine is None:
+                await self._load()
+            return self._engine.model_config.max_model_len
+
+    async def _load(self) -> None:
         if self._devices is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._devices
         from vllm import AsyncEngineArgs
@@ -89,7 +102,6 @@ class RolloutWorker:
             # The learner divides its logits by the temperature, so the sampler must report
             # log-probabilities after it.
             "logprobs_mode": "processed_logprobs",
-            "weight_transfer_config": WeightTransferConfig(backend=BACKENDS[settings.transport]),
             "worker_extension_cls": "rollout.engines.weight_receiver.WorkerExtension",
             "use_tqdm_on_load": False,
             "scheduling_policy": "priority",
@@ -97,6 +109,9 @@ class RolloutWorker:
         if settings.tensor_parallel > 1:
             # Inside a placement group vLLM would start Ray actors on the GPUs that this one holds.
             arguments["distributed_executor_backend"] = "mp"
+        if settings.transport is not None:
+            backend = BACKENDS[settings.transport]
+            arguments["weight_transfer_config"] = WeightTransferConfig(backend=backend)
         self._media = EngineMedia(settings.model, settings.data)
         arguments |= self._media.engine_arguments
         config = AsyncEngineArgs(**arguments | settings.engine).create_engine_config()
@@ -153,6 +168,8 @@ class RolloutWorker:
         The softmax goes over the whole vocabulary: no token is biased, and none is cut off. Raises
         GenerationFailed.
         """
+        # Loads an engine that comes back: Ray repeats the request, and not the call of `start`.
+        await self.start()
         (completion,) = (await self._answered(self._next_token(request))).outputs
         if not completion.token_ids:
             raise GenerationFailed("empty", "the engine returned no token")
@@ -181,6 +198,9 @@ class RolloutWorker:
         try:
             return await answer
         except EngineDeadError as error:
+            if self._settings.comes_back:
+                # No engine comes up again in this process; Ray starts another and asks it again.
+                os._exit(1)
             raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
         except EngineGenerateError as error:
             raise GenerationFailed("engine_error", error.__cause__ or error) from error

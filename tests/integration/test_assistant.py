@@ -120,7 +120,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     cfg = config()
     cluster = open_cluster(cfg)
     try:
-        pool = EnginePool(cfg, settings, cluster.group, cluster.placement.engine_bundles)
+        pool = EnginePool.of_run(cfg, settings, cluster.group, cluster.placement.engine_bundles)
         chat = ChatTemplate(str(directory))
         with asyncio.Runner() as runner:
             runner.run(pool.start())

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from policy.builtin.reward_model import resolve_reward_model
-from rewards.preference.actors import ActorPlaces, PreferenceActors
-from rewards.preference.judge import JudgeClient, JudgePrompt
+from rewards.preference.actors import RewardModelClient
+from rewards.preference.judge import Judge, JudgePrompt
 from rewards.preference.preference import PreferenceInput
-from rewards.preference.reward_model import RewardModel, RewardModelClient
+from rewards.preference.reward_model import RewardModel
+from rl.config.run import PreferenceConfig
 from rl.data.tasks.chain_sum import question
+from rl.system.actors import ActorPlaces
+from rollout.engines.pool import EnginePool
 from tests.unit.rewards.test_preference import asked, make_random_model
 
 DEADLINE_S = 120.0
@@ -54,7 +57,7 @@ def start(directory: Path, actors: int, deadline_s: float = DEADLINE_S):
     return RewardModelClient.start(directory, places, "float32", deadline_s)
 
 
-def process_of(client: PreferenceActors, place: int = 0) -> psutil.Process:
+def process_of(client: RewardModelClient | EnginePool, place: int = 0) -> psutil.Process:
     pid = ray.get(client.actors[place].__ray_call__.remote(lambda _: os.getpid()), timeout=60)
     return psutil.Process(pid)
 
@@ -64,7 +67,7 @@ def long_inputs() -> list[PreferenceInput]:
     return [asked(str(n), "a1b2c3d4" * 60 + "?") for n in range(300)]
 
 
-async def scores_through_a_kill(client: PreferenceActors, inputs, after_s: float):
+async def scores_through_a_kill(client: RewardModelClient | EnginePool, inputs, after_s: float):
     process = process_of(client)
     scoring = asyncio.ensure_future(client.score(inputs))
     await asyncio.sleep(after_s)
@@ -194,17 +197,20 @@ def test_the_judge_grades_as_transformers_does_also_after_its_engine_was_killed(
     assert max(wanted) - min(wanted) > 0.1
 
     async def body() -> None:
-        places = ActorPlaces(cpus=1.0)
-        client = await JudgeClient.start(tmp_path, places, "float32", DEADLINE_S, CPU_ENGINE)
+        config = PreferenceConfig(kind="judge", model="", deadline_s=DEADLINE_S, engine=CPU_ENGINE)
+        engine = EnginePool.of_judge(config, tmp_path, ActorPlaces(cpus=1.0))
+        await engine.start()
+        assert engine.max_model_length == CPU_ENGINE["max_model_len"]
+        client = Judge(JudgePrompt(tmp_path), engine, engine.max_model_length)
         scores = await client.score([*inputs, inputs[0], asked("1" * 2100)])
         assert list(scores[:12]) == pytest.approx(wanted, abs=1e-4)
         assert scores[12] == scores[0]
         assert scores[13] is None
-        engines = process_of(client).children(recursive=True)
-        assert engines
-        for engine in engines:
-            engine.kill()
+        processes = process_of(engine).children(recursive=True)
+        assert processes
+        for process in processes:
+            process.kill()
         assert list(await client.score(inputs)) == pytest.approx(wanted, abs=1e-4)
-        await client.close()
+        await engine.close()
 
     loop.run(body())
