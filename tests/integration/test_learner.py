@@ -25,6 +25,8 @@ from rl.system.placement import place
 
 VOCABULARY = 64
 ONE_MICRO_BATCH = 1000
+START_DEADLINE_S = 300
+"""For ranks that start while others have the cores; what hangs is ended all the same."""
 
 
 class InspectedRank(LearnerRank):
@@ -176,13 +178,15 @@ def open_ranks(config: Config, model: Path) -> list:
         .remote(config, model, rank)
         for rank in range(config.policy.ranks)
     ]
-    address, port = ray.get(actors[0].free_address.remote(), timeout=60)
-    ray.get([actor.start.remote(address, port) for actor in actors], timeout=60)
+    address, port = ray.get(actors[0].free_address.remote(), timeout=START_DEADLINE_S)
+    ray.get([actor.start.remote(address, port) for actor in actors], timeout=START_DEADLINE_S)
     return actors
 
 
 def ask(actors: list, method: str, *arguments: object) -> list:
-    return ray.get([getattr(a, method).remote(*arguments) for a in actors], timeout=60)
+    return ray.get(
+        [getattr(a, method).remote(*arguments) for a in actors], timeout=START_DEADLINE_S
+    )
 
 
 def close(actors: list) -> None:
@@ -370,8 +374,8 @@ def test_every_vllm_process_of_every_engine_gets_an_nccl_rank_of_its_own() -> No
 
 
 def test_a_worker_that_does_not_answer_a_publish_is_named_in_time() -> None:
-    workers = [RecordingWorker.remote(), RecordingWorker.remote(seconds=20)]
-    ray.get([worker.__ray_ready__.remote() for worker in workers], timeout=60)
-    client = EngineClient(workers, deadline_s=3, processes_per_worker=1)
+    workers = [RecordingWorker.remote(), RecordingWorker.remote(seconds=600)]
+    ray.get([worker.__ray_ready__.remote() for worker in workers], timeout=START_DEADLINE_S)
+    client = EngineClient(workers, deadline_s=6, processes_per_worker=1)
     with pytest.raises(TimeoutError, match=r"rollout workers \[1\] did not finish start_weight"):
         client.start_weight_update()

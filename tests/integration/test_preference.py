@@ -14,13 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from policy.builtin.reward_model import resolve_reward_model
 from rewards.preference.actors import RewardModelClient
 from rewards.preference.judge import Judge, JudgePrompt
 from rewards.preference.preference import PreferenceInput
 from rewards.preference.reward_model import RewardModel
 from rl.config.run import PreferenceConfig
-from rl.data.tasks.chain_sum import question
 from rl.system.actors import ActorPlaces
 from rollout.engines.pool import EnginePool
 from tests.unit.rewards.test_preference import asked, make_random_model
@@ -63,14 +61,18 @@ def process_of(client: RewardModelClient | EnginePool, place: int = 0) -> psutil
 
 
 def long_inputs() -> list[PreferenceInput]:
-    """Seconds of work on one core."""
+    """Some seconds of work on one core."""
     return [asked(str(n), "a1b2c3d4" * 60 + "?") for n in range(300)]
 
 
-async def scores_through_a_kill(client: RewardModelClient | EnginePool, inputs, after_s: float):
+async def scores_through_a_kill(client: RewardModelClient | EnginePool, inputs):
+    """The scores of `inputs`, whose actor is killed while it computes them."""
     process = process_of(client)
+    before = process.cpu_times().user
     scoring = asyncio.ensure_future(client.score(inputs))
-    await asyncio.sleep(after_s)
+    # By the work that it has done, so that a slow or a busy machine does not matter.
+    while process.cpu_times().user < before + 0.1:
+        await asyncio.sleep(0.01)
     assert not scoring.done()
     process.send_signal(signal.SIGKILL)
     return await scoring
@@ -87,26 +89,14 @@ def test_a_killed_actor_comes_back_with_right_scores_until_its_restarts_are_spen
         assert list(await client.score(inputs)) == wanted
         process_of(client).kill()
         assert list(await client.score(inputs)) == wanted
-        assert list(await scores_through_a_kill(client, inputs, after_s=0.3)) == wanted
+        assert list(await scores_through_a_kill(client, inputs)) == wanted
         with pytest.raises(RuntimeError, match="preference model 0: its process died"):
-            await scores_through_a_kill(client, inputs, after_s=0.3)
+            await scores_through_a_kill(client, inputs)
         with pytest.raises(RuntimeError, match="preference model 0: its process died"):
             await client.score(inputs[:1])
         await client.close()
 
     loop.run(body())
-
-
-@pytest.mark.parametrize(("distance", "enough"), [(1, 0.85), (2, 0.9), (10, 0.95)])
-def test_the_built_in_model_prefers_right_sums_to_wrong_ones(distance: int, enough: float) -> None:
-    model = RewardModel(resolve_reward_model("builtin:tiny"), "float32", "cpu")
-    questions = [question(7, index, heldout=True) for index in range(200)]
-    right = model.score([asked(one.answer, one.text) for one in questions])
-    for sign in (-1, 1):
-        wrong = model.score(
-            [asked(f"{int(one.answer) + sign * distance:02d}", one.text) for one in questions]
-        )
-        assert sum(r > w for r, w in zip(right, wrong, strict=True)) / 200 >= enough
 
 
 def test_groups_in_flight_get_their_own_scores_from_either_actor(loop, directory: Path) -> None:

@@ -37,8 +37,9 @@ def launch(run: Path, *settings: str) -> subprocess.Popen[str]:
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in lines]
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    # A run that is still going may have written half a line.
+    steps = [json.loads(line) for line in lines if line.endswith("\n")]
     return [step for step in steps if "loss/policy" in step]
 
 
@@ -51,9 +52,24 @@ def trained(run: Path) -> list[tuple[int, str, str, str]]:
     return rows
 
 
-def texts_of(run: Path) -> list[str]:
+def texts_of(run: Path) -> list[list[str]]:
+    """The texts of every step."""
     paths = sorted((run / "ledger").glob("step_*.parquet"))
-    return [text for path in paths for text in pq.read_table(path)["text"].to_pylist()]
+    return [pq.read_table(path, columns=["text"])["text"].to_pylist() for path in paths]
+
+
+def assert_same_texts_but_for_rounding(ours: Path, theirs: Path) -> None:
+    """A step's texts follow from its weights and seeds, whatever happened between two steps.
+
+    But for a token at a tie that rounding decides: the last bits of a probability depend on what
+    else is in an engine's batch, and so on timing. The update after such a step is another one,
+    and so may be every text after it. So only the first step that differs says anything: there
+    may be few other texts in it, where a lost optimizer state or seed changes most of them.
+    """
+    for own, other in zip(texts_of(ours), texts_of(theirs), strict=True):
+        if num_different := sum(a != b for a, b in zip(own, other, strict=True)):
+            assert num_different <= 2
+            return
 
 
 def wait_for_step(run: Path, step: int, timeout_s: float = 200) -> None:
@@ -130,9 +146,7 @@ def test_killed_and_then_interrupted_it_resumes_with_the_same_data_and_modes(
     finish(launch(run))
     assert [s["step"] for s in metrics_of(run)] == list(range(1, STEPS + 1))
     assert trained(run) == trained(uninterrupted)
-    # Seeded sampling and a restored optimizer: the same texts, up to rounding that flips a token.
-    pairs = list(zip(texts_of(run), texts_of(uninterrupted), strict=True))
-    assert sum(ours == theirs for ours, theirs in pairs) >= 0.98 * len(pairs)
+    assert_same_texts_but_for_rounding(run, uninterrupted)
 
 
 def test_a_finished_run_is_left_alone(uninterrupted):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from policy.builtin.reward_model import (
     RewardModelRecipe,
     _encode,
     _pair,
+    _training_pairs,
     ensure_tiny_reward_model,
     heldout_accuracy,
     resolve_reward_model,
@@ -88,6 +90,27 @@ def test_it_starts_from_the_policy_and_learns_a_head(brief_policy: Path, brief_m
     ]
     # Two steps of Adam move no weight further than twice the learning rate, and decay.
     assert 0 < max(moved) < 2.1 * BRIEF.learning_rate
+
+
+def test_training_scores_the_chosen_answers_of_its_pairs_above_the_rejected(
+    brief_policy: Path, tmp_path: Path
+) -> None:
+    """On the pairs that it learns, where a form tells them apart; how well it judges sums that it
+    has not seen is measured when it is made, and no fact about the code."""
+    recipe = replace(BRIEF, steps=30, pairs_per_step=16, shares=(0.0, 0.0, 1.0), rise_steps=5)
+    directory = ensure_tiny_reward_model(tmp_path, brief_policy, recipe)
+    model = AutoModelForSequenceClassification.from_pretrained(directory)
+    pairs = _training_pairs(AutoTokenizer.from_pretrained(directory), recipe)
+    assert len(pairs) == 30 * 16
+    with torch.no_grad():
+        chosen, rejected = (
+            torch.stack([model(torch.tensor([row])).logits[0, 0] for row in pairs[side][:100]])
+            for side in ("chosen_ids", "rejected_ids")
+        )
+    # The objective of a reward model, log 2 for one that has learned nothing.
+    loss = torch.nn.functional.softplus(rejected - chosen).mean().item()
+    print(f"loss {loss:.3f}")
+    assert loss < 0.5 * math.log(2)
 
 
 def test_the_cache_holds_the_model_its_report_and_nothing_else(brief_model: Path) -> None:
