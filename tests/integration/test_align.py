@@ -201,6 +201,18 @@ def test_pairs_are_a_function_of_what_was_judged(aligned):
     assert tuple(pairs) == select_pairs(judged, seed=0, gap=1, per_prompt=8).pairs
 
 
+def test_both_policies_are_judged_by_the_same_heldout_prompts_and_none_of_them_is_learned(aligned):
+    asked = []
+    for when in ("before", "after"):
+        lines = (iteration(aligned) / when / "samples.jsonl").read_text().splitlines()
+        asked.append({json.loads(line)["prompt_id"] for line in lines})
+    assert asked[0] == asked[1]
+    assert len(asked[0]) == HELDOUT
+    responses = read_stage(iteration(aligned) / "responses.parquet", Response)
+    assert asked[0].isdisjoint({one.prompt.id for one in responses})
+    assert all(name.startswith("chain_sum/heldout/") for name in asked[0])
+
+
 def test_nothing_is_asked_twice(aligned):
     assert_nothing_is_there_twice(aligned)
 

@@ -1,15 +1,18 @@
-"""The bars that keep the source simple to read; what each figure means: scripts/house.py."""
+"""What keeps the source simple to read (scripts/house.py) and CONTRIBUTING.md true."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "house.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "house.py"
 
 
 def load_script() -> ModuleType:
@@ -51,3 +54,16 @@ def test_the_figures_of_a_tree_counted_by_hand(tmp_path):
     assert house.folder_entries(tmp_path)["rl/room"] == 2
     with pytest.raises(ValueError, match="no Python file"):
         house.source_files(["nowhere"], tmp_path)
+
+
+def test_every_invariant_has_a_test_that_exists_and_is_not_left_out_of_the_test_command():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    _, _, section = text.partition("## What must always hold")
+    invariants, _, table = section.partition("Which test fails")
+    rows = re.findall(r"^\| .*`.*\|$", table, re.MULTILINE)
+    assert len(rows) == len(re.findall(r"^- ", invariants, re.MULTILINE)) > 0
+    for path, name in re.findall(r"`([\w/]+\.py)::(\w+)`", table):
+        tree = ast.parse((ROOT / "tests" / path).read_text())
+        (test,) = [node for node in tree.body if getattr(node, "name", None) == name]
+        assert isinstance(test, ast.FunctionDef)
+        assert not any("slow" in ast.unparse(one) for one in test.decorator_list)
