@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,8 @@ from pydantic import Field, ValidationError, field_validator
 from rl.config.errors import problems
 from rl.config.run import Section
 from rl.data.tasks.pictures import TASKS, VisualExample, read_settings, render
-
-STYLE = """
-body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem; background: #f2f2f0; color: #1a1a1a }
-main { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-figure { margin: 0; padding: .75rem; background: white; max-width: 470px }
-img { max-width: 100%; display: block; image-rendering: pixelated; min-width: 112px }
-figcaption { margin-top: .5rem; white-space: pre-wrap; overflow-wrap: anywhere }
-code { color: #6b6b66 }
-"""
+from rl.run.templates import templates
+from rl.show.page import framed
 
 
 class Request(Section):
@@ -63,21 +55,20 @@ def main(arguments: Sequence[str]) -> None:
     request = read_request(arguments)
     images = request.out / "images"
     images.mkdir(parents=True, exist_ok=True)
-    rows, figures = [], []
+    rows: list[dict[str, Any]] = []
     for task in request.tasks:
         settings = read_settings(task)
         for index in range(request.count):
             example = render(task, settings, request.seed, index, is_heldout=False)
-            row = _write(example, f"{task}/{index}", images)
-            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-            figures.append(_figure(row))
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Visual data</title>'
-        f"<style>{STYLE}</style><h1>{', '.join(request.tasks)}</h1><main>{''.join(figures)}</main>"
-    )
+            rows.append(_write(example, f"{task}/{index}", images))
+    sheet = templates(Path(__file__).parent).get_template("make_visual_data.html.j2")
+    title = ", ".join(request.tasks)
+    # The pictures are files beside the page: they may be too many to stand in it.
+    page = framed(title, sheet.render(title=title, rows=rows), images="file: 'self'")
     (request.out / "index.html").write_text(page, encoding="utf-8")
     # Last, so that rows never name pictures that are not there.
-    (request.out / "dataset.jsonl").write_text("".join(rows), encoding="utf-8")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (request.out / "dataset.jsonl").write_text(lines, encoding="utf-8")
     print(f"{len(rows)} examples in {request.out}; look at {request.out / 'index.html'}")
 
 
@@ -111,17 +102,6 @@ def _write(example: VisualExample, name: str, images: Path) -> dict[str, Any]:
         "task": example.task,
         "images": paths,
     }
-
-
-def _figure(row: dict[str, Any]) -> str:
-    pictures = "".join(
-        f'<img src="images/{escape(Path(path).name)}" alt="">' for path in row["images"]
-    )
-    caption = (
-        f"<b>{escape(row['question'])}</b>\n{escape(row['answer'])}\n"
-        f"<code>{escape(row['id'])}, {escape(row['task'])}</code>"
-    )
-    return f"<figure>{pictures}<figcaption>{caption}</figcaption></figure>\n"
 
 
 if __name__ == "__main__":

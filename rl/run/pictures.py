@@ -1,14 +1,25 @@
-"""How the project's pictures look: their colours, and axes without what no one reads."""
+"""How pictures, pages and the terminal look: one palette, and axes without what no one reads."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from itertools import cycle
+from typing import TYPE_CHECKING, Literal
 
-from matplotlib.axes import Axes
+if TYPE_CHECKING:
+    # Pages and the terminal need the colours without waiting for matplotlib.
+    from matplotlib.axes import Axes
 
-# Told apart by people with any colour vision (Okabe and Ito).
+# Told apart by people with any colour vision, on light and on dark ground (Okabe and Ito).
 MODE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+BLUES = ("#9ecae1", "#3b7dbf", "#0b3c6f")
+"""From light to dark, for what is stacked."""
 INK, GREY, GRID = "#22272e", "#6b7280", "#e5e7eb"
+
+
+def mode_colors(modes: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each mode; from the sixth on they repeat."""
+    return dict(zip(modes, cycle(MODE_COLORS), strict=False))
 
 
 def plain(axes: Axes, ticks: Literal["major", "both"] = "major") -> None:

@@ -1,172 +1,135 @@
-"""The trajectories of a ledger step as a page: a card for each group, an item for each of them."""
+"""The trajectories of a ledger as a page: a card for each group, an item for each of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
 
-from rl.run.ledger import LedgerRow
+import pandas as pd
+import pyarrow.parquet as pq
+
+from rl.data.media.names import from_json
+from rl.run.ledger import PART_PREFIX, LedgerRow, read_rows
 from rl.show.page import (
     Card,
-    Form,
-    Html,
     Item,
     Page,
-    Picture,
-    answer_block,
+    PicturesOf,
     as_mean,
-    as_number,
     as_ranges,
-    facts_line,
-    folded,
-    prompt_blocks,
+    first_that_fit,
+    messages_as_text,
     sortable,
-    table,
-    tag,
 )
 
-
-@dataclass(frozen=True)
-class Group:
-    """The trajectories of one prompt in one mode."""
-
-    rows: tuple[LedgerRow, ...]
-    pictures: tuple[Picture, ...]
+_FIGURES = "step group_id mode failure finish_reason num_tokens reward mismatch".split()
+_HEADER = ("mode", "groups", "trajectories", "failed", "truncated", "tokens", "reward")
 
 
-_TRAJECTORIES = Form(
-    items="trajectories",
-    choices=("mode", "task", "route", "finish"),
-    measure="reward",
-    sort_keys=("reward", "advantage", "tokens"),
-    flags=(("failed", "only failures"),),
-)
+def ledger_steps(ledger: Path) -> dict[int, Path]:
+    """The file of every step in order; raises ValueError if there is none."""
+    paths = sorted(ledger.glob("step_*.parquet"))
+    if not paths:
+        raise ValueError(
+            f"{ledger} holds no step_*.parquet; a run has samples to show after its first step, "
+            "and with log.ledger=true"
+        )
+    return {int(path.stem.removeprefix("step_")): path for path in paths}
 
 
-def page_of_trajectories(
-    name: str, steps: Sequence[int], groups: Iterable[Group], rows: Sequence[LedgerRow]
+def page_of_ledger(
+    name: str, paths: Mapping[int, Path], limit: int, pictures_of: PicturesOf
 ) -> Page:
-    """The page of steps of a ledger.
+    """Read steps, whole groups as long as they fit into `limit` trajectories, and at least one.
 
-    groups: those that are shown. rows: every trajectory of the steps, for counts and means; their
-    texts may be left out.
+    name: of the run. paths: by step.
     """
-    modes = tuple(sorted({row.mode for row in rows}))
-    return Page(
-        name=name,
-        extent=f"step {as_ranges(steps)}",
-        form=_TRAJECTORIES,
-        modes=modes,
-        table=_means(rows, modes),
-        num_groups=_num_groups(rows),
-        num_items=len(rows),
-        cards=tuple(map(_card_of, groups)),
-    )
-
-
-def _num_groups(rows: Iterable[LedgerRow]) -> int:
-    return len({(row.step, row.group_id) for row in rows})
-
-
-def _means(rows: Sequence[LedgerRow], modes: Sequence[str]) -> Html:
-    """Counts and means per mode, over the trajectories that have the figure."""
-    parts = sorted({part for row in rows for part in row.parts})
-    names = ["mode", "groups", "trajectories", "failed", "truncated", "tokens", "reward"]
-    lines: list[list[str]] = []
-    for mode in modes:
-        of_mode = [row for row in rows if row.mode == mode]
-        line = [
-            mode,
+    cards = [_card(group, pictures_of) for group in first_that_fit(_groups(paths), limit)]
+    # Counts and means are of every trajectory. Texts, which are most of a ledger, stay on disk.
+    figures = pd.concat([_figures(path) for path in paths.values()])
+    parts = sorted(name for name in figures.columns if name.startswith(PART_PREFIX))
+    lines: list[tuple[str, ...]] = []
+    for mode, of_mode in figures.groupby("mode"):
+        line = (
+            str(mode),
             f"{_num_groups(of_mode):,}",
             f"{len(of_mode):,}",
-            f"{sum(row.failure is not None for row in of_mode):,}",
-            f"{fmean(row.finish_reason == 'length' for row in of_mode):.1%}",
-            f"{fmean(row.num_tokens for row in of_mode):,.1f}",
-            as_mean(row.reward for row in of_mode),
-            *(as_mean(row.parts.get(part) for row in of_mode) for part in parts),
-            as_mean((row.mismatch for row in of_mode), _small),
-        ]
+            f"{of_mode.failure.notna().sum():,}",
+            f"{(of_mode.finish_reason == 'length').mean():.1%}",
+            f"{of_mode.num_tokens.mean():,.1f}",
+            as_mean(of_mode.reward),
+            *(as_mean(of_mode[part]) for part in parts),
+            as_mean(of_mode.mismatch, ".2g"),
+        )
         lines.append(line)
-    return table([*names, *parts, "mismatch"], lines)
-
-
-def _card_of(group: Group) -> Card:
-    rows, first = group.rows, group.rows[0]
-    facts = (
-        f"group {first.group_id}",
-        f"step {first.step}",
-        f"task {first.task}",
-        _versions(rows),
-        f"{len(rows)} trajectories",
-        f"mean reward {as_mean(row.reward for row in rows)}",
+    return Page(
+        name=name,
+        extent=f"step {as_ranges(list(paths))}",
+        items="trajectories",
+        choices=("mode", "task", "route", "finish"),
+        measure="reward",
+        sort_keys=("reward", "advantage", "tokens"),
+        flags=(("failed", "only failures"),),
+        modes=tuple(line[0] for line in lines),
+        header=(*_HEADER, *(part.removeprefix(PART_PREFIX) for part in parts), "mismatch"),
+        lines=tuple(lines),
+        num_groups=_num_groups(figures),
+        num_items=len(figures),
+        cards=tuple(cards),
     )
+
+
+def _groups(paths: Mapping[int, Path]) -> Iterator[tuple[LedgerRow, ...]]:
+    """Yield the groups of all steps in the order of the ledger."""
+    for path in paths.values():
+        for _, members in groupby(read_rows(path), key=lambda row: row.group_id):
+            yield tuple(members)
+
+
+def _num_groups(figures: pd.DataFrame) -> int:
+    return len(figures[["step", "group_id"]].drop_duplicates())
+
+
+def _figures(path: Path) -> pd.DataFrame:
+    parts = [name for name in pq.read_schema(path).names if name.startswith(PART_PREFIX)]
+    return pq.read_table(path, columns=[*_FIGURES, *parts]).to_pandas()
+
+
+def _card(rows: tuple[LedgerRow, ...], pictures_of: PicturesOf) -> Card:
+    first = rows[0]
+    versions = {version for row in rows for version in (row.first_version, row.last_version)}
+    oldest, newest = min(versions), max(versions)
+    media = () if first.media is None else from_json(first.media)
     return Card(
         prompt_id=first.prompt_id,
         mode=first.mode,
-        facts=facts,
-        prompt=prompt_blocks(json.loads(first.messages), first.reference),
-        pictures=group.pictures,
-        items=tuple(_trajectory(row, place) for place, row in enumerate(rows)),
+        facts=(
+            f"group {first.group_id}",
+            f"step {first.step}",
+            f"task {first.task}",
+            f"version {oldest}" if oldest == newest else f"versions {oldest} to {newest}",
+            f"{len(rows)} trajectories",
+            f"mean reward {as_mean(pd.Series([row.reward for row in rows], dtype=float))}",
+        ),
+        messages=messages_as_text(json.loads(first.messages)),
+        reference=first.reference,
+        pictures=pictures_of(media, first.media_digests),
+        items=tuple(
+            Item(
+                row,
+                {
+                    "mode": row.mode,
+                    "task": row.task,
+                    "route": row.route,
+                    "finish": row.finish_reason,
+                    "failed": None if row.failure is None else "",
+                    "reward": sortable(row.reward),
+                    "advantage": sortable(row.advantage),
+                    "tokens": str(row.num_tokens),
+                },
+            )
+            for row in rows
+        ),
     )
-
-
-def _versions(rows: Iterable[LedgerRow]) -> str:
-    versions = {version for row in rows for version in (row.first_version, row.last_version)}
-    first, last = min(versions), max(versions)
-    return f"version {first}" if first == last else f"versions {first} to {last}"
-
-
-def _trajectory(row: LedgerRow, place: int) -> Item:
-    content = (
-        facts_line([tag("span", f"#{place + 1}"), *_facts(row)]),
-        facts_line(_parts(row)),
-        *([] if row.reasoning is None else [folded("reasoning", row.reasoning)]),
-        answer_block(row.answer),
-        *([] if row.preference_answer is None else [_preference(row.preference_answer)]),
-    )
-    data = {
-        "mode": row.mode,
-        "task": row.task,
-        "route": row.route,
-        "finish": row.finish_reason,
-        "failed": None if row.failure is None else "",
-        "reward": sortable(row.reward),
-        "advantage": sortable(row.advantage),
-        "tokens": str(row.num_tokens),
-    }
-    return Item(content, data)
-
-
-def _facts(row: LedgerRow) -> Iterator[Html]:
-    reward = "no reward" if row.reward is None else f"reward {as_number(row.reward)}"
-    yield tag("strong", reward)
-    if row.advantage is None:
-        yield tag("span", "no advantage: left out of the update")
-    else:
-        sign = "plus" if row.advantage > 0 else "minus" if row.advantage < 0 else None
-        yield tag("strong", f"advantage {as_number(row.advantage, '+')}", class_=sign)
-    yield tag("span", f"{row.num_tokens:,} tokens")
-    yield tag("span", row.finish_reason, class_=None if row.finish_reason == "stop" else "problem")
-    if row.first_version != row.last_version:
-        yield tag("span", _versions([row]))
-    if row.mismatch is not None:
-        yield tag("span", f"mismatch {_small(row.mismatch)}")
-    if row.failure is not None:
-        yield tag("strong", f"failure: {row.failure}", class_="problem")
-
-
-def _parts(row: LedgerRow) -> Iterator[Html]:
-    if row.route:
-        yield tag("span", f"route {row.route}", class_="part")
-    for name, value in sorted(row.parts.items()):
-        yield tag("span", f"{name} {as_number(value)}", class_="part")
-
-
-def _preference(answer: str) -> Html:
-    return folded("what the preference model saw, beside the messages", answer)
-
-
-def _small(value: float) -> str:
-    return f"{value:.2g}"

@@ -1,5 +1,8 @@
 """The page of preference pairs: which iteration, what is on it, and that texts stay texts."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,16 +20,9 @@ from rl.data.media.names import RenderedImage
 from rl.loop.stages import Prompt
 from rl.show.__main__ import main
 from rl.show.page import as_html
-from rl.show.pairs import claim_list, page_of_pairs
-from tests.unit.rl.show.test_page import (
-    HOSTILE,
-    as_shown,
-    check_form,
-    parsed,
-    pixels_of,
-    show,
-    texts,
-)
+from rl.show.pairs import page_of_pairs
+from tests.html_tree import line_of, parsed, shape, text_of, within
+from tests.unit.rl.show.test_page import HOSTILE, as_shown, check_form, pixels_of, show, texts
 
 YES, NO = Label(0.75, 0.125), Label(0.0004, 0.96)
 PROMPT = Prompt("p", ({"role": "user", "content": "What is in the picture?"},), "a cup", "text")
@@ -69,30 +65,30 @@ def aligned(tmp_path):
 
 def shown_pairs(root, *pairs, limit=100):
     path = write(root, 1, pairs)
-    page = page_of_pairs("some/align", {1: path}, limit, lambda media: ())
+    page = page_of_pairs("some/align", {1: path}, limit, lambda *_: ())
     return page, parsed(as_html(page))
 
 
 def test_a_pair_is_shown_with_both_responses_and_the_labels_of_their_claims(tmp_path):
     _, document = shown_pairs(tmp_path, pair())
-    (card,), (one,) = document.all(class_="group"), document.all(class_="item")
-    assert next(card.all("h2")).text == "long p"
-    assert next(card.all(class_="facts")).text == "iteration 1 · task text · 1 pairs"
-    assert texts(next(card.all(class_="prompt"))) == ["What is in the picture?", "a cup"]
-    assert next(one.all(class_="facts")).text == "gap 2 p/long/0>1 "
-    (sides,) = one.all(class_="sides")
-    chosen, rejected = sides.children
-    assert [side.children[0].text for side in (chosen, rejected)] == [
-        "chosen score 0 1 tokens ",
-        "rejected score -2 2 tokens ",
+    (card,), (one,) = within(document, class_="group"), within(document, class_="item")
+    assert line_of(next(within(card, "h2"))) == "long p"
+    assert line_of(next(within(card, class_="facts"))) == "iteration 1 · task text · 1 pairs"
+    assert texts(next(within(card, class_="prompt"))) == ["What is in the picture?", "a cup"]
+    assert line_of(next(within(one, class_="facts"))) == "gap 2 p/long/0>1"
+    (sides,) = within(one, class_="sides")
+    chosen, rejected = sides
+    assert [line_of(side[0]) for side in (chosen, rejected)] == [
+        "chosen score 0 1 tokens",
+        "rejected score -2 2 tokens",
     ]
     assert texts(chosen) == ["hm</think>it", "it", "it 0", "Is it it 0?"]
-    assert [claim.children[0].text for claim in rejected.all(class_="claim")] == [
-        "rejected p(yes) 0.0004 p(no) 0.96 ",
-        "accepted p(yes) 0.75 p(no) 0.125 ",
-        "rejected p(yes) 0.0004 p(no) 0.96 ",
+    assert [line_of(claim[0]) for claim in within(rejected, class_="claim")] == [
+        "rejected p(yes) 0.0004 p(no) 0.96",
+        "accepted p(yes) 0.75 p(no) 0.125",
+        "rejected p(yes) 0.0004 p(no) 0.96",
     ]
-    colours = [next(c.all("strong")).attributes["class"] for c in rejected.all(class_="claim")]
+    colours = [next(within(c, "strong")).attrib["class"] for c in within(rejected, class_="claim")]
     assert colours == ["minus", "plus", "minus"]
 
 
@@ -104,22 +100,25 @@ def test_a_text_that_is_the_answer_is_shown_once(tmp_path):
         for n, label in enumerate((YES, NO))
     ]
     _, document = shown_pairs(tmp_path, PreferencePair(*sides))
-    assert not list(document.all("details"))
-    (one,) = document.all(class_="item")
+    assert not list(within(document, "details"))
+    (one,) = within(document, class_="item")
     assert texts(one) == ["a cup", "a", "b"] * 2
 
 
-def test_a_tie_is_rejected_and_small_probabilities_are_told_apart():
-    claims = [Claim("a", "a?"), Claim("b", "b?"), Claim("c", "c?")]
-    labels = [Label(0.25, 0.25), Label(6e-9, 4e-9), None]
-    document = parsed(claim_list(claims, labels))
-    assert [claim.children[0].text for claim in document.all("li")] == [
-        "rejected p(yes) 0.25 p(no) 0.25 ",
-        "accepted p(yes) 6e-09 p(no) 4e-09 ",
-        "no label ",
+def test_a_tie_is_rejected_and_small_probabilities_are_told_apart(tmp_path):
+    claims, labels = (Claim("a", "a?"), Claim("b", "b?")), (Label(0.25, 0.25), Label(6e-9, 4e-9))
+    chosen, rejected = (Response(PROMPT, "long", n, (5,), "it", "it") for n in (0, 1))
+    page, _ = shown_pairs(
+        tmp_path,
+        PreferencePair(JudgedResponse(chosen, (), ()), JudgedResponse(rejected, claims, labels)),
+    )
+    (sides,) = within(parsed(as_html(page)), class_="sides")
+    assert [line_of(claim[0]) for claim in within(sides, "li")] == [
+        "rejected p(yes) 0.25 p(no) 0.25",
+        "accepted p(yes) 6e-09 p(no) 4e-09",
     ]
-    assert texts(document) == ["a", "a?", "b", "b?", "c", "c?"]
-    assert parsed(claim_list([], [])).text == "no claims"
+    assert texts(sides) == ["it", "it", "a", "a?", "b", "b?"]
+    assert line_of(sides[0]).endswith("no claims")
 
 
 def test_a_pair_of_a_ledger_has_its_scores_and_no_claims(tmp_path):
@@ -129,18 +128,18 @@ def test_a_pair_of_a_ledger_has_its_scores_and_no_claims(tmp_path):
 
     mined = PreferencePair(rewarded(0, 1.1, "7"), rewarded(2, -0.1, None))
     _, document = shown_pairs(tmp_path, mined)
-    (one,) = document.all(class_="item")
-    assert one.attributes["data-gap"] == "1.2"
-    (sides,) = one.all(class_="sides")
-    assert [side.children[0].text for side in sides.children] == [
-        "chosen score 1.1 2 tokens ",
-        "rejected score -0.1 2 tokens ",
+    (one,) = within(document, class_="item")
+    assert one.attrib["data-gap"] == "1.2"
+    (sides,) = within(one, class_="sides")
+    assert [line_of(side[0]) for side in sides] == [
+        "chosen score 1.1 2 tokens",
+        "rejected score -0.1 2 tokens",
     ]
-    assert "no answer" not in sides.children[0].text
-    assert "no answer" in sides.children[1].text
-    assert not list(one.all(class_="claim")) and "no claims" not in one.text
-    (table,) = document.all("table")
-    assert [cell.text for cell in table.all("td")] == [
+    assert "no answer" not in line_of(sides[0])
+    assert "no answer" in line_of(sides[1])
+    assert not list(within(one, class_="claim")) and "no claims" not in line_of(one)
+    (table,) = within(document, "table")
+    assert [text_of(cell) for cell in within(table, "td")] == [
         *("long", "1", "1", "1.1", "-0.1", "–", "–", "2", "2")
     ]
 
@@ -153,10 +152,10 @@ def test_pairs_of_one_prompt_and_mode_share_a_card_and_the_table_counts_by_mode(
         ("p", "short", 1),
         ("q", "long", 1),
     ]
-    (table,) = document.all("table")
+    (table,) = within(document, "table")
     header = "mode,prompts,pairs,score of chosen,score of rejected,claims of chosen,"
     header += "claims of rejected,tokens of chosen,tokens of rejected"
-    assert [[cell.text for cell in line.children] for line in table.all("tr")] == [
+    assert [[text_of(cell) for cell in line] for line in within(table, "tr")] == [
         header.split(","),
         ["long", "2", "3", "0", "-2", "1", "3", "1", "2.667"],
         ["short", "1", "1", "0", "-2", "1", "3", "1", "2"],
@@ -166,29 +165,40 @@ def test_pairs_of_one_prompt_and_mode_share_a_card_and_the_table_counts_by_mode(
 def test_the_script_finds_every_field_and_figure_of_a_pair(tmp_path):
     _, document = shown_pairs(tmp_path, pair())
     check_form(document)
-    assert next(document.all("main")).attributes["data-items"] == "pairs"
-    options = [[o.text for o in select.all("option")] for select in document.all("select")]
+    assert next(within(document, "main")).attrib["data-items"] == "pairs"
+    options = [
+        [text_of(o) for o in within(select, "option")] for select in within(document, "select")
+    ]
     assert options[:2] == [["any", "long"], ["any", "text"]]
 
 
 def test_hostile_text_in_every_field_stays_text(tmp_path):
     prompt = Prompt(HOSTILE, ({"role": HOSTILE, "content": HOSTILE},), HOSTILE, HOSTILE)
     _, document = shown_pairs(tmp_path, pair(HOSTILE, prompt, said=HOSTILE))
-    assert len(list(document.all("script"))) == len(list(document.all("style"))) == 1
-    assert not list(document.all("img"))
-    assert not [e for e in document.all() if any(key.startswith("on") for key in e.attributes)]
-    (one,) = document.all(class_="item")
-    assert [one.attributes[f"data-{key}"] for key in ("mode", "task")] == [HOSTILE] * 2
-    claim, question = texts(next(one.all(class_="claim")))
+    assert len(list(within(document, "script"))) == len(list(within(document, "style"))) == 1
+    assert not list(within(document, "img"))
+    assert not [e for e in within(document) if any(key.startswith("on") for key in e.attrib)]
+    (one,) = within(document, class_="item")
+    assert [one.attrib[f"data-{key}"] for key in ("mode", "task")] == [HOSTILE] * 2
+    claim, question = texts(next(within(one, class_="claim")))
     assert (claim, question) == (f"{HOSTILE} 0", f"Is it {HOSTILE} 0?")
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_claim_and_question_come_back_and_leave_the_markup_as_it_is(text, question):
-    document = parsed(claim_list([Claim(text, question)], [YES]))
-    assert texts(document) == [as_shown(text), as_shown(question)]
-    assert document.shape == parsed(claim_list([Claim("x", "x")], [YES])).shape
+    document, plain = (document_of_claim(Claim(*texts)) for texts in ((text, question), "xx"))
+    (claim,) = within(document, class_="claim")
+    assert texts(claim) == [as_shown(text), as_shown(question)]
+    assert shape(document) == shape(plain)
+
+
+def document_of_claim(claim):
+    chosen, rejected = (Response(PROMPT, "long", n, (5,), "it", "it") for n in (0, 1))
+    with tempfile.TemporaryDirectory() as root:
+        sides = JudgedResponse(chosen, (), ()), JudgedResponse(rejected, (claim,), (NO,))
+        _, document = shown_pairs(Path(root), PreferencePair(*sides))
+    return document
 
 
 def test_the_newest_iteration_with_pairs_is_shown_unless_one_is_named(aligned, capsys):
@@ -209,7 +219,7 @@ def test_the_limit_keeps_all_pairs_of_a_prompt_and_what_is_left_out_is_said(alig
     path, page = show([f"run={aligned}", "limit=2"])
     # The pair of c would fit, and stand beside the gap that b leaves.
     assert [card.prompt_id for card in page.cards] == ["a"]
-    assert next(parsed(path.read_text("utf-8")).all("p")).text == (
+    assert line_of(next(within(parsed(path.read_text("utf-8")), "p"))) == (
         "Groups: 3. Pairs: 4. The table counts all of them; under it are the first 1 "
         "groups with 1 pairs. With limit=4 all are shown."
     )
@@ -246,6 +256,6 @@ def test_the_pictures_of_a_prompt_are_painted_with_the_settings_of_the_pass(alig
     prompt = prompt_named("a", (RenderedImage("digits", 0, 3, False, 0),))
     write(aligned, 2, [pair(prompt=prompt), pair(prompt=prompt, rejected=2)])
     path, _ = show([f"run={aligned}"])
-    (figure,) = parsed(path.read_text("utf-8")).all("figure")
+    (figure,) = within(parsed(path.read_text("utf-8")), "figure")
     assert pixels_of(figure).size == (90, 28)
-    assert figure.text == "digits, training picture 3 of seed 0"
+    assert line_of(figure) == "digits, training picture 3 of seed 0"

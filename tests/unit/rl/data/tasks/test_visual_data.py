@@ -1,5 +1,4 @@
 import json
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -8,19 +7,7 @@ from rl.config.run import SourceConfig
 from rl.data.tasks.pictures import read_settings, render
 from rollout.prompts.dataset import DatasetSource
 from scripts.make_visual_data import main
-
-
-class Sources(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.found, self.text = [], ""
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "img":
-            self.found.append(dict(attrs)["src"])
-
-    def handle_data(self, data):
-        self.text += data
+from tests.html_tree import parsed, text_of, within
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +45,13 @@ def test_rows_are_prompts_of_the_dataset_source(written):
 
 
 def test_the_contact_sheet_shows_every_example(written):
-    page = Sources()
-    page.feed((written / "index.html").read_text())
+    page = parsed((written / "index.html").read_text())
     rows = [json.loads(line) for line in (written / "dataset.jsonl").read_text().splitlines()]
-    assert len(page.found) == len(rows) == 8
-    assert all((written / source).is_file() for source in page.found)
-    assert all(row["question"] in page.text and row["answer"] in page.text for row in rows)
+    sources = [image.attrib["src"] for image in within(page, "img")]
+    assert len(sources) == len(rows) == 8
+    assert all((written / source).is_file() for source in sources)
+    shown = [text_of(element) for element in within(page, class_="text")]
+    assert shown == [text for row in rows for text in (row["question"], row["answer"])]
 
 
 def test_a_directory_with_files_is_refused(written):

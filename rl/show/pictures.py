@@ -1,0 +1,88 @@
+"""The images and videos of a run as a page shows them: small, and embedded in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+from pydantic import ValidationError
+from yaml import YAMLError
+
+from rl.config.run import SourceConfig
+from rl.data.media.names import MediaError, Medium, Video, describe
+from rl.data.media.store import MediaStore
+from rl.data.media.video_frames import spread
+from rl.show.page import Picture
+
+MAX_SIDE = 448
+"""Pixels of the longer side of an image on the page."""
+MAX_FRAMES, MAX_FRAME_SIDE = 6, 160
+"""Frames that stand for a video on the page, and the longer side of each in pixels."""
+
+
+class Pictures:
+    """The media of a run as they are on disk now."""
+
+    def __init__(self, config_path: Path) -> None:
+        """config_path: the run's."""
+        self._config_path = config_path
+
+    def of(self, media: Sequence[Medium], digests: Sequence[str]) -> tuple[Picture, ...]:
+        """Return the media of a prompt; raises ValueError where the run's data are not known.
+
+        digests: of the pixels that the policy saw; empty where they are not known.
+        """
+        known = digests or (None,) * len(media)
+        pictures: list[Picture] = []
+        for medium, digest in zip(media, known, strict=True):
+            name, is_strip = describe(medium), medium.kind == "video"
+            try:
+                pixels = self._store.read(medium)
+            except MediaError as error:
+                pictures.append(Picture(name, None, f"not shown: {error}", is_strip))
+                continue
+            image = _strip(pixels) if isinstance(pixels, Video) else _small(pixels.pixels, MAX_SIDE)
+            # A file may have changed since; the page must not pass it off as what was seen.
+            is_same = digest in (None, pixels.digest)
+            changed = None if is_same else "changed since: these are not the pixels the policy saw"
+            encoded = io.BytesIO()
+            image.save(encoded, "JPEG", quality=85)
+            uri = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
+            pictures.append(Picture(name, uri, changed, is_strip))
+        return tuple(pictures)
+
+    # Made when a prompt has media: a run without any is shown whatever its configuration says.
+    @cached_property
+    def _store(self) -> MediaStore:
+        try:
+            stored = OmegaConf.to_container(OmegaConf.load(self._config_path))
+            data = stored.get("data") if isinstance(stored, dict) else None
+            return MediaStore(SourceConfig.model_validate(data))
+        except (YAMLError, OmegaConfBaseException, ValidationError) as error:
+            raise ValueError(
+                f"{self._config_path} does not say where the media of the run are: {error}"
+            ) from error
+
+
+def _strip(video: Video) -> Image.Image:
+    """Return frames from all over the video, from left to right."""
+    numbers = spread(len(video.frames), min(MAX_FRAMES, len(video.frames)))
+    frames = [_small(Image.fromarray(video.frames[n]), MAX_FRAME_SIDE) for n in numbers]
+    width, height = frames[0].size
+    strip = Image.new("RGB", (width * len(frames), height))
+    for index, frame in enumerate(frames):
+        strip.paste(frame, (index * width, 0))
+    return strip
+
+
+def _small(image: Image.Image, side: int) -> Image.Image:
+    """Return a copy with no side longer than `side`; it is never enlarged."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    return small
