@@ -61,12 +61,13 @@ def source_files(paths: Sequence[str] = SOURCE, root: Path = ROOT) -> list[Path]
 
 def measure(files: Sequence[Path], root: Path = ROOT) -> Figures:
     """The figures of `files`; how often a name is used is counted over the whole source."""
+    tokens = {file: list(read_tokens(file)) for file in {*source_files(root=root), *files}}
     # By tokens and not by syntax tree, so that a name inside an annotation counts, and one inside
     # a string or a comment does not.
     uses = Counter(
         token.string
-        for file in source_files(root=root)
-        for token in tokens(file)
+        for of_file in tokens.values()
+        for token in of_file
         if token.type == tokenize.NAME
     )
     figures = Figures()
@@ -77,7 +78,7 @@ def measure(files: Sequence[Path], root: Path = ROOT) -> Figures:
         # A comment behind code labels its line; one on a line of its own explains.
         figures.comment_lines += sum(
             token.type == tokenize.COMMENT and not token.line[: token.start[1]].strip()
-            for token in tokens(file)
+            for token in tokens[file]
         )
         for node in ast.walk(ast.parse(text)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -99,7 +100,7 @@ def measure(files: Sequence[Path], root: Path = ROOT) -> Figures:
     return figures
 
 
-def tokens(file: Path) -> Iterator[tokenize.TokenInfo]:
+def read_tokens(file: Path) -> Iterator[tokenize.TokenInfo]:
     return tokenize.generate_tokens(io.StringIO(file.read_text()).readline)
 
 

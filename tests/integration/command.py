@@ -19,7 +19,12 @@ def start(module: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 400, code: int = 0) -> str:
+HANGS_S = 900
+"""Longer than any command takes, on a slow machine that does other things too, or has to make the
+built-in models first."""
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = HANGS_S, code: int = 0) -> str:
     """Its output, once it has ended with this exit code; one that is late is killed."""
     try:
         output, _ = process.communicate(timeout=timeout_s)

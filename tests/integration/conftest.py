@@ -16,9 +16,16 @@ FIRST = (
 )
 
 
+# On a new machine the first test of a file may wait for a built-in model that is being made.
+TIMEOUT_S = 1200
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         name = item.path.stem
         return FIRST.index(name) if name in FIRST else len(FIRST)
 
     items.sort(key=place)
+    for item in items:
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))

@@ -19,7 +19,7 @@ from rl.export.transformers_answers import score_responses
 from rl.loop.stages import ReferenceRequest
 from rollout.chat import ChatTemplate
 from rollout.prompts.stream import PromptStream
-from tests.integration.command import finish, kill, start
+from tests.integration.command import HANGS_S, finish, kill, start
 
 PROMPTS, SAMPLES = 8, 3
 RESPONSES = 2 * PROMPTS * SAMPLES
@@ -30,7 +30,6 @@ SETTINGS = [
     f"eval.samples={SAMPLES}",
     "align.dpo.beta=0.1",
 ]
-DEADLINE_S = 240
 # Of the sum over a response. Measured: 2e-5 at most, in float32.
 TOLERANCE = 1e-4
 NOISE = 0.02
@@ -88,7 +87,7 @@ def test_a_killed_best_of_goes_on_and_has_the_logprobs_of_transformers(
 
 
 def wait_for_logprobs(out: Path, count: int) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + HANGS_S
     path = out / "logprobs.jsonl"
     while time.monotonic() < deadline:
         if path.exists() and path.read_text().count("\n") >= count:

@@ -33,10 +33,8 @@ from rl.run.files import stack_versions
 from rl.system.engine_environment import engine_environment
 from rollout.chat import ChatTemplate, split_response
 from rollout.prompts.stream import PromptStream
-from tests.integration.command import finish, kill, start
+from tests.integration.command import HANGS_S, finish, kill, start
 
-START_DEADLINE_S = 300
-EVALUATION_DEADLINE_S = 240
 PROMPTS = 3
 SETTINGS = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
 GREEDY = [*SETTINGS, "eval.temperature=0", "eval.prompts=48"]
@@ -141,7 +139,7 @@ def vllm_metadata(root: Path) -> Path:
 
 
 def wait_until_healthy(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
-    deadline = time.monotonic() + START_DEADLINE_S
+    deadline = time.monotonic() + HANGS_S
     while time.monotonic() < deadline:
         assert process.poll() is None, output.read_text()[-5000:]
         try:
@@ -149,7 +147,7 @@ def wait_until_healthy(process: subprocess.Popen[bytes], port: int, output: Path
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
-    raise TimeoutError(f"no server within {START_DEADLINE_S} s: {output.read_text()[-5000:]}")
+    raise TimeoutError(f"no server within {HANGS_S} s: {output.read_text()[-5000:]}")
 
 
 def split_by_training(served: Served, token_ids: list[int], thinking: bool) -> tuple:
@@ -287,7 +285,7 @@ def test_a_killed_evaluation_goes_on_and_comes_to_the_same_figures(
 
 
 def wait_for_samples(out: Path, count: int) -> None:
-    deadline = time.monotonic() + EVALUATION_DEADLINE_S
+    deadline = time.monotonic() + HANGS_S
     path = out / "samples.jsonl"
     while time.monotonic() < deadline:
         if path.exists() and path.read_text().count("\n") >= count:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.command import finish, kill, start
+from tests.integration.command import HANGS_S, finish, kill, start
 from tests.integration.test_run import (
     assert_same_texts_but_for_rounding,
     metrics_of,
@@ -25,7 +25,6 @@ SETTINGS = [
     *("rollout.prompts_per_step=8", "rollout.group_size=4"),
     *("eval.prompts=16", "eval.every=2", "checkpoint.every=2"),
 ]
-DEADLINE_S = 400
 ARMS = ("long_50_seed_0", "long_100_seed_0")
 BLOCKED = "long_0_seed_0"
 
@@ -47,7 +46,7 @@ def trained_steps(root: Path, arm: str) -> list[int]:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of one arm."""
     root = tmp_path_factory.mktemp("sweep") / "uninterrupted"
-    finish(sweep(root, "[0.5]"), DEADLINE_S)
+    finish(sweep(root, "[0.5]"))
     return root
 
 
@@ -56,7 +55,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, killed, then gone on with: to two more arms, one of which cannot run."""
     root = tmp_path_factory.mktemp("sweep") / "killed"
     process = sweep(root, "[0.5]")
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + HANGS_S
     while len(trained_steps(root, ARMS[0])) < 3:
         assert time.monotonic() < deadline, "the arm did not come to its third step"
         time.sleep(0.05)
@@ -67,7 +66,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The run of another configuration lies in its way.
     (blocked / "config.yaml").write_text((root / "arms" / ARMS[0] / "config.yaml").read_text())
     (blocked / "metrics.jsonl").write_text('{"step": 1}\n')
-    output = finish(sweep(root, "[0,0.5,1]"), DEADLINE_S, code=1)
+    output = finish(sweep(root, "[0,0.5,1]"), code=1)
     assert BLOCKED in output and "another config" in output
     return root
 
