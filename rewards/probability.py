@@ -18,7 +18,7 @@ from rewards.composition import Accuracy
 from rewards.rules.reading.answers import answer_start
 from rewards.rules.verifier import NotScorable, reference_answer
 from rewards.text.format import format_reward
-from rl.config.run import ProbabilityConfig
+from rl.config.reward import ProbabilityConfig
 from rl.loop.interfaces import GenerationFailed, ReferenceScorer
 from rl.loop.stages import (
     PROBABILITY,

@@ -22,7 +22,8 @@ from policy.dpo.pairs import MEDIA, training_order
 from policy.learner.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
 from policy.learner.learning_rate import learning_rate_at
 from policy.models.minicpmv import MiniCPMV
-from rl.config.run import Config, DpoConfig, PolicyConfig
+from rl.config.align import DpoConfig
+from rl.config.run import Config, PolicyConfig
 from rl.run.files import write_text
 from rl.run.sinks import JsonlSink
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from rl.config.run import OptimizerConfig
+from rl.config.policy import OptimizerConfig
 
 
 def learning_rate_at(optimizer: OptimizerConfig, step: int, num_steps: int) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
-from rl.config.run import Part
+from rl.config.policy import Part
 from rl.data.media.names import Medium, MediumKind, StillImage, Video
 from rl.loop.stages import TrainSample
 

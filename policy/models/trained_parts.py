@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from policy.models.minicpmv import MiniCPMV
 from policy.models.minicpmv import parts as minicpmv_parts
 from policy.models.qwen_vl import parts as qwen_vl_parts
-from rl.config.run import LoraConfig, Part, PolicyConfig
+from rl.config.policy import LoraConfig, Part
+from rl.config.run import PolicyConfig
 from rl.data.media.families import vision_family
 
 Parts = dict[Part, list[nn.Module]]

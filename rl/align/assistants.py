@@ -16,7 +16,8 @@ from policy.models.checks import refuse_longer_than_model
 from policy.models.loading import resolve_model
 from rl.align.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
 from rl.align.judging import DIVIDER_TOKENS, Assistant
-from rl.config.run import AssistantConfig, Config
+from rl.config.align import AssistantConfig
+from rl.config.run import Config
 from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rl.align.claims.types import JudgedResponse
-from rl.config.run import GateConfig
+from rl.config.align import GateConfig
 from rl.evaluate.evaluation import ModeResult, half_width, mean
 
 

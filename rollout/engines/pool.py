@@ -13,7 +13,8 @@ from typing import Any
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rl.config.run import Config, PreferenceConfig
+from rl.config.reward import PreferenceConfig
+from rl.config.run import Config
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (
     Canary,

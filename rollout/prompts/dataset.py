@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rl.config.run import ColumnsConfig, SourceConfig
+from rl.config.data import ColumnsConfig
+from rl.config.run import SourceConfig
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import MediaError
 from rl.data.tables import Location, heldout_location, read_table, train_location

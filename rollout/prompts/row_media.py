@@ -24,7 +24,7 @@ from datasets import Dataset
 from rich.console import Console
 from rich.progress import Progress
 
-from rl.config.run import ColumnsConfig
+from rl.config.data import ColumnsConfig
 from rl.data.media.files import check, digest
 from rl.data.media.names import MediaCell, MediaError, MediaFile, Medium, MediumKind, describe
 from rl.data.tables import media_in

@@ -18,7 +18,7 @@ from rewards.preference.actors import RewardModelClient
 from rewards.preference.judge import Judge, JudgePrompt
 from rewards.preference.preference import PreferenceInput
 from rewards.preference.reward_model import RewardModel
-from rl.config.run import PreferenceConfig
+from rl.config.reward import PreferenceConfig
 from rl.system.actors import ActorPlaces
 from rollout.engines.pool import EnginePool
 from tests.unit.rewards.test_preference import asked, make_random_model

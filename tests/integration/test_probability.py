@@ -12,7 +12,7 @@ import pytest
 from rewards.probability import ProbabilityReward
 from rl.assembly import gather_material, start_system
 from rl.config.recipe import load
-from rl.config.run import ProbabilityConfig
+from rl.config.reward import ProbabilityConfig
 from rl.loop.loop import train_request
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import split_response

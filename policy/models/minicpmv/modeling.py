@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from policy.models.minicpmv.batching import VisualBatch, smallest_batch
 from policy.models.minicpmv.resampler import CrossAttention, Resampler
 from policy.models.minicpmv.vision import VisionTower
-from rl.config.run import Part
+from rl.config.policy import Part
 from rl.data.media.minicpmv_config import MiniCPMVConfig, refuse_unsupported
 
 

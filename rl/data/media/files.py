@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from rl.config.run import VideoConfig
+from rl.config.data import VideoConfig
 from rl.data.media.names import MediaError, MediumKind, StillImage, Video, as_rgb, refuse_size
 from rl.data.media.video_frames import STEP_S, plan_frames
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from rewards.probability import ProbabilityReward, debiased, mean_probability
-from rl.config.run import ProbabilityConfig
+from rl.config.reward import ProbabilityConfig
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
 from tests.fakes import trajectory

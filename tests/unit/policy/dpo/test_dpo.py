@@ -27,7 +27,7 @@ from policy.dpo.pairs import (
     training_order,
 )
 from policy.dpo.trainer import MetricsLog, PairTrainer
-from rl.config.run import DpoConfig
+from rl.config.align import DpoConfig
 from rl.data.media.names import MediaFile
 from rl.run.sinks import read_metrics
 from tests import minicpmv_tiny

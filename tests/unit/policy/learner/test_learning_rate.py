@@ -1,7 +1,7 @@
 import pytest
 
 from policy.learner.learning_rate import learning_rate_at
-from rl.config.run import OptimizerConfig
+from rl.config.policy import OptimizerConfig
 
 
 def rates(schedule: str, warmup_steps: int, num_steps: int) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from rl.align.gate import HallucinationRate, Measurement, as_measurement, refusals
-from rl.config.run import GateConfig
+from rl.config.align import GateConfig
 from rl.evaluate.evaluation import ModeResult
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rl.config.run import SourceConfig, VideoConfig
+from rl.config.data import VideoConfig
+from rl.config.run import SourceConfig
 from rl.data.media.files import _timed, read_image, read_video
 from rl.data.media.names import (
     MediaCell,

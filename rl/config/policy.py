@@ -1,0 +1,108 @@
+"""The sections `policy` and `algorithm`: which model is trained, and how it learns from a batch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rl.config.section import Section
+
+Part = Literal["llm", "vision", "resampler"]
+"""The parts of a vision-language model. `resampler` is the layer between the vision tower and the
+language model, which Qwen calls merger."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(Section):
+    """AdamW, and the learning rate over the steps."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of the running means of the gradient and of its square."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW, times the learning rate at every step."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly from 0 to its peak."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate from the warm-up to the last step."""
+    final_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Where `linear` and `cosine` end, as a fraction of the peak."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """A gradient with a larger L2 norm, over all parameters, is scaled down to this norm."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685), by peft."""
+
+    rank: int = Field(default=16, gt=0)
+    """Rank of the adapters' matrices."""
+    alpha: float = Field(default=32, gt=0)
+    """Scale of the adapters: what they add is multiplied by alpha / rank."""
+    targets: str | list[str] = "all-linear"
+    """Modules that get an adapter, as peft names them."""
+
+
+class PolicyConfig(Section):
+    """The model that is trained, and the DeepSpeed ranks that train it."""
+
+    model: str = "builtin:tiny"
+    """A Hugging Face model directory or name, or `builtin:tiny` (made on first use, cached)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of learner and engines; bfloat16 keeps float32 master weights."""
+    ranks: int = Field(default=1, gt=0)
+    """DeepSpeed ranks, one Ray actor each."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed divides over the ranks: 1 the optimizer's state, 2 gradients too, 3 weights
+    too. bfloat16 runs at least 1."""
+    micro_batch_tokens: int = Field(default=16384, gt=0)
+    """The most tokens, padding included, that a rank forwards at once."""
+    logprob_chunk_tokens: int = Field(default=2048, gt=0)
+    """Positions whose logits exist at one time; bounds memory to this many times the vocabulary."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass in place of keeping them: less memory, more
+    time."""
+    train: list[Part] | None = Field(default=None, min_length=1)
+    """The parts of a vision-language model that are trained, while the others stay as they are;
+    null trains all of them or, with `lora`, the adapters on the language model alone."""
+    lora: LoraConfig | None = None
+    """Adapters on the language model; null trains the weights themselves."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer of RL; the RLAIF-V pass has its own, `align.dpo.optimizer`."""
+    threads: int = Field(default=1, gt=0)
+    """Torch threads of a rank on CPU."""
+    deepspeed: dict[str, Any] = {}
+    """Merged over the DeepSpeed configuration that the learner builds (offload, bucket sizes)."""
+
+    @property
+    def effective_zero_stage(self) -> int:
+        """The ZeRO stage that runs: at least 1 with bfloat16."""
+        # DeepSpeed's stage 0 adds up the gradients of micro-batches in bfloat16, where small
+        # ones vanish.
+        return max(self.zero_stage, 1) if self.dtype == "bfloat16" else self.zero_stage
+
+
+class AlgorithmConfig(Section):
+    """GRPO (arXiv 2402.03300) with no KL and no entropy term (arXiv 2509.18154, 2.4.3)."""
+
+    normalize_by_std: bool = True
+    """Divide the centred rewards by the group's standard deviation; false is Dr. GRPO."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """The importance ratio is clipped below at 1 - clip_low."""
+    clip_high: float = Field(default=0.27, ge=0)
+    """The importance ratio is clipped above at 1 + clip_high (RLPR; DAPO's clip-higher is 0.28)."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """What the loss of a batch is: the mean over all loss tokens; the mean over sequences of their
+    token means; or the sum over tokens, divided by sequences x `constant_length`."""
+    constant_length: int = Field(default=1024, gt=0)
+    """Divisor of `constant` aggregation, in tokens."""
+    updates_per_batch: int = Field(default=1, gt=0)
+    """Optimizer steps on one batch, which is cut into this many parts."""
+    rollout_weight_cap: float | None = Field(default=2.0, gt=0)
+    """Cap of the truncated importance weight of a token against the engine that sampled it; null
+    turns the weight off."""
+    drop_zero_variance: bool = False
+    """Replace groups whose rewards are all equal (dynamic sampling of DAPO, arXiv 2503.14476)."""
+    max_unscored_share: float = Field(default=0.5, ge=0, lt=1)
+    """A group in which a larger share of the trajectories has no score is dropped."""

@@ -1,0 +1,84 @@
+"""The sections `modes`, `share_schedule`, `rollout` and `eval`: what is sampled, and how."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from rl.config.section import Section, Share
+
+
+class ModeConfig(Section):
+    """A way to answer, such as with or without reasoning; NAME is yours to choose."""
+
+    share: Share
+    """Share of the prompts that are asked in this mode; all modes together make 1."""
+    thinking: bool
+    """Whether the model reasons before it answers; decides how the generation prompt ends."""
+    max_tokens: int = Field(gt=0)
+    """Token budget of one response, reasoning included."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature in training; the learner divides its logits by the same number."""
+
+
+class SharePoint(Section):
+    """The shares of the modes at one step."""
+
+    step: int = Field(ge=1)
+    """The step (1-based) at which these shares hold; between points they are interpolated."""
+    shares: dict[str, Share]
+    """Share of every mode at that step."""
+
+
+class RolloutConfig(Section):
+    """What is sampled in a step, and the vLLM engines that sample it."""
+
+    prompts_per_step: int = Field(default=128, gt=0)
+    """Groups per step, which are prompts with all their trajectories."""
+    group_size: int = Field(default=8, gt=1)
+    """Trajectories per prompt."""
+    max_staleness: int = Field(default=0, ge=0)
+    """The most versions that a sample may be behind the learner when it is trained on; 0 is
+    synchronous training."""
+    draw: Literal["stratified", "bernoulli"] = "stratified"
+    """How modes are drawn: `stratified` gives every step exactly its shares, in random places;
+    `bernoulli` draws independently for each prompt."""
+    workers: int = Field(default=1, gt=0)
+    """vLLM engines, one Ray actor each."""
+    tensor_parallel: int = Field(default=1, gt=0)
+    """GPUs per engine."""
+    max_model_length: int = Field(gt=0)
+    """Tokens of prompt and response that an engine accepts."""
+    seed_requests: bool = False
+    """Give every group a seed of its own, so that sampling is reproducible; costs speed on GPU."""
+    engine: dict[str, Any] = {}
+    """Passed to vLLM's engine arguments as they are."""
+    start_timeout_s: float = Field(default=600, gt=0)
+    """Seconds that the engines may take to be ready."""
+    group_timeout_s: float = Field(default=1800, gt=0)
+    """Seconds that one group may take; after them it is dropped, counted and replaced."""
+
+
+class EvalConfig(Section):
+    """Held-out prompts, which are asked in every mode before, during and after training."""
+
+    prompts: int = Field(default=256, gt=0)
+    """Held-out prompts, each asked `samples` times in every mode."""
+    samples: int = Field(default=1, gt=0)
+    """Responses per prompt and mode; with more than one there is a pass@k."""
+    every: int | None = Field(default=None, gt=0)
+    """Steps between evaluations; null evaluates before and after training only."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature of the evaluation; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: the most likely tokens are sampled from that make up this probability."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvalConfig:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"eval.samples={self.samples} greedy responses would be copies of one; set "
+                "eval.samples=1, or an eval.temperature above 0"
+            )
+        return self
