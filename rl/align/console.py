@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from rl.align.gate import as_measurement
-from rl.run.terminal import duration
+from rl.run.terminal import duration, progress_bars
 
 LINE_EVERY_S = 60.0
 
@@ -40,15 +39,7 @@ class AlignmentConsole:
         Yields what moves it by one.
         """
         self.note(f"{name}: {total:,}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        progress = Progress(
-            *columns,
-            TimeRemainingColumn(),
-            console=self._screen,
-            transient=True,
-            disable=not self._screen.is_terminal,
-        )
-        with progress as bars:
+        with progress_bars(self._screen) as bars:
             bar = bars.add_task(name, total=total)
             done, said = 0, time.monotonic()
 

@@ -27,7 +27,6 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from rl.config.recipe import load
@@ -76,6 +75,7 @@ from rl.run.command import (
     run_command,
 )
 from rl.run.files import stack_versions
+from rl.run.terminal import progress_bars
 
 
 class EvaluateKeys(Keys):
@@ -377,8 +377,7 @@ def progress(
 ) -> Iterator[Callable[[str], None]]:
     """A bar per mode, and what is done to it; yields what moves the bar of a mode by one."""
     keys = {sample.key for sample in known}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+    with progress_bars(console) as bars:
         bar_of = {
             mode: bars.add_task(f"{mode}{what}", total=total)
             for mode, total in Counter(question.mode for question in asked).items()

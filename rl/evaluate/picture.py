@@ -6,7 +6,6 @@ shown fainter: before and after in one picture.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMeth
 
 from rl.evaluate.directory import read_results
 from rl.run.files import atomic_write
-from rl.run.pictures import GREY, INK, MODE_COLORS, plain
+from rl.run.pictures import GREY, INK, mode_colors, plain
 
 _SIZE_INCHES = (10, 6.5)
 _DPI = 120
@@ -29,33 +28,35 @@ def draw_accuracy(root: Path) -> Path:
     """Draw the evaluation in `root` from its result.json, with those beside it that compare."""
     own = json.loads((root / "result.json").read_text(encoding="utf-8"))
     beside = read_results(root.parent)
+
+    def of_prompts(result: Mapping[str, Any]) -> list[Any]:
+        """Which prompts were asked, and how."""
+        sampling = ("temperature", "top_p", "seed", "modes")
+        return [result[key] for key in ("task", "split", "n")] + [
+            result["settings"][key] for key in sampling
+        ]
+
+    # Only points of the same prompts and the same sampling can be compared by eye.
     others = [
-        other for name, other in beside.items() if name != root.name and _compares(own, other)
+        other
+        for name, other in beside.items()
+        if name != root.name and of_prompts(own) == of_prompts(other)
     ]
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor="white")
     axes = figure.subplots()
     figure.subplots_adjust(left=0.08, right=0.97, top=0.84, bottom=0.11)
-    colors = dict(zip(own["modes"], itertools.cycle(MODE_COLORS), strict=False))
+    colors = mode_colors(own["modes"])
     for other in others:
-        for mode, found in other["modes"].items():
+        for mode, figures in other["modes"].items():
             if mode in colors:
-                _draw_other(axes, found, _name(other["policy"]), colors[mode])
-    for mode, found in own["modes"].items():
-        _draw_own(axes, mode, found, colors[mode])
+                _draw_other(axes, figures, _name(other["policy"]), colors[mode])
+    for mode, figures in own["modes"].items():
+        _draw_own(axes, mode, figures, colors[mode])
     _finish(axes, own)
     path = root / "accuracy.png"
     with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
     return path
-
-
-def _compares(own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether both asked the same prompts the same way."""
-    keys = ("task", "split", "n")
-    sampling = ("temperature", "top_p", "seed", "modes")
-    return all(own[key] == other[key] for key in keys) and all(
-        own["settings"][key] == other["settings"][key] for key in sampling
-    )
 
 
 def _name(policy: Mapping[str, Any]) -> str:
@@ -64,12 +65,13 @@ def _name(policy: Mapping[str, Any]) -> str:
     return str(policy["served_name"] if policy["kind"] == "endpoint" else Path(policy["path"]).name)
 
 
-def _draw_own(axes: Axes, mode: str, found: Mapping[str, Any], color: str) -> None:
-    x, y = found["tokens_mean"], found["accuracy"]
+def _draw_own(axes: Axes, mode: str, figures: Mapping[str, Any], color: str) -> None:
+    x, y = figures["tokens_mean"], figures["accuracy"]
     style = {"color": color, "markersize": 11, "markeredgecolor": "white", "zorder": 5}
-    axes.errorbar(x, y, found["half_width"], color=color, linewidth=2, capsize=5, zorder=4)
+    axes.errorbar(x, y, figures["half_width"], color=color, linewidth=2, capsize=5, zorder=4)
     axes.plot(x, y, "o", label=mode, **style)
-    ladder = {int(k): chance for k, chance in found["pass_at"].items() if int(k) > 1}
+    # A ladder of short strokes above the point: what sampling more often would reach.
+    ladder = {int(k): chance for k, chance in figures["pass_at"].items() if int(k) > 1}
     if not ladder:
         return
     axes.plot([x, x], [y, max(ladder.values())], color=color, alpha=0.3, linewidth=1.5)
@@ -77,12 +79,12 @@ def _draw_own(axes: Axes, mode: str, found: Mapping[str, Any], color: str) -> No
     _label(axes, x, max(ladder.values()), f"pass@{max(ladder)}", color, above=True)
 
 
-def _draw_other(axes: Axes, found: Mapping[str, Any], name: str, color: str) -> None:
-    x, y = found["tokens_mean"], found["accuracy"]
+def _draw_other(axes: Axes, figures: Mapping[str, Any], name: str, color: str) -> None:
+    x, y = figures["tokens_mean"], figures["accuracy"]
     axes.errorbar(
         x,
         y,
-        found["half_width"],
+        figures["half_width"],
         fmt="o",
         color=color,
         alpha=_OTHER_ALPHA,
@@ -115,6 +117,7 @@ def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
         fontsize=12,
         color=GREY,
     )
+    # Lengths of modes differ by a factor of ten and more.
     axes.set_xscale("log")
     axes.margins(x=0.25)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

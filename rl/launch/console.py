@@ -18,9 +18,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from rl.run.pictures import mode_colors
 from rl.run.terminal import duration, sparkline, step_line
 
-MODE_COLORS = ("cyan", "magenta", "green", "yellow")
 _MAX_SPARK_WIDTH = 24
 _NOTES_SHOWN = 4
 # Enough steps to even out evaluations and checkpoints, few enough to follow a change of speed.
@@ -75,12 +75,13 @@ class Console:
         self._end_phase()
         self._phase = (text, time.monotonic())
         if self._live is None:
-            self._print(f"[{duration(self._elapsed())}] {text}")
+            elapsed = time.monotonic() - self._started
+            self._print(f"[{duration(elapsed)}] {text}")
         else:
             self._live.refresh()
 
     def note(self, text: str) -> None:
-        self._notes.append(f"{duration(self._elapsed())}  {text}")
+        self._notes.append(f"{duration(time.monotonic() - self._started)}  {text}")
         if self._live is None:
             self._print(f"note: {text}")
         else:
@@ -102,8 +103,8 @@ class Console:
 
     def before_after_table(self, summary: Mapping[str, Any]) -> None:
         """Print held-out accuracy and length of every mode before and after (summary.json)."""
-        self._end_phase()
-        self._stop_live()
+        # The live view would be drawn once more below the table.
+        self.close()
         self._screen.print(_before_after(summary, self._modes))
         self._print(
             f"{summary['steps']} steps, {summary['trained_tokens']:,} trained tokens, "
@@ -112,10 +113,16 @@ class Console:
 
     def close(self) -> None:
         self._end_phase()
-        self._stop_live()
+        if self._live is None:
+            return
+        for handler, stream in self._moved_handlers:
+            handler.setStream(stream)
+        self._moved_handlers.clear()
+        self._live.stop()
+        self._live = None
 
     def _start_live(self) -> None:
-        # A redirected stderr is a log file someone asked for; only a shared terminal is captured.
+        # A redirected stderr is a log file that someone wants; only a shared terminal is captured.
         self._live = Live(
             console=self._screen,
             get_renderable=self._view,
@@ -124,26 +131,16 @@ class Console:
         )
         before = (sys.stdout, sys.stderr)
         self._live.start()
-        self._move_log_handlers(dict(zip(before, (sys.stdout, sys.stderr), strict=True)))
-
-    def _move_log_handlers(self, moved: Mapping[Any, Any]) -> None:
-        """Log handlers that hold a stream from before the view would write through it."""
+        moved = dict(zip(before, (sys.stdout, sys.stderr), strict=True))
+        # The view has put its own streams in place of both. A log handler that was made before
+        # still holds the old one, and its lines would tear the view.
         named = logging.root.manager.loggerDict.values()
-        loggers = [logging.root, *(one for one in named if isinstance(one, logging.Logger))]
+        loggers = [logging.root, *(log for log in named if isinstance(log, logging.Logger))]
         for handler in [handler for logger in loggers for handler in logger.handlers]:
             if isinstance(handler, logging.StreamHandler) and handler.stream in moved:
                 old = handler.setStream(moved[handler.stream])
                 if old is not None:
                     self._moved_handlers.append((handler, old))
-
-    def _stop_live(self) -> None:
-        if self._live is None:
-            return
-        for handler, stream in self._moved_handlers:
-            handler.setStream(stream)
-        self._moved_handlers.clear()
-        self._live.stop()
-        self._live = None
 
     def _end_phase(self) -> None:
         if self._phase is None:
@@ -154,14 +151,13 @@ class Console:
             self._print(f"{duration(time.monotonic() - since):>9}  {text}")
 
     def _print(self, text: str) -> None:
+        # As Text it is no markup: a path or a note may hold square brackets.
         self._screen.print(Text(text), soft_wrap=True)
 
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._started
-
     def _left(self) -> float | None:
-        """Seconds left at the recent pace, with what happens between steps; None if unknown."""
+        """Return the seconds left at the recent pace; None if that is not known yet."""
         steps_left = self._total_steps - self._step
+        # Between the ends of steps, which includes evaluations and checkpoints.
         if len(self._step_times) > 1:
             seconds = self._step_times[-1] - self._step_times[0]
             return steps_left * seconds / (len(self._step_times) - 1)
@@ -172,14 +168,18 @@ class Console:
     def _view(self) -> Group:
         parts: list[Any] = [Text(), self._header()]
         if self._latest:
-            parts += [Text(self._run_line(), style="dim"), Text(), self._mode_table()]
+            fields = [(key, text) for key, text in _RUN_FIELDS if key in self._latest]
+            line = " · ".join(text.format(self._latest[key]) for key, text in fields)
+            parts += [Text(line, style="dim"), Text(), self._mode_table()]
         if self._phase is not None:
-            parts.append(Spinner("dots", Text(self._phase_text(), style="bold")))
+            phase, since = self._phase
+            elapsed = duration(time.monotonic() - since)
+            parts.append(Spinner("dots", Text(f"{phase}  {elapsed}", style="bold")))
         parts += [Text(note, style="dim") for note in self._notes]
         return Group(*parts)
 
     def _header(self) -> Table:
-        times = f"{duration(self._elapsed())} elapsed"
+        times = f"{duration(time.monotonic() - self._started)} elapsed"
         left = self._left()
         if left is not None:
             times += f", {duration(left)} left"
@@ -193,43 +193,29 @@ class Console:
         )
         return header
 
-    def _run_line(self) -> str:
-        return " · ".join(
-            text.format(self._latest[key]) for key, text in _RUN_FIELDS if key in self._latest
-        )
-
-    def _phase_text(self) -> str:
-        assert self._phase is not None
-        text, since = self._phase
-        return f"{text}  {duration(time.monotonic() - since)}"
-
     def _mode_table(self) -> Table:
         # Beside the labels (19 columns), each mode has its number and its gaps (11).
-        room = (self._screen.width - 19) // len(self._modes) - 11
-        spark_width = min(_MAX_SPARK_WIDTH, max(1, room))
+        width = (self._screen.width - 19) // len(self._modes) - 11
+        spark_width = min(_MAX_SPARK_WIDTH, max(1, width))
         table = Table.grid(padding=(0, 2))
         table.add_column()
         header = [Text()]
-        for mode, color in self._mode_colors():
+        for mode, color in mode_colors(self._modes).items():
             table.add_column(justify="right", min_width=7)
             table.add_column(min_width=spark_width, style=color)
             header += [Text(mode, style=f"bold {color}"), Text()]
         table.add_row(*header)
         for label, template, text in _MODE_ROWS:
-            cells = [Text(label)]
+            row = [Text(label)]
             for mode in self._modes:
                 key = template.format(mode=mode)
                 known = key in self._latest
-                cells.append(Text(text.format(self._latest[key]) if known else ""))
-                cells.append(Text(sparkline(self._history.get(key, []), spark_width)))
-            if any(cell.plain for cell in cells[1:]):
-                table.add_row(*cells)
+                row.append(Text(text.format(self._latest[key]) if known else ""))
+                row.append(Text(sparkline(self._history.get(key, []), spark_width)))
+            # A run without evaluations, say, has no line for them.
+            if any(value.plain for value in row[1:]):
+                table.add_row(*row)
         return table
-
-    def _mode_colors(self) -> list[tuple[str, str]]:
-        return [
-            (mode, MODE_COLORS[place % len(MODE_COLORS)]) for place, mode in enumerate(self._modes)
-        ]
 
 
 def _before_after(summary: Mapping[str, Any], modes: Sequence[str]) -> Table:
@@ -252,6 +238,6 @@ def _before_after(summary: Mapping[str, Any], modes: Sequence[str]) -> Table:
 
 
 def _accuracy(figures: Mapping[str, float]) -> str:
-    """Percent, with half of the 95 % interval where it is known."""
+    """Return percent, with half of the 95 % interval where it is known."""
     text = f"{100 * figures['accuracy']:.1f} %"
     return f"{text} ± {100 * figures['half_width']:.1f}" if "half_width" in figures else text

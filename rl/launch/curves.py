@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from rl.run.directory import RunDirectory
 from rl.run.files import atomic_write, write_text
-from rl.run.pictures import GREY, INK, MODE_COLORS, legend_above, plain
+from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, plain
 from rl.run.sinks import read_metrics
 
 _SIZE_INCHES = (16, 10)
 _DPI = 100
 _TIME_PARTS = (
-    ("time/wait_for_groups", "waiting for groups", "#9ecae1"),
-    ("time/update", "learner update", "#3b7dbf"),
-    ("time/publish", "publish", "#0b3c6f"),
+    ("time/wait_for_groups", "waiting for groups"),
+    ("time/update", "learner update"),
+    ("time/publish", "publish"),
 )
 _HELDOUT_STYLE: dict[str, Any] = {
     "linestyle": (0, (2, 2)),
@@ -47,7 +47,7 @@ class _Series:
 
 @dataclass(frozen=True)
 class _Record:
-    """What a run has logged."""
+    """What a run has logged; values that are no number are left out by read_metrics."""
 
     by_step: Mapping[int, Mapping[str, float]]
     before: Mapping[str, Mapping[str, float]]
@@ -67,12 +67,14 @@ class _Record:
         return list(dict.fromkeys(named))
 
     def series(self, key: str) -> _Series:
+        # The reshape keeps two columns where no step has the metric.
         points = [(step, metrics[key]) for step, metrics in self.by_step.items() if key in metrics]
         table = np.array(points, dtype=np.float64).reshape(-1, 2)
         return _Series(table[:, 0], table[:, 1])
 
     def heldout(self, mode: str, figure: str) -> _Series:
         logged = self.series(f"eval/{mode}/{figure}")
+        # Where the start was logged as step 0, too, it is there already.
         if figure not in self.before.get(mode, {}) or 0 in logged.steps:
             return logged
         return _Series(
@@ -125,15 +127,15 @@ def _title(directory: RunDirectory, record: _Record) -> str:
 
 def _draw_by_mode(axes: Axes, record: _Record, key: str, title: str) -> None:
     _prepare(axes, record, title)
-    for mode, color in _colors(record.modes).items():
+    for mode, color in mode_colors(record.modes).items():
         _draw_smoothed(axes, record.series(key.format(mode=mode)), mode, color)
     _finish(axes)
 
 
 def _draw_accuracy(axes: Axes, record: _Record) -> None:
-    """Training as a line, held-out evaluations as points; both in the colour of their mode."""
+    """Draw training as a line and held-out evaluations as points, in the colour of their mode."""
     _prepare(axes, record, "Accuracy")
-    for mode, color in _colors(record.modes).items():
+    for mode, color in mode_colors(record.modes).items():
         _draw_smoothed(axes, record.series(f"reward/{mode}/accuracy"), mode, color)
         heldout = record.heldout(mode, "accuracy")
         if len(heldout.steps):
@@ -146,7 +148,7 @@ def _draw_accuracy(axes: Axes, record: _Record) -> None:
 
 
 def _draw_smoothed(axes: Axes, series: _Series, label: str, color: str) -> None:
-    """The values, faint behind their moving average where there are enough of them."""
+    """Draw the values, faint behind their moving average where there are enough of them."""
     count = len(series.steps)
     if count == 0:
         return
@@ -159,24 +161,25 @@ def _draw_smoothed(axes: Axes, series: _Series, label: str, color: str) -> None:
 
 
 def _draw_step_time(axes: Axes, record: _Record) -> None:
-    """Where the seconds of a step go, in stacked bars; long runs are averaged in stretches."""
+    """Draw where the seconds of a step go, in stacked bars."""
     _prepare(axes, record, "Seconds per step")
     first, last = min(record.by_step, default=1), record.last_step
+    # In a long run a bar is the mean of several steps: thousands would be thinner than a pixel.
     width = max(1, -(-(last - first + 1) // _MAX_BARS))
     bottoms: dict[int, float] = {}
-    for key, label, color in _TIME_PARTS:
+    for (key, label), color in zip(_TIME_PARTS, BLUES, strict=True):
         series = record.series(key)
         if not len(series.steps):
             continue
         bins = ((series.steps - first) // width).astype(int)
-        places = np.unique(bins)
-        heights = np.array([series.values[bins == place].mean() for place in places])
-        bottom = np.array([bottoms.get(place, 0.0) for place in places])
-        centers = first + places * width + (width - 1) / 2
+        drawn_bins = np.unique(bins)
+        heights = np.array([series.values[bins == number].mean() for number in drawn_bins])
+        bottom = np.array([bottoms.get(number, 0.0) for number in drawn_bins])
+        centers = first + drawn_bins * width + (width - 1) / 2
         # Thin bars with gaps would show a pattern that is the screen's, not the run's.
-        drawn = width if last - first > 30 else width * 0.8
-        axes.bar(centers, heights, drawn, bottom, color=color, label=label, antialiased=False)
-        bottoms |= dict(zip(places.tolist(), (bottom + heights).tolist(), strict=True))
+        shown_width = width if last - first > 30 else width * 0.8
+        axes.bar(centers, heights, shown_width, bottom, color=color, label=label, antialiased=False)
+        bottoms |= dict(zip(drawn_bins.tolist(), (bottom + heights).tolist(), strict=True))
     _finish(axes)
 
 
@@ -194,15 +197,12 @@ def _finish(axes: Axes) -> None:
         axes.set_yticks([])
 
 
-def _colors(modes: Sequence[str]) -> dict[str, str]:
-    return {mode: MODE_COLORS[place % len(MODE_COLORS)] for place, mode in enumerate(modes)}
-
-
 def _moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of the last `window` values (fewer at the start).
+    """Return the mean of the last `window` values (fewer at the start): [N].
 
     Example: _moving_average([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
     """
+    # Each mean is a difference of two running sums, so the window's length costs nothing.
     sums = np.cumsum(np.append(0.0, values))
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)

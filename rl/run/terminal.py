@@ -1,13 +1,18 @@
-"""A step's metrics as text that a person reads at a glance."""
+"""What commands show on a terminal: a step as a line, durations, small curves, a progress bar."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _BARS = "▁▂▃▄▅▆▇█"
 
-# What stands where in a step's line: metric key, and its text.
+# The pieces of a step's line in their order: metric key, and its text. Those of every mode come
+# first, since a run is about them.
 _RUN_FIELDS = (
     ("staleness/max", "staleness {:.0f}"),
     ("rollout/mismatch_kl", "kl {:.0e}"),
@@ -29,23 +34,26 @@ def step_line(
     metrics: Mapping[str, float],
     left_s: float | None,
 ) -> str:
-    """`step 7/120 | long acc 0.61 reward 0.68 47 tok | ... | left 4 m 20 s`.
+    """Return such as `step 7/120 | long acc 0.61 reward 0.68 47 tok | ... | left 4 m 20 s`.
 
     Metrics that the step does not have are left out.
     """
+
+    def known(fields: Sequence[tuple[str, str]]) -> list[str]:
+        return [text.format(metrics[key]) for key, text in fields if key in metrics]
+
     pieces = [f"step {step}/{total_steps}"]
     for mode in modes:
-        fields = [(key.format(mode=mode), text) for key, text in _MODE_FIELDS]
-        if known := _filled(fields, metrics):
-            pieces.append(" ".join([mode, *known]))
-    pieces += _filled(_RUN_FIELDS, metrics)
+        if figures := known([(key.format(mode=mode), text) for key, text in _MODE_FIELDS]):
+            pieces.append(" ".join([mode, *figures]))
+    pieces += known(_RUN_FIELDS)
     if left_s is not None:
         pieces.append(f"left {duration(left_s)}")
     return " | ".join(pieces)
 
 
 def duration(seconds: float) -> str:
-    """The two largest units, rounded down: `42 s`, `4 m 20 s`, `3 h 05 m`, `2 d 07 h`."""
+    """Return the two largest units, rounded down: `42 s`, `4 m 20 s`, `3 h 05 m`, `2 d 07 h`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -57,27 +65,38 @@ def duration(seconds: float) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of `values` in at most `width` characters, from their lowest to their highest.
+    """Return the course of `values` in at most `width` characters, scaled to their own range.
 
-    Longer series are averaged in equal stretches. Values that are not finite are left out; a flat
-    series is drawn at the bottom.
+    Longer series are averaged in equal stretches. Values that are not finite are left out.
 
     Example: sparkline([0, 1, 2, 3], 2) == "▁█"
     """
     finite = [value for value in values if math.isfinite(value)]
     count = min(width, len(finite))
-    stretches = [
-        finite[place * len(finite) // count : (place + 1) * len(finite) // count]
-        for place in range(count)
-    ]
-    means = [math.fsum(stretch) / len(stretch) for stretch in stretches]
+    bounds = [index * len(finite) // count for index in range(count + 1)] if count else []
+    means = [math.fsum(finite[a:b]) / (b - a) for a, b in pairwise(bounds)]
     if not means:
         return ""
     low, spread = min(means), max(means) - min(means)
+    # A flat series has no range to be scaled to, and is drawn at the bottom.
     if spread == 0:
         return _BARS[0] * count
     return "".join(_BARS[round((mean - low) / spread * (len(_BARS) - 1))] for mean in means)
 
 
-def _filled(fields: Sequence[tuple[str, str]], metrics: Mapping[str, float]) -> list[str]:
-    return [text.format(metrics[key]) for key, text in fields if key in metrics]
+def progress_bars(console: Console) -> Progress:
+    """Return the progress bar of every command: what is done, how much of it, how long it takes.
+
+    Its tasks are pieces of work; their descriptions are plain text, never markup.
+    """
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        # What a command has to say at its end stands alone on the screen.
+        transient=True,
+        # In a log file a bar would be a line for every refresh, or one that says nothing.
+        disable=not console.is_terminal,
+    )

@@ -52,9 +52,10 @@ def page_of_ledger(
     parts = sorted(name for name in figures.columns if name.startswith(PART_PREFIX))
     lines: list[tuple[str, ...]] = []
     for mode, of_mode in figures.groupby("mode"):
+        num_groups = _num_groups(of_mode)
         line = (
             str(mode),
-            f"{_num_groups(of_mode):,}",
+            f"{num_groups:,}",
             f"{len(of_mode):,}",
             f"{of_mode.failure.notna().sum():,}",
             f"{(of_mode.finish_reason == 'length').mean():.1%}",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from rl.run.files import atomic_write
-from rl.run.pictures import GREY, INK, MODE_COLORS, plain
+from rl.run.pictures import BLUES, GREY, INK, mode_colors, plain
 from rl.sweep.results import PointResult, SweepResults
 
 _SIZE_INCHES = (16, 10)
@@ -37,12 +37,13 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
         wspace=0.55,
         hspace=0.34,
     )
-    colors = _point_colors(results)
-    for place, mode in enumerate(results.modes):
-        axes = figure.add_subplot(grid[0, 2 * place : 2 * place + 2])
+    # From light to dark, as the share of long grows from arm to arm.
+    colors = list(mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(results.points))))
+    panels = [figure.add_subplot(grid[0, 2 * n : 2 * n + 2]) for n in range(len(results.modes))]
+    for axes, mode in zip(panels, results.modes, strict=True):
         _draw_against_tokens(axes, results, mode, colors)
-        if place == len(results.modes) - 1:
-            _legend(axes)
+    # The arms have the same colours in every panel of the row, so one legend is enough.
+    _legend(panels[-1])
     width = len(results.modes)
     _draw_finals(figure.add_subplot(grid[1, :width]), results)
     _draw_tokens(figure.add_subplot(grid[1, width:]), results)
@@ -53,22 +54,27 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
 def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: list[Any]) -> None:
     _prepare(axes, f"{mode}: held-out accuracy", "trained tokens")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    for one, color in zip(results.points, colors, strict=True):
-        tokens = [e.trained_tokens for e in one.mean_course]
-        is_trained = one.shares[mode] > 0
+    for point, color in zip(results.points, colors, strict=True):
+        tokens = [e.trained_tokens for e in point.mean_course]
+        is_trained = point.shares[mode] > 0
         axes.plot(
             tokens,
-            [e.accuracy[mode] for e in one.mean_course],
+            [e.accuracy[mode] for e in point.mean_course],
             color=color,
             linewidth=2.2,
             # Dashed: an arm that never trains this mode.
             linestyle="-" if is_trained else (0, (3, 2)),
             marker="o",
             markersize=3.5,
-            label=_label(one),
+            label=_label(point),
         )
-        if len(one.courses) > 1:
-            _shade_seeds(axes, one, mode, tokens, color)
+        # Shaded from the worst to the best seed.
+        if len(point.courses) > 1:
+            steps = [e.step for e in point.mean_course]
+            by_step = [{e.step: e.accuracy[mode] for e in c.evaluations} for c in point.courses]
+            low = [min(accuracies[step] for accuracies in by_step) for step in steps]
+            high = [max(accuracies[step] for accuracies in by_step) for step in steps]
+            axes.fill_between(tokens, low, high, color=color, alpha=0.13, linewidth=0)
     peak = results.peak(results.points[0].point) if mode == results.long_mode else None
     if peak is not None:
         axes.axhline(peak.accuracy, color=GREY, linewidth=1.2, linestyle=(0, (1, 2)))
@@ -76,19 +82,11 @@ def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: l
     axes.set_xlim(left=0)
 
 
-def _shade_seeds(axes: Axes, one: PointResult, mode: str, tokens: list[float], color: Any) -> None:
-    steps = [e.step for e in one.mean_course]
-    by_step = [{e.step: e.accuracy[mode] for e in course.evaluations} for course in one.courses]
-    low = [min(each[step] for each in by_step) for step in steps]
-    high = [max(each[step] for each in by_step) for step in steps]
-    axes.fill_between(tokens, low, high, color=color, alpha=0.13, linewidth=0)
-
-
 def _draw_finals(axes: Axes, results: SweepResults) -> None:
-    """Final accuracy of every mode by arm; a ring marks an arm that does not train the mode."""
+    """Draw the final accuracy of every mode by arm."""
     _prepare(axes, "Held-out accuracy after training", _arms_label(results))
-    places = np.arange(len(results.points))
-    for mode, color in zip(results.modes, MODE_COLORS, strict=False):
+    positions = np.arange(len(results.points))
+    for mode, color in mode_colors(results.modes).items():
         axes.axhline(
             results.points[0].first.accuracy[mode],
             color=color,
@@ -96,43 +94,45 @@ def _draw_finals(axes: Axes, results: SweepResults) -> None:
             linestyle=(0, (1, 2)),
         )
         axes.plot(
-            places,
-            [one.last.accuracy[mode] for one in results.points],
+            positions,
+            [point.last.accuracy[mode] for point in results.points],
             color=color,
             linewidth=2.2,
             label=mode,
         )
-        for place, one in zip(places, results.points, strict=True):
-            seeds = [course.evaluations[-1].accuracy[mode] for course in one.courses]
-            face = color if one.shares[mode] > 0 else "white"
-            axes.plot([place] * len(seeds), seeds, "o", color=color, markerfacecolor=face)
+        for position, point in zip(positions, results.points, strict=True):
+            seeds = [course.evaluations[-1].accuracy[mode] for course in point.courses]
+            # A ring marks an arm that does not train the mode.
+            face = color if point.shares[mode] > 0 else "white"
+            axes.plot([position] * len(seeds), seeds, "o", color=color, markerfacecolor=face)
     axes.plot([], [], color=GREY, linewidth=1.2, linestyle=(0, (1, 2)), label="before")
     _name_arms(axes, results)
     _legend(axes)
 
 
 def _draw_tokens(axes: Axes, results: SweepResults) -> None:
-    """Trained tokens by arm, and where each arm first stood at the long-only peak."""
+    """Draw the trained tokens by arm, and where each arm first reached the long-only peak."""
     _prepare(axes, "Trained tokens", _arms_label(results))
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-    places = np.arange(len(results.points))
-    total = [one.last.trained_tokens for one in results.points]
-    signal = [one.last.signal_tokens for one in results.points]
-    axes.bar(places, total, 0.6, color="#cfd8e3", label="without variance")
-    axes.bar(places, signal, 0.6, color="#3b7dbf", label="with variance")
+    positions = np.arange(len(results.points))
+    total = [point.last.trained_tokens for point in results.points]
+    signal = [point.last.signal_tokens for point in results.points]
+    axes.bar(positions, total, 0.6, color=BLUES[0], label="without variance")
+    axes.bar(positions, signal, 0.6, color=BLUES[1], label="with variance")
     shown: set[str] = set()
-    for place, one in zip(places, results.points, strict=True):
-        peak = results.peak(one.point)
+    for position, point in zip(positions, results.points, strict=True):
+        peak = results.peak(point.point)
         if peak is None:
             continue
         for accuracy, text, style in (
             (peak.accuracy - peak.half_width, "peak within its interval", _DIAMOND),
             (peak.accuracy, "long-only peak reached", _STAR),
         ):
-            tokens = results.tokens_to(one.mean_course, accuracy)
+            tokens = results.tokens_to(point.mean_course, accuracy)
             if tokens is not None:
+                # Only the first of each kind, or the legend would list every arm's.
                 label = None if text in shown else text
-                axes.plot(place, tokens, color=INK, linestyle="none", label=label, **style)
+                axes.plot(position, tokens, color=INK, linestyle="none", label=label, **style)
                 shown.add(text)
     _name_arms(axes, results)
     axes.set_ylim(bottom=0)
@@ -163,21 +163,15 @@ def _legend(axes: Axes) -> None:
 
 
 def _name_arms(axes: Axes, results: SweepResults) -> None:
-    axes.set_xticks(range(len(results.points)), [_label(one) for one in results.points])
+    axes.set_xticks(range(len(results.points)), [_label(point) for point in results.points])
 
 
 def _arms_label(results: SweepResults) -> str:
-    is_ratio = all(one.point.long_share is not None for one in results.points)
+    is_ratio = all(point.point.long_share is not None for point in results.points)
     return "share of long prompts" if is_ratio else ""
 
 
-def _label(one: PointResult) -> str:
-    parts = [] if one.point.long_share is None else [f"{100 * one.point.long_share:g} %"]
-    parts += [str(value) for _, value in one.point.others]
+def _label(point: PointResult) -> str:
+    parts = [] if point.point.long_share is None else [f"{100 * point.point.long_share:g} %"]
+    parts += [str(value) for _, value in point.point.others]
     return " ".join(parts) or "all"
-
-
-def _point_colors(results: SweepResults) -> list[Any]:
-    """From light to dark as the share of long grows; arms of no share take any colours."""
-    count = len(results.points)
-    return list(mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, count)))

@@ -7,9 +7,8 @@ from typing import Any
 
 import rich.console
 from ray.tune import Callback
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from rl.run.terminal import progress_bars
 from rl.sweep.arms import Arm
 
 
@@ -22,13 +21,7 @@ class SweepProgress(Callback):
         self._modes = list(arms[0].config.modes)
         self._heldout: dict[str, str] = {}
         self._num_ended = 0
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self._bars = progress_bars(console)
         self._all = self._bars.add_task("all arms, in steps", total=sum(self._steps.values()))
         self._tasks: dict[str, Any] = {}
         self._done: dict[str, int] = {}
@@ -47,7 +40,7 @@ class SweepProgress(Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["arm"]
         if name not in self._tasks:  # it is, where Tune tries again
-            self._tasks[name] = self._bars.add_task(escape(name), total=self._steps[name])
+            self._tasks[name] = self._bars.add_task(name, total=self._steps[name])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
@@ -62,7 +55,7 @@ class SweepProgress(Callback):
         if figures:
             self._heldout[name] = ", ".join(figures)
         text = f"{name}  {self._heldout.get(name, '')}"
-        self._bars.update(self._tasks[name], completed=step, description=escape(text))
+        self._bars.update(self._tasks[name], completed=step, description=text)
         self._bars.update(self._all, completed=sum(self._done.values()))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
