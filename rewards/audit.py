@@ -2,17 +2,22 @@
 
     python -m rewards.audit in=answers.jsonl
     python -m rewards.audit in=answers.jsonl out=judged.jsonl workers=4
+    python -m rewards.audit in=answers.jsonl against=math_verify
 
 Each line of the input is a JSON object with
 
-    reference, response         an answer to be verified; also question, task
+    reference, response         an answer to be verified; also question, task. A reference may be a
+                                number, or a list of accepted answers
     mode, text                  a sampled text, in mode short or long (which starts inside the think
                                 block), to be judged for its form; with `reference`, its answer part
                                 is verified too
     id, domain, correct         kept apart in the table; finish_reason is "stop" if not given
 
-and each line of the output, in the same order, `id`, `parts`, `route`, `failure` and `seconds`.
-Rows that say whether they are `correct` are counted in a table.
+and each line of the output, in the same order, `id`, `parts`, `route`, `claimed` (the final answer
+that was read), `how` (box, tag, marker or last claim), `why` (it is no full score), `failure` and
+`seconds`. A line that is no such row is reported, has the failure `bad_row`, and the audit goes on.
+Rows that say whether they are `correct` are counted in a table. `against=math_verify` asks bare
+math-verify too, and lists the rows where the two differ.
 """
 
 from __future__ import annotations
@@ -24,31 +29,36 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from rewards.rules.verifier import NotScorable, score_reference, symbolic, verify_quickly
+from rewards.rules.bare import math_verify_verdict
+from rewards.rules.verifier import UNVERIFIABLE, NotScorable, route_of, verify_quickly
 from rewards.text.format import CLOSE, format_reward
 from rewards.text.repetition import repetition_penalty
+from rewards.text.verification import verify_slowly
 from rewards.text.workers import SampleFailed, WorkerPool
-from rl.config.run import RewardConfig
-from rl.loop.stages import Trajectory
+from rl.config.reward import RewardConfig
+from rl.data.references import accepted_answers, reference_text
+from rl.loop.stages import Failure, Trajectory, not_scorable
 from rl.run.command import Command, Keys, run_command
 from rl.run.files import atomic_write
 
 THINKING = {"short": False, "long": True}
 FINISH_REASONS = ("stop", "length", "abort")
-DISAGREEMENTS = ("false accepts", "false rejects", "failures")
+COUNTED = ("false accepts", "false rejects", UNVERIFIABLE, "failures")
 MAX_ROWS_IN_FLIGHT = 256
 """Rows that may wait for a slow one before them: they are what is held in memory."""
+MAX_DIFFERENCES_SHOWN = 100
 
 
 class AuditKeys(Keys):
@@ -56,6 +66,8 @@ class AuditKeys(Keys):
     """The rows to judge."""
     out: Path | None = Field(default=None, examples=["FILE.jsonl"])
     """The verdicts; by default beside the input, as NAME.audit.jsonl."""
+    against: Literal["math_verify"] | None = None
+    """What to compare the rules with: the rows where the two differ are listed."""
     workers: int = Field(default=1, gt=0)
     """Processes that verify answers; each can be killed without the others noticing."""
     timeout_s: float = Field(default=5.0, gt=0)
@@ -67,13 +79,6 @@ class AuditKeys(Keys):
     def target(self) -> Path:
         """Where the verdicts go."""
         return self.out or self.source.with_suffix(".audit.jsonl")
-
-    @property
-    def config(self) -> RewardConfig:
-        """The limits, as the workers take them."""
-        return RewardConfig(
-            workers=self.workers, timeout_s=self.timeout_s, memory_mib=self.memory_mib
-        )
 
     @model_validator(mode="after")
     def _files_are_two(self) -> AuditKeys:
@@ -94,143 +99,211 @@ class Row:
     id: Any
     reference: str | None
     """None where there is no accuracy to be found."""
-    answer: str
-    question: str
-    task: str
-    sampled: Trajectory | None
+    answer: str = ""
+    question: str = ""
+    task: str = "auto"
+    sampled: Trajectory | None = None
     """None where there is no form to be judged."""
-    thinking: bool
-    domain: str
-    correct: bool | None
+    thinking: bool = False
+    domain: str = "-"
+    correct: bool | None = None
     """The label, if there is one."""
+    problem: str = ""
+    """Why the line is no row; nothing else of it is known then."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """What the output says of one row."""
 
-    parts: Mapping[str, float]
-    route: str | None
-    failure: str | None
-    seconds: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+    route: str | None = None
+    claimed: str | None = None
+    how: str | None = None
+    why: str | None = None
+    failure: Failure | None = None
+    seconds: float = 0.0
     """Spent on this row, without waiting for a worker."""
+    math_verify: float | None = None
 
 
-def write_verdicts(keys: AuditKeys) -> None:
-    table = audit(keys)
-    if table is not None:
-        Console().print(table)
-    print(f"written to {keys.target}", file=sys.stderr)
+class BadRow(ValueError):
+    """A line that is JSON but no row; says why."""
 
 
-def audit(keys: AuditKeys) -> Table | None:
-    """Write the output, complete or not at all; return the table where there are labels."""
-    tally = Tally()
+def audit(keys: AuditKeys) -> int:
+    """Write the verdicts and print the tables; after Ctrl-C, of the rows that are done."""
+    tally: dict[str, Counter[str]] = defaultdict(Counter)
+    differences: list[tuple[Row, Finding]] = []
+    code, num_bad = 0, 0
     with (
         keys.source.open("rb") as lines,
         atomic_write(keys.target) as partial_path,
         partial_path.open("w", encoding="utf-8") as output,
-        _judge(keys.config) as judge,
+        _judge(keys) as judge,
     ):
-        for row, finding in _in_order(_progressing(_rows(lines, keys.source), lines), judge):
-            written = {"id": row.id, "parts": finding.parts, "route": finding.route}
-            written |= {"failure": finding.failure, "seconds": round(finding.seconds, 6)}
-            output.write(f"{json.dumps(written)}\n")
-            tally.add(row, finding)
-    return tally.table() if tally.counts else None
+        try:
+            for row, finding in _in_order(_progressing(_rows(lines, keys.source), lines), judge):
+                output.write(f"{json.dumps(_record(row, finding, keys.against))}\n")
+                num_bad += bool(row.problem)
+                if row.correct is not None and row.reference is not None:
+                    tally[row.domain][_outcome(row, finding)] += 1
+                ours = finding.parts.get("accuracy")
+                if keys.against and row.reference and finding.math_verify != ours:
+                    differences.append((row, finding))
+        except KeyboardInterrupt:
+            print("stopped; the rows that were done are kept", file=sys.stderr)
+            code = 130
+    if tally:
+        Console().print(_table(tally))
+    if keys.against:
+        Console().print(_differences_table(differences))
+    if num_bad:
+        print(f"{num_bad} lines are no rows; the output says why", file=sys.stderr)
+    print(f"written to {keys.target}", file=sys.stderr)
+    return code
 
 
-class Tally:
-    """Counts of verdicts against labels, by domain."""
-
-    def __init__(self) -> None:
-        self.counts: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def add(self, row: Row, finding: Finding) -> None:
-        if row.correct is None or row.reference is None:
-            return
-        outcome = "failures"
-        if finding.failure is None:
-            accepted = finding.parts["accuracy"] == 1.0
-            wrong = "false accepts" if accepted else "false rejects"
-            outcome = "agrees" if accepted == row.correct else wrong
-        self.counts[row.domain][outcome] += 1
-
-    def table(self) -> Table:
-        table = Table("domain", caption="accuracy: labels met, of all rows; failures meet none")
-        for name in ("n", "accuracy", *DISAGREEMENTS):
-            table.add_column(name, justify="right")
-        for domain, counts in sorted(self.counts.items()):
-            table.add_row(domain, *_shown_counts(counts))
-        table.add_section()
-        table.add_row("all", *_shown_counts(sum(self.counts.values(), Counter[str]())))
-        return table
+def _record(row: Row, finding: Finding, against: str | None) -> dict[str, Any]:
+    record = {"id": row.id, **vars(finding)}
+    record |= {"parts": dict(finding.parts), "seconds": round(finding.seconds, 6)}
+    record["failure"] = str(finding.failure) if finding.failure else None
+    if not against:
+        del record["math_verify"]
+    return record
 
 
-def _shown_counts(counts: Counter[str]) -> list[str]:
-    accuracy = f"{100 * counts['agrees'] / counts.total():.2f} %"
-    return [str(counts.total()), accuracy, *(str(counts[name]) for name in DISAGREEMENTS)]
+def _outcome(row: Row, finding: Finding) -> str:
+    if finding.failure is not None:
+        return "failures"
+    accepted = finding.parts["accuracy"] == 1.0
+    if accepted == row.correct:
+        return "agrees"
+    if (finding.why or "").startswith(UNVERIFIABLE):
+        return UNVERIFIABLE
+    return "false accepts" if accepted else "false rejects"
+
+
+def _table(tally: Mapping[str, Counter[str]]) -> Table:
+    table = Table("domain", caption="accuracy: labels met, of all rows; failures meet none")
+    for name in ("n", "accuracy", *COUNTED):
+        table.add_column(name, justify="right")
+    total = sum(tally.values(), Counter[str]())
+    for domain, counts in [*sorted(tally.items()), ("all", total)]:
+        if domain == "all":
+            table.add_section()
+        accuracy = f"{100 * counts['agrees'] / counts.total():.2f} %"
+        numbers = [str(counts[name]) for name in COUNTED]
+        table.add_row(domain, str(counts.total()), accuracy, *numbers)
+    return table
+
+
+def _differences_table(differences: Sequence[tuple[Row, Finding]]) -> Table:
+    caption = f"rows where the rules and math-verify differ: {len(differences)}"
+    if len(differences) > MAX_DIFFERENCES_SHOWN:
+        caption += f", of which the first {MAX_DIFFERENCES_SHOWN} are shown"
+    table = Table("id", "rules", "math-verify", "label", "reference", "claimed", caption=caption)
+    for row, finding in differences[:MAX_DIFFERENCES_SHOWN]:
+        ours, theirs = (
+            "-" if score is None else f"{score:g}"
+            for score in (finding.parts.get("accuracy"), finding.math_verify)
+        )
+        label = "-" if row.correct is None else "right" if row.correct else "wrong"
+        texts = [escape(text or "")[:60] for text in (row.reference, finding.claimed)]
+        table.add_row(str(row.id), ours, theirs, label, *texts)
+    return table
 
 
 class Judge:
     """Judges rows: at once where string work is enough, else in killable workers."""
 
-    def __init__(self, config: RewardConfig, pool: WorkerPool, threads: ThreadPoolExecutor) -> None:
-        self._repetition = config.repetition
+    def __init__(self, keys: AuditKeys, pool: WorkerPool, threads: ThreadPoolExecutor) -> None:
+        self._against = keys.against
         self._pool = pool
         self._threads = threads
 
     def judge(self, row: Row) -> Finding | Future[Finding]:
         started = time.perf_counter()
-        parts = {} if row.sampled is None else self._form(row.sampled, row.thinking)
+        if row.problem:
+            return Finding(failure=Failure("bad_row", row.problem))
+        finding = Finding(parts={} if row.sampled is None else _form(row.sampled, row.thinking))
         if row.reference is None:
-            return Finding(parts, None, None, time.perf_counter() - started)
-        try:
-            verdict = verify_quickly(row.reference, row.answer, row.task, row.question)
-        except NotScorable as error:
-            seconds = time.perf_counter() - started
-            return Finding(parts, _route(row), f"not_scorable: {error}", seconds)
-        seconds = time.perf_counter() - started
-        if verdict.accuracy is None:
-            return self._threads.submit(self._symbolic, row, parts, verdict.route, seconds)
-        return Finding({"accuracy": verdict.accuracy} | parts, verdict.route, None, seconds)
-
-    def _symbolic(
-        self, row: Row, parts: Mapping[str, float], route: str, seconds: float
-    ) -> Finding:
-        started = time.perf_counter() - seconds
+            return replace(finding, seconds=time.perf_counter() - started)
         arguments = (row.reference, row.answer, row.task, row.question)
-        failure = None
+        verdict = None
         try:
-            parts = {"accuracy": self._pool.call(symbolic, *arguments), **parts}
+            verdict = verify_quickly(*arguments)
+            finding = replace(
+                finding,
+                route=str(verdict.route),
+                claimed=verdict.claimed,
+                how=verdict.how,
+                why=verdict.why,
+            )
+            if verdict.accuracy is not None:
+                finding = _scored(finding, verdict.accuracy, verdict.why)
         except NotScorable as error:
-            failure = f"not_scorable: {error}"
-        except SampleFailed as error:
-            failure = str(error)
-        return Finding(parts, route, failure, time.perf_counter() - started)
+            finding = replace(finding, route=_route(row), failure=not_scorable(error))
+        finding = replace(finding, seconds=time.perf_counter() - started)
+        is_open = verdict is not None and verdict.accuracy is None
+        if is_open or self._against:
+            return self._threads.submit(self._slowly, row, finding, verdict if is_open else None)
+        return finding
 
-    def _form(self, sampled: Trajectory, thinking: bool) -> dict[str, float]:
-        form = self._repetition
-        return {
-            "format": format_reward(sampled, thinking),
-            "repetition": repetition_penalty(sampled.text, form.form, form.words, form.times),
-        }
+    def _slowly(self, row: Row, finding: Finding, verdict: Any) -> Finding:
+        assert row.reference is not None, "only such rows are sent here"
+        started = time.perf_counter() - finding.seconds
+        if verdict is not None:
+            arguments = (row.reference, row.answer, row.task, row.question)
+            try:
+                decided = verify_slowly(self._pool, verdict, *arguments)
+                finding = _scored(finding, decided.accuracy or 0.0, decided.why)
+            except NotScorable as error:
+                finding = replace(finding, failure=not_scorable(error))
+            except SampleFailed as failed:
+                finding = replace(finding, failure=failed.failure)
+            finding = replace(finding, seconds=time.perf_counter() - started)
+        if self._against:
+            references = accepted_answers(row.reference)
+            try:
+                theirs = max(
+                    self._pool.call(math_verify_verdict, text, row.answer) for text in references
+                )
+            except SampleFailed:
+                theirs = None
+            finding = replace(finding, math_verify=theirs)
+        return finding
+
+
+def _scored(finding: Finding, accuracy: float, why: str) -> Finding:
+    return replace(finding, parts={"accuracy": accuracy, **finding.parts}, why=why)
+
+
+def _form(sampled: Trajectory, thinking: bool) -> dict[str, float]:
+    form = RewardConfig().repetition
+    return {
+        "format": format_reward(sampled, thinking),
+        "repetition": repetition_penalty(sampled.text, form.form, form.words, form.times),
+    }
 
 
 def _route(row: Row) -> str | None:
-    """The route of a reference, whether or not it can be scored here."""
-    route = score_reference(row.reference or "", row.task, row.question)
-    return None if route.startswith("not_scorable") else route
+    """The route of a reference that cannot be scored here."""
+    try:
+        return route_of(row.reference or "", row.task, row.question)
+    except NotScorable:
+        return None
 
 
 @contextmanager
-def _judge(config: RewardConfig) -> Iterator[Judge]:
-    """A judge with its workers, which are killed at the end."""
-    pool = WorkerPool(config.workers, config.timeout_s, config.memory_mib)
+def _judge(keys: AuditKeys) -> Iterator[Judge]:
+    """A judge with its workers, which start with the first row that needs one and are killed at
+    the end."""
+    pool = WorkerPool(keys.workers, keys.timeout_s, keys.memory_mib)
     # One thread a worker, and the worker is up before the first clock starts.
-    threads = ThreadPoolExecutor(config.workers, initializer=partial(pool.call, len, ""))
+    threads = ThreadPoolExecutor(keys.workers, initializer=partial(pool.call, len, ""))
     try:
-        yield Judge(config, pool, threads)
+        yield Judge(keys, pool, threads)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         pool.close()
@@ -239,20 +312,21 @@ def _judge(config: RewardConfig) -> Iterator[Judge]:
 def _in_order(rows: Iterator[Row], judge: Judge) -> Iterator[tuple[Row, Finding]]:
     """Judge rows side by side and yield them in their order."""
     waiting: deque[tuple[Row, Finding | Future[Finding]]] = deque()
+
+    def first() -> tuple[Row, Finding]:
+        row, finding = waiting.popleft()
+        return row, finding if isinstance(finding, Finding) else finding.result()
+
     for row in rows:
         waiting.append((row, judge.judge(row)))
-        while waiting and (len(waiting) > MAX_ROWS_IN_FLIGHT or _is_done(waiting[0][1])):
-            yield _done(*waiting.popleft())
+        while waiting and (
+            len(waiting) > MAX_ROWS_IN_FLIGHT
+            or isinstance(waiting[0][1], Finding)
+            or waiting[0][1].done()
+        ):
+            yield first()
     while waiting:
-        yield _done(*waiting.popleft())
-
-
-def _is_done(finding: Finding | Future[Finding]) -> bool:
-    return isinstance(finding, Finding) or finding.done()
-
-
-def _done(row: Row, finding: Finding | Future[Finding]) -> tuple[Row, Finding]:
-    return row, finding if isinstance(finding, Finding) else finding.result()
+        yield first()
 
 
 def _progressing(rows: Iterator[Row], lines: BinaryIO) -> Iterator[Row]:
@@ -270,20 +344,17 @@ def _progressing(rows: Iterator[Row], lines: BinaryIO) -> Iterator[Row]:
 
 def _rows(lines: BinaryIO, source: Path) -> Iterator[Row]:
     number = 0
-    for place, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             yield _row(json.loads(line.decode("utf-8")), number)
         # Deep nesting is an error of the line too.
         except (ValueError, RecursionError) as error:
-            what = str(error) if isinstance(error, BadRow) else f"is not JSON: {error}"
-            raise ValueError(f"{source}, line {place}: {what}") from error
+            why = str(error) if isinstance(error, BadRow) else f"is not JSON: {error}"
+            print(f"{source}, line {line_number}: {why}", file=sys.stderr)
+            yield Row(id=number, reference=None, problem=f"line {line_number}: {why}")
         number += 1
-
-
-class BadRow(ValueError):
-    """A line that is JSON but no row; says why."""
 
 
 def _row(fields: Any, number: int) -> Row:
@@ -304,9 +375,13 @@ def _row(fields: Any, number: int) -> Row:
     answer = sampled.answer if sampled is not None else _text(fields, "response")
     # An answer that did not end by itself is no answer, as in training.
     is_finished = _choice(fields, "finish_reason", FINISH_REASONS, "stop") == "stop"
+    try:
+        reference = reference_text(fields["reference"]) if "reference" in fields else None
+    except ValueError as error:
+        raise BadRow(str(error)) from error
     return Row(
         id=fields.get("id", number),
-        reference=_text(fields, "reference") if "reference" in fields else None,
+        reference=reference,
         answer=(answer or "") if is_finished else "",
         question=_text(fields, "question", ""),
         task=_text(fields, "task", "auto"),
@@ -353,7 +428,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value)[:80]
 
 
-COMMAND = Command("rewards.audit", __doc__, AuditKeys, write_verdicts)
+COMMAND = Command("rewards.audit", __doc__, AuditKeys, audit)
 
 
 def main(arguments: Sequence[str]) -> int:

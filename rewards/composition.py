@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from rewards.preference.preference import PreferenceInput, group_preferences
 from rl.config.run import RewardConfig
-from rl.loop.stages import Failure, Prompt, Route, Score, not_scorable
+from rl.loop.stages import Claimed, Failure, Prompt, Route, Score, not_scorable
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Accuracy:
     """None where it failed before a route was chosen."""
     failure: Failure | None = None
     made_of: Mapping[str, float] = field(default_factory=dict)
+    claimed: Claimed | None = None
+    """The answer that the rules read; None where they did not."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def compose_group(
         reward = None
         if failure is None:
             reward = sum(weight * parts.get(part, 0.0) for part, weight in weights.items())
-        scores.append(Score(reward, parts, accuracy.route, failure, shown.answer))
+        scores.append(Score(reward, parts, accuracy.route, failure, shown.answer, accuracy.claimed))
     return tuple(scores)
 
 

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from rewards.composition import Accuracy
-from rewards.rules.reading.answers import answer_start
+from rewards.rules.reading.candidates import answer_start
 from rewards.rules.verifier import NotScorable, reference_answer
 from rewards.text.format import format_reward
 from rl.config.reward import ProbabilityConfig
+from rl.data.references import accepted_answers
 from rl.loop.interfaces import GenerationFailed, ReferenceScorer
 from rl.loop.stages import (
     PROBABILITY,
@@ -59,7 +60,7 @@ class ProbabilityReward:
     async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
         """One result per trajectory, in order; raises only for a scorer that is gone."""
         try:
-            reference = reference_answer(group.request.prompt.reference)
+            reference = reference_answer(accepted_answers(group.request.prompt.reference)[0])
         except NotScorable as error:
             failed = Accuracy(None, ROUTE, not_scorable(error))
             return [failed] * len(group.trajectories)

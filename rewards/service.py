@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from rewards.composition import Accuracy, Preference, TextParts, compose_group, paired
 from rewards.preference.preference import PreferenceModel, preference_input
 from rewards.probability import ProbabilityReward
-from rewards.rules.verifier import NATURAL, ROUTES, NotScorable, route_of
+from rewards.rules.routes import NATURAL, ROUTES
+from rewards.rules.verifier import NotScorable, route_of
 from rewards.text.text_rewards import question_text
 from rl.config.run import ModeConfig, RewardConfig
 from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, Score, not_scorable

@@ -26,7 +26,7 @@ from rewards.preference.judge import Judge, JudgePrompt, check_judge
 from rewards.preference.preference import PreferenceModel
 from rewards.preference.reward_model import check_reward_model
 from rewards.probability import ProbabilityReward
-from rewards.rules.verifier import ROUTES
+from rewards.rules.routes import ROUTES
 from rewards.service import RewardService, accuracy_route
 from rewards.text.actor import TextRewardClient
 from rewards.text.plugins import with_checked_plugins

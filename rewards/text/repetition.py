@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 _WIDE = r"\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 MAX_WORD_CHARACTERS = 40
 PIECE_CHARACTERS = 8
+FREE_ROWS = 30
+"""So often may a window of a table occur: a matrix of zeros is no loop, thirty windows of it
+are."""
 _WORD = re.compile(rf"[{_WIDE}]|[^\s{_WIDE}]+")
+# Where a row of numbers begins is a part of what it says: the rows of an identity matrix differ.
+_ROW_START = re.compile(r"\n\s*(?=[0-9\[(&|{-])")
+_CELL = re.compile(
+    r"\x01?(?:[|&]|\\\\|[\[({]*[-+]?[0-9][0-9.,%]*(?:/[0-9]+)?[\])};,|&\\]*|[\])};,|]+)"
+)
 # Odd, so that no bit of a word is shifted out of the fingerprint.
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
@@ -28,21 +36,23 @@ def repetition_penalty(
 
     `ngram`: -(1 - distinct / total) over all windows; long ones leave clean reasoning at 0, which
     repeats short phrases all the time. `window`: -1 if some window occurs `times` times or more.
+    A window whose words are half numbers and marks of a table counts as distinct FREE_ROWS times.
 
     Example: repetition_penalty("a b a b a", "ngram", 2, 10) == -0.5  (ab ba ab ba: 2 of 4)
     """
-    counts = _window_counts(_words(text), words)
+    counts, is_table = _window_counts(_words(text), words)
     if not len(counts):
         return 0.0
+    free = np.where(is_table, FREE_ROWS, 1)
     if form == "ngram":
-        return len(counts) / int(counts.sum()) - 1.0
-    return -1.0 if counts.max() >= times else 0.0
+        return int(np.minimum(counts, free).sum()) / int(counts.sum()) - 1.0
+    return -1.0 if (counts - free + 1).max() >= times else 0.0
 
 
 def _words(text: str) -> list[str]:
     """Words without their case. A "word" longer than any is cut up: loops need no spaces."""
     words: list[str] = []
-    for word in _WORD.findall(text.casefold()):
+    for word in _WORD.findall(_ROW_START.sub("\n\x01", text.casefold())):
         if len(word) <= MAX_WORD_CHARACTERS:
             words.append(word)
         else:
@@ -53,19 +63,23 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _window_counts(words: list[str], size: int) -> NDArray[np.int64]:
-    """Return how often each distinct window of `size` words occurs. # [distinct windows]
+def _window_counts(words: list[str], size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return how often each distinct window of `size` words occurs, and whether it is of a table.
+    # [distinct windows], [distinct windows]
 
     Windows are compared by 64-bit fingerprints of random words: within a million windows the
     chance that any two different ones meet is below 1e-7.
     """
     total = len(words) - size + 1
     if total < 1:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), np.zeros(0, np.bool_)
     numbers: dict[str, int] = {}
-    place = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64)
-    values = np.random.default_rng(0).integers(2**64, size=len(numbers), dtype=np.uint64)[place]
+    index = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64)
+    values = np.random.default_rng(0).integers(2**64, size=len(numbers), dtype=np.uint64)[index]
     prints = np.zeros(total, np.uint64)
     for offset in range(size):
         prints = prints * _BASE + values[offset : offset + total]  # wraps round at 2^64
-    return np.unique(prints, return_counts=True)[1]
+    is_cell = np.fromiter((_CELL.fullmatch(word) is not None for word in numbers), np.bool_)[index]
+    num_cells = np.concatenate(([0], np.cumsum(is_cell)))
+    _, first, counts = np.unique(prints, return_index=True, return_counts=True)
+    return counts, 2 * (num_cells[first + size] - num_cells[first]) >= size

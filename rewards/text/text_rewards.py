@@ -9,14 +9,15 @@ import asyncio
 from collections.abc import Mapping
 
 from rewards.composition import Accuracy, TextParts
-from rewards.rules.verifier import NotScorable, symbolic, verify_quickly
+from rewards.rules.verifier import UNVERIFIABLE, NotScorable, verify_quickly
 from rewards.text.format import format_reward, mode_leak
 from rewards.text.overlong import overlong_penalty
 from rewards.text.plugins import call_plugin
 from rewards.text.repetition import repetition_penalty
+from rewards.text.verification import verify_slowly
 from rewards.text.workers import SampleFailed, WorkerPool
 from rl.config.run import ModeConfig, RewardConfig
-from rl.loop.stages import Prompt, RolloutGroup, Route, Trajectory, not_scorable
+from rl.loop.stages import Claimed, Prompt, RolloutGroup, Trajectory, not_scorable
 
 
 class TextRewards:
@@ -36,11 +37,20 @@ class TextRewards:
         route = None
         try:
             verdict = verify_quickly(prompt.reference, answer, prompt.task, question)
-            route = Route.parse(verdict.route)
-            if verdict.accuracy is not None:
-                return Accuracy(verdict.accuracy, route)
-            arguments = (prompt.reference, answer, prompt.task, question)
-            return Accuracy(await self._workers.run(symbolic, *arguments), route)
+            route = verdict.route
+            if verdict.accuracy is None:
+                arguments = (prompt.reference, answer, prompt.task, question)
+                verdict = await self._workers.beside(
+                    verify_slowly, self._workers, verdict, *arguments
+                )
+            # A count beside the parts, without a weight: such a response is wrong, not unscored.
+            is_unverifiable = float(verdict.why.startswith(UNVERIFIABLE))
+            return Accuracy(
+                verdict.accuracy,
+                route,
+                made_of={"unverifiable": is_unverifiable} if is_unverifiable else {},
+                claimed=Claimed(verdict.claimed, verdict.how, verdict.why),
+            )
         except NotScorable as error:
             return Accuracy(None, route, not_scorable(error))
         except SampleFailed as failed:

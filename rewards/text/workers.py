@@ -43,6 +43,7 @@ START_DEADLINE_S = 120.0
 _START_LOCK = Lock()
 
 T = TypeVar("T", bound=float | str)
+S = TypeVar("S")
 
 
 class SampleFailed(Failed):
@@ -71,7 +72,11 @@ class WorkerPool:
 
     async def run(self, function: Callable[..., T], *arguments: object) -> T:
         """`call` without blocking the event loop."""
-        return await asyncio.wrap_future(self._threads.submit(self.call, function, *arguments))
+        return await self.beside(self.call, function, *arguments)
+
+    async def beside(self, function: Callable[..., S], *arguments: object) -> S:
+        """Run a function that blocks in `call` in a thread of the pool's own."""
+        return await asyncio.wrap_future(self._threads.submit(function, *arguments))
 
     def call(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function of an importable module in a worker and return its number or text.

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rl.config.section import Section
 
-UNWEIGHTED_PARTS = ("probability", "baseline", "preference_raw", "leak")
+UNWEIGHTED_PARTS = ("probability", "baseline", "preference_raw", "leak", "unverifiable")
 """What a score keeps beside its weighted parts."""
 
 

@@ -80,6 +80,8 @@ def _mode_metrics(
             f"rollout/{mode}/tokens_mean": sum(t.num_response_tokens for t, _ in pairs) / count,
             f"rollout/{mode}/truncated": sum(t.finish_reason == "length" for t, _ in pairs) / count,
             f"rollout/{mode}/leak": sum(s.parts.get("leak", 0.0) for _, s in pairs) / count,
+            f"rollout/{mode}/unverifiable": sum(s.parts.get("unverifiable", 0.0) for _, s in pairs)
+            / count,
             f"rollout/{mode}/unscored": sum(s.reward is None for _, s in pairs) / count,
             f"rollout/{mode}/zero_variance": silent / len(groups),
         }
@@ -92,7 +94,9 @@ def _reward_metrics(prefix: str, pairs: Sequence[tuple[Trajectory, Score]]) -> d
     metrics = {f"{prefix}/mean": sum(rewards) / len(rewards)} if rewards else {}
     if prefix == "reward":
         return metrics
-    for part in sorted({part for _, score in pairs for part in score.parts} - {"leak"}):
+    for part in sorted(
+        {part for _, score in pairs for part in score.parts} - {"leak", "unverifiable"}
+    ):
         values = [score.parts[part] for _, score in pairs if part in score.parts]
         metrics[f"{prefix}/{part}"] = sum(values) / len(values)
     return metrics

@@ -187,6 +187,17 @@ class NextTokenRequest:
 
 
 @dataclass(frozen=True)
+class Claimed:
+    """The final answer that was read in a response, how it was found, and what came of it."""
+
+    text: str
+    how: str
+    """`box`, `tag`, `marker` or `last claim`; nothing where no answer is claimed."""
+    why: str
+    """Why it is no full score; nothing where it is one."""
+
+
+@dataclass(frozen=True)
 class Score:
     """A reward with its parts, or a stated failure. A failure is never a silent zero."""
 
@@ -202,6 +213,8 @@ class Score:
     """None where `reward` is a number."""
     preference_answer: str | None = None
     """What the preference model saw beside the question; None where it was not asked."""
+    claimed: Claimed | None = None
+    """What rules read in the response; None where they did not decide."""
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,9 @@ class Replay:
                 parts=score.parts,
                 route=str(score.route or ""),
                 failure=str(score.failure) if score.failure else None,
+                claimed=score.claimed.text if score.claimed else None,
+                claimed_how=score.claimed.how if score.claimed else None,
+                why=score.claimed.why if score.claimed else None,
                 preference_answer=score.preference_answer,
             )
             for row, score in zip(rows, scores, strict=True)

@@ -44,6 +44,9 @@ _COLUMNS_BEFORE_PARTS = (
 _COLUMNS_AFTER_PARTS = (
     pa.field("route", pa.string(), nullable=False),
     pa.field("failure", pa.string()),
+    pa.field("claimed", pa.string()),
+    pa.field("claimed_how", pa.string()),
+    pa.field("why", pa.string()),
     pa.field("preference_answer", pa.string()),
     pa.field("advantage", pa.float64()),
     pa.field("mismatch", pa.float64()),
@@ -85,6 +88,12 @@ class LedgerRow:
     """The prompt's images and videos by name, as names.to_json writes them; None without any."""
     media_digests: tuple[str, ...] = ()
     """Of their pixels, as the engine saw them."""
+    claimed: str | None = None
+    """The final answer that rules read in the response; None where they did not decide."""
+    claimed_how: str | None = None
+    """How they found it: `box`, `tag`, `marker`, `last claim`; empty where they found none."""
+    why: str | None = None
+    """Why the accuracy is no full score; empty where it is one."""
 
 
 def ledger_rows(
@@ -151,6 +160,9 @@ def _group_rows(
             parts=score.parts,
             route=str(score.route or ""),
             failure=str(score.failure) if score.failure else None,
+            claimed=score.claimed.text if score.claimed else None,
+            claimed_how=score.claimed.how if score.claimed else None,
+            why=score.claimed.why if score.claimed else None,
             preference_answer=score.preference_answer,
             advantage=advantage,
             mismatch=mismatch,
@@ -185,8 +197,11 @@ def storable_text(text: str) -> str:
 def read_rows(path: Path) -> list[LedgerRow]:
     """The rows of one step; raises ValueError for a file that is not of this version's form."""
     table = pq.read_table(path)
+    present = set(table.column_names)
     names = {field.name for field in dataclasses.fields(LedgerRow)} - {"parts"}
-    if missing := sorted(names - set(table.column_names)):
+    # Runs that older versions began have no word of what the rules read.
+    names -= {"claimed", "claimed_how", "why"} - present
+    if missing := sorted(names - present):
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; another version wrote it")
     parts = [name for name in table.column_names if name.startswith(PART_PREFIX)]
     return [_stored_row(record, names, parts) for record in table.to_pylist()]

@@ -18,6 +18,7 @@ from rl.config.data import ColumnsConfig
 from rl.config.run import SourceConfig
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import MediaError
+from rl.data.references import reference_text
 from rl.data.tables import Location, heldout_location, read_table, train_location
 from rl.loop.stages import Prompt
 from rollout.prompts.conversation import conversation, system_message
@@ -90,7 +91,7 @@ class DatasetSource:
         return Prompt(
             id=f"{rows.name}/{split}/{rows.id_of(number)}",
             messages=messages,
-            reference=_text(row[columns.reference]),
+            reference=reference_text(row[columns.reference]),
             task=(row[columns.task] if columns.task else None) or self._task,
             mode=row[columns.mode] or None if columns.mode else None,
             media=media,
@@ -219,6 +220,11 @@ class _Rows:
     def _refuse_wrong_shapes(self) -> None:
         """One row tells: all cells of a column have the same type."""
         row, columns = self.table[0], self._columns
+        try:
+            if _text(row[columns.reference]):
+                reference_text(row[columns.reference])
+        except ValueError as error:
+            raise ValueError(f"{self._path}: column {columns.reference}: {error}") from error
         if columns.messages is not None:
             messages = row[columns.messages]
             if not isinstance(messages, list) or not all(

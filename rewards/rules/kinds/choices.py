@@ -6,12 +6,12 @@ The options are read from the question ("A) Paris  B) London").
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 
-from rewards.rules.kinds.quantities import quick_quantity, read_quantity
-from rewards.rules.reading.notation import plain, plain_words
-from rewards.rules.reading.number_literals import number_literal, same_number
+from rewards.rules.kinds.comparison import Ask
+from rewards.rules.kinds.quantities import equal_quantities, read_quantity
+from rewards.rules.reading.notation import INNER_TEXT, plain, plain_words
+from rewards.rules.reading.numbers import number_literal, same_number
 
 MAX_QUESTION_CHARS = 20_000
 MAX_CHOICE_CHARS = 300
@@ -21,8 +21,11 @@ _MARK = re.compile(
     r"(?<![A-Za-z0-9.])(?:[(（\[]\s?([A-Ja-j])\s?[)）\]]|([A-J])\s?[).:：、．,，](?![A-Za-z]\.))"
 )
 _LOWER_MARK = re.compile(r"(?:^|(?<=\s))([a-j])[).](?=\s)", re.MULTILINE)
-_LEAD = r"(?:(?:the )?(?:correct )?(?:option|choice|answer|letter|选项|选择?)\s?(?:is )?[:：]?\s?)?"
-_LETTER = r"[(（\[]?\s?(?P<letter>[A-Ja-j])\s?"
+_LEAD = (
+    r"(?:(?:the )?(?:correct |best )?(?:option|choice|answer|letter|选项"
+    r"|选择?)\s?(?:is )?[:：]?\s?)?"
+)
+_LETTER = r"[$]?[(（\[]?\s?(?P<letter>[A-Ja-j])\s?"
 _LETTER_ONLY = re.compile(
     rf"{_LEAD}{_LETTER}[)）\].:：、．]?(?:\s?选项|项)?"
     r"(?:\s?(?:is (?:the )?(?:correct|right)"
@@ -37,32 +40,48 @@ _TEXT_AND_LETTER = re.compile(
     r"(?P<text>.{1,200}?)\s?[(（\[]\s?(?:option |choice |选项)?(?P<letter>[A-J])\s?[)）\]]",
     re.DOTALL,
 )
-_SEVERAL = re.compile(
-    r"[(（]?[A-J][)）]?(?:\s?(?:,|，|、|;|&|\band\b|和|与|\s)\s?(?:and\s)?[(（]?[A-J][)）]?)+|[A-J]{2,8}"
+# A letter that a sentence calls an option, if it does not say which option is wrong.
+_CALLED = re.compile(
+    r"(?<![Nn]ot )(?<!n't )(?<!不是)(?<!不选)(?:\b(?:option|choice)\s"
+    r"|选项)[(（]?([A-J])(?![A-Za-z])[)）]?"
+    r"(?!\s?(?:is (?:in|not|wrong|too)|不|错|项不))"
 )
-_ASKS_SEVERAL = re.compile(r"\b(?:select|choose|all|statements|options)\b|选", re.IGNORECASE)
+_SEVERAL = re.compile(
+    r"[(（]?[A-J][)）]?(?:\s?(?:,|，|、|;|&|/|\band\b|和|与|\s)\s?(?:and\s)?[(（]?[A-J][)）]?)+|[A-J]{2,8}"
+)
+_ASKS_SEVERAL = re.compile(
+    r"\b(?:select|choose|all|statements|options|letters)\b|选", re.IGNORECASE
+)
 _ANOTHER_LETTER = re.compile(r"(?:^|\s|[(（])[A-J](?:[)）.:,]|$|\s+(?:and|or|和|或))")
-
 _REMARK = re.compile(r"\([^()]{1,80}\)")
 _DENIAL = re.compile(r"\b(?:not|no|isnt|instead|rather|than|or|wrong|except)\b|不|非")
-
-Options = Mapping[str, str]
 
 
 @lru_cache(maxsize=64)
 def read_options(question: str) -> dict[str, str]:
     """The options of a question by letter, from A on without a gap; empty if there are not two."""
     text = question[:MAX_QUESTION_CHARS]
-    for mark in (_MARK, _LOWER_MARK):
-        found = _in_sequence(list(mark.finditer(text)), text)
-        if len(found) > 1:
-            return found
+    for form in (_MARK, _LOWER_MARK):
+        marks: list[re.Match[str]] = []
+        for mark in form.finditer(text):
+            letter = next(group for group in mark.groups() if group).upper()
+            if len(marks) < len(LETTERS) and letter == LETTERS[len(marks)]:
+                marks.append(mark)
+        options: dict[str, str] = {}
+        for index, mark in enumerate(marks):
+            is_last = index == len(marks) - 1
+            option = text[mark.end() : None if is_last else marks[index + 1].start()].strip()
+            option = option.partition("\n")[0] if is_last else option
+            option = option.strip(" \t\r\n,;，；。").removesuffix(".")
+            options[LETTERS[index]] = option[:MAX_CHOICE_CHARS]
+        if len(options) > 1 and all(options.values()):
+            return options
     return {}
 
 
 def is_choice(reference: str, question: str) -> bool:
     """Whether a reference is a letter, letters, or a letter with the text of its option."""
-    text = plain(reference)
+    text = _plain(reference)
     options = read_options(question)
     if len(text) == 1 and text in LETTERS:
         return True
@@ -76,55 +95,41 @@ def is_choice(reference: str, question: str) -> bool:
     return given is not None and (not options or given in options)
 
 
-def is_letters(reference: str) -> bool:
+def is_letters(reference: str, question: str = "") -> bool:
     """Whether a reference that a task calls a choice can be one."""
-    text = plain(reference)
+    text = _plain(reference)
     return len(text) <= MAX_CHOICE_CHARS and bool(_letters(text) or _letter_of(text))
 
 
-def quick_choice(reference: str, answer: str, question: str) -> bool:
-    options = read_options(question)
-    reference, answer = plain(reference), plain(answer)
-    if len(answer) > MAX_CHOICE_CHARS:
-        return False
-    wanted = _letters(reference)
+def equal_choices(reference: str, answer: str, ask: Ask) -> bool:
+    options = read_options(ask.question)
+    reference, answer = _plain(reference), _plain(answer)
+    wanted, letter = _letters(reference), _letter_of(reference)
     if wanted and len(wanted) > 1:
-        given = _letters(answer)
-        return given is not None and sorted(wanted) == sorted(set(given))
-    letter = _letter_of(reference)
-    if letter is None:
+        return sorted(wanted) == sorted(set(_letters(answer) or ()))
+    if letter is None or len(answer) > MAX_CHOICE_CHARS:
         return False
-    return _is_option(letter, options.get(letter) or _own_text(reference), answer)
-
-
-def _is_option(letter: str, text: str, answer: str) -> bool:
-    """Whether an answer gives the letter, the text (if it is known), or both."""
-    match = _LETTER_ONLY.fullmatch(answer)
-    if match:
+    if match := _LETTER_ONLY.fullmatch(answer):
         is_article = match["letter"] == answer and answer in "ai"
         return match["letter"].upper() == letter and not is_article
+    own = _LETTER_AND_TEXT.fullmatch(reference)
+    text = options.get(letter) or (own["text"] if own else "")
     for form in (_LETTER_AND_TEXT, _TEXT_AND_LETTER):
         match = form.fullmatch(answer)
         if match and (match["letter"].isupper() or "(" in answer or ")" in answer):
             rest = match["text"]
             is_right_text = _gives(text, rest) if text else not _ANOTHER_LETTER.search(rest)
             return match["letter"].upper() == letter and is_right_text
+    if called := _CALLED.findall(answer):
+        return called[-1] == letter
     return bool(text) and same_text(text, answer)
-
-
-def _gives(option: str, text: str) -> bool:
-    """Whether a text is an option's, or a remark in brackets that names it: "(the 13th one)"."""
-    if same_text(option, text):
-        return True
-    remark = plain_words(text) if _REMARK.fullmatch(text) else ""
-    return f" {plain_words(option)} " in f" {remark} " and not _DENIAL.search(remark)
 
 
 def chosen_text(answer: str, question: str) -> str | None:
     """The text of the option that an answer names by letter; None if it names none, or another
     text with it."""
     options = read_options(question)
-    answer = plain(answer) if len(answer) <= MAX_CHOICE_CHARS else ""
+    answer = _plain(answer) if len(answer) <= MAX_CHOICE_CHARS else ""
     if not options or not answer:
         return None
     if match := _LETTER_ONLY.fullmatch(answer):
@@ -135,14 +140,14 @@ def chosen_text(answer: str, question: str) -> str | None:
 
 
 def contradicts_option(answer: str, question: str) -> bool:
-    """Whether an answer gives a letter together with the text of no such option."""
+    """Whether an answer gives a letter together with the text of another option."""
     options = read_options(question)
-    match = _LETTER_AND_TEXT.fullmatch(plain(answer)) if len(answer) <= MAX_CHOICE_CHARS else None
+    match = _LETTER_AND_TEXT.fullmatch(_plain(answer)) if len(answer) <= MAX_CHOICE_CHARS else None
     text = options.get(match["letter"].upper()) if match else None
     if not match or text is None:
         return False
-    other = any(same_text(option, match["text"]) for option in options.values())
-    return other and not same_text(text, match["text"])
+    is_option = any(same_text(option, match["text"]) for option in options.values())
+    return is_option and not same_text(text, match["text"])
 
 
 def same_text(option: str, text: str) -> bool:
@@ -152,24 +157,19 @@ def same_text(option: str, text: str) -> bool:
     wanted, given = number_literal(option), number_literal(text)
     if wanted and given:
         return same_number(wanted, given)
-    return read_quantity(option) is not None and quick_quantity(option, text, "") is True
+    return read_quantity(option) is not None and equal_quantities(option, text, Ask()) is True
 
 
-def _in_sequence(marks: list[re.Match[str]], text: str) -> dict[str, str]:
-    taken: list[re.Match[str]] = []
-    for mark in marks:
-        letter = next(group for group in mark.groups() if group).upper()
-        if len(taken) < len(LETTERS) and letter == LETTERS[len(taken)]:
-            taken.append(mark)
-    ends = [mark.start() for mark in taken[1:]]
-    found: dict[str, str] = {}
-    for place, mark in enumerate(taken):
-        end = ends[place] if place < len(ends) else len(text)
-        option = text[mark.end() : end].strip()
-        if place == len(taken) - 1:
-            option = option.partition("\n")[0]
-        found[LETTERS[place]] = option.strip(" \t\r\n,;，；。").removesuffix(".")[:MAX_CHOICE_CHARS]
-    return found if all(found.values()) else {}
+def _gives(option: str, text: str) -> bool:
+    """Whether a text is an option's, or a remark in brackets that names it: "(the 13th one)"."""
+    if same_text(option, text):
+        return True
+    remark = plain_words(text) if _REMARK.fullmatch(text) else ""
+    return f" {plain_words(option)} " in f" {remark} " and not _DENIAL.search(remark)
+
+
+def _plain(text: str) -> str:
+    return plain(INNER_TEXT.sub(r"\1", plain(text)))
 
 
 def _letter_of(text: str) -> str | None:
@@ -178,11 +178,6 @@ def _letter_of(text: str) -> str | None:
         return letter.upper() if letter.isupper() or letter != text else None
     match = re.match(r"[(（\[]?([A-J])[)）\].:：、．]\s?\S", text)
     return match[1] if match else None
-
-
-def _own_text(reference: str) -> str:
-    match = _LETTER_AND_TEXT.fullmatch(reference)
-    return match["text"] if match else ""
 
 
 def _letters(text: str) -> list[str] | None:

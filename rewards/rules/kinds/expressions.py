@@ -1,41 +1,70 @@
-"""Expressions compared by math-verify and sympy. May hang or eat memory: run it in a worker."""
+"""Expressions and equations, read by math-verify and compared by sympy in a worker.
+
+Values decide before algebra does: two expressions that agree to MANY_DIGITS digits at several
+points
+are the same, and exact rational numbers are never compared as floats.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
-from rewards.rules.reading.notation import plain_value
+from rewards.rules.kinds.comparison import Ask
+from rewards.rules.reading.notation import INNER_TEXT, plain, plain_value
 
 MAX_EXPRESSION_CHARS = 400
+MANY_DIGITS = 40
+MAX_EXPONENT_DIGITS = 5
+"""Numbers with a longer exponent are not evaluated, nor towers of three powers."""
+FLOAT_TOLERANCE = 1e-6
+"""Relative, of an answer written as a decimal to a reference that has no finite one."""
 
-_ALLOWED = re.compile(r"[0-9A-Za-z\s\\^_*+\-/=(){}\[\].,|<>&']+")
-_COMMAND = re.compile(r"\\(?:begin|end)\s?\{[a-z]{1,10}\*?\}|\\[a-zA-Z]+")
+_ALLOWED = re.compile(r"[0-9A-Za-z\s\\^_*+\-/=(){}\[\].,|<>&'!]+")
+_COMMAND = re.compile(r"\\(?:begin|end)\s?\{[a-z]{1,10}\*?\}|\\[a-zA-Z]+|_\{[^{}]{1,16}\}")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 _FUNCTIONS = frozenset(
-    {"sqrt", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan"}
-    | {"sinh", "cosh", "tanh", "log", "ln", "exp", "pi", "abs"}
+    """sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp pi abs""".split()
 )
 # Shorter runs of letters are products such as xy, unless they are one of these.
 _SMALL_WORDS = frozenset(
-    {"am", "an", "and", "any", "are", "as", "at", "be", "but", "by", "can", "do", "few", "for"}
-    | {"has", "he", "how", "if", "in", "is", "it", "its", "me", "my", "no", "nor", "not", "now"}
-    | {"of", "off", "on", "one", "or", "out", "she", "so", "the", "to", "two", "up", "us", "was"}
-    | {"we", "who", "why", "yes", "yet", "you"}
+    """am an and any are as at be but by can do few for has he how if in is it its me my no nor
+    not now of off on one or out she so the to two up us was we who why yes yet you""".split()
 )
 # Dates, ranges and section numbers would come out as differences: 2024-01-02 as 2021.
-_DIGIT_PARTS = re.compile(r"[0-9]+(?:\s?[-/.][0-9]+)+")
+_DIGIT_PARTS = re.compile(r"[0-9]+(?:\s?[-/.:][0-9]+)+")
 _OPERATOR = re.compile(
-    r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[0-9.]*[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\("
+    r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[0-9.]*[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\(|[0-9]!"
     r"|[0-9]\s?[abiknpqxyz](?![A-Za-z])"
     r"|[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}(?![A-Za-z])"
 )
 # An answer that leaves these to the reader is the question again.
-_UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim)(?![a-zA-Z])")
-_BARE_FUNCTION = re.compile(r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_ROOT_OF = re.compile(r"(?<![A-Za-z])\\?sqrt\s?\(([^()]{1,80})\)")
-_POWER_OF_E = re.compile(r"(?<![A-Za-z])\\?exp\s?\(([^()]{1,80})\)")
+_UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|log)(?![a-zA-Z])|[0-9]!")
 _ARITHMETIC = re.compile(r"(?:[0-9\s.+\-*/()]|\\(?:times|cdot)(?![a-zA-Z]))+")
+# Towers: a power in an exponent, twice; or an exponent of many digits.
+_TOWER = re.compile(
+    r"\^[\s{(\\left]{0,8}[0-9.]+\s?\^[\s{(\\left]{0,8}[0-9.]+\s?\^"
+    rf"|\^\s?\{{?\s?[0-9]{{{MAX_EXPONENT_DIGITS + 1},}}|[0-9]{{{MAX_EXPONENT_DIGITS + 1},}}!"
+)
+_SUBSCRIPT = re.compile(r"(\\[a-zA-Z]+|[A-Za-z])\s?_\s?(\{[^{}]{1,24}\}|\\[a-zA-Z]+|\w)")
+_POWER_FIRST = re.compile(r"\^\s?(\{[^{}]{1,24}\}|\w)\s?_\s?(\{[^{}]{1,24}\}|\w)")
+_PRIMED = re.compile(r"(?:_\s?\{?([^{}]{1,8}?)\}?|(?<=[A-Za-z]))\s?(?:'|\^\s?\{?\s?\\prime\s?\}?)")
+_FIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(form), replacement)
+    for form, replacement in (
+        (r"\*\*", "^"),
+        (r"(?<![A-Za-z])\\?sqrt\s?\(([^()]{1,80})\)", r"\\sqrt{\1}"),
+        (r"(?<![A-Za-z])\\?exp\s?\(([^()]{1,80})\)", r"e^{\1}"),
+        (r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"\^\s?\(([^()]{1,40})\)", r"^{\1}"),
+        (r"\+\s?-", "-"),
+        (r"\\(?:prime|hbar)(?![a-zA-Z])", " h "),
+    )
+)
+_FACTORED = re.compile(r"\bfactor(?:i[sz]e)?\b|因式分解", re.IGNORECASE)
 
 
 class UnparsedReference(ValueError):
@@ -44,7 +73,7 @@ class UnparsedReference(ValueError):
 
 def reads_as_expression(text: str) -> bool:
     """Whether the text, a final answer, can be one expression: no prose, no sentence, not long."""
-    text = plain_value(text)
+    text = INNER_TEXT.sub(r" \1 ", plain_value(text))
     if not 0 < len(text) <= MAX_EXPRESSION_CHARS or not _ALLOWED.fullmatch(text):
         return False
     runs = _LETTERS.findall(_COMMAND.sub(" ", text))
@@ -54,17 +83,26 @@ def reads_as_expression(text: str) -> bool:
     )
 
 
-def is_expression(reference: str) -> bool:
+def is_expression(reference: str, question: str = "") -> bool:
     """Whether a reference has to be compared as mathematics rather than as text."""
     text = plain_value(reference)
     # C++ is a name, not a sum.
-    if _DIGIT_PARTS.fullmatch(text) or not _OPERATOR.search(text) or text[-1:] in "+-*/^=":
+    if (
+        _DIGIT_PARTS.fullmatch(text)
+        or not _OPERATOR.search(text)
+        or text.rstrip("}")[-1:] in "+-*/^="
+    ):
         return False
     return reads_as_expression(reference)
 
 
-def quick_expression(reference: str, answer: str) -> bool | None:
-    """Return what can be said without sympy; None where it has to be asked."""
+def is_too_large(text: str) -> bool:
+    """Whether to evaluate a text could take for ever: a tower of powers, a huge exponent."""
+    return len(text) <= MAX_EXPRESSION_CHARS and bool(_TOWER.search(text))
+
+
+def equal_expressions(reference: str, answer: str, ask: Ask) -> bool | None:
+    """Raises UnparsedReference for a reference that sympy cannot read."""
     if _squeeze(reference) == _squeeze(answer):
         return True
     if not reads_as_expression(answer):
@@ -76,32 +114,117 @@ def quick_expression(reference: str, answer: str) -> bool | None:
     # One value is not several, and a chain a = b = c states two answers.
     if given.count("=") > max(1, wanted.count("=")) or ("," in given and "," not in wanted):
         return False
-    return None
+    if is_too_large(given):
+        return False
+    return _same_by_sympy(reference, answer, ask.question) if ask.may_load else None
 
 
-def same_expression(reference: str, answer: str) -> bool:
-    """Whether sympy holds both for equal; raises UnparsedReference for a reference it cannot read.
-
-    math-verify's own timeouts are off: they rest on signal.alarm, which does nothing outside a
-    main thread, and the worker that runs this can be killed.
-    """
+def _same_by_sympy(reference: str, answer: str, question: str) -> bool:
+    # Inside the function: sympy and math-verify take seconds to load, and only workers do.
     from math_verify import verify
+    from sympy import Basic, Eq, Expr
 
-    wanted = _parse(reference)
+    wanted = parsed(plain_value(reference))
     if not wanted:
         raise UnparsedReference(f"no expression can be read from {reference[:80]!r}")
-    return bool(verify(wanted, _parse(answer), timeout_seconds=None))
+    given = parsed(plain_value(answer))
+    if not given:
+        return False
+    left, right = wanted[0], given[0]
+    if isinstance(left, Expr) and isinstance(right, Expr):
+        if _FACTORED.search(question) and left.is_Mul != right.is_Mul and not right.is_Pow:
+            return False
+        return _same_value(left, right)
+    if "=" in reference and "=" in answer and not isinstance(right, Eq | Expr):
+        return False
+    if "=" in plain(reference) and "=" in plain(answer):
+        sides = [parsed(plain(text))[:1] for text in (reference, answer)]
+        if all(side and isinstance(side[0], Eq) for side in sides):
+            return _same_equation(sides[0][0], sides[1][0])
+    # math-verify's own timeouts are off: they rest on signal.alarm, which does nothing outside a
+    # main thread, and the worker that runs this can be killed.
+    is_known = isinstance(left, Basic) and isinstance(right, Basic)
+    return is_known and bool(verify(left, right, timeout_seconds=None))
 
 
-def _parse(text: str) -> list:
-    from math_verify import LatexExtractionConfig, parse
+def _same_value(left: Any, right: Any) -> bool:
+    """Exactly for numbers; at points drawn once for all for expressions with letters in them."""
+    from sympy import Float, Rational  # as above
+    from sympy.core.numbers import ImaginaryUnit
+
+    if left == right:
+        return True
+    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
+    if symbols and all(str(symbol) == "i" for symbol in symbols):
+        # Where i is the only letter it is the imaginary unit.
+        left, right = (side.subs(dict.fromkeys(symbols, ImaginaryUnit())) for side in (left, right))
+        symbols = []
+    if left.is_Rational and right.is_Rational:
+        return left.doit() == right.doit()
+    is_float = bool(left.atoms(Float) | right.atoms(Float))
+    tolerance = FLOAT_TOLERANCE if is_float else 10.0 ** (5 - MANY_DIGITS)
+    for point in _POINTS if symbols else _POINTS[:1]:
+        values = {
+            symbol: Rational(ratio[0], ratio[1])
+            for symbol, ratio in zip(symbols, point, strict=False)
+        }
+        if len(values) < len(symbols):
+            return False
+        one, other = (side.subs(values).evalf(MANY_DIGITS) for side in (left, right))
+        if point is _POINTS[-1] and not (one.is_real and other.is_real):
+            # Letters stand for counts, lengths and rates: roots need only agree where they are
+            # real.
+            continue
+        if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
+            return False
+        size = max(abs(one), abs(other))
+        if size and abs(one - other) > tolerance * size:
+            return False
+    return True
+
+
+_POINTS = (
+    ((7, 5), (13, 11), (19, 8), (23, 17), (5, 3), (29, 19), (31, 23), (37, 41), (43, 47), (53, 59)),
+    ((3, 1), (2, 1), (5, 1), (4, 1), (7, 1), (6, 1), (9, 1), (8, 1), (11, 1), (10, 1)),
+    tuple((-number, 7) for number in (3, 4, 7, 8, 9, 11, 12, 13, 14, 16)),
+)
+"""Values for letters, the last point negative: x is not |x|."""
+
+
+def _same_equation(wanted: Any, given: Any) -> bool:
+    """Whether one equation is the other times a number, which has the same solutions."""
+    left, right = (equation.lhs - equation.rhs for equation in (wanted, given))
+    if left.free_symbols != right.free_symbols or not left.free_symbols:
+        return False
+    from sympy import Rational  # as above
+
+    symbols = sorted(left.free_symbols, key=str)
+    ratios = []
+    for point in _POINTS:
+        values = {
+            symbol: Rational(ratio[0], ratio[1])
+            for symbol, ratio in zip(symbols, point, strict=False)
+        }
+        above, below = (side.subs(values).evalf(MANY_DIGITS) for side in (left, right))
+        if len(values) < len(symbols) or not below or not above.is_number or not below.is_number:
+            return False
+        ratios.append(above / below)
+    return all(abs(ratio - ratios[0]) <= 1e-20 * abs(ratios[0]) for ratio in ratios) and bool(
+        ratios[0]
+    )
+
+
+@lru_cache(maxsize=256)
+def parsed(text: str) -> list[Any]:
+    """Takes milliseconds, and a group of responses has one reference."""
+    from math_verify import LatexExtractionConfig, parse  # as above
 
     extraction = LatexExtractionConfig()
     # The ab of 5ab is no unit to be dropped.
     normal = replace(extraction.normalization_config, units=False)
     # One pair of delimiters around the whole: no part of it can be picked out.
     return parse(
-        f"${_latex(plain_value(text))}$",
+        f"${_latex(text)}$",
         [replace(extraction, normalization_config=normal)],
         fallback_mode="no_fallback",
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]  None is its documented "off"
@@ -109,11 +232,24 @@ def _parse(text: str) -> list:
 
 
 def _latex(text: str) -> str:
-    text = _ROOT_OF.sub(r"\\sqrt{\1}", text.replace("**", "^"))
-    text = _POWER_OF_E.sub(r"e^{\1}", text)
-    text = _BARE_FUNCTION.sub(r"\\\1 ", text)
-    return re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
+    """Spell as math-verify reads it: names of one letter, with their index behind them."""
+    text = INNER_TEXT.sub(r"\1", text).removeprefix("+")
+    text = _POWER_FIRST.sub(r"_\2^\1", text)
+    text = _PRIMED.sub(r"_{\1prime}", text)
+    for form, replacement in _FIXES:
+        text = form.sub(replacement, text)
+    return _SUBSCRIPT.sub(_numbered, text)
+
+
+def _numbered(match: re.Match[str]) -> str:
+    """An index in words becomes a number, the same one every time: k_{B} and k_\\mathrm{B}."""
+    index = re.sub(r"[{}\s\\]", "", match[2])
+    if match[1] in ("\\log", "\\sum", "\\int", "\\prod", "\\lim") or index.isdigit():
+        return match[0]
+    return (
+        f"{match[1]}_{{{sum(ord(sign) * 7**place for place, sign in enumerate(index)) % 100_000}}}"
+    )
 
 
 def _squeeze(text: str) -> str:
-    return "".join(plain_value(text).split())
+    return "".join(plain_value(text).split()).replace("{", "").replace("}", "")

@@ -8,25 +8,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rewards.rules.kinds.elements import Equal, all_matched
-from rewards.rules.reading.notation import plain, settle
-from rewards.rules.reading.number_literals import number_literal
+from rewards.rules.kinds.comparison import Ask, all_matched
+from rewards.rules.kinds.members import equal_members
+from rewards.rules.reading.notation import INNER_TEXT, plain, settle
+from rewards.rules.reading.numbers import number_literal
 
 MAX_INTERVAL_CHARS = 200
 MAX_PIECES = 6
 
 _INFINITY, _MINUS_INFINITY = "\\infty", "-\\infty"
 _INFINITE = re.compile(r"\\infty|\binf(?:inity)?\b|\boo\b|无穷大?", re.IGNORECASE)
-_UNION = re.compile(
-    r"\s?(?:\\cup|\\lor|\\vee|\bor\b|\\text\s?\{\s?or\s?\}|\bunion\b|\bU\b|或者?|并|∨)\s?"
-)
-_JOINED = re.compile(r"\s?(?:\\land|\\wedge|\band\b|\\text\s?\{\s?and\s?\}|且|,)\s?")
+_UNION = re.compile(r"\s?(?:\\cup|\\lor|\\vee|\bor\b|\bunion\b|\bU\b|或者?|并|∨)\s?")
+_JOINED = re.compile(r"\s?(?:\\land|\\wedge|\band\b|且|,)\s?")
 _BRACKETS = re.compile(r"([(\[])([^()\[\],]{1,60}),([^()\[\],]{1,60})([)\]])")
 _RELATION = re.compile(
     r"\s?(\\(?:leqslant|geqslant|leq?|geq?|lt|gt|neq?)(?![a-zA-Z])|<=|>=|!=|=<|=>|<|>)\s?"
 )
-_LETTER = re.compile(r"[a-zA-Z]|\\(?:theta|alpha|lambda)")
-_MEMBER = re.compile(r"[a-zA-Z]\s?\\in\s?")
+_LETTER = re.compile(r"[a-zA-Z](?:_\{?\w{1,3}\}?)?|\\(?:theta|alpha|lambda|mu)")
+_ABSOLUTE = re.compile(r"(?:\\lvert|\|)\s?([a-zA-Z])\s?(?:\\rvert|\|)")
+_MEMBER = re.compile(r"[a-zA-Z]\s?(?:\\in|=)\s?(?=[(\[])|[A-Za-z]\s?\\in\s?")
 _SET_BUILDER = re.compile(
     r"\\?\{\s?[a-zA-Z]\s?(?:\\in\s?(?:\\mathbb\s?\{?R\}?|R|ℝ)\s?)?(?:\||:|\\mid)\s?(.+?)\\?\}"
 )
@@ -38,6 +38,7 @@ _ASKS = re.compile(
     r"|[<>≤≥]|\\[lg]eq?\b",
     re.IGNORECASE,
 )
+_MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,19 @@ class Interval:
     """Of an inequality; an interval in brackets names none."""
 
 
-def asks_for_interval(question: str) -> bool:
-    """Whether a question makes (1, 2) an interval and not a pair."""
-    return bool(_ASKS.search(question[:4000]))
-
-
-def is_interval(reference: str) -> bool:
+def is_interval(reference: str, question: str = "") -> bool:
     return read_intervals(reference) is not None
 
 
-def is_surely_interval(reference: str) -> bool:
-    """Whether nothing else can be meant: not (1, 2), a pair, nor [1, 2], a list."""
+def claims_interval(reference: str, question: str) -> bool:
+    """Whether nothing else can be meant, such as (1, 2), a pair, or [1, 2], a list."""
     pieces = read_intervals(reference)
     if pieces is None:
         return False
-    one = pieces[0]
-    is_pair = len(pieces) == 1 and not one.letter and one.has_low == one.has_high
-    return not is_pair or _MINUS_INFINITY in (one.low, one.high) or _INFINITY in (one.low, one.high)
+    first = pieces[0]
+    is_pair = len(pieces) == 1 and not first.letter and first.has_low == first.has_high
+    is_infinite = _MINUS_INFINITY in (first.low, first.high) or _INFINITY in (first.low, first.high)
+    return not is_pair or is_infinite or bool(_ASKS.search(question[:4000]))
 
 
 def is_inequality(text: str) -> bool:
@@ -75,16 +72,21 @@ def is_inequality(text: str) -> bool:
     return pieces is not None and all(piece.letter for piece in pieces)
 
 
-def compare_intervals(reference: str, answer: str, equal: Equal) -> bool | None:
+def equal_intervals(reference: str, answer: str, ask: Ask) -> bool | None:
     wanted, given = read_intervals(reference), read_intervals(answer)
-    if wanted is None or given is None:
+    if wanted is None:
         return False
-    return all_matched(wanted, given, lambda one, other: _same_interval(one, other, equal))
+    if given is None:
+        # k^2 < 16 has to be solved first.
+        if not _RELATION.search(answer) or len(answer) > MAX_INTERVAL_CHARS:
+            return False
+        return _solved(wanted, answer) if ask.may_load else None
+    return all_matched(wanted, given, lambda left, right: _same(left, right, ask), ordered=False)
 
 
 def read_intervals(text: str) -> list[Interval] | None:
     """The pieces of an interval, an inequality or a union, or None for anything else."""
-    text = plain(text) if len(text) <= MAX_INTERVAL_CHARS else ""
+    text = INNER_TEXT.sub(r" \1 ", plain(text)) if len(text) <= MAX_INTERVAL_CHARS else ""
     if _ALL.fullmatch(text):
         return [Interval(_MINUS_INFINITY, _INFINITY, False, False)]
     if builder := _SET_BUILDER.fullmatch(text):
@@ -92,20 +94,20 @@ def read_intervals(text: str) -> list[Interval] | None:
     text = _MEMBER.sub("", text) if "(" in text or "[" in text else text
     if _ALL.fullmatch(text.strip()) or not text:
         return None
+    parts = _UNION.split(text)
     found: list[Interval] = []
-    parts = [part for part in _UNION.split(text) if part is not None]
-    if not parts or len(parts) > MAX_PIECES:
-        return None
-    for part in parts:
+    for part in parts if len(parts) <= MAX_PIECES else []:
         pieces = _bracketed(part.strip()) or _inequality(part.strip())
         if pieces is None:
             return None
         found += pieces
-    return found
+    return found or None
 
 
 def _bracketed(text: str) -> list[Interval] | None:
-    match = _BRACKETS.fullmatch(_balanced(text))
+    # Round brackets inside the ends are no brackets of the interval: (-(1), 2).
+    inner = text[1:-1].replace("(", "{").replace(")", "}")
+    match = _BRACKETS.fullmatch(text[:1] + inner + text[-1:]) if len(text) > 2 else None
     if not match:
         return None
     low, high = _end(match[2]), _end(match[3])
@@ -120,73 +122,62 @@ def _bracketed(text: str) -> list[Interval] | None:
     return [Interval(low, high, has_low, has_high)]
 
 
-def _balanced(text: str) -> str:
-    """Round brackets inside the ends are no brackets of the interval: (-(1), 2)."""
-    return (
-        text
-        if len(text) < 2
-        else text[0] + text[1:-1].replace("(", "{").replace(")", "}") + text[-1]
-    )
-
-
 def _end(text: str) -> str | None:
     """An end without spacing; every spelling of infinity is one."""
     text = text.strip().replace("{", "(").replace("}", ")") if "\\" not in text else text.strip()
     squeezed = _INFINITE.sub(r"\\infty", text).replace(" ", "").removeprefix("+")
     if squeezed in (_INFINITY, _MINUS_INFINITY):
         return squeezed
-    return (
-        text
-        if text and not re.search(r"[A-Za-z]{3,}", re.sub(r"\\[a-z]+|pi|sqrt|log", "", text))
-        else None
-    )
+    words = re.search(r"[A-Za-z]{3,}", re.sub(r"\\[a-z]+|pi|sqrt|log", "", text))
+    return text if text and not words else None
 
 
 def _inequality(text: str) -> list[Interval] | None:
     joined = [_chain(part) for part in _JOINED.split(text)]
-    if len(joined) == 2 and joined[0] and joined[1]:
-        one, other = joined[0][0], joined[1][0]
-        if len(joined[0]) != 1 or len(joined[1]) != 1 or one.letter != other.letter:
-            return None
-        return _intersected(one, other)
-    return joined[0] if len(joined) == 1 else None
-
-
-def _intersected(one: Interval, other: Interval) -> list[Interval] | None:
-    """x > 1 and x < 3: one bounds from below and one from above."""
-    if one.low == _MINUS_INFINITY:
-        one, other = other, one
-    if one.high != _INFINITY or other.low != _MINUS_INFINITY or one.low == _MINUS_INFINITY:
+    if len(joined) == 1:
+        return joined[0]
+    if len(joined) != 2 or not joined[0] or not joined[1]:
         return None
-    return [Interval(one.low, other.high, one.has_low, other.has_high, one.letter)]
+    first, second = joined[0][0], joined[1][0]
+    if len(joined[0]) != 1 or len(joined[1]) != 1 or first.letter != second.letter:
+        return None
+    # x > 1 and x < 3: one bounds from below and one from above.
+    if first.low == _MINUS_INFINITY:
+        first, second = second, first
+    if first.high != _INFINITY or second.low != _MINUS_INFINITY or first.low == _MINUS_INFINITY:
+        return None
+    return [Interval(first.low, second.high, first.has_low, second.has_high, first.letter)]
 
 
 def _chain(text: str) -> list[Interval] | None:
-    """`a < x <= b`, `x > a`, `x != a` and their mirror images."""
+    """`a < x <= b`, `x > a`, `|x| < a`, `x != a` and their mirror images."""
     pieces = [piece.strip() for piece in _RELATION.split(text)]
     if len(pieces) == 3:
-        left, sign, right = pieces[0], _sign(pieces[1]), pieces[2]
-        if _LETTER.fullmatch(left):
-            return _half_line(left, sign, _end(right))
-        return _half_line(right, _MIRROR[sign], _end(left)) if _LETTER.fullmatch(right) else None
-    return _between(pieces) if len(pieces) == 5 and _LETTER.fullmatch(pieces[2]) else None
-
-
-def _between(pieces: list[str]) -> list[Interval] | None:
-    """`a < x < b` in its five pieces."""
-    letter, first, second = pieces[2], _sign(pieces[1]), _sign(pieces[3])
-    low, high = _end(pieces[0]), _end(pieces[4])
-    if first[0] == ">" and second[0] == ">":
+        return _one_sided(pieces[0], _sign(pieces[1]), pieces[2])
+    if len(pieces) != 5 or not _LETTER.fullmatch(pieces[2]):
+        return None
+    low, first, second, high = _end(pieces[0]), _sign(pieces[1]), _sign(pieces[3]), _end(pieces[4])
+    if first[0] == second[0] == ">":
         low, high, first, second = high, low, second, first
-    elif not (first[0] == "<" and second[0] == "<"):
+    if low is None or high is None or not (first[0] == second[0] == "<"):
         return None
-    if low is None or high is None:
-        return None
-    has_low = first == "<=" and low != _MINUS_INFINITY
-    return [Interval(low, high, has_low, second == "<=" and high != _INFINITY, letter)]
+    has_low = "=" in first and low != _MINUS_INFINITY
+    return [Interval(low, high, has_low, "=" in second and high != _INFINITY, pieces[2])]
 
 
-_MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
+def _one_sided(left: str, sign: str, right: str) -> list[Interval] | None:
+    if _LETTER.fullmatch(right) or _ABSOLUTE.fullmatch(right):
+        left, sign, right = right, _MIRROR[sign], left
+    end, absolute = _end(right), _ABSOLUTE.fullmatch(left)
+    if absolute and end is not None and number_literal(end) is not None:
+        letter, has_end = absolute[1], "=" in sign
+        if sign[0] == "<":
+            return [Interval(f"-{end}", end, has_end, has_end, letter)]
+        below = _half_line(letter, "<=" if has_end else "<", f"-{end}")
+        return below + _half_line(letter, sign, end)
+    if not _LETTER.fullmatch(left) or end is None or _LETTER.fullmatch(end):
+        return None
+    return _half_line(left, sign, end)
 
 
 def _sign(text: str) -> str:
@@ -196,29 +187,56 @@ def _sign(text: str) -> str:
     return side + ("=" if "=" in text or "e" in text else "")
 
 
-def _half_line(letter: str, sign: str, end: str | None) -> list[Interval] | None:
-    if end is None or _LETTER.fullmatch(end):
-        return None
-    if sign == "!=":
-        return [
-            Interval(_MINUS_INFINITY, end, False, False, letter),
-            Interval(end, _INFINITY, False, False, letter),
-        ]
-    if sign[0] == "<":
-        return [Interval(_MINUS_INFINITY, end, False, sign == "<=", letter)]
-    return [Interval(end, _INFINITY, sign == ">=", False, letter)]
+def _half_line(letter: str, sign: str, end: str) -> list[Interval]:
+    below = Interval(_MINUS_INFINITY, end, False, sign == "<=", letter)
+    above = Interval(end, _INFINITY, sign == ">=", False, letter)
+    return [below, above] if sign == "!=" else [below if sign[0] == "<" else above]
 
 
-def _same_interval(wanted: Interval, given: Interval, equal: Equal) -> bool | None:
+def _same(wanted: Interval, given: Interval, ask: Ask) -> bool | None:
     if (wanted.has_low, wanted.has_high) != (given.has_low, given.has_high):
         return False
     if wanted.letter and given.letter and wanted.letter != given.letter:
         return False
+    infinite = (_INFINITY, _MINUS_INFINITY)
+    ends = ((wanted.low, given.low), (wanted.high, given.high))
     return settle(
-        [_same_end(wanted.low, given.low, equal), _same_end(wanted.high, given.high, equal)]
+        [
+            left == right
+            if left in infinite or right in infinite
+            else equal_members(left, right, ask)
+            for left, right in ends
+        ]
     )
 
 
-def _same_end(wanted: str, given: str, equal: Equal) -> bool | None:
-    infinite = (_INFINITY, _MINUS_INFINITY)
-    return wanted == given if wanted in infinite or given in infinite else equal(wanted, given)
+def _solved(wanted: list[Interval], answer: str) -> bool:
+    """Solve the answer's inequality and compare the sets."""
+    # Inside the function: sympy takes seconds to load, and only workers do.
+    from sympy import Interval as Range
+    from sympy import Union, oo, solve_univariate_inequality, sympify
+    from sympy.core.relational import Relational
+
+    from rewards.rules.kinds.expressions import parsed
+
+    given = parsed(answer)
+    if not given or not isinstance(given[0], Relational) or len(given[0].free_symbols) != 1:
+        return False
+    symbol = next(iter(given[0].free_symbols))
+    ranges = []
+    for piece in wanted:
+        ends = []
+        for end in (piece.low, piece.high):
+            infinite = {_INFINITY: oo, _MINUS_INFINITY: -oo}.get(end)
+            read = [infinite] if infinite is not None else parsed(end)
+            if not read:
+                return False
+            ends.append(sympify(read[0]))
+        ranges.append(Range(ends[0], ends[1], not piece.has_low, not piece.has_high))
+    if wanted[0].letter and wanted[0].letter.casefold() != str(symbol).casefold():
+        return False
+    try:
+        solution = solve_univariate_inequality(given[0], symbol, relational=False)
+    except NotImplementedError:
+        return False
+    return solution == Union(*ranges)

@@ -1,11 +1,13 @@
-"""Matrices and vectors: pmatrix, bmatrix, [[1, 2], [3, 4]] and [1 2; 3 4]."""
+"""Matrices and vectors: pmatrix, bmatrix, [[1, 2], [3, 4]], [1 2; 3 4] and <1, 2>."""
 
 from __future__ import annotations
 
 import re
 
-from rewards.rules.kinds.elements import Equal, all_equal, split_outside_brackets
+from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
+from rewards.rules.kinds.members import equal_members
 from rewards.rules.reading.notation import plain_value, settle
+from rewards.rules.reading.numbers import number_literal
 
 MAX_MATRIX_CHARS = 800
 MAX_ENTRIES = 100
@@ -17,21 +19,38 @@ _LATEX = re.compile(
 )
 _SEMICOLONS = re.compile(r"\[([^\[\]]*;[^\[\]]*)\]")
 _CONSTRUCTOR = re.compile(r"(?:np\.array|numpy\.array|Matrix|array)\((.*)\)", re.DOTALL)
-
-_NAME = re.compile(r"[A-Za-z]{1,3}(?:\^\s?\{?(?:-1|T|[0-9])\}?|')?\s?=\s?(?=[(\[\\])")
+_VECTOR = re.compile(
+    r"(?:\\langle|<|⟨)([^<>]*)(?:\\rangle|>|⟩)|\(([^()=]*(?:\([^()]*\)[^()=]*)*)\)"
+)
+_NAME = re.compile(
+    r"(?:[A-Za-z]{1,3}|\\(?:vec|mathbf|overrightarrow)\s?\{\w{1,3}\})(?:\^\s?\{?(?:-1|T|[0-9])\}?|')?\s?=\s?(?=[(\[\\<⟨])"
+)
+_FACTOR = re.compile(
+    r"(-?(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}|[0-9./]{1,12}|[a-z])|-)\s?\*?(?=\[|\\begin|\(\\begin)"
+)
 
 Rows = list[list[str]]
 
 
-def is_matrix(reference: str) -> bool:
+def is_matrix(reference: str, question: str = "") -> bool:
     return read_matrix(reference) is not None
 
 
-def compare_matrices(reference: str, answer: str, equal: Equal) -> bool | None:
+def equal_matrices(reference: str, answer: str, ask: Ask) -> bool | None:
     wanted, given = read_matrix(reference), read_matrix(answer)
+    if wanted and given is None and len(wanted[0]) == 1 < len(wanted):
+        # A column vector may be written in a line.
+        line = _VECTOR.fullmatch(_NAME.sub("", plain_value(answer), count=1)[:MAX_MATRIX_CHARS])
+        items = split_outside_brackets(line[1] or line[2], ",") if line else None
+        given = [[item] for item in items] if items else None
     if wanted is None or given is None or len(wanted) != len(given):
         return False
-    return settle([all_equal(*rows, equal) for rows in zip(wanted, given, strict=True)])
+    return settle(
+        [
+            all_matched(*rows, lambda left, right: equal_members(left, right, ask), ordered=True)
+            for rows in zip(wanted, given, strict=True)
+        ]
+    )
 
 
 def read_matrix(text: str) -> Rows | None:
@@ -40,11 +59,23 @@ def read_matrix(text: str) -> Rows | None:
     text = _NAME.sub("", text, count=1) if _NAME.match(text) else text
     if constructor := _CONSTRUCTOR.fullmatch(text):
         text = constructor[1]
+    factor = _FACTOR.match(text)
+    text = text[factor.end() :] if factor else text
     rows = _latex_rows(text) or _bracket_rows(text) or _semicolon_rows(text)
     if not rows or not rows[0] or len(rows) * len(rows[0]) > MAX_ENTRIES:
         return None
-    is_regular = all(len(row) == len(rows[0]) and all(row) for row in rows)
-    return rows if is_regular else None
+    if not all(len(row) == len(rows[0]) and all(row) for row in rows):
+        return None
+    if factor:
+        rows = [[_scaled(factor[1], entry) for entry in row] for row in rows]
+    return rows
+
+
+def _scaled(factor: str, entry: str) -> str:
+    numbers = number_literal(f"{factor}1" if factor == "-" else factor), number_literal(entry)
+    if numbers[0] and numbers[1]:
+        return str(numbers[0].value * numbers[1].value)
+    return f"{factor} ({entry})"
 
 
 def _latex_rows(text: str) -> Rows | None:

@@ -1,9 +1,9 @@
 """Numbers with a unit: amounts of money, percentages, lengths, counts of things.
 
 Equal units are compared at once; different ones are converted by pint, which takes a second to
-load and so runs in a worker. A unit may be left out only where the question asks for it ("in
-metres", "how many litres"), and always for money and degrees, whose signs are dropped as a rule. A
-percentage needs its sign unless the question speaks of per cent.
+load and so runs in a worker. A unit may be left out where the question names it ("in metres", "a
+rod of 60 cm"), and always for money and degrees, whose signs are dropped as a rule. A percentage
+needs its sign unless the question speaks of per cent.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
+from rewards.rules.kinds.comparison import Ask
 from rewards.rules.reading.notation import plain, plain_value
-from rewards.rules.reading.number_literals import (
+from rewards.rules.reading.number_words import CHINESE_NUMERAL
+from rewards.rules.reading.numbers import (
     NumberLiteral,
     number_literal,
     same_number,
     spelled_scale,
 )
-from rewards.rules.reading.number_words import CHINESE_NUMERAL
 from rewards.rules.reading.units import (
     CURRENCIES,
     Unit,
@@ -41,7 +42,7 @@ _SCALES = r"万亿|万|亿|(?:hundred|thousand|million|billion|trillion)(?![a-zA
 _NUMBER = (
     r"[+-]?\s?(?:\\[dt]?frac\s?\{[0-9]{1,12}\}\s?\{[0-9]{1,12}\}|\.[0-9]+"
     r"|[0-9][0-9., ]{0,40}(?:\s?/\s?[0-9]{1,12})?)"
-    r"(?:\s?(?:\\times|\\cdot|\*|x)\s{0,2}10\s?\^\s?\{?[+-]?[0-9]{1,3}\}?|e[+-]?[0-9]{1,3})?"
+    r"(?:\s?(?:\\times|\\cdot|\*|x)\s{0,2}10\s?\^\s?\{?\s?[+-]?[0-9]{1,3}\s?\}?|e[+-]?[0-9]{1,3})?"
 )
 _DIGITS_FIRST = re.compile(
     rf"(?P<number>(?:\\approx|≈|~|约|approximately|about)?\s?{_NUMBER}(?:\s?(?:{_SCALES}))?)"
@@ -51,128 +52,52 @@ _DIGITS_FIRST = re.compile(
 _CHINESE_FIRST = re.compile(
     rf"(?P<number>[{CHINESE_NUMERAL}点]{{1,16}}?)(?P<unit>[^{CHINESE_NUMERAL}].{{0,20}})"
 )
-_COMPOUND = re.compile(
-    r"(?P<large>[0-9]{1,9})\s?(?P<large_unit>[^0-9\s,]{1,12}?),?\s?(?:and\s|又|零)?"
-    r"(?P<small>[0-9]{1,9}(?:\.[0-9]{1,9})?)\s?(?P<small_unit>[^0-9\s]{1,12})"
+_RADIANS = re.compile(
+    r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<top>[0-9]*)\\?pi\s?\}\{(?P<bottom>[0-9]+)\}"
+    r"|(?P<times>[0-9]*)\s?\\?pi\s?(?:/\s?(?P<over>[0-9]+))?)\s?(?:rad|radians?"
+    r"|\\text\{ ?rad(?:ians)?\})?"
+)
+_CLOCK_HOURS = re.compile(r"([0-9]{1,3}):([0-5][0-9]) ?(?:hours|hrs|h)")
+_PART = re.compile(
+    r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s?([^0-9\s,]{1,12}?)(?:,?\s?(?:and\s|又|零)?(?=[0-9])|$)"
 )
 _SMALLER = {
-    ("week", "day"): 7,
-    ("day", "hour"): 24,
-    ("hour", "minute"): 60,
-    ("minute", "second"): 60,
-    ("year", "month"): 12,
-    ("foot", "inch"): 12,
-    ("pound", "ounce"): 16,
-    ("kilometer", "meter"): 1000,
-    ("meter", "centimeter"): 100,
-    ("kilogram", "gram"): 1000,
+    **{("week", "day"): 7, ("day", "hour"): 24, ("hour", "minute"): 60, ("minute", "second"): 60},
+    **{("year", "month"): 12, ("foot", "inch"): 12, ("pound", "ounce"): 16},
+    **{("kilometer", "meter"): 1000, ("meter", "centimeter"): 100, ("kilogram", "gram"): 1000},
     ("CNY", "cny_jiao"): 10,
 }
 _COUNTED = re.compile(
     r"(?:[个只本人次张件辆条头位名块支棵朵颗瓶箱种页道岁](?:[\u4e00-\u9fff]{1,4})?)"
-    r"|[a-z]{2,20}(?: [a-z]{2,20})?|(?:[a-z]{3,20} )?[a-z]{2,20} of [a-z]{3,20}"
+    r"|[a-z]{2,20}(?: [a-z]{2,20}){0,2}|(?:[a-z]{3,20} )?[a-z]{2,20} of [a-z]{3,20}"
 )
 # 5ab is a product, 5 cm and 5pm are not.
 _PRODUCT = re.compile(r".*[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}", re.DOTALL)
 # No unit and no counted thing: these words change the number or compare it.
 _NOT_COUNTED = frozenset(
-    [
-        "more",
-        "less",
-        "fewer",
-        "than",
-        "times",
-        "and",
-        "or",
-        "of",
-        "to",
-        "plus",
-        "minus",
-        "percent",
-        "half",
-        "squared",
-        "cubed",
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "dozen",
-        "dozens",
-        "pairs",
-        "over",
-        "under",
-        "between",
-        "above",
-        "below",
-        "at",
-        "about",
-        "the",
-        "a",
-        "an",
-        "not",
-        "is",
-        "no",
-        "but",
-        "if",
-        "by",
-        "point",
-        "only",
-        "right",
-        "wrong",
-        "correct",
-        "incorrect",
-        "th",
-        "st",
-        "nd",
-        "rd",
-        "pi",
-        "sqrt",
-        "mod",
-        "remainder",
-        "ish",
-    ]
+    """more less fewer than times and or of to plus minus percent half squared cubed hundred
+    thousand million billion dozen dozens pairs over under between above below at about the a an
+    not is no but if by point only right wrong correct incorrect th st nd rd pi sqrt mod remainder
+    ish with digits""".split()
 )
 _FILLERS = frozenset(
-    [
-        "left",
-        "total",
-        "altogether",
-        "remaining",
-        "in",
-        "all",
-        "now",
-        "old",
-        "each",
-        "together",
-        "away",
-        "there",
-        "tall",
-        "long",
-        "wide",
-        "high",
-        "deep",
-        "thick",
-        "heavy",
-        "apart",
-        "different",
-        "distinct",
-        "possible",
-    ]
+    """left total altogether remaining in all now old each together away there tall long wide high
+    deep thick heavy apart different distinct possible units unit""".split()
 )
 _VERB = r"(?:is|are|was|were|do|does|did|can|will|would|could|should|has|have|had)\b"
 _HOW_MANY = re.compile(
-    rf"\bhow many (?!{_VERB}|left\b)(\w+(?: (?!{_VERB})\w+){{0,3}})", re.IGNORECASE
+    rf"\bhow many (?!{_VERB}|left\b)(\w+(?: (?!{_VERB}|and\b|how\b)\w+){{0,3}})", re.IGNORECASE
 )
 _LEFT = re.compile(r"\b(?:left|remaining)\b")
 _ASKS_LEFT = re.compile(
     r"\b(?:left|remain\w*|now|still|rest|over|have|has|after)\b|剩", re.IGNORECASE
 )
 _PERCENT: Unit = (("percent", 1),)
+_DEGREE: Unit = (("degree", 1),)
 _ASKS_PERCENT = re.compile(r"per\s?cent|%|百分", re.IGNORECASE)
-_ASKS = (
-    r"(?:\bin|\bhow many|\bhow much|\bnumber of|\bunits?\s?[:=]?|\bas|\(|（"
-    r"|以|多少|几|单位\s?[:：是为]?)\s?"
-)
+_BARE_MONEY = frozenset({"USD", "EUR", "GBP", "CNY", "JPY"})
+# Words that are also units: "in", "as" (attosecond), "us" (microsecond), "a" (year).
+_NO_UNIT_WORDS = frozenset({"in", "as", "us", "at", "min", "day", "days"})
 
 
 @dataclass(frozen=True)
@@ -189,10 +114,8 @@ def read_quantity(text: str) -> Quantity | None:
     text = plain_value(text) if len(text) <= 4 * MAX_QUANTITY_CHARS else ""
     if not 0 < len(text) <= MAX_QUANTITY_CHARS:
         return None
-    if money := _read_money(text):
-        return money
-    if compound := _read_compound(text):
-        return compound
+    if special := _read_money(text) or _read_compound(text) or _read_radians(text):
+        return special
     percent = number_literal(text)
     if percent and percent.is_percent:
         return Quantity(percent, _PERCENT)
@@ -204,24 +127,25 @@ def read_quantity(text: str) -> Quantity | None:
     return None
 
 
-def is_quantity(reference: str) -> bool:
-    return read_quantity(reference) is not None
-
-
-def is_percentage(reference: str) -> bool:
+def is_quantity(reference: str, question: str = "") -> bool:
     quantity = read_quantity(reference)
-    return quantity is not None and quantity.unit == _PERCENT
+    return quantity is not None and not (quantity.unit == _DEGREE and "pi" in reference)
 
 
-def quick_quantity(reference: str, answer: str, question: str) -> bool | None:
-    """None where two units have to be converted."""
-    wanted = read_quantity(reference)
+def is_measured(reference: str, question: str = "") -> bool:
+    """A quantity that is no percentage, which number_literal reads as a number."""
+    quantity = read_quantity(reference)
+    return is_quantity(reference) and quantity is not None and quantity.unit != _PERCENT
+
+
+def equal_quantities(reference: str, answer: str, ask: Ask) -> bool | None:
+    """None where two units have to be converted, and pint may not be loaded here."""
+    wanted, given = read_quantity(reference), read_quantity(answer)
     if wanted is None:
         return False
-    given = read_quantity(answer)
     if given is None:
         bare = number_literal(answer)
-        return bare is not None and _may_lack_unit(wanted, bare, question)
+        return bare is not None and _may_lack_unit(wanted, bare, ask.question)
     if given.noun or wanted.noun:
         is_same_thing = (
             _singular(given.noun) == _singular(wanted.noun) and given.unit == wanted.unit
@@ -231,29 +155,14 @@ def quick_quantity(reference: str, answer: str, question: str) -> bool | None:
     pounds: set[Unit] = {(("pound", 1),), (("GBP", 1),)}
     if len(units) == 1 or units == pounds:
         return same_number(wanted.number, given.number)
-    return None
+    return _converts(wanted, given) if ask.may_load else None
 
 
-def convert_quantity(reference: str, answer: str) -> bool:
-    """Whether both are the same amount in different units. Loads pint: for workers only."""
-    wanted, given = read_quantity(reference), read_quantity(answer)
-    if wanted is None or given is None:
-        return False
-    exact = _converted(wanted.number.value, wanted.unit, given.unit)
-    if exact is None:
-        return False
-    difference = abs(exact - given.number.value)
-    if difference <= abs(exact) * Fraction(1, 10**12):
-        return True
-    is_rounded = given.number.step and given.number.num_digits >= MIN_CONVERTED_DIGITS
-    return bool(is_rounded) and difference <= given.number.step / 2
-
-
-def quick_counted(reference: str, answer: str, question: str) -> bool:
+def equal_counts(reference: str, answer: str, question: str) -> bool:
     """Whether an answer is the bare number of the reference with the thing that is counted.
 
     "12 apples" is 12 where the question speaks of apples, "$12" always; "12 km" is 12 unless the
-    question asks for another unit.
+    question speaks of other units.
     """
     wanted, given = number_literal(reference), read_quantity(answer)
     if wanted is None or given is None:
@@ -262,23 +171,18 @@ def quick_counted(reference: str, answer: str, question: str) -> bool:
         may_differ = bool(_ASKS_PERCENT.search(question))
         hundredfold = NumberLiteral(given.number.value * 100, given.number.is_fraction)
         return may_differ and wanted.value == hundredfold.value
-    if not same_number(wanted, given.number):
-        return False
-    asked, counted = _words(question), _counted_in(question)
-    if question and _LEFT.search(given.noun) and not _ASKS_LEFT.search(question):
-        # What is left is another number than what there was.
+    # What is left is another number than what there was.
+    is_rest = question and _LEFT.search(given.noun) and not _ASKS_LEFT.search(question)
+    if is_rest or not same_number(wanted, given.number):
         return False
     if given.noun:
+        asked, counted = _words(question), _counted_in(question)
         words = [_singular(word) for word in given.noun.split() if word not in _FILLERS | {"of"}]
         is_asked = not counted or not words or any(word in counted for word in words)
         is_known = all(word in asked or word in question for word in words)
         return not question or (is_asked and is_known)
-    return (
-        not question
-        or is_money(given.unit)
-        or _mentions(question, given.unit)
-        or not (counted or _units_in(question))
-    )
+    is_known = not question or is_money(given.unit) or _mentions(question, given.unit)
+    return is_known or not (_counted_in(question) or _units_in(question))
 
 
 def _read_money(text: str) -> Quantity | None:
@@ -302,18 +206,35 @@ def _read_money(text: str) -> Quantity | None:
 
 
 def _read_compound(text: str) -> Quantity | None:
-    """2 hours 30 minutes, 5 ft 3 in: an amount in the smaller of two units."""
-    match = _COMPOUND.fullmatch(text)
-    units = [read_unit(match[key]) for key in ("large_unit", "small_unit")] if match else []
-    if not match or not all(units):
+    """2 hours 30 minutes, 5 ft 3 in, 2h15m, 2:15 hours: an amount in the smallest of the units."""
+    if clock := _CLOCK_HOURS.fullmatch(text):
+        return Quantity(
+            NumberLiteral(Fraction(60 * int(clock[1]) + int(clock[2])), False), (("minute", 1),)
+        )
+    parts = [(match[1], read_unit(match[2])) for match in _PART.finditer(text)]
+    if len(parts) < 2 or _PART.sub("", text).strip() or any(unit is None for _, unit in parts):
         return None
-    large, small_name = (unit[0][0] for unit in units if unit)
-    factor = _SMALLER.get((large, small_name))
-    small = number_literal(match["small"])
-    if not factor or not small or not 0 <= small.value < factor:
+    value, name = Fraction(0), ""
+    for number, unit in parts:
+        assert unit is not None, "checked above"
+        # "2h15m" has minutes, not metres.
+        smaller = "minute" if name == "hour" and unit == (("meter", 1),) else unit[0][0]
+        factor = _SMALLER.get((name, smaller)) if name else 1
+        if not factor or (name and Fraction(number) >= factor):
+            return None
+        value, name = value * factor + Fraction(number), smaller
+    return Quantity(NumberLiteral(value, is_fraction=False), ((name, 1),))
+
+
+def _read_radians(text: str) -> Quantity | None:
+    """2π/3 radians, in degrees, which are rational."""
+    match = _RADIANS.fullmatch(text) if "pi" in text and "rad" in text else None
+    if not match:
         return None
-    value = int(match["large"]) * factor + small.value
-    return Quantity(NumberLiteral(value, is_fraction=False), ((small_name, 1),))
+    value = Fraction(
+        180 * int(match["top"] or match["times"] or 1), int(match["bottom"] or match["over"] or 1)
+    )
+    return Quantity(NumberLiteral(-value if match["sign"] else value, False), _DEGREE)
 
 
 def _divisions(text: str) -> list[tuple[str, str]]:
@@ -355,52 +276,43 @@ def _may_lack_unit(wanted: Quantity, bare: NumberLiteral, question: str) -> bool
         return False
     if wanted.noun:
         words = [_singular(word) for word in wanted.noun.split() if word != "of"]
-        return bool(question) and all(
-            word in _words(question) or word in question for word in words
-        )
-    if is_money(wanted.unit) and wanted.unit[0][0] in ("USD", "EUR", "GBP", "CNY", "JPY"):
+        asked = _words(question)
+        return bool(question) and all(word in asked or word in question for word in words)
+    if is_money(wanted.unit) and wanted.unit[0][0] in _BARE_MONEY:
         return True
-    return wanted.unit == (("degree", 1),) or _asks_for(question, wanted.unit)
-
-
-def _asks_for(question: str, unit: Unit) -> bool:
-    """Whether the question says in which unit it wants the answer."""
-    if not question:
-        return False
-    names = spellings(unit)
-    if not names:
-        return any(read_unit(phrase) == unit for phrase in _unit_phrases(question))
-    aliases = "|".join(re.escape(name) + "s?" for name in sorted(names, key=len, reverse=True))
-    return bool(
-        re.search(rf"{_ASKS}(?:the )?(?:{aliases})(?![a-zA-Z/^²³])", question, re.IGNORECASE)
-    )
-
-
-def _unit_phrases(question: str) -> list[str]:
-    """What follows `in` and its like: one to four words each."""
-    phrases: list[str] = []
-    for match in re.finditer(
-        rf"{_ASKS}([^\s?.,;:)）]{{1,20}}(?: [^\s?.,;:)）]{{1,20}}){{0,3}})", question
-    ):
-        words = match[1].split()
-        phrases += [plain(" ".join(words[:end])) for end in range(1, len(words) + 1)]
-    return phrases[:64]
+    return wanted.unit == _DEGREE or _mentions(question, wanted.unit)
 
 
 def _mentions(question: str, unit: Unit) -> bool:
-    words = question.replace("(", " ").replace(")", " ").split()
-    tokens = {plain(word.strip("?,;:。，？")) for word in words[:400]}
-    return any(read_unit(token) == unit for token in tokens) or any(
-        not alias.isascii() and alias in question for alias in spellings(unit)
+    """Whether a question names a unit, or each of the names that a compound unit is made of."""
+    found = _units_in(question)
+    return unit in found or all(
+        any(name == other for units in found for other, _ in units)
+        or any(not alias.isascii() and alias in question for alias in spellings(((name, 1),)))
+        for name, _ in unit
     )
 
 
-def _units_in(question: str) -> bool:
-    """Whether a question speaks of any unit; short words such as `in` are none here."""
-    words = (word.strip("?,;:.()，。？") for word in question.split()[:400])
-    return any(
-        len(word) > 1 and word not in ("in", "as", "us") and read_unit(word) for word in words
-    )
+@lru_cache(maxsize=64)
+def _units_in(question: str) -> frozenset[Unit]:
+    """The units that a question names, alone or behind a number, in up to four words."""
+    words = [
+        re.sub(r"^[(（]|[?,;:()，。；：？]+$|(?<!\.)\.$|'s$", "", word)
+        for word in re.split(r"[\s()：:]+", plain(question[:4000].replace("$", " ")))[:400]
+    ]
+    found: set[Unit] = set()
+    for index, word in enumerate(words):
+        bare = re.sub(r"^[0-9][0-9.,/]*-?", "", word)
+        if (
+            bare
+            and bare not in _NO_UNIT_WORDS
+            and not (len(bare) == 1 and bare == word and not words[index - 1][-1:].isdigit())
+        ):
+            phrases = [" ".join([bare, *words[index + 1 : index + size]]) for size in (1, 2, 3, 4)]
+            found.update(unit for phrase in phrases if (unit := read_unit(phrase)))
+    if re.search(r"[$][0-9]", question):
+        found.add((("USD", 1),))
+    return frozenset(found)
 
 
 def _words(text: str) -> set[str]:
@@ -409,8 +321,7 @@ def _words(text: str) -> set[str]:
 
 def _counted_in(question: str) -> set[str]:
     """The words for what a question wants counted; none where it leaves that to what is before."""
-    asked = _HOW_MANY.findall(question[:4000])
-    return _words(asked[-1]) if asked else set()
+    return _words(" ".join(_HOW_MANY.findall(question[:4000])))
 
 
 def _singular(noun: str) -> str:
@@ -419,24 +330,32 @@ def _singular(noun: str) -> str:
     return noun if noun.endswith("ss") else noun.removesuffix("s")
 
 
-def _converted(value: Fraction, source: Unit, target: Unit) -> Fraction | None:
-    registry = _registry()
+def _converts(wanted: Quantity, given: Quantity) -> bool:
+    """Whether both are the same amount in different units. Loads pint: for workers only."""
+    # Inside the function: pint takes a second to load.
     from pint.errors import DimensionalityError
 
+    registry = _registry()
+    source, target = (
+        " * ".join(f"{name} ** {power}" for name, power in unit)
+        for unit in (wanted.unit, given.unit)
+    )
     try:
-        there = registry.Quantity(value, registry.Unit(_expression(source)))
-        return Fraction(there.to(_expression(target)).magnitude)
+        there = registry.Quantity(wanted.number.value, registry.Unit(source)).to(target)
     except DimensionalityError:
-        return None
-
-
-def _expression(unit: Unit) -> str:
-    return " * ".join(f"{name} ** {power}" for name, power in unit)
+        return False
+    exact = Fraction(there.magnitude)
+    difference = abs(exact - given.number.value)
+    if difference <= abs(exact) * Fraction(1, 10**12):
+        return True
+    is_rounded = given.number.step and given.number.num_digits >= MIN_CONVERTED_DIGITS
+    return bool(is_rounded) and difference <= given.number.step / 2
 
 
 @cache
 def _registry() -> Any:
     """pint's units and our currencies; one currency is no amount of another."""
+    # Inside the function: pint takes a second to load.
     import pint
 
     registry = pint.UnitRegistry(

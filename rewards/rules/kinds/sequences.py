@@ -1,16 +1,20 @@
-"""Lists, sets and tuples, compared element by element.
+"""Lists, sets and tuples, compared member by member.
 
-A tuple and a list are ordered, a set and an unordered list are not, and a set counts every element
-once. Round brackets make a tuple, braces a set; square ones, or commas alone, a list.
+A tuple is ordered, a set is not and counts every member once; a list is ordered where the question
+asks for an order (largest first, left to right) or for different things, and not where it asks for
+all of something.
+Round brackets make a tuple, braces a set; square ones, or commas alone, a list.
 """
 
 from __future__ import annotations
 
 import re
 
-from rewards.rules.kinds.elements import Equal, all_equal, all_matched, split_outside_brackets
-from rewards.rules.reading.notation import plain, plain_words
-from rewards.rules.reading.number_literals import number_literal
+from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
+from rewards.rules.kinds.intervals import equal_intervals, is_inequality, is_interval
+from rewards.rules.kinds.members import equal_members
+from rewards.rules.reading.notation import INNER_TEXT, plain, plain_words
+from rewards.rules.reading.numbers import number_literal
 
 MAX_ITEMS = 32
 MAX_ITEM_WORDS = 8
@@ -20,16 +24,19 @@ MAX_DEPTH = 3
 _SET_BRACES = re.compile(r"\\?\{(.*?)\\?\}", re.DOTALL)
 _ANGLES = re.compile(r"(?:\\langle|<|⟨)(.*)(?:\\rangle|>|⟩)", re.DOTALL)
 _EMPTY_SET = re.compile(
-    r"\\emptyset|\\varnothing|\\?\{\s{0,3}\\?\}|(?:the )?empty(?: set)?"
-    r"|no (?:real )?solutions?(?: exists?)?|空集|无解",
+    r"\\emptyset|\\varnothing|\\?\{\s{0,3}\\?\}"
+    r"|(?:(?:the )?(?:solution )?set is )?(?:the )?empty(?: set)?"
+    r"|(?:there (?:is|are) |the \w{1,12} has )?no (?:real |such )?(?:solutions?|roots?"
+    r"|values?|numbers?|x)(?: exists?)?|空集|无解|none",
     re.IGNORECASE,
 )
 _BULLET = re.compile(r"(?:^|\n)[ \t]{0,3}(?:[-*•]|\(?[0-9]{1,2}[.)、])[ \t]{1,3}(?=\S)")
 _AND = re.compile(
-    r"\s?,?\s(?:and|then|followed by)\s|\s?[;；]\s?|\s?、\s?|\s?(?:→|->)\s?|\s?[和与及]\s?"
+    r"\s?,?\s(?:and|then|followed by)\s|\s?[;；]\s?|\s?、\s?|\s?(?:→|->|\\to(?![a-z])"
+    r"|\\rightarrow)\s?|\s?[和与及]\s?"
 )
-_COMMA = re.compile(r"[,;，；、\[\n→]|->")
-_EITHER = re.compile(r"\s(?:or|and)\s|\s?(?:\\text\s?\{\s?(?:or|and)\s?\})\s?|\s?(?:或者?|和)\s?")
+_COMMA = re.compile(r"[,;，；、\[\n→]|->|\\text\{ ?and ?\}|(?<=[0-9}$]) and (?=[0-9\\$])")
+_EITHER = re.compile(r"\s?,?\s(?:or|and)\s|\s?(?:或者?|和)\s?")
 _ARGUMENT = re.compile(r"([a-zA-Z](?:_\{?\w{1,3}\}?)?)\s?(?:=|\\in)\s?(.+)", re.DOTALL)
 _NAMED_VALUE = re.compile(
     r"(?:the )?([a-z](?:[a-z ]{0,24}[a-z])?(?:_\{?\w{1,3}\}?)?)"
@@ -37,89 +44,133 @@ _NAMED_VALUE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _NAMES = re.compile(r"\(([a-z][a-z_0-9 ]{0,24}(?:,\s?[a-z][a-z_0-9 ]{0,24}){1,8})\)")
-_NAMED_TUPLE = re.compile(r"(\([^()=0-9]{1,30}\))\s?=\s?(\(.*\))", re.DOTALL)
+_NAMED_TUPLE = re.compile(r"(\([^()=0-9]{1,30}\)|[A-Za-z]{1,2})\s?=\s?(\(.*\))", re.DOTALL)
 _PLUS_MINUS = re.compile(r"(.*?)(?:\\pm|±|\+/-|\+-)\s?(.+)")
+_CHAIN = re.compile(r"[^<>=,]{1,20}(?:\s?(?:<|\\lt)\s?[^<>=,]{1,20}){1,31}")
 _ANY_ORDER = re.compile(
     r"any order|regardless of (?:the )?order"
     r"|order (?:does not|doesn't|is not|isn't) (?:matter|important)"
     r"|in no particular order|unordered|顺序不限|任意顺序|不分(?:先后)?顺序|不计顺序|不考虑顺序"
-    r"|\b(?:all|both)\b[^.?]{0,40}\b(?:solutions|roots|zeros|factors|divisors)\b"
-    r"|\b(?:solutions|roots|zeros) of\b|select all|choose all|所有(?:的)?(?:解|根|因数|约数)",
+    r"|\b(?:find|list|give|name|determine|enter|what are|which|state"
+    r"|solve)\b(?: \w+){0,2} (?:all|both|every|each|the (?!first|order|last)\w+ (?:numbers"
+    r"|factors|divisors|primes|roots|solutions|zeros))\b"
+    r"|\b(?:all|both)\b[^.?]{0,60}\b(?:solutions|roots|zeros|factors|divisors|values|integers|pairs|numbers|primes|cubes|such)\b"
+    r"|\b(?:solutions|roots|zeros) of\b|\bsolve\b|select all|choose all|所有(?:的)?(?:解|根|因数"
+    r"|约数)"
+    r"|separated by commas|求\s?\w?\s?的?值|values? of",
+    re.IGNORECASE,
+)
+_ASKS_FOR_SEVERAL = re.compile(
+    r"\b(?:which|what|name|list)\b(?: \w+){0,3}? \w{2,}s\b|哪些", re.IGNORECASE
+)
+_ORDERED = re.compile(
+    r"(?:in|from) [^.?]{0,20}\border\b|\bsort|\barrange|\brank|ascending|descending"
+    r"|increasing|decreasing|smallest to|largest to|chronological|respectively"
+    r"|\border of\b|left to right|first[,.?]|top to bottom|how many [^?]{1,40} and how many"
+    r"|first (?:two|three|four|five|six|\d)|in that order|sequence|next \w+ terms|\(x,|排序"
+    r"|从小到大|从大到小|顺序(?!不)|依次",
     re.IGNORECASE,
 )
 
 
 def is_any_order(question: str) -> bool:
-    """Whether a question says that the order of the items carries no meaning."""
-    return bool(_ANY_ORDER.search(question[:4000]))
+    """Whether the order of the items carries no meaning for a question."""
+    question = question[:4000]
+    if re.search(
+        r"any order|no particular order|order (?:does|is)|unordered|顺序不限|任意顺序|不分|不计顺序"
+        r"|不考虑顺序",
+        question,
+        re.I,
+    ):
+        return True
+    if _ORDERED.search(question):
+        return False
+    return bool(
+        _ANY_ORDER.search(question)
+        or (_ASKS_FOR_SEVERAL.search(question) and " and " not in question)
+    )
 
 
-def is_tuple(reference: str) -> bool:
+def is_tuple(reference: str, question: str = "") -> bool:
     items = _tuple_items(reference)
     return items is not None and 1 < len(items) <= MAX_ITEMS
 
 
-def is_set(reference: str) -> bool:
+def is_set(reference: str, question: str = "") -> bool:
     return _EMPTY_SET.fullmatch(plain(reference)) is not None or _set_items(reference) is not None
 
 
-def is_list(reference: str) -> bool:
+def claims_set(reference: str, question: str) -> bool:
+    """A word such as "none" is the empty set only to those who ask for values."""
+    return is_set(reference) and plain(reference).casefold() != "none"
+
+
+def is_list(reference: str, question: str = "") -> bool:
     """Several short items with commas or brackets; no sentence."""
     items = list_items(reference)
     if items is None or not 1 < len(items) <= MAX_ITEMS or number_literal(reference) is not None:
         return False
     # "rock and roll" is no list.
-    if not _COMMA.search(reference):
+    if not _COMMA.search(plain(reference)) and not _COMMA.search(reference):
         return False
     return all(items) and all(len(item.split()) <= MAX_ITEM_WORDS for item in items)
 
 
-def is_items(reference: str) -> bool:
+def claims_unordered(reference: str, question: str) -> bool:
+    return is_list(reference) and is_any_order(question)
+
+
+def is_items(reference: str, question: str = "") -> bool:
     """Whether a reference can be read as a list once a task says that it is one."""
     items = list_items(reference)
     return items is not None and 0 < len(items) <= MAX_ITEMS and all(items)
 
 
-def compare_tuples(reference: str, answer: str, equal: Equal, question: str = "") -> bool | None:
-    """`question`: in which order it wants what the answer names ("find (x, y)")."""
+def equal_tuples(reference: str, answer: str, ask: Ask) -> bool | None:
     wanted, given = _tuple_items(reference), _tuple_items(answer)
     if wanted is None:
         return False
     if given is None:
-        given = _assigned_items(answer, len(wanted), question)
-    if given is None:
-        return False
-    return all_equal(wanted, given, _nested(equal))
+        given = _assigned_items(answer, len(wanted), ask.question)
+    return given is not None and _nested(wanted, given, ask, ordered=True)
 
 
-def compare_sets(reference: str, answer: str, equal: Equal) -> bool | None:
+def equal_sets(reference: str, answer: str, ask: Ask) -> bool | None:
     is_empty = [_EMPTY_SET.fullmatch(plain(text)) is not None for text in (reference, answer)]
     if any(is_empty):
         return all(is_empty)
     wanted, given = _set_items(reference), _set_items(answer)
     if given is None:
-        given = _listed_elements(answer)
+        given = _listed_members(answer)
     if wanted is None or given is None:
         return False
-    return all_matched(_distinct(wanted), _distinct(given), _nested(equal))
+    return _nested(_distinct(wanted), _distinct(given), ask, ordered=False)
 
 
-def compare_lists(reference: str, answer: str, equal: Equal) -> bool | None:
+def equal_lists(reference: str, answer: str, ask: Ask) -> bool | None:
+    """As lists; as intervals where [1, 2] meets 1 <= x <= 2."""
+    if is_interval(reference) and is_inequality(answer):
+        return equal_intervals(reference, answer, ask)
     wanted, given = list_items(reference), _answer_items(reference, answer)
     if wanted is None or given is None:
         return False
-    return all_equal(wanted, given, _nested(equal))
+    if any("=" in item for item in wanted):
+        named = [_assigned_items(text, len(wanted), ask.question) for text in (reference, answer)]
+        wanted, given = named[0] or wanted, named[1] or given
+    return _nested(wanted, given, ask, ordered=True)
 
 
-def compare_unordered(reference: str, answer: str, equal: Equal) -> bool | None:
+def equal_unordered(reference: str, answer: str, ask: Ask) -> bool | None:
     wanted, given = list_items(reference), _answer_items(reference, answer)
     if wanted is None:
         return False
     if given is None or len(given) != len(wanted):
-        given = _set_items(answer) or _listed_elements(answer) or given
+        given = _set_items(answer) or _listed_members(answer) or given
     if given is None:
         return False
-    return all_matched(wanted, given, _nested(equal))
+    return _nested(
+        _without_signs(_unnamed(wanted)), _without_signs(_unnamed(given)), ask, ordered=False
+    )
 
 
 def list_items(text: str) -> list[str] | None:
@@ -131,9 +182,11 @@ def list_items(text: str) -> list[str] | None:
         return [plain(item) for item in bullets[1:]]
     if "\n" in text.strip() and "," not in text:
         return [plain(line) for line in text.strip().splitlines() if line.strip()]
-    text = plain(text.strip().translate(_WIDE))
+    text = " ".join(INNER_TEXT.sub(r" \1 ", plain(text.strip().translate(_WIDE))).split())
     if len(text) > 1 and text[0] + text[-1] == "[]" and split_outside_brackets(text, ",") == [text]:
         text = text[1:-1]
+    if _CHAIN.fullmatch(text) and not re.search(r"[a-z]", text):
+        text = re.sub(r"<|\\lt", ",", text)
     items = split_outside_brackets(_AND.sub(",", text).replace(",,", ","), ",")
     if items is None:
         return None
@@ -150,15 +203,22 @@ def _unquoted(item: str) -> str:
     return item[1:-1] if len(item) > 2 and item[0] == item[-1] and item[0] in "'\"" else item
 
 
+def _unnamed(items: list[str]) -> list[str]:
+    """`n = 2`, 3, 4 as 2, 3, 4: the name in front stands for all of them."""
+    named = [_ARGUMENT.fullmatch(item) for item in items]
+    if len({match[1] for match in named if match}) != 1:
+        return items
+    return [match[2] if match else item for match, item in zip(named, items, strict=True)]
+
+
 def _answer_items(reference: str, answer: str) -> list[str] | None:
     """An answer in brackets of another kind is another thing: [1, 2] is not (1, 2)."""
     given = plain(answer) if len(answer) <= MAX_LIST_CHARS else ""
-    is_other = _tuple_items(answer) is not None or _SET_BRACES.fullmatch(given) is not None
-    if given and is_other and plain(reference)[:1] == "[":
+    inner = _tuple_items(answer)
+    is_other = inner is not None or _SET_BRACES.fullmatch(given) is not None
+    if is_other and plain(reference)[:1] == "[":
         return None
-    if given and is_other and (inner := _tuple_items(answer)):
-        return inner
-    return list_items(answer)
+    return inner if is_other and inner else list_items(answer)
 
 
 def _tuple_items(text: str) -> list[str] | None:
@@ -180,7 +240,12 @@ def _assigned_items(text: str, count: int, question: str) -> list[str] | None:
 
     The order is that of the question, of the letters where it names none.
     """
-    items = split_outside_brackets(_AND.sub(",", plain(text)), ",")
+    text = (
+        re.sub(r"\s(?:and|or)\s", ",", INNER_TEXT.sub(r" \1 ", plain(text)))
+        if " or " not in text
+        else ""
+    )
+    items = split_outside_brackets(_AND.sub(",", text), ",")
     if items is None or len(items) != count:
         return None
     named = [_NAMED_VALUE.fullmatch(item) for item in items]
@@ -190,21 +255,22 @@ def _assigned_items(text: str, count: int, question: str) -> list[str] | None:
     if len(values) != count:
         return None
     letters = sorted(set(values) & set("abcmnpqrstuvwxyz"))
-    order = next((names for names in _asked_names(question) if set(names) == set(values)), letters)
+    asked = [
+        [name.strip() for name in names.split(",")]
+        for names in _NAMES.findall(plain(question[:4000]).casefold())
+    ]
+    order = next((names for names in asked if set(names) == set(values)), letters)
     return [values[name] for name in order] if len(order) == count else None
 
 
-def _asked_names(question: str) -> list[list[str]]:
-    """The tuples of names in a question: "give (mean, variance)"."""
-    tuples = _NAMES.findall(plain(question[:4000]).casefold())
-    return [[name.strip() for name in names.split(",")] for names in tuples]
-
-
 def _set_items(text: str) -> list[str] | None:
-    """The elements of `{...}`, of `±2`, or of `x = 1 or x = 2`."""
-    text = plain(text) if len(text) <= MAX_LIST_CHARS else ""
+    """The members of `{...}`, of `±2`, or of `x = 1 or x = 2`."""
+    text = INNER_TEXT.sub(r" \1 ", plain(text)) if len(text) <= MAX_LIST_CHARS else ""
     named = _ARGUMENT.fullmatch(text)
     inner = named[2].strip() if named else text
+    if "\\cup" in inner and "{" in inner:
+        parts = [_set_items(part) for part in inner.split("\\cup")]
+        return [item for part in parts for item in part or []] if all(parts) else None
     if inner.startswith(("{", "\\{")) and (braces := _SET_BRACES.fullmatch(inner)):
         items = split_outside_brackets(braces[1].replace(r"\{", "{").replace(r"\}", "}"), ",;")
         if items is None or not all(items) or any("|" in item for item in items):
@@ -216,12 +282,19 @@ def _set_items(text: str) -> list[str] | None:
 
 
 def _solutions(text: str) -> list[str] | None:
-    """`x = 1 or x = 2`, `x = 1, 2`, `x_1 = 1, x_2 = 2`: one letter, several values."""
+    """`x = 1 or x = 2`, `x = 1, 2`, `x_1 = 1, x_2 = 2`, `1 or 2`: several values of one letter."""
     parts = split_outside_brackets(_EITHER.sub(",", text).replace(",,", ","), ",")
     if parts is None or len(parts) < 2 or not all(parts):
         return None
     named = [_ARGUMENT.fullmatch(part) for part in parts]
     letters = {match[1][0] for match in named if match}
+    if (
+        not letters
+        and _EITHER.search(text)
+        and "," not in text
+        and all(number_literal(part) for part in parts)
+    ):
+        return parts if re.search(r"\bor\b|或", text) else None
     if named[0] is None or len(letters) != 1:
         return None
     return _without_signs(
@@ -229,8 +302,8 @@ def _solutions(text: str) -> list[str] | None:
     )
 
 
-def _listed_elements(text: str) -> list[str] | None:
-    """Elements without braces: `1, 2 and 3`. No `or`: that would be a hedge."""
+def _listed_members(text: str) -> list[str] | None:
+    """Members without braces: `1, 2 and 3`. No `or`: that would be a hedge."""
     items = list_items(text)
     if items is None or not items or not all(items) or _tuple_items(text) is not None:
         return None
@@ -259,24 +332,22 @@ def _distinct(items: list[str]) -> list[str]:
     return list(found.values())
 
 
-def _nested(equal: Equal, depth: int = 0) -> Equal:
-    """Compare elements that are tuples or sets themselves by their own rules."""
+def _nested(
+    wanted: list[str], given: list[str], ask: Ask, ordered: bool, depth: int = 0
+) -> bool | None:
+    """Compare members, those that are tuples or sets themselves by their own rules."""
 
-    def compare(reference: str, answer: str) -> bool | None:
+    def equal(reference: str, answer: str) -> bool | None:
+        opening = plain(reference)[:1]
         if depth < MAX_DEPTH and is_tuple(reference):
-            return all_equal(
-                _tuple_items(reference) or [], _tuple_items(answer) or [], _nested(equal, depth + 1)
-            )
-        if depth < MAX_DEPTH and plain(reference)[:1] in ("[", "{"):
-            if plain(answer)[:1] != plain(reference)[:1]:
+            items = _tuple_items(reference) or [], _tuple_items(answer) or []
+            return _nested(*items, ask, ordered=True, depth=depth + 1)
+        if depth < MAX_DEPTH and opening in ("[", "{"):
+            if plain(answer)[:1] != opening:
                 return False
-            is_set_like = plain(reference)[:1] == "{"
-            wanted, given = (
-                (_set_items if is_set_like else list_items)(text) or []
-                for text in (reference, answer)
-            )
-            match = all_matched if is_set_like else all_equal
-            return match(wanted, given, _nested(equal, depth + 1)) if wanted else False
-        return equal(reference, answer)
+            read = _set_items if opening == "{" else list_items
+            items = read(reference) or [], read(answer) or []
+            return bool(items[0]) and _nested(*items, ask, ordered=opening == "[", depth=depth + 1)
+        return equal_members(reference, answer, ask)
 
-    return compare
+    return all_matched(wanted, given, equal, ordered)

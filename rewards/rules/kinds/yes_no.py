@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 
+from rewards.rules.kinds.comparison import Ask
+from rewards.rules.kinds.texts import is_chemical
 from rewards.rules.reading.notation import plain
+from rewards.rules.reading.question import Question, stems
 
-_YES = frozenset(["yes", "true", "correct", "是", "对", "正确", "真"])
-_NO = frozenset(["no", "false", "incorrect", "否", "错", "错误", "假", "不是", "不对", "不正确"])
-_ANSWER_YES = _YES | frozenset(["y", "t", "yeah", "yep", "是的", "对的", "没错", "正确的"])
-_ANSWER_NO = _NO | frozenset(
-    ["n", "f", "nope", "untrue", "wrong", "不", "错的", "错误的", "不是的", "不对的", "不成立"]
-)
+_YES = frozenset("yes true correct 是 对 正确 真".split())
+_NO = frozenset("no false incorrect 否 错 错误 假 不是 不对 不正确".split())
+_ANSWER_YES = _YES | frozenset("y t yeah yep 是的 对的 没错 正确的".split())
+_ANSWER_NO = _NO | frozenset("n f nope untrue wrong 不 错的 错误的 不是的 不对的 不成立".split())
 _FIRST_WORD = re.compile(
     r"([A-Za-z]+|[\u4e00-\u9fff]{1,4})\s?(?:[,;:.!，。；：！—-]\s?(.*))?", re.DOTALL
 )
 # "该说法正确" judges the statement that was given.
 _STATEMENT = re.compile(
-    r"(?:该|这个?|此|本|题目|上述|以上)?(?:说法|命题|判断|结论|陈述|叙述|句话)(?:是|为)?"
+    r"(?:(?:the|this|that) (?:statement|claim|assertion|proposition|answer) is|it is"
+    r"|that is)\s|(?:该|这个?|此|本|题目|上述|以上)?(?:说法|命题|判断|结论|陈述|叙述|句话)(?:是"
+    r"|为)?",
+    re.IGNORECASE,
 )
 _DENIAL = re.compile(r"not (?:true|correct|right|the case)", re.IGNORECASE)
 _CONDITION = re.compile(
@@ -31,23 +35,29 @@ _TURN = re.compile(
 )
 # "At first I would say no, but there is one: yes." The last clause gives the verdict.
 _CONCLUDED = re.compile(
-    r"(?:.{0,300}[,;] )?(?:but |so )?(?P<clause>(?:there|it|this|that|they|both|all|the|he|she|we)"
-    r" [^,;:]{1,60}): (?P<word>yes|no|true|false)",
+    r".{0,300}(?::|—|–| - |, so|\bso)\s?(?P<word>yes|no|true|false)(?:, (?:it|they|he|she|we"
+    r"|there) \w+)?",
     re.IGNORECASE | re.DOTALL,
 )
 _OPEN = re.compile(r"\b(?:if|unless|whether|or|either|only|other|question)\b", re.IGNORECASE)
 _YES_WORDS = re.compile(r"\b(?:yes|true|correct)\b|是的|正确", re.IGNORECASE)
 _NO_WORDS = re.compile(
-    r"\b(?:no|not|false|incorrect|wrong|never)\b|n't\b|不|错|否|非", re.IGNORECASE
+    r"\b(?:no|not|false|incorrect|wrong|never|cannot)\b|n't\b|不|错|否|非", re.IGNORECASE
+)
+_ASKS_WHETHER = re.compile(
+    r"(?:.*[.\n] )?(?:is|are|was|were|does|do|did|can|could|has|have|will|would)\b.*\?", re.I | re.S
 )
 
 
-def is_yes_no(reference: str) -> bool:
-    return _reference_side(reference) is not None
+def is_yes_no(reference: str, question: str = "") -> bool:
+    # NO is also a gas.
+    return _reference_side(reference) is not None and not (
+        reference.isupper() and is_chemical(reference, question)
+    )
 
 
-def quick_yes_no(reference: str, answer: str) -> bool:
-    side = _answer_side(answer)
+def equal_yes_no(reference: str, answer: str, ask: Ask) -> bool:
+    side = _answer_side(answer, ask.question)
     return side is not None and side == _reference_side(reference)
 
 
@@ -58,7 +68,7 @@ def _reference_side(text: str) -> bool | None:
     return False if word in _NO else None
 
 
-def _answer_side(text: str) -> bool | None:
+def _answer_side(text: str, question: str) -> bool | None:
     """What an answer says; None for neither or both. A reason may follow a comma or a point."""
     text = plain(text[:400]).replace("**", "")
     if stated := _STATEMENT.match(text):
@@ -66,11 +76,10 @@ def _answer_side(text: str) -> bool | None:
     if _DENIAL.fullmatch(text):
         return False
     if concluded := _CONCLUDED.fullmatch(text):
-        is_open = _NO_WORDS.search(concluded["clause"]) or _OPEN.search(text)
-        text = "" if is_open else concluded["word"]
+        text = "" if _OPEN.search(text) else concluded["word"]
     match = _FIRST_WORD.fullmatch(text)
     if not match:
-        return None
+        return _affirms(text, question)
     word, reason = match[1].casefold(), match[2] or ""
     if _TURN.search(reason) or _CONDITION.match(reason):
         return None
@@ -79,3 +88,16 @@ def _answer_side(text: str) -> bool | None:
     if word in _ANSWER_NO:
         return None if _YES_WORDS.search(reason) and not _NO_WORDS.search(reason) else False
     return None
+
+
+def _affirms(text: str, question: str) -> bool | None:
+    """What a sentence says that repeats the question: "97 is prime." """
+    asked = Question.of(question)
+    said = [stem for stem in stems(_NO_WORDS.sub(" ", text)) if stem]
+    is_whole = bool(said) and len(text) <= 200 and bool(asked.stems) and set(said) <= {*asked.stems}
+    if not is_whole or not _ASKS_WHETHER.fullmatch(question.strip()) or _TURN.search(text):
+        return None
+    # What it is asked of may go unsaid, what is asked may not.
+    if _OPEN.search(text) or " or " in question or not {*asked.stems[-2:]} & {*said}:
+        return None
+    return not _NO_WORDS.search(text)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _SYMBOLS = str.maketrans(
     {
-        "−": "-",
-        "–": "-",
-        "‐": "-",
-        "‑": "-",
+        **dict.fromkeys("−–‐‑", "-"),
+        **dict.fromkeys("\u00a0", " "),
+        **dict.fromkeys("\u2009\u202f\u200b\ufeff", ""),
         "×": r"\times ",
         "·": r"\cdot ",
+        "⋅": r"\cdot ",
         "÷": "/",
         "≤": r"\le ",
         "≥": r"\ge ",
@@ -27,51 +28,50 @@ _SYMBOLS = str.maketrans(
         "∅": r"\emptyset ",
         "±": r"\pm ",
         "π": r"\pi ",
+        "θ": r"\theta ",
         "∞": r"\infty ",
         "º": "°",
+        "℃": "°C",
+        "℉": "°F",
         "¥": "¥",
         "∶": ":",
-        "\u00a0": " ",
-        "\u2009": "",
-        "\u202f": "",
-        "\u200b": "",
-        "\ufeff": "",
     }
 )
 # NFKC would turn these into plain digits: 5² into 52, 1½ into 11/2.
 _RAISED = re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u207b]+")
-# LaTeX would read \sqrt 45 as the root of 4, times 5.
-_ROOT = re.compile(r"√\s?(?:\(([^()]{1,80})\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 _LOWERED = re.compile(r"[\u2080-\u2089]+")
 _VULGAR = re.compile(r"[\u00bc-\u00be\u2150-\u215e\u2189]")
+# LaTeX would read \sqrt 45 as the root of 4, times 5.
+_ROOT = re.compile(r"√\s?(?:\(([^()]{1,80})\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 
+# A thin space between digits groups them; elsewhere it parts what it stands between.
 _SPACING = re.compile(
-    r"\\(?:left|right|displaystyle)(?![a-zA-Z])|(?<!\\)\\[,!;:]|(?<!\\)\\[()\[\]]"
+    r"\\(?:left|right|displaystyle)(?![a-zA-Z])|(?<=[0-9])\\[,;:](?=[0-9]{3})|(?<!\\)\\!|(?<!\\)\\[()\[\]]"
 )
-_BLANK = re.compile(r"(?<!\\)\\ |\\q?quad(?![a-zA-Z])|(?<!\\)~(?=\\|\d)")
+_BLANK = re.compile(r"(?<!\\)\\[ ,;:]|\\q?quad(?![a-zA-Z])|(?<!\\)~(?=\\|\d|[A-Za-z])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _CURRENCY = re.compile(r"\\\$|(?<!\\)\$(?=\s?\.?[0-9])")
 _CURRENCY_MARK = "\ue000"
-_WRAPPER = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|operatorname|f?boxed)\s?\{([^{}]*)\}"
+_MACRO = (
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|bb)?|mbox|hbox"
+    r"|operatorname|ce|f?boxed)\s?"
 )
-_INNER_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
+_WRAPPER = re.compile(_MACRO + r"\{([^{}]*)\}")
+INNER_TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|ce)\s?\{([^{}]*)\}"
+)
+"""Text set inside mathematics; the group is the text."""
+_NESTED_TEXT = re.compile(_MACRO + r"\{\s?(" + _MACRO + r"\{[^{}]*\})\s?\}")
+_DOUBLE_BRACES = re.compile(r"\{\{([^{}]*)\}\}")
 _QUOTES = (
-    ("**", "**"),
-    ("__", "__"),
-    ("*", "*"),
-    ("`", "`"),
-    ('"', '"'),
-    ("“", "”"),
-    ("‘", "’"),
-    ("《", "》"),
-    ("「", "」"),
-    ("『", "』"),
+    *(("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"), ('"', '"'), ("“", "”"), ("‘", "’")),
+    *(("《", "》"), ("「", "」"), ("『", "』")),
 )
 _NAMED = re.compile(
-    r"(?P<name>[A-Za-z](?:_\w|_\{\w{1,8}\}|')?(?:\([A-Za-z0-9]{1,8}\))?"
-    r"|[A-Za-z]{3,15}|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|sigma))"
-    r"\s?=\s?(?=[^=\s])"
+    r"(?P<name>(?:\\[A-Z][a-z]{1,6}|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|sigma|rho|omega|Delta)\s?"
+    r"(?:[A-Za-z](?![a-zA-Z]))?|[A-Za-z](?![a-zA-Z]))(?:_\s?(?:\w|\{[^{}]{1,12}\}|\\[a-z]{1,8}))?'?"
+    r"(?:\s?\([A-Za-z0-9,\s\\]{1,12}\))?"
+    r"|[A-Za-z]{3,15}(?: [a-z]{3,12})?|\\det)\s?(?:=|\\approx|:=)\s?(?=[^=\s])"
 )
 _FUNCTION_NAMES = frozenset({"sin", "cos", "tan", "cot", "log", "exp", "sqrt", "abs"})
 # 3:2 is not 32, nor is 1,2 the same as 12.
@@ -84,18 +84,28 @@ _CJK_SPACE = re.compile(rf"(?<=[{_CJK}])\s+|\s+(?=[{_CJK}])")
 _WORD_HYPHEN = re.compile(r"(?<=[^\W\d])-(?=[^\W\d])")
 
 
+@lru_cache(maxsize=2048)
 def plain(text: str) -> str:
     """Return the text without maths delimiters, emphasis, quotes or a closing full stop.
 
     Full-width characters become ordinary ones (NFKC); powers and fractions that Unicode writes as
     one character become `^{2}` and `1/2`. A dollar sign stays where it is money.
     """
-    text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text.strip())
-    text = _RAISED.sub(_raised, text.replace("√", r"\sqrt ").translate(_SYMBOLS))
-    text = _LOWERED.sub(lambda low: "_{" + unicodedata.normalize("NFKC", low.group()) + "}", text)
-    text = unicodedata.normalize("NFKC", _VULGAR.sub(_vulgar, text)).replace("\u2044", "/")
-    text = _SPACING.sub("", _BLANK.sub(" ", _without_dollars(text).replace("−", "-")))
-    text = text.replace("{,}", ",").replace(r"\%", "%").strip()
+    text = text.strip()
+    if not text.isascii():
+        text = _ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text)
+        text = _RAISED.sub(lambda mark: "^{" + _normal(mark) + "}", text.replace("√", r"\sqrt "))
+        text = _LOWERED.sub(lambda mark: "_{" + _normal(mark) + "}", text.translate(_SYMBOLS))
+        text = _VULGAR.sub(lambda mark: " " + _normal(mark), text)
+        text = unicodedata.normalize("NFKC", text).replace("\u2044", "/").replace("−", "-")
+    if "\\" in text or "{" in text:
+        # A column of a table of data often holds its LaTeX with every backslash doubled.
+        text = re.sub(
+            r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|infty)(?![a-z]))", r"\\", text
+        )
+        text = _NESTED_TEXT.sub(r"\1", text).replace("{,}", ",").replace("{:}", ":")
+        text = _DOUBLE_BRACES.sub(r"{\1}", text).replace(r"\%", "%").replace("\\tfrac", "\\frac")
+    text = _BLANK.sub(" ", _SPACING.sub("", _without_dollars(text))).strip()
     for _ in range(3):
         stripped = _unwrapped(text)
         if stripped == text:
@@ -114,7 +124,7 @@ def plain_value(text: str) -> str:
 def value_name(text: str) -> str:
     """Return the single letter in front of `=`, or nothing."""
     named = _naming(plain(text))
-    return named["name"] if named and len(named["name"]) == 1 else ""
+    return named["name"].strip() if named and len(named["name"].strip()) == 1 else ""
 
 
 def plain_words(text: str) -> str:
@@ -123,7 +133,7 @@ def plain_words(text: str) -> str:
     Case, spacing, punctuation, quotes, `the` and a leading article carry no meaning; a question
     mark does, and so do hyphens between digits.
     """
-    text = _INNER_TEXT.sub(r"\1", plain(text)).replace(r"\cdot ", " ").replace(r"\times ", " x ")
+    text = INNER_TEXT.sub(r"\1", plain(text)).replace(r"\cdot ", " ").replace(r"\times ", " x ")
     text = text.replace("\\", " ").casefold().replace("&", " and ")
     text = _BETWEEN_DIGITS.sub(" ", _RATIO.sub(":", _DIGIT_COMMA.sub("", text)))
     text = _WORD_HYPHEN.sub(" ", text)
@@ -142,16 +152,14 @@ def settle(verdicts: list[bool | None]) -> bool | None:
     return None if None in verdicts else True
 
 
-def _raised(match: re.Match[str]) -> str:
-    return "^{" + unicodedata.normalize("NFKC", match.group()).replace("−", "-") + "}"
-
-
-def _vulgar(match: re.Match[str]) -> str:
-    return " " + unicodedata.normalize("NFKC", match.group()).replace("\u2044", "/")
+def _normal(match: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", match.group()).replace("−", "-").replace("\u2044", "/")
 
 
 def _without_dollars(text: str) -> str:
     """Dollar signs come in pairs around mathematics; an odd one in front of a digit is money."""
+    if "$" not in text:
+        return text
     if len(_DOLLAR.findall(text)) % 2:
         text = _CURRENCY.sub(_CURRENCY_MARK, text, count=1)
     text = text.replace(r"\$", _CURRENCY_MARK)
@@ -170,12 +178,26 @@ def _unwrapped(text: str) -> str:
             and closing not in inner
         ):
             return inner
+    inner = text[1:-1]
+    if text[:1] == "{" and text[-1:] == "}" and "\\" in inner and _is_group(inner):
+        # Braces around one expression group nothing; around a name or a number they are a set.
+        return inner
     wrapped = _WRAPPER.fullmatch(text)
     return wrapped.group(1) if wrapped else text
 
 
+def _is_group(inner: str) -> bool:
+    """Whether the braces inside match, so that those around belong together; no list."""
+    depth = 0
+    for sign in inner:
+        depth += (sign == "{") - (sign == "}")
+        if depth < 0 or sign in ",;":
+            return False
+    return depth == 0
+
+
 def _naming(text: str) -> re.Match[str] | None:
-    named = _NAMED.match(text)
-    if not named or text.count("=") != 1 or named["name"].lower() in _FUNCTION_NAMES:
+    named = _NAMED.match(text) if "=" in text or "\\approx" in text else None
+    if not named or text.count("=") + text.count("\\approx") != 1:
         return None
-    return named
+    return None if named["name"].lower() in _FUNCTION_NAMES else named

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rewards.audit import COMMAND, MAX_ROWS_IN_FLIGHT, main
+from rewards.audit import COMMAND, MAX_ROWS_IN_FLIGHT, Judge, main
 from rl.run.command import read
 
 
@@ -43,7 +43,10 @@ def test_every_kind_of_row_in_order(audit):
     done, written = audit(rows)
     assert done.returncode == 0
     assert [row["id"] for row in written] == [0, "mine", *range(2, 10)]
-    assert all(list(row) == ["id", "parts", "route", "failure", "seconds"] for row in written)
+    assert all(
+        list(row) == "id parts route claimed how why failure seconds".split() for row in written
+    )
+    assert [written[0][key] for key in ("claimed", "how", "why")] == ["11", "box", ""]
     assert [row["parts"].get("accuracy") for row in written[:2]] == [1.0, 1.0]
     assert "accuracy" not in written[2]["parts"]
     assert written[2]["failure"].startswith("not_scorable: ")
@@ -77,20 +80,21 @@ def test_labels_make_a_table(audit):
     table = [line.split() for line in done.stdout.splitlines()]
     cells = {row[1]: row[2:] for row in table if row and row[0] == "│"}
     assert len(written) == 8
-    # n, accuracy, false accepts, false rejects, failures
-    assert cells["sums"] == ["│", "4", "│", "75.00", "%", "│", "1", "│", "0", "│", "0", "│"]
-    assert cells["words"] == ["│", "2", "│", "0.00", "%", "│", "0", "│", "1", "│", "1", "│"]
-    assert cells["all"] == ["│", "6", "│", "50.00", "%", "│", "1", "│", "1", "│", "1", "│"]
+    # n, accuracy, false accepts, false rejects, unverifiable, failures
+    assert [cell for cell in cells["sums"] if cell != "│"] == "4 75.00 % 1 0 0 0".split()
+    assert [cell for cell in cells["words"] if cell != "│"] == "2 0.00 % 0 1 0 1".split()
+    assert [cell for cell in cells["all"] if cell != "│"] == "6 50.00 % 1 1 0 1".split()
     assert audit(rows[6:7])[0].stdout == ""
 
 
-def test_a_bomb_fails_alone_in_its_place_and_in_its_time(audit):
-    bomb = {"reference": "x+1", "response": r"\boxed{10^{10^{10}}+x}"}
+def test_a_bomb_is_wrong_alone_in_its_place_and_in_its_time(audit):
+    bomb = {"reference": "x+1", "response": r"\boxed{10^{10^{10^{10}}}+x}"}
     rows = [{"reference": "x+1", "response": "1+x"}, bomb] * 2
     done, written = audit(rows, "timeout_s=3", "memory_mib=512", "workers=2")
     assert done.returncode == 0
-    assert [row["parts"].get("accuracy") for row in written] == [1.0, None] * 2
-    assert all(row["failure"] in ("timeout", "memory") for row in written[1::2])
+    assert [row["parts"].get("accuracy") for row in written] == [1.0, 0.0] * 2
+    assert {row["why"].partition(": ")[0] for row in written[1::2]} == {"unverifiable"}
+    assert all(row["failure"] is None for row in written)
     assert {row["route"] for row in written} == {written[0]["route"]}
 
 
@@ -114,7 +118,10 @@ def test_a_long_file_streams_through(audit):
         ('{"reference": "1"}', "must have reference and response, or mode and text, got only ref"),
         ('{"mode": "long"}', "must have reference and response, or mode and text, got only mode"),
         ('{"mode": "medium", "text": ""}', 'mode must be one of short, long, got "medium"'),
-        ('{"reference": 1, "response": "1"}', "reference must be text, got 1"),
+        (
+            '{"reference": {"a": 1}, "response": "1"}',
+            "a reference must be text, a number or a list",
+        ),
         ('{"reference": "1", "response": ["1"]}', 'response must be text, got ["1"]'),
         (
             '{"mode": "long", "text": "", "finish_reason": "eos"}',
@@ -128,15 +135,16 @@ def test_a_long_file_streams_through(audit):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_bad_line_is_named_and_leaves_the_old_output(tmp_path, capsys, line, message):
+def test_a_bad_line_is_named_and_the_others_are_judged(tmp_path, capsys, line, message):
     source, target = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
     good = b'{"mode": "short", "text": "1"}\n'
-    source.write_bytes(good + b"\n" + (line if isinstance(line, bytes) else line.encode()) + b"\n")
-    target.write_text("old")
-    assert main([f"in={source}", f"out={target}"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {source}, line 3: {message}")
-    assert target.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "rows.jsonl"]
+    bad = line if isinstance(line, bytes) else line.encode()
+    source.write_bytes(good + b"\n" + bad + b"\n" + good)
+    assert main([f"in={source}", f"out={target}"]) == 0
+    assert capsys.readouterr().err.startswith(f"{source}, line 3: {message}")
+    written = [json.loads(row) for row in target.read_text().splitlines()]
+    assert [row["parts"].get("format") for row in written] == [1.0, None, 1.0]
+    assert written[1]["failure"].startswith(f"bad_row: line 3: {message}")
 
 
 def test_wrong_arguments_are_refused(tmp_path, capsys):
@@ -154,7 +162,7 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
     refused("is a directory or lies in none", f"in={source}", f"out={tmp_path}")
     refused("is a directory or lies in none", f"in={source}", "out=no/such/directory/out")
     refused(
-        "worker: no such key; did you mean workers? rewards.audit takes in, out, workers,",
+        "worker: no such key; did you mean workers? rewards.audit takes in, out, against, workers,",
         f"in={source}",
         "worker=2",
     )
@@ -169,8 +177,35 @@ def test_limits_are_those_of_a_run_unless_given(tmp_path):
     source.write_text("")
     keys = read(COMMAND, [f"in={source}", "workers=3"])
     assert keys.target == tmp_path / "rows.audit.jsonl"
-    config = keys.config
-    assert (config.workers, config.timeout_s, config.memory_mib) == (3, 5.0, 1024)
+    assert (keys.workers, keys.timeout_s, keys.memory_mib) == (3, 5.0, 1024)
+
+
+def test_rows_where_bare_math_verify_differs_are_listed(audit):
+    rows = [
+        {"id": "same", "reference": "12", "response": r"\boxed{12}"},
+        {"id": "other", "reference": "12", "response": "twelve", "correct": True},
+        {"reference": ["8", "12"], "response": r"\boxed{8}"},
+    ]
+    done, written = audit(rows, "against=math_verify", "workers=1")
+    assert [row["math_verify"] for row in written] == [1.0, 0.0, 1.0]
+    assert "other" in done.stdout
+    assert "same" not in done.stdout
+
+
+def test_ctrl_c_keeps_the_rows_that_are_done(tmp_path, capsys, monkeypatch):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"reference": "1", "response": "1"}\n' * 3)
+    judged = Judge.judge
+
+    def interrupted(self, row):
+        if row.id == 2:
+            raise KeyboardInterrupt
+        return judged(self, row)
+
+    monkeypatch.setattr(Judge, "judge", interrupted)
+    assert main([f"in={source}"]) == 130
+    assert "the rows that were done are kept" in capsys.readouterr().err
+    assert len((tmp_path / "rows.audit.jsonl").read_text().splitlines()) == 2
 
 
 def test_it_starts_without_anything_heavy():

@@ -3,7 +3,7 @@
 import pytest
 
 from rewards.rules.kinds.choices import read_options
-from rewards.rules.verifier import score_reference
+from rewards.rules.verifier import route_of
 from tests.unit.rewards.rules.test_rules import verify
 
 CAPITAL = "What is the capital of France?\nA) London\nB) Paris\nC) Rome\nD) Berlin"
@@ -89,5 +89,5 @@ def test_wrong_contradictory_and_several_choices(reference, answer, question):
     ],
 )
 def test_yes_and_no(reference, answer, accuracy):
-    assert score_reference(reference) == "yes_no/1"
+    assert route_of(reference) == "yes_no"
     assert verify(reference, answer) == accuracy

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.rules.kinds.quantities import read_quantity
-from rewards.rules.reading.number_literals import number_literal
-from rewards.rules.verifier import score_reference
+from rewards.rules.reading.numbers import number_literal
+from rewards.rules.verifier import route_of
 from tests.unit.rewards.rules.test_rules import verify
 
 
@@ -136,8 +136,8 @@ def test_the_question_may_state_the_unit(reference, answer, question, accuracy):
 
 
 def test_percentages_stay_numbers_and_units_make_quantities():
-    assert score_reference("50%") == "number/2"
-    assert score_reference("50 km") == "quantity/1"
+    assert route_of("50%") == "number"
+    assert route_of("50 km") == "quantity"
     assert read_quantity("3 kg·m/s²").unit == (("kilogram", 1), ("meter", 1), ("second", -2))
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.rules.reading.answers import MAX_CHARACTERS, answer_start, final_answers
-from rewards.rules.verifier import NotScorable, score_reference, symbolic, verify_quickly
+from rewards.rules.reading.candidates import MAX_CHARACTERS, answer_start, claimed
+from rewards.rules.verifier import NotScorable, route_of, symbolic, verify_quickly
 
 
 def verify(reference, answer, task="auto", question=""):
@@ -88,12 +88,14 @@ ACCEPT = [
     ("45", r"45^\circ"),
     ("B", "(B)"),
     ("yes", '"Yes"'),
+    # a form that nobody asked for, and marks that people forget
+    ("1/2", "2/4"),
+    ("138/583", r"\frac{276}{1166}"),
+    ("12", r"\boxed{12"),
     ("the Nile", "Nile"),
     ("2024-01-02", "2024-01-02"),
 ]
 REJECT = [
-    ("1/2", "2/4"),
-    ("138/583", r"\frac{276}{1166}"),
     (r"2 \times 2 \times 3", "12"),
     (r"\frac{\pi}{4}", r"\boxed{\int_0^1 \sqrt{1-x^2} dx}"),
     (r"\frac{\pi^2}{6}", r"\sum_{n=1}^{\infty}\frac{1}{n^2}"),
@@ -151,7 +153,6 @@ REJECT = [
     (r"\frac{\pi}{2}", r"\frac{\pi}{3}"),
     ("(1, 2)", "(2, 1)"),
     ("2024-01-02", "2021"),
-    ("12", r"\boxed{12"),
     ("12", r"\boxed{}"),
     ("12", "12" * MAX_CHARACTERS),
 ]
@@ -170,30 +171,28 @@ def test_wrong_answers_score_zero(reference, answer):
 @pytest.mark.parametrize(
     ("reference", "route"),
     [
-        ("12", "number/2"),
-        ("-1,234.5", "number/2"),
-        ("3/4", "number/2"),
-        ("5%", "number/2"),
-        (r"\frac{\sqrt{3}}{2}", "expression/2"),
-        ("x^2 + 1", "expression/2"),
-        ("(1, 2)", "tuple/1"),
-        ("Paris", "text/2"),
-        ("C", "choice/1"),
-        ("10-12", "text/2"),
-        ("well-known", "text/2"),
-        ("", "not_scorable: the reference is empty"),
+        ("12", "number"),
+        ("-1,234.5", "number"),
+        ("3/4", "number"),
+        ("5%", "number"),
+        (r"\frac{\sqrt{3}}{2}", "expression"),
+        ("x^2 + 1", "expression"),
+        ("(1, 2)", "tuple"),
+        ("Paris", "text"),
+        ("C", "choice"),
+        ("10-12", "text"),
+        ("well-known", "text"),
         (
             "one two three four five six seven eight nine",
-            "natural/1",
+            "natural",
         ),
-        (
-            r"\boxed{1} and \boxed{2}",
-            "not_scorable: the reference states 2 different answers",
-        ),
+        (r"\boxed{1} and \boxed{2}", "list"),
+        ("#### 12", "number"),
+        ("A: 12", "number"),
     ],
 )
 def test_the_reference_alone_decides_the_route(reference, route):
-    assert score_reference(reference) == route
+    assert route_of(reference) == route
 
 
 def test_a_reference_that_is_no_mathematics_after_all_cannot_be_scored():
@@ -202,7 +201,7 @@ def test_a_reference_that_is_no_mathematics_after_all_cannot_be_scored():
 
 
 def test_a_task_names_the_route_and_a_wrong_one_is_refused():
-    assert score_reference("12", "text") == "text/2"
+    assert route_of("12", "text") == "text"
     assert verify("12", "12.0", "text") == 0.0
     with pytest.raises(NotScorable, match=r"not of task 'number': 'Paris'"):
         verify("Paris", "Paris", "number")
@@ -211,9 +210,9 @@ def test_a_task_names_the_route_and_a_wrong_one_is_refused():
 
 
 def test_markers_nest_and_the_innermost_speaks():
-    assert final_answers(r"\boxed{\frac{1}{2}} then \boxed{\boxed{x}}") == [r"\frac{1}{2}", "x"]
-    assert final_answers("<answer>so\nAnswer: 12</answer>") == ["12"]
-    assert final_answers("a text of two hundred characters or more " * 6) == []
+    assert claimed(r"\boxed{\frac{1}{2}} then \boxed{\boxed{x}}").text == "x"
+    assert claimed("<answer>so\nAnswer: 12</answer>").text == "12"
+    assert claimed("a text of three hundred characters or more " * 9) is None
 
 
 @pytest.mark.parametrize(

@@ -4,32 +4,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.rules.verifier import score_reference
+from rewards.rules.verifier import route_of
 from tests.unit.rewards.rules.test_rules import verify
 
 
 @pytest.mark.parametrize(
     ("reference", "question", "route"),
     [
-        ("(1,2)", "", "tuple/1"),
-        ("(1,2)", "Solve the inequality.", "interval/1"),
-        ("(1,2]", "", "interval/1"),
-        (r"(-\infty, 3)", "", "interval/1"),
-        ("x >= 2", "", "interval/1"),
-        ("[1,2]", "", "list/1"),
-        ("[[1,2],[3,4]]", "", "matrix/1"),
-        ("{1,2}", "", "set/1"),
-        (r"\pm 2", "", "set/1"),
-        ("x=1 or x=2", "", "set/1"),
-        ("red, green", "", "list/1"),
-        ("red, green", "Name them in any order.", "unordered_list/1"),
-        ("rock and roll", "", "text/2"),
-        ("C++", "", "text/2"),
-        ("1,234", "", "number/2"),
+        ("(1,2)", "", "tuple"),
+        ("(1,2)", "Solve the inequality.", "interval"),
+        ("(1,2]", "", "interval"),
+        (r"(-\infty, 3)", "", "interval"),
+        ("x >= 2", "", "interval"),
+        ("[1,2]", "", "list"),
+        ("[[1,2],[3,4]]", "", "matrix"),
+        ("{1,2}", "", "set"),
+        (r"\pm 2", "", "set"),
+        ("x=1 or x=2", "", "set"),
+        ("red, green", "", "list"),
+        ("red, green", "Name them in any order.", "unordered_list"),
+        ("rock and roll", "", "text"),
+        ("C++", "", "text"),
+        ("1,234", "", "number"),
     ],
 )
 def test_brackets_and_the_question_decide(reference, question, route):
-    assert score_reference(reference, question=question) == route
+    assert route_of(reference, question=question) == route
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,7 @@ def test_brackets_and_the_question_decide(reference, question, route):
         ("{1,2,3}", "{3,2,1}"),
         ("{1,2}", "{1,1,2}"),
         ("{1,2}", "x=1 or x=2"),
+        ("{1,2}", "1 or 2"),
         (r"\pm 2", "2, -2"),
         ("∅", "no solution"),
         ("(1,2)", "x=1, y=2"),
@@ -76,7 +77,6 @@ def test_equal_in_another_form(reference, answer):
         ("[1,2]", "(1,2)"),
         ("[0,1]", "{0,1}"),
         ("{1,2,3}", "{1,2}"),
-        ("{1,2}", "1 or 2"),
         ("{2,3}", "x=2, y=3"),
         ("(1,2)", "(2,1)"),
         ("(1,2)", "[1,2]"),

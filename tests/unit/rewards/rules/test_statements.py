@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rewards.rules.reading.answers import answer_start, final_answers
-from rewards.rules.verifier import ROUTES, NotScorable, score_reference, verify_quickly
+from rewards.rules.kinds.graded import GRADED
+from rewards.rules.reading.candidates import answer_start, claimed
+from rewards.rules.routes import ROUTES
+from rewards.rules.verifier import NotScorable, route_of, verify_quickly
 from tests.unit.rewards.rules.test_rules import verify
 
 PAIRS = Path(__file__).parents[3] / "data" / "answer_pairs.jsonl"
@@ -32,7 +34,7 @@ PAIRS = Path(__file__).parents[3] / "data" / "answer_pairs.jsonl"
     ],
 )
 def test_where_the_final_answer_begins(text, answer, start):
-    assert final_answers(text) == [answer]
+    assert claimed(text).text == answer
     assert answer_start(text) == start
 
 
@@ -179,16 +181,17 @@ def test_normalisation_keeps_what_matters(reference, answer):
 
 def test_natural_language_is_left_to_the_probability_reward():
     reference = "Because the moon passes between the earth and the sun."
-    assert score_reference(reference) == "natural/1"
+    assert route_of(reference) == "natural"
     repeated = f"Answer: {reference.upper()}"
     assert verify_quickly(reference, repeated).accuracy == 1.0
     with pytest.raises(NotScorable, match="needs the probability reward"):
         verify_quickly(reference, "The moon hides the sun.")
 
 
-@pytest.mark.parametrize("reference", ["", "  ", "$$", "12 or 13", r"\boxed{1} \boxed{2}"])
-def test_empty_and_contradictory_references_cannot_be_scored(reference):
-    assert score_reference(reference).startswith("not_scorable: the reference ")
+@pytest.mark.parametrize("reference", ["", "  ", "$$", r"\boxed{}"])
+def test_empty_references_cannot_be_scored(reference):
+    with pytest.raises(NotScorable, match="the reference is empty"):
+        route_of(reference)
 
 
 def test_cutting_and_joining_anything_raises_nothing_but_not_scorable():
@@ -229,7 +232,7 @@ def test_cutting_and_joining_anything_raises_nothing_but_not_scorable():
             continue
         # A transcription is right in part; everything else is right or wrong.
         assert accuracy.accuracy is None or 0 <= accuracy.accuracy <= 1
-        assert accuracy.accuracy in (0.0, 1.0, None) or accuracy.route.startswith("transcription")
+        assert accuracy.accuracy in (0.0, 1.0, None) or accuracy.route.name in GRADED
 
 
 def test_quick_verdicts_load_neither_sympy_nor_pint():
@@ -276,7 +279,7 @@ READS = "Lena reads 16 pages a day. How many pages does she read in 3 days?"
         ("15 June 2022", "It begins after 15 June 2022.", "When does it begin?", 0.0),
         ("12", "The answer ends in 12.", "", 0.0),
         ("2", r"Intermediate result: \boxed{1}. Final result: \boxed{2}.", "", 1.0),
-        ("2", r"One: \boxed{1}. Final result: \boxed{2}.", "", 0.0),
+        ("2", r"One: \boxed{1}. Final result: \boxed{2}.", "", 1.0),
     ],
 )
 def test_what_a_sentence_says_beside_the_question(reference, answer, question, expected):

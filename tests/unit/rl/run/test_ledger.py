@@ -4,7 +4,16 @@ import math
 import pytest
 
 from rl.data.media.names import MediaFile, RenderedImage, from_json
-from rl.loop.stages import Failure, Prompt, RolloutGroup, RolloutRequest, Route, Score, ScoredGroup
+from rl.loop.stages import (
+    Claimed,
+    Failure,
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    Route,
+    Score,
+    ScoredGroup,
+)
 from rl.run.ledger import ledger_rows, read, read_rows, write_step
 from tests.fakes import trajectory
 
@@ -21,7 +30,12 @@ FIRST = group(
     "0/0/0",
     "long",
     [
-        Score(1.1, {"accuracy": 1.0, "format": 1.0}, Route("number", 1)),
+        Score(
+            1.1,
+            {"accuracy": 1.0, "format": 1.0},
+            Route("number", 1),
+            claimed=Claimed("12", "last claim", ""),
+        ),
         Score(None, failure=Failure("timeout")),
     ],
     versions=(0, 1),
@@ -59,6 +73,9 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
         "part/format": 1.0,
         "route": "number/1",
         "failure": None,
+        "claimed": "12",
+        "claimed_how": "last claim",
+        "why": "",
         "preference_answer": None,
         "advantage": 0.5,
         "mismatch": 1e-7,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
-from rewards.rules.reading.notation import plain_value
+from rewards.rules.reading.notation import INNER_TEXT, plain_value
 from rewards.rules.reading.number_words import CHINESE_SCALES, SCALES, words_to_number
 
 MAX_NUMBER_CHARS = 200
@@ -27,27 +28,30 @@ _DIGITS = (
 _DECIMAL = rf"(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)"
 _EXPONENT = (
     r"(?:[eE](?P<e>[+-]?[0-9]{1,3})"
-    r"|\s?(?:\\times|\\cdot|\*|x)\s{0,2}10\s?\^\s?(?:\{(?P<braced>[+-]?[0-9]{1,3})\}"
+    r"|\s?(?:\\times|\\cdot|\*|x)\s{0,2}10\s?\^\s?(?:\{\s?(?P<braced>[+-]?[0-9]{1,3})\s?\}"
     r"|(?P<bare>[+-]?[0-9]{1,3})))"
 )
 _SCALE = r"(?P<scale>万亿|万|亿|(?i:hundred|thousand|million|billion|trillion)\b)"
 _DECIMAL_NUMBER = re.compile(
     rf"(?P<sign>[+-]?)\s?(?P<decimal>{_DECIMAL}){_EXPONENT}?\s?{_SCALE}?"
-    r"\s?(?P<percent>%|(?i:percent|per cent)\b)?"
+    r"\s?(?P<percent>%|(?i:percent|per cent|pct)\b\.?)?"
 )
 # Both signs, or two points: only then is a point surely a separator of thousands.
 _EUROPEAN = re.compile(
-    r"(?P<sign>[+-]?)\s?(?P<whole>[0-9]{1,3}(?:\.[0-9]{3})+),(?P<part>[0-9]{1,2}|[0-9]{4,})"
-    r"|(?P<sign2>[+-]?)\s?(?P<points>[0-9]{1,3}(?:\.[0-9]{3}){2,})"
+    r"(?P<sign>[+-]?)\s?(?:(?P<whole>[0-9]{1,3}(?:\.[0-9]{3})+),(?P<part>[0-9]{1,2}|[0-9]{4,})"
+    r"|(?P<points>[0-9]{1,3}(?:\.[0-9]{3}){2,}))"
 )
 _FRACTION = re.compile(
     rf"(?P<sign>[+-]?)\s?(?:(?P<whole>[0-9]+)(?:\s{{1,2}}(?:and\s)?|(?=\\)))?(?:"
     rf"(?P<over>{_DECIMAL})\s?/\s?(?P<under>-?{_DECIMAL})"
-    rf"|\\[dt]?frac\s?\{{(?P<top>-?{_DECIMAL})\}}\s?\{{(?P<bottom>-?{_DECIMAL})\}}"
+    rf"|\\[dt]?frac\s?\{{\s?(?P<top>-?{_DECIMAL})\s?\}}\s?\{{\s?(?P<bottom>-?{_DECIMAL})\s?\}}"
     r"|\\[dt]?frac\s?(?P<one>[0-9])\s?(?P<two>[0-9]))"
 )
+_CHANCE = re.compile(r"([0-9]{1,9}) (?:in|out of) ([0-9]{1,9})")
 _PERCENT_WORDS = re.compile(r"百分之(.{1,24})|(.{1,60}?)\s?(?:percent|per cent)", re.IGNORECASE)
-_UNIT = re.compile(r"\s?(?:\^\s?\{?\\circ\}?|°|\\(?:text|mathrm)\s?\{\s?[A-Za-z ]{1,20}\})$")
+_UNIT = re.compile(
+    r"(?: of them|\s?(?:\^\s?\{?\\circ\}?|°|\\(?:text|mathrm)\s?\{\s?[A-Za-z ]{1,20}\}))$"
+)
 """A unit set apart as text, or degrees: the number in front of it is the answer."""
 _APPROXIMATELY = re.compile(r"(?:\\approx|≈|~|approximately|approx\.?|约)\s{0,3}(?=[0-9.$-])", re.I)
 _YEAR = re.compile(
@@ -57,6 +61,7 @@ _POWER_OF_TEN = re.compile(r"10\s?\^\s?\{?([+-]?[0-9]{1,3})\}?")
 _SHORT_SCALE = re.compile(r"(-?[0-9][0-9.,]{0,20})\s?(K|k|M|B|T|mn|bn|tn)")
 _SHORT_SCALES = {"k": "thousand", "m": "million", "b": "billion", "t": "trillion"}
 _SHORT_SCALES |= {"mn": "million", "bn": "billion", "tn": "trillion"}
+_DECIMAL_COMMA = re.compile(r"([+-]?[0-9]{1,9}),([0-9]{1,2}|[0-9]{4,12})")
 _HALF_UNIT = Fraction(5, 10**7)
 _SCALE_VALUES = {**SCALES, **CHINESE_SCALES, "hundred": 100, "万亿": 10**12}
 
@@ -66,15 +71,16 @@ class NumberLiteral:
     value: Fraction
     is_fraction: bool
     """Written as numerator over denominator."""
-    is_reduced: bool = True
-    """No integer divides both numerator and denominator."""
     step: Fraction = Fraction(0)
     """The value of one unit in the last place of a decimal with a point, else 0: exact."""
     num_digits: int = 0
     """Significant digits of a decimal."""
     is_percent: bool = False
+    is_reduced: bool = True
+    """No integer divides both numerator and denominator."""
 
 
+@lru_cache(maxsize=2048)
 def number_literal(text: str) -> NumberLiteral | None:
     """Return the one number the text is, or None if it is anything else.
 
@@ -85,7 +91,10 @@ def number_literal(text: str) -> NumberLiteral | None:
     """
     if len(text) > MAX_NUMBER_CHARS:
         return None
-    text = _UNIT.sub("", plain_value(text)).strip()
+    text = plain_value(text)
+    if text.endswith("}"):
+        text = INNER_TEXT.sub(lambda inner: inner[1] if "percent" in inner[1] else inner[0], text)
+    text = _UNIT.sub("", text).strip().removesuffix("!")
     if approximate := _APPROXIMATELY.match(text):
         found = _literal(text[approximate.end() :])
         # "About 12" leaves open which integer; a rounded decimal is what it is.
@@ -94,24 +103,29 @@ def number_literal(text: str) -> NumberLiteral | None:
 
 
 def _literal(text: str) -> NumberLiteral | None:
-    if match := _POWER_OF_TEN.fullmatch(text) or _YEAR.fullmatch(text):
-        value = Fraction(10) ** int(match[1]) if "^" in text else Fraction(match[1])
-        return NumberLiteral(value, is_fraction=False)
     if match := _DECIMAL_NUMBER.fullmatch(text):
         return _decimal_literal(match)
     if match := _FRACTION.fullmatch(text):
         return _fraction_literal(match)
+    if match := _POWER_OF_TEN.fullmatch(text) or _YEAR.fullmatch(text):
+        value = Fraction(10) ** int(match[1]) if "^" in text else Fraction(match[1])
+        return NumberLiteral(value, is_fraction=False)
     if match := _EUROPEAN.fullmatch(text):
-        return _european_literal(match)
-    return _spelled_literal(text)
+        whole = (match["whole"] or match["points"]).replace(".", "")
+        return NumberLiteral(Fraction(f"{match['sign']}{whole}.{match['part'] or 0}"), False)
+    if (match := _CHANCE.fullmatch(text)) and int(match[2]):
+        return NumberLiteral(Fraction(int(match[1]), int(match[2])), is_fraction=True)
+    match = _PERCENT_WORDS.fullmatch(text)
+    spelled = words_to_number((match[1] or match[2]).strip() if match else text)
+    is_percent = match is not None
+    value = None if spelled is None else spelled / 100 if is_percent else spelled
+    return None if value is None else NumberLiteral(value, False, is_percent=is_percent)
 
 
-def _spelled_literal(text: str) -> NumberLiteral | None:
-    if match := _PERCENT_WORDS.fullmatch(text):
-        spelled = words_to_number((match[1] or match[2]).strip())
-        return spelled if spelled is None else NumberLiteral(spelled / 100, False, is_percent=True)
-    spelled = words_to_number(text)
-    return None if spelled is None else NumberLiteral(spelled, False)
+def decimal_comma(text: str) -> NumberLiteral | None:
+    """Return 3.25 for "3,25": read so only beside a reference that has decimals."""
+    match = _DECIMAL_COMMA.fullmatch(plain_value(text)) if len(text) <= MAX_NUMBER_CHARS else None
+    return number_literal(f"{match[1]}.{match[2]}") if match else None
 
 
 def spelled_scale(text: str) -> str:
@@ -128,13 +142,9 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
     must be the reference rounded, to at least ENOUGH_DIGITS digits (3.14 is not 3.14159).
 
     A fraction without a finite decimal form equals a decimal that agrees to six places. A
-    fraction of whole value is a division left undone, unless the reference is written so too, and
-    one that is not reduced is no answer where the reference is.
+    fraction of whole value is a division left undone, unless the reference is written so too.
     """
     if answer.is_fraction and answer.value.denominator == 1 and not reference.is_fraction:
-        return False
-    if reference.is_fraction and answer.is_fraction and reference.is_reduced > answer.is_reduced:
-        # Reducing it was the task.
         return False
     if reference.value == answer.value:
         return True
@@ -147,7 +157,7 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
 def _rounds_to(reference: NumberLiteral, answer: NumberLiteral) -> bool:
     if not (reference.step and answer.step) or reference.step == answer.step:
         return False
-    coarser = max(reference, answer, key=lambda one: one.step)
+    coarser = max(reference, answer, key=lambda literal: literal.step)
     enough = MIN_ROUNDED_DIGITS if coarser is reference else ENOUGH_DIGITS
     is_near = abs(reference.value - answer.value) <= coarser.step / 2
     return is_near and coarser.num_digits >= enough
@@ -165,22 +175,13 @@ def _decimal_literal(match: re.Match[str]) -> NumberLiteral:
     if match["percent"]:
         unit /= 100
     _, point, decimals = digits.partition(".")
-    step = unit / 10 ** len(decimals) if point else Fraction(0)
-    signed = -value if match["sign"] == "-" else value
     return NumberLiteral(
-        signed * unit,
+        (-value if match["sign"] == "-" else value) * unit,
         is_fraction=False,
-        step=step,
+        step=unit / 10 ** len(decimals) if point else Fraction(0),
         num_digits=len(digits.replace(".", "").lstrip("0")),
         is_percent=bool(match["percent"]),
     )
-
-
-def _european_literal(match: re.Match[str]) -> NumberLiteral:
-    whole = (match["whole"] or match["points"]).replace(".", "")
-    value = Fraction(f"{whole}.{match['part'] or 0}")
-    is_negative = "-" in (match["sign"] or match["sign2"] or "")
-    return NumberLiteral(-value if is_negative else value, is_fraction=False)
 
 
 def _fraction_literal(match: re.Match[str]) -> NumberLiteral | None:
@@ -197,7 +198,7 @@ def _fraction_literal(match: re.Match[str]) -> NumberLiteral | None:
         if not 0 <= value < 1:
             return None
         value += int(match["whole"])
-    return NumberLiteral(-value if match["sign"] == "-" else value, True, is_reduced)
+    return NumberLiteral(-value if match["sign"] == "-" else value, True, is_reduced=is_reduced)
 
 
 def _repeats(value: Fraction) -> bool:

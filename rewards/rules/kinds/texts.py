@@ -1,0 +1,197 @@
+"""Short texts: names, words, formulas of chemistry, statements that nothing can be said.
+
+Case, articles and punctuation carry no meaning, except in formulas (`Co` is not `CO`). A name may
+be abbreviated where the abbreviation can be derived (UK, WWI, G. W. Bush) or is listed in
+names.yaml.
+"""
+
+from __future__ import annotations
+
+import re
+from math import gcd
+from pathlib import Path
+
+import yaml
+
+from rewards.rules.kinds.comparison import Ask
+from rewards.rules.reading.notation import INNER_TEXT, plain, plain_words
+from rewards.rules.reading.question import Question
+
+MAX_TEXT_WORDS = 8
+MAX_TEXT_CHARACTERS = 80
+CHARACTERS_PER_WORD = 2
+"""Of Chinese, which does not part its words."""
+MAX_TEXT_ROUTE_CHARACTERS = 1000
+
+_RATIO = re.compile(r"[0-9]{1,9}(?:\s?(?::|\bto\b|比)\s?[0-9]{1,9}){1,4}")
+_CHINESE = re.compile(r"[\u3400-\u9fff]")
+_FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?[0-9]{0,3}\)?[0-9]{0,2}){1,12}(?:\^?[0-9]?[+-])?")
+_ASKS_FORMULA = re.compile(
+    r"\b(?:formula|symbol|gas|ion|molecule|compound|element|oxide)\b|化学式", re.I
+)
+_UNDETERMINED = re.compile(
+    r"(?:(?:it|this|that|the \w+|\w+'s age) )?(?:(?:can ?not|can'?t|could not"
+    r"|cant) be (?:determined|known|said|answered|inferred|concluded|calculated)"
+    r"|(?:is )?(?:impossible to|not possible to) (?:tell|determine|say|know|calculate)"
+    r"|(?:there is |there's )?(?:not enough|insufficient|too little) (?:information|data|context)"
+    r"|(?:is |are )?(?:unknown|not (?:given|stated|known|specified|mentioned|provided))"
+    r"|indeterminate)\b"
+    r"(?: (?:from|based on|with|by|to|in|without|given|provided|for)\b.{0,80}| given| available)?",
+    re.IGNORECASE,
+)
+_ROMAN = {
+    "i": 1,
+    "ii": 2,
+    "iii": 3,
+    "iv": 4,
+    "v": 5,
+    "vi": 6,
+    "vii": 7,
+    "viii": 8,
+    "ix": 9,
+    "x": 10,
+}
+_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
+_NUMERALS = {roman: str(number) for roman, number in _ROMAN.items()}
+_NUMERALS |= {word: str(number) for number, word in enumerate(_ORDINALS, start=1)}
+_NUMERALS |= {
+    word: str(n)
+    for n, word in enumerate("one two three four five six seven eight nine ten".split(), 1)
+}
+_ASKS_PERSON = re.compile(
+    r"\b(?:who|whose|whom)\b|\b(?:author|scientist|president|painter|composer|inventor|mathematician|physicist|writer|king|queen|poet)\b",
+    re.I,
+)
+_TITLES = re.compile(
+    r"^(?:president|sir|dr\.?|professor|prof\.?|king|queen|saint|st\.?|mr\.?|mrs\.?|ms\.?|lord|emperor|pope)\s+(?=\w)",
+    re.I,
+)
+_PLACE_ENDINGS = "市省县国区州"
+_SMALL_WORDS = frozenset({"of", "the", "and", "for"})
+
+
+def _groups() -> dict[str, set[int]]:
+    """The lines of names.yaml in which a name stands."""
+    lines = yaml.load(Path(__file__).with_name("names.yaml").read_text("utf-8"), yaml.CSafeLoader)
+    found: dict[str, set[int]] = {}
+    for number, names in enumerate(lines):
+        for name in names:
+            found.setdefault(name if _is_formula(name) else plain_words(name), set()).add(number)
+    return found
+
+
+def is_short_text(reference: str, question: str = "") -> bool:
+    if len(reference) > MAX_TEXT_CHARACTERS:
+        return False
+    words = plain(reference) if plain_words(reference) else ""
+    num_words = len(words.split()) + len(_CHINESE.findall(words)) / CHARACTERS_PER_WORD
+    return 0 < num_words <= MAX_TEXT_WORDS
+
+
+def is_text(reference: str, question: str = "") -> bool:
+    return len(reference) <= MAX_TEXT_ROUTE_CHARACTERS and bool(plain_words(reference))
+
+
+def is_chemical(reference: str, question: str) -> bool:
+    """Whether a reference that could be a word (`NO`) is a formula in this question."""
+    return bool(_FORMULA.fullmatch(_formula(reference)) and _ASKS_FORMULA.search(question))
+
+
+def equal_texts(reference: str, answer: str, ask: Ask) -> bool:
+    if len(answer) > 2 * len(reference) + MAX_TEXT_CHARACTERS:
+        return False
+    wanted, given = plain_words(reference), plain_words(answer)
+    formulas = _formula(reference), _formula(answer)
+    if _is_formula(formulas[0]) and formulas[0].casefold() == formulas[1].casefold():
+        # The case of a formula carries its meaning; so does the charge of an ion.
+        return formulas[0] == formulas[1] or not is_chemical(reference, ask.question)
+    of_one_thing = _GROUPS.get(_key(reference), set()) & _GROUPS.get(_key(answer), set())
+    if wanted == given or of_one_thing or not given:
+        return bool(given)
+    if (ratio := _ratio(reference)) is not None:
+        return ratio == _ratio(answer)
+    if _UNDETERMINED.fullmatch(plain(reference)):
+        return bool(_UNDETERMINED.fullmatch(plain(answer)))
+    return _same_name(plain(reference), plain(answer), ask.question)
+
+
+def _ratio(text: str) -> tuple[int, ...] | None:
+    """The numbers of 3:2 or "3 to 2", without a common divisor."""
+    text = plain(text)
+    if not _RATIO.fullmatch(text):
+        return None
+    numbers = [int(number) for number in re.findall("[0-9]+", text)]
+    divisor = gcd(*numbers) or 1
+    return tuple(number // divisor for number in numbers)
+
+
+def _key(text: str) -> str:
+    formula = _formula(text)
+    return formula if _is_formula(formula) else plain_words(text)
+
+
+def _formula(text: str) -> str:
+    text = INNER_TEXT.sub(r"\1", INNER_TEXT.sub(r"\1", plain(text)))
+    return re.sub(r"[{}\s_$\\]|(?<=[+-])\^|\^(?=[0-9]*[+-])", "", text)
+
+
+def _is_formula(text: str) -> bool:
+    """More than one capital or a digit: a word is no formula."""
+    return bool(_FORMULA.fullmatch(text)) and (
+        text.isupper()
+        or any(sign.isdigit() for sign in text)
+        or sum(map(str.isupper, text)) > 1
+        or len(text) <= 2
+    )
+
+
+def _same_name(reference: str, answer: str, question: str) -> bool:
+    """Abbreviations, numerals, surnames, and nouns that the question says."""
+    wanted, given = (plain_words(_TITLES.sub("", text)).split() for text in (reference, answer))
+    if wanted == given or sorted(map(_numeral, wanted)) == sorted(map(_numeral, given)):
+        # "First World War" is World War I; other words keep their order.
+        return wanted == given or any(word in _NUMERALS for word in wanted + given)
+    shorter_text, longer_text = sorted((reference, answer), key=len)
+    is_place = (
+        len(shorter_text) > 1
+        and longer_text[:-1] == shorter_text
+        and longer_text[-1] in _PLACE_ENDINGS
+    )
+    is_short_form = _abbreviates(answer, wanted) or _abbreviates(reference, given)
+    if is_place or is_short_form or not wanted or not given:
+        return is_place or is_short_form
+    if len(wanted) == len(given) > 1 and wanted[-1] == given[-1] and wanted[0] == given[0]:
+        return all(
+            left == right or (1 in (len(left), len(right)) and left[0] == right[0])
+            for left, right in zip(wanted, given, strict=True)
+        )
+    is_person = _ASKS_PERSON.search(question) and reference[:1].isupper() and 1 < len(wanted) <= 4
+    if is_person and len(given) == 1:
+        return given[0] == wanted[-1] and len(given[0]) > 2 and not _numeral(wanted[-1]).isdigit()
+    # "Pacific" answers which ocean: the noun at the end, or the words in front, are the question's.
+    asked = Question.of(question)
+    longer, shorter = (wanted, given) if len(wanted) > len(given) else (given, wanted)
+    is_first = shorter == longer[: len(shorter)]
+    rest = longer[len(shorter) :] if is_first else longer[: -len(shorter)]
+    is_part = is_first or shorter == longer[-len(shorter) :]
+    return is_part and asked.says(rest) and asked.in_order(rest)
+
+
+def _numeral(word: str) -> str:
+    return _NUMERALS.get(word, word)
+
+
+def _abbreviates(text: str, words: list[str]) -> bool:
+    """UK for United Kingdom, WWI and WW1 for World War I."""
+    letters = re.sub(r"[.\s]", "", text)
+    if not 2 <= len(letters) <= 6 or not letters[:2].isupper() or len(words) < 2:
+        return False
+    initials = "".join(word[0] for word in words if word not in _SMALL_WORDS)
+    every = "".join(word[0] for word in words)
+    head = "".join(word[0] for word in words[:-1]) + _numeral(words[-1])
+    whole = "".join(word[0] for word in words[:-1]) + words[-1]
+    is_numbered = _numeral(words[-1]).isdigit()
+    return letters.casefold() in ({head, whole} if is_numbered else {initials, every})
+
+
+_GROUPS = _groups()

@@ -1,0 +1,389 @@
+"""Finds what a text claims as its answer, in linear time. Nothing is evaluated here.
+
+In order of trust: boxes (`\\boxed{...}`) and `<answer>...</answer>`; then statements
+(`Answer: ...`, `the answer is ...`, `答案：...`, `#### ...`, a last line `A: ...`); then the text
+itself where it is short, else its last sentence. The last candidate of the most trusted kind
+counts. Several that stand side by side, with nothing between them that says more than "and", are
+the members of one answer. What is marked is never voided by words elsewhere in the text, only by
+those that touch it: "\\boxed{12} is wrong", "\\boxed{12} or 13", "I doubt that the answer is 12".
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Literal
+
+MAX_CHARACTERS = 20_000
+"""A longer answer text states nothing: no question is answered by a book."""
+MAX_BARE_CHARACTERS = 300
+"""Longest text, or last sentence, that may stand for itself, without any marker."""
+MAX_MARKED = 64
+"""A text that marks more answers than this claims none."""
+MAX_JSON_CHARACTERS = 2000
+MAX_CLAUSE = 160
+
+How = Literal["box", "tag", "marker", "last claim"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that a text claims."""
+
+    text: str
+    how: How
+    start: int
+    """Where it begins in the whole text."""
+    members: tuple[str, ...] = ()
+    """All answers of its sentence or list, itself included, where there are several."""
+    after: str = ""
+    """The words right behind it: a unit may stand there."""
+
+    @property
+    def is_marked(self) -> bool:
+        return self.how != "last claim"
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A marker at [start, end) of the text, and what it encloses."""
+
+    start: int
+    end: int
+    inner_start: int
+    inner_end: int
+    how: How
+
+
+_BRACES = re.compile(r"\\[{}\\]|\\(?:boxed|fbox)\s{0,3}\{|[{}]")
+# TeX takes one character or one macro where braces are missing; people also mean a whole number.
+_BRACELESS = re.compile(
+    r"\\(?:boxed|fbox)\s{0,3}(\\[a-zA-Z]{1,12}(?:\{[^{}]{0,40}\}){1,2}|-?[0-9][0-9.,/]{0,20}|[A-Za-z](?![A-Za-z]))"
+)
+# The blank of an exercise: \boxed{\phantom{2}}, \boxed{?}
+_BLANK = re.compile(
+    r"(?:\s|\\(?:phantom|hspace|rule|underline|text"
+    r"|mathrm)\*?\{[^{}]{0,20}\}(?:\{[^{}]{0,12}\})?|\\q?quad|\\[,;:! ]|\\_|_|\?|~|\\square)*"
+)
+_FILLED = re.compile(r"\\(?:text|mathrm)\{\s*[^\s{}]")
+_GAP = r"[ \t]{0,8}(?:\r?\n[ \t]{0,8}){0,2}"
+_NOUN = r"(?:answer|option|choice)"
+# The label of a statement; what it states runs to the end of the line or to the next label.
+_LABEL = re.compile(
+    rf"(?<![\"“'‘「])\banswer(?:\*\*)?\s?(?:is)?\s?[:：](?:\*\*)?{_GAP}"
+    rf"|[【\[]答案[】\]]\s?[:：]?{_GAP}"
+    rf"|答案(?:\*\*)?\s?(?:是|为|应为|应该是)?\s?[:：](?:\*\*)?{_GAP}"
+    r"|答案(?:应该?)?(?:是|为)\s?|故选\s?[:：]?|(?<=[，。；\s])选择?[:：]?\s?(?=[(（]?[A-H](?![a-zA-Z]))"
+    rf"|\b(?:the|final|my|correct|right) (?:(?:final|correct|right|best) )?{_NOUN}"
+    r"(?: to (?:the|this) (?:question|problem|exercise))? (?:is|would be"
+    r"|must be)\s(?!(?:correct|right|wrong|in|on)\b)"
+    r"|\bthe answer's\s|\bans\s?[:：.]\s?"
+    r"|^[ \t]{0,3}#{4}\s?(?=\S)"
+    r"|^[ \t]{0,3}(?:#{1,4}\s?)?(?:\*\*)?(?:final )?answer(?:\*\*)?"
+    r"[ \t]{0,3}(?:\r?\n[ \t]{0,8}){1,2}",
+    re.IGNORECASE | re.MULTILINE,
+)
+# GSM8K's few-shot form; a question may begin with A:, so it has to be the last line.
+_LAST_LINE = re.compile(r"(?:^|\n)[ \t]{0,3}A:[ \t]?(?=\S[^\n]*\s*$)")
+_OPEN, _CLOSE, _THOUGHT_END = "<answer>", "</answer>", "</think>"
+_NAME = r"(?:[A-Za-z](?:_\{?\w{1,3}\}?)?\s?=\s?)"
+_NAMED_BEFORE = re.compile(rf"{_NAME}\$*\s?$")
+_BESIDE = re.compile(
+    rf"[\s,;.&$|\\()\[\]、，；。*-]*(?:\band\b|或者?|\bor\b|和|及)?[\s,$\\(\[*]*{_NAME}?[\s$\\(\[]*"
+)
+_OR = re.compile(r"\bor\b|或", re.IGNORECASE)
+# Right in front of a marked answer, or in the clause of a statement: it is said not to be the
+# answer.
+_NOT = re.compile(r"(?:\bnot|n['’]t|\bnever|不是|并非)[\s$*(\\\[]*$", re.IGNORECASE)
+_DOUBTED = re.compile(
+    r"(?:\b(?:not|never|nobody|no one|might|may|doubt|wrong|false|untrue|cannot|unlikely|tempted"
+    r"|people|claims?|suppos\w+|assum\w+|unless)\b|n['’]t\b|并非|不认为)(?:(?!\b(?:so|thus|hence|therefore|then|but|because|and)\b)[^.,;:])*$"
+    r"|^\s*(?:if|unless|suppose|assume|in case)\b(?! (?:we|you|i)\b)(?!.*\b(?:then|so|hence"
+    r"|thus|therefore)\b)|^\s*(?:如果|假设|若)",
+    re.IGNORECASE,
+)
+_WRONG = re.compile(
+    r"[\s.$)*\\\]]{0,8}(?:is|was|would be|seems|must be)\s(?:\w{1,12}\s)?(?:wrong|incorrect"
+    r"|false|not)\b"
+    r"|[\s.$)*\\\]]{0,8}(?:是错的|不对|错误)",
+    re.IGNORECASE,
+)
+_RESERVED = re.compile(
+    r"\b(?:if|unless|should|in case)\b[^.]{0,60}\b(?:wrong|incorrect|mistaken|not right)\b"
+    r"|如果.{0,8}错",
+    re.IGNORECASE,
+)
+_TAIL = r"[\s.,;。，；)）$*\\\]]{0,8}"
+_ALTERNATIVE = re.compile(
+    rf"{_TAIL}(?:or(?: else| maybe| possibly| perhaps)?|maybe|perhaps|possibly|alternatively"
+    rf"|but maybe"
+    r"|it (?:could|might|may) (?:also )?be|或|也可能|也许|可能)\b(?P<rest>[^\r\n]{0,80})",
+    re.IGNORECASE,
+)
+_CORRECTED = re.compile(
+    rf"{_TAIL}(?:wait|hmm|actually|no[,:]|sorry|correction|on (?:second thought|reflection)"
+    rf"|scratch that|等等|不对)(?P<rest>[^\r\n]{{0,120}})",
+    re.IGNORECASE,
+)
+_VALUE = re.compile(r"\d|\\boxed|\b[A-J]\b|\b(?:yes|no)\b", re.IGNORECASE)
+_FENCED = re.compile(r"```[a-zA-Z]{0,10}[ \t]{0,3}\n(.*?)\n?```", re.DOTALL)
+_ANSWER_KEYS = frozenset({"answer", "final_answer", "final answer", "result"})
+_WORKING_KEYS = frozenset({"reasoning", "explanation", "thought", "thoughts", "steps", "solution"})
+_SENTENCE_END = re.compile(r"(?<=[.?])\s+|(?<=[^0-9]!)\s+|(?<=[。！？])\s*|\s*\n\s*")
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|vs|approx|prof|jr|sr|(?<=\s)[a-z])\.$", re.I)
+_POLITE = re.compile(
+    r"\b(?:let me know|hope (?:this|that|it) (?:helps|is)|feel free|you're welcome|thanks?"
+    r"|happy to help"
+    r"|any (?:other )?questions)\b|希望.{0,10}帮助",
+    re.IGNORECASE,
+)
+# Lines that are one: a matrix, and a formula with the words in front of it.
+_DISPLAYED = re.compile(
+    r"\$\$.{1,400}?\$\$|\\\[.{1,400}?\\\]|\\begin\{(\w{1,16})\}.{1,400}?\\end\{\1\}|\[\[.{1,400}?\]\]",
+    re.DOTALL,
+)
+_OPEN_LINE = re.compile(r"(?<=\b(?:is|be))\s?\n\s{0,8}|(?<=\bare)\s?\n\s{0,8}|(?<=为|是)\n\s{0,8}")
+_LIST = re.compile(r"(?:^|\n)[ \t]{0,3}(?:[-*•]|[0-9]{1,2}[.)])[ \t][^\n]{1,80}(?:\n|$)")
+
+
+def claimed(text: str) -> Candidate | None:
+    """Return what the text claims as its answer, or None if it claims nothing.
+
+    Example: claimed("so \\\\boxed{12}").text == "12"
+    """
+    if len(text) > MAX_CHARACTERS:
+        return None
+    begin = _thought_end(text)
+    marks = _marks(text, begin)
+    if len(marks) > MAX_MARKED:
+        return None
+    return _marked_claim(text, marks) if marks else _last_claim(text, begin)
+
+
+def without_reasoning(text: str) -> str:
+    """The text behind the tag with which a template closes the reasoning."""
+    return text[_thought_end(text) :]
+
+
+def answer_start(text: str) -> int | None:
+    """Return the offset at which the content of the last marked final answer begins.
+
+    White space after the marker is skipped. Without a marker the whole text is the answer; a text
+    of white space alone gives None. Works for texts of any length, in linear time.
+    """
+    begin = _thought_end(text)
+    marks = _marks(text, begin)
+    start = marks[-1].inner_start if marks else begin
+    rest = text[start:]
+    begins = start + len(rest) - len(rest.lstrip())
+    return begins if begins < len(text) else None
+
+
+def sentences(text: str) -> list[str]:
+    """Split a text into its sentences and lines; a point after an abbreviation ends nothing."""
+    found: list[str] = []
+    for piece in _SENTENCE_END.split(text.strip()):
+        if found and _ABBREVIATION.search(found[-1][-12:]):
+            found[-1] = f"{found[-1]} {piece}"
+        elif piece:
+            found.append(piece)
+    return found
+
+
+def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
+    last = marks[-1]
+    inner = text[last.inner_start : last.inner_end].strip()
+    start = last.inner_start
+    tail = text[last.end : last.end + MAX_CLAUSE]
+    first = len(marks) - 1
+    while first and _are_beside(text, marks[first - 1], marks[first]):
+        first -= 1
+    sentence = _sentence_start(text, last.start)
+    is_reserved = len(marks) > 1 and _RESERVED.search(
+        text[_sentence_start(text, marks[-2].start) : last.start]
+    )
+    if _NOT.search(text[max(0, last.start - 12) : last.start]) or _WRONG.match(tail):
+        inner = text[sentence : last.end] + tail[:40]
+    elif is_reserved:
+        inner = " or ".join(_member(text, mark) for mark in marks[-2:])
+    elif (either := _ALTERNATIVE.match(tail)) and _VALUE.search(either["rest"]):
+        inner = f"{inner} or {either['rest'].strip()}"
+    elif (corrected := _CORRECTED.match(tail)) and _VALUE.search(corrected["rest"]):
+        return Candidate(corrected["rest"].strip(" ,."), "last claim", last.end)
+    members = tuple(dict.fromkeys(_member(text, mark) for mark in marks[first:]))
+    if len(members) > 1:
+        joined = " or " if _OR.search(text, marks[first].end, last.start) else ", "
+        return Candidate(joined.join(members), last.how, marks[first].inner_start, members)
+    others = [mark for mark in marks if mark.start >= sentence]
+    members = tuple(dict.fromkeys(_member(text, mark) for mark in others))
+    inner = _answer_field(_unfenced(inner))
+    return Candidate(inner, last.how, start, members if len(members) > 1 else (), tail[:40])
+
+
+def _are_beside(text: str, left: _Mark, right: _Mark) -> bool:
+    is_line = left.how != "marker" or "\n" in text[left.end : right.start]
+    return is_line and bool(_BESIDE.fullmatch(text, left.end, right.start))
+
+
+def _member(text: str, mark: _Mark) -> str:
+    """What a mark encloses, with the letter that is set equal to it."""
+    named = _NAMED_BEFORE.search(text[max(0, mark.start - 16) : mark.start])
+    name = named.group().replace("$", "") if named and mark.how == "box" else ""
+    return name + text[mark.inner_start : mark.inner_end].strip()
+
+
+def _sentence_start(text: str, end: int) -> int:
+    begin = max(0, end - MAX_CLAUSE)
+    breaks = [match.end() for match in re.finditer(r"[.?!](?=\s)|[。！？\n]", text[begin:end])]
+    return begin + (breaks[-1] if breaks else 0)
+
+
+def _marks(text: str, begin: int) -> list[_Mark]:
+    """The markers of the most trusted kind that the text has, by where they start."""
+    boxes = [mark for mark in _boxes(text) if mark.start >= begin]
+    tags = [mark for mark in _tags(text) if mark.start >= begin]
+    filled = [
+        mark
+        for mark in boxes
+        if not _BLANK.fullmatch(text, mark.inner_start, mark.inner_end)
+        or _FILLED.search(text, mark.inner_start, mark.inner_end)
+    ]
+    if boxes or tags:
+        # A box inside a tag speaks for it.
+        inside = [
+            tag for tag in tags if not any(tag.start <= box.start < tag.end for box in filled)
+        ]
+        return sorted(
+            [*(filled or ([] if tags else boxes[-1:])), *inside], key=lambda mark: mark.start
+        )
+    return [mark for mark in _statements(text, begin) if not _is_doubted(text, mark)]
+
+
+def _is_doubted(text: str, mark: _Mark) -> bool:
+    return bool(_DOUBTED.search(text[_sentence_start(text, mark.start) : mark.start]))
+
+
+def _thought_end(text: str) -> int:
+    index = text.rfind(_THOUGHT_END)
+    return 0 if index < 0 else index + len(_THOUGHT_END)
+
+
+def _boxes(text: str) -> list[_Mark]:
+    """Every innermost box; the last one may lack its closing brace, or both."""
+    found: list[_Mark] = []
+    # Push None for a brace that opens no box. We need it to find the closing brace, and storing
+    # the match would be slow for a text with very many braces.
+    opened: list[re.Match[str] | None] = []
+    innermost_end = -1
+    for brace in _BRACES.finditer(text) if "box" in text else ():
+        symbol = brace.group()
+        if symbol.endswith("{") and symbol != r"\{":
+            opened.append(brace if len(symbol) > 1 else None)
+        elif symbol == "}" and opened:
+            start = opened.pop()
+            if start and start.start() > innermost_end:
+                found.append(_Mark(start.start(), brace.end(), start.end(), brace.start(), "box"))
+                innermost_end = start.start()
+    left_open = [brace for brace in opened if brace]
+    if left_open and (not found or left_open[-1].start() > found[-1].start):
+        box = left_open[-1]
+        line_end = text.find("\n", box.end())
+        inner = text[box.end() : line_end if line_end >= 0 else len(text)]
+        inner = re.split(r"\$|\\\)|\\\]", inner)[0].rstrip(" .")
+        if len(inner) <= MAX_CLAUSE:
+            end = box.end() + len(inner)
+            found.append(_Mark(box.start(), end, box.end(), end, "box"))
+    for match in _BRACELESS.finditer(text) if "box" in text else ():
+        found.append(_Mark(match.start(), match.end(), match.start(1), match.end(1), "box"))
+    return sorted(found, key=lambda mark: mark.start)
+
+
+def _tags(text: str) -> list[_Mark]:
+    found: list[_Mark] = []
+    start = text.find(_OPEN)
+    while start >= 0:
+        inner_start = start + len(_OPEN)
+        inner_end = text.find(_CLOSE, inner_start)
+        if inner_end < 0:
+            break
+        end = inner_end + len(_CLOSE)
+        inner = text[inner_start:inner_end]
+        # A label inside the tag repeats what the tag says.
+        label = list(_LABEL.finditer(inner))
+        offset = label[-1].end() if label else 0
+        found.append(_Mark(start, end, inner_start + offset, inner_end, "tag"))
+        start = text.find(_OPEN, end)
+    return found
+
+
+def _statements(text: str, begin: int) -> list[_Mark]:
+    found: list[_Mark] = []
+    labels = list(_LABEL.finditer(text, begin))
+    if (last_line := _LAST_LINE.search(text, begin)) and not text[last_line.end() :].endswith("?"):
+        labels.append(last_line)
+    for label, following in zip_longest(labels, labels[1:]):
+        start = label.end()
+        next_start = following.start() if following else len(text)
+        if following and not text[start:next_start].strip():
+            # "Answer: the final answer is 12": the second label says it.
+            continue
+        line_end = text.find("\n", start, next_start)
+        end = next_start if line_end < 0 else line_end
+        if displayed := _DISPLAYED.match(text, start):
+            end = max(end, displayed.end())
+        # "**Answer: 12**": the mark that closes opened before the label.
+        inner = text[start:end].rstrip()
+        end = start + len(inner) - (2 if inner.endswith("**") and inner.count("**") % 2 else 0)
+        pieces = sentences(text[start:end])
+        if len(pieces) > 1 and not displayed:
+            # The statement is one sentence; what follows it is a remark.
+            end = text.index(pieces[0].split()[-1], start) + len(pieces[0].split()[-1])
+        if text[start:end].strip():
+            found.append(_Mark(label.start(), end, start, end, "marker"))
+    return found
+
+
+def _last_claim(text: str, begin: int) -> Candidate | None:
+    """The text itself where it is short, else its last sentence or list."""
+    bare = _answer_field(_unfenced(text[begin:].strip()))
+    if not bare:
+        return None
+    if len(bare) <= MAX_BARE_CHARACTERS:
+        return Candidate(bare, "last claim", begin)
+    joined = _OPEN_LINE.sub(
+        " ", _DISPLAYED.sub(lambda shown: " ".join(shown.group().split()), bare)
+    )
+    pieces = [piece for piece in sentences(joined) if not _POLITE.search(piece)]
+    if len(pieces) < 2 or len(pieces[-1]) > MAX_BARE_CHARACTERS:
+        return None
+    return Candidate(pieces[-1], "last claim", max(0, text.rfind(pieces[-1])))
+
+
+def claim_sentences(text: str) -> list[str]:
+    """The sentences of a claim, without those of politeness; displays and lists stay whole."""
+    joined = _OPEN_LINE.sub(
+        " ", _DISPLAYED.sub(lambda shown: " ".join(shown.group().split()), text)
+    )
+    return [piece for piece in sentences(joined) if not _POLITE.search(piece)]
+
+
+def _unfenced(text: str) -> str:
+    fenced = _FENCED.fullmatch(text.strip())
+    return fenced[1] if fenced else text
+
+
+def _answer_field(text: str) -> str:
+    """The answer of a JSON object with nothing else but working; else the text itself."""
+    if not (text.startswith("{") and text.endswith("}") and len(text) <= MAX_JSON_CHARACTERS):
+        return text
+    try:
+        pairs = json.loads(text, object_pairs_hook=list)
+        keys = [key.casefold() for key, _ in pairs]
+    except (ValueError, RecursionError, TypeError):
+        return text
+    answers = [value for (_, value), key in zip(pairs, keys, strict=True) if key in _ANSWER_KEYS]
+    if len(answers) != 1 or {*keys} - _ANSWER_KEYS - _WORKING_KEYS:
+        return text
+    return answers[0] if isinstance(answers[0], str) else json.dumps(answers[0], ensure_ascii=False)

@@ -1,0 +1,93 @@
+"""The words of a question, to tell what a sentence repeats of it from what it says of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rewards.rules.reading.number_words import words_to_number
+
+MAX_QUESTION_CHARS = 4000
+
+EMPTY_WORDS = frozenset(
+    """a an the is are was were be it its it's this that these there he she they him his her their
+    do does did will can has have had to in on at of by as for from with and so both total
+    altogether exactly only just after according table chart graph figure picture image row column
+    value entry cell order i.e ie also we""".split()
+)
+"""They say nothing of what is asked."""
+_VERDICTS = frozenset(
+    """answer option choic solution element result correct right one only her event happen occurr
+    tak plac locat point meet lie use""".split()
+)
+"""Stems of words that add nothing to what is asked."""
+_PAST = {
+    past: stem
+    for stem, pasts in {
+        **{"eat": "ate", "buy": "bought", "sell": "sold", "pay": "paid cost costs"},
+        **{"spend": "spent", "take": "took", "begin": "began", "go": "went", "make": "made"},
+        **{"get": "got", "win": "won winner winners", "lose": "lost", "write": "wrote author"},
+        **{"give": "gave", "leave": "left", "meet": "met", "run": "ran", "drive": "drove"},
+        **{"find": "found", "need": "needed", "paint": "painter"},
+    }.items()
+    for past in pasts.split()
+}
+_WORD = re.compile(r"[^\W\d_]+")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_OPTIONS = re.compile(r"(?:^|(?<=\s))[(（]?A\s?[.)）、．:：]\s")
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    """Without the options of a multiple choice."""
+    stems: tuple[str, ...]
+    numbers: frozenset[str]
+    """In digits, words and digits alike."""
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def of(cls, question: str) -> Question:
+        text = _OPTIONS.split(question[:MAX_QUESTION_CHARS], maxsplit=1)[0]
+        words = {str(words_to_number(word)) for word in _WORD.findall(text.casefold())}
+        return cls(text, tuple(stems(text)), frozenset({*_NUMBER.findall(text), *words} - {"None"}))
+
+    def covers(self, words: str) -> bool:
+        """Whether words add nothing to the question; without a question, always."""
+        return not self.stems or all(
+            stem in self.stems or stem in _VERDICTS for stem in stems(words)
+        )
+
+    def says(self, words: Sequence[str]) -> bool:
+        """Whether each of the words, of which there is one at least, is of the question."""
+        found = [stem_of(word) for word in words if word not in ("of", "the", "a", "in")]
+        return bool(found) and all(stem in self.stems for stem in found)
+
+    def echoes(self, word: str) -> bool:
+        """Whether a word is of the question, or says nothing."""
+        bare = re.sub(r"['’]s$", "", word.strip("'\"“”,:—-*")).casefold()
+        if not bare or bare in EMPTY_WORDS:
+            # "A" may be an option or a name, and an article that stays does no harm.
+            return word.strip(",") != "A"
+        number = str(words_to_number(bare) or bare)
+        return number in self.numbers or bool(_WORD.fullmatch(bare) and stem_of(bare) in self.stems)
+
+    def in_order(self, words: Sequence[str]) -> bool:
+        rest = iter(self.stems)
+        return all(stem in rest for stem in stems(" ".join(words)))
+
+
+def stems(text: str) -> list[str]:
+    """The words of a text that say something, without their endings."""
+    words = _WORD.findall(text.casefold())
+    return [stem_of(word) for word in words if word not in EMPTY_WORDS]
+
+
+def stem_of(word: str) -> str:
+    word = _PAST.get(word, word)
+    for ending in ("ing", "ers", "er", "ies", "es", "ed", "s", "e", "y"):
+        if len(word) > len(ending) + 2 and word.endswith(ending):
+            return word.removesuffix(ending)
+    return word

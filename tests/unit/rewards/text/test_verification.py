@@ -1,0 +1,56 @@
+"""Whose fault it is that a worker gives no verdict."""
+
+import pytest
+
+from rewards.rules.verifier import NotScorable, check_reference, symbolic
+from rewards.text.verification import verify
+from rewards.text.workers import SampleFailed
+
+REFERENCE, ANSWER = "x+1", "1+x"
+
+
+class Workers:
+    """A pool whose calls end as they are told, one after the other."""
+
+    def __init__(self, *ends):
+        self.ends = list(ends)
+        self.called = []
+
+    def call(self, function, *arguments):
+        self.called.append(function)
+        end = self.ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+
+@pytest.mark.parametrize("reason", ["timeout", "memory"])
+def test_a_response_that_ends_in_a_limit_is_wrong_where_the_reference_alone_does_not(reason):
+    workers = Workers(SampleFailed(reason), 1.0)
+    verdict = verify(workers, REFERENCE, ANSWER)
+    assert (verdict.accuracy, verdict.why) == (0.0, f"unverifiable: {reason}")
+    assert workers.called == [symbolic, check_reference]
+
+
+def test_a_reference_that_ends_in_a_limit_itself_leaves_the_response_without_a_score():
+    with pytest.raises(SampleFailed, match="timeout"):
+        verify(Workers(SampleFailed("timeout"), SampleFailed("timeout")), REFERENCE, ANSWER)
+
+
+def test_a_crash_counts_against_the_response_when_it_happens_twice():
+    once = verify(Workers(SampleFailed("crash"), 1.0, 1.0), REFERENCE, ANSWER)
+    assert (once.accuracy, once.why) == (1.0, "")
+    twice = verify(Workers(SampleFailed("crash"), 1.0, SampleFailed("crash")), REFERENCE, ANSWER)
+    assert (twice.accuracy, twice.why) == (0.0, "unverifiable: crash")
+
+
+def test_a_reference_that_nobody_can_read_has_no_verdict():
+    with pytest.raises(NotScorable):
+        verify(Workers(NotScorable("no expression")), REFERENCE, ANSWER)
+
+
+def test_a_tower_of_powers_is_wrong_without_a_worker():
+    verdict = verify(Workers(), "17", r"\boxed{5^{5^{5^{5}}}}")
+    assert verdict.accuracy == 0.0
+    assert verdict.why.startswith("unverifiable")
+    assert verdict.how == "box"
