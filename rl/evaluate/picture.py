@@ -124,6 +124,7 @@ def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set_xlabel("tokens per response", fontsize=12, color=GREY)
+    # The whole range, so that pictures of two evaluations can be compared.
     axes.set_ylim(0, 1.04)
     axes.set_ylabel("accuracy", fontsize=12, color=GREY)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -59,6 +59,7 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
     config_text: the run's config.yaml as it stands.
     """
     model, alignment = config.policy.model, facts.alignment
+    # The hub links a card to its base model by name; a path on this machine means nothing there.
     is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
     data = ModelCardData(
         library_name="transformers",
@@ -75,6 +76,7 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
         )
         # A pass measures before and after itself, with the settings of its own gate.
         before, evaluated = alignment["before"]["modes"], EvalConfig(**alignment["asked"])
+    # As JSON: people paste these into requests.
     requests = [
         [mode, *(json.dumps(fields[column]) for column in _COLUMNS)]
         for mode, fields in facts.requests.items()

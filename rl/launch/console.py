@@ -67,6 +67,7 @@ class Console:
         self._notes: deque[str] = deque(maxlen=_NOTES_SHOWN)
         self._live: Live | None = None
         self._moved_handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
+        # In a log file a live view would be thousands of copies of itself.
         if self._screen.is_terminal and not self._screen.is_dumb_terminal:
             self._start_live()
 
@@ -201,6 +202,7 @@ class Console:
         table.add_column()
         header = [Text()]
         for mode, color in mode_colors(self._modes).items():
+            # At least so wide, or the columns would jump from step to step.
             table.add_column(justify="right", min_width=7)
             table.add_column(min_width=spark_width, style=color)
             header += [Text(mode, style=f"bold {color}"), Text()]

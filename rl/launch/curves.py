@@ -61,6 +61,7 @@ class _Record:
     def modes(self) -> list[str]:
         """Modes in the order they are logged, which is the config's."""
         keys = (key.split("/") for metrics in self.by_step.values() for key in metrics)
+        # Other keys of three parts, such as rollout/dropped/crash, name no mode.
         kinds = {"groups", "tokens_mean", "accuracy"}
         areas = {"rollout", "reward", "eval"}
         named = [key[1] for key in keys if len(key) == 3 and key[0] in areas and key[2] in kinds]
@@ -95,6 +96,7 @@ def draw_curves(directory: RunDirectory) -> Path:
     _draw_by_mode(axes[0, 0], record, "reward/{mode}/mean", "Reward")
     _draw_accuracy(axes[0, 1], record)
     _draw_by_mode(axes[1, 0], record, "rollout/{mode}/tokens_mean", "Response tokens")
+    # From 0, or a small change of length would look like a large one.
     axes[1, 0].set_ylim(bottom=0)
     _draw_step_time(axes[1, 1], record)
     path = directory.root / "curves.png"
@@ -111,6 +113,7 @@ def write_summary(directory: RunDirectory, summary: Mapping[str, Any]) -> Path:
 
 
 def _read(directory: RunDirectory) -> _Record:
+    # A run that goes on has no summary yet, and its picture no held-out start.
     summary = directory.root / "summary.json"
     before = json.loads(summary.read_text("utf-8"))["before"] if summary.exists() else {}
     return _Record(read_metrics(directory.metrics_path), before)
@@ -142,6 +145,7 @@ def _draw_accuracy(axes: Axes, record: _Record) -> None:
             axes.plot(heldout.steps, heldout.values, color=color, **_HELDOUT_STYLE)
     if any(len(record.heldout(mode, "accuracy").steps) for mode in record.modes):
         axes.plot([], [], color=GREY, label="held-out", **_HELDOUT_STYLE)
+    # Always the whole range, so that pictures of two runs can be compared.
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _finish(axes)
@@ -156,6 +160,7 @@ def _draw_smoothed(axes: Axes, series: _Series, label: str, color: str) -> None:
         axes.plot(series.steps, series.values, "-s", color=color, markersize=5, label=label)
         return
     axes.plot(series.steps, series.values, color=color, alpha=0.22, linewidth=1.1)
+    # Over a twentieth of the run: long runs are noisy at the scale of steps.
     mean = _moving_average(series.values, max(5, count // 20))
     axes.plot(series.steps, mean, color=color, linewidth=2.4, label=label)
 

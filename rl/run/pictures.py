@@ -26,6 +26,7 @@ def plain(axes: Axes, ticks: Literal["major", "both"] = "major") -> None:
     """Leave horizontal grid lines behind the data and the lower edge; `ticks` lose their marks."""
     axes.tick_params(colors=GREY, labelsize=12, length=0, which=ticks)
     axes.grid(axis="y", color=GRID, linewidth=1)
+    # Grid lines help to read a value and must not cross the curve.
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(GREY)

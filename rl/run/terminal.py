@@ -9,6 +9,7 @@ from itertools import pairwise
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+# Eight heights of a block, which every monospaced font of a terminal has.
 _BARS = "▁▂▃▄▅▆▇█"
 
 # The pieces of a step's line in their order: metric key, and its text. Those of every mode come
@@ -71,6 +72,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
     Example: sparkline([0, 1, 2, 3], 2) == "▁█"
     """
+    # A step may log NaN, say the mean of no samples.
     finite = [value for value in values if math.isfinite(value)]
     count = min(width, len(finite))
     bounds = [index * len(finite) // count for index in range(count + 1)] if count else []

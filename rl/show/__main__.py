@@ -25,6 +25,7 @@ from rl.run.files import write_text
 from rl.show.page import Page, as_html, as_ranges
 from rl.show.pictures import Pictures
 
+# A browser would be slow to filter many more.
 MAX_TRAJECTORIES = 2_000
 
 
@@ -64,6 +65,7 @@ def show(keys: ShowKeys) -> tuple[Path, Page]:
 
     run = RunDirectory(keys.run)
     pictures = Pictures(run.config_path)
+    # A pass has a run directory like a run's, but pairs in place of a ledger.
     if pairs.holds_pass(run):
         paths = _chosen(
             pairs.pair_files(run.root), keys.step, "the pass has no pairs.parquet of iteration"
@@ -80,6 +82,7 @@ def show(keys: ShowKeys) -> tuple[Path, Page]:
         page = trajectories.page_of_ledger(run.name, paths, keys.limit, pictures.of)
     out = keys.out or run.root / "samples" / f"{name}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Complete or not at all: a browser may reload the page while it is written.
     write_text(out, as_html(page))
     return out, page
 

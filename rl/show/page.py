@@ -129,6 +129,7 @@ def framed(title: str, body: str, images: str = "data:") -> str:
 def _render(template: str, title: str, images: str = "data:", **values: Any) -> str:
     hashes = [hashlib.sha256(code.encode()).digest() for code in (_SCRIPT, _STYLE)]
     script, style = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)
+    # Even if a text slipped through the escapes, the browser would run and load nothing of it.
     policy = (
         f"default-src 'none'; script-src {script}; style-src {style}; img-src {images}; "
         "base-uri 'none'; form-action 'none'"
@@ -169,6 +170,7 @@ def messages_as_text(
     for message in messages:
         content = message.get("content")
         texts = [text_of(part) for part in (content if isinstance(content, list) else [content])]
+        # Tool calls and the like: rare, and shown as they are rather than left out.
         if rest := {key: message[key] for key in message if key not in ("role", "content")}:
             texts.append(json.dumps(rest, ensure_ascii=False))
         shown.append((str(message.get("role")), "\n".join(texts)))
@@ -204,5 +206,6 @@ def sortable(value: float | None) -> str | None:
     return None if value is None or not math.isfinite(value) else repr(value)
 
 
+# Compiled once; the templates are few and the pages may be large.
 _TEMPLATES = templates(_HERE)
 _TEMPLATES.filters["number"] = as_number

@@ -64,6 +64,7 @@ def page_of_pairs(
     name: of the pass. paths: by iteration.
     """
     pairs = [(n, pair) for n, path in paths.items() for pair in read_stage(path, PreferencePair)]
+    # Pairs are stored by prompt and mode, so equal ones stand together.
     grouped = groupby(pairs, key=lambda pair: (pair[0], pair[1].prompt.id, pair[1].mode))
     groups = [tuple(members) for _, members in grouped]
     figures = _figures([pair for _, pair in pairs])

@@ -51,6 +51,7 @@ class Pictures:
             # A file may have changed since; the page must not pass it off as what was seen.
             is_same = digest in (None, pixels.digest)
             changed = None if is_same else "changed since: these are not the pixels the policy saw"
+            # JPEG: as PNG a page with hundreds of photographs would be several times as large.
             encoded = io.BytesIO()
             image.save(encoded, "JPEG", quality=85)
             uri = f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
@@ -72,6 +73,7 @@ class Pictures:
 
 def _strip(video: Video) -> Image.Image:
     """Return frames from all over the video, from left to right."""
+    # The same spreading as for the policy's frames, but of fewer: a strip is to be recognised.
     numbers = spread(len(video.frames), min(MAX_FRAMES, len(video.frames)))
     frames = [_small(Image.fromarray(video.frames[n]), MAX_FRAME_SIDE) for n in numbers]
     width, height = frames[0].size

@@ -85,6 +85,7 @@ def page_of_ledger(
 def _groups(paths: Mapping[int, Path]) -> Iterator[tuple[LedgerRow, ...]]:
     """Yield the groups of all steps in the order of the ledger."""
     for path in paths.values():
+        # The ledger stores the trajectories of a group one after the other.
         for _, members in groupby(read_rows(path), key=lambda row: row.group_id):
             yield tuple(members)
 
@@ -94,6 +95,7 @@ def _num_groups(figures: pd.DataFrame) -> int:
 
 
 def _figures(path: Path) -> pd.DataFrame:
+    # Which parts a reward has depends on the run, and may change from step to step.
     parts = [name for name in pq.read_schema(path).names if name.startswith(PART_PREFIX)]
     return pq.read_table(path, columns=[*_FIGURES, *parts]).to_pandas()
 
@@ -116,6 +118,7 @@ def _card(rows: tuple[LedgerRow, ...], pictures_of: PicturesOf) -> Card:
         ),
         messages=messages_as_text(json.loads(first.messages)),
         reference=first.reference,
+        # Once for the group: all its trajectories are of one prompt.
         pictures=pictures_of(media, first.media_digests),
         items=tuple(
             Item(
@@ -125,6 +128,7 @@ def _card(rows: tuple[LedgerRow, ...], pictures_of: PicturesOf) -> Card:
                     "task": row.task,
                     "route": row.route,
                     "finish": row.finish_reason,
+                    # Present or absent, as the script asks for it; its value means nothing.
                     "failed": None if row.failure is None else "",
                     "reward": sortable(row.reward),
                     "advantage": sortable(row.advantage),

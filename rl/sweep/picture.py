@@ -75,6 +75,7 @@ def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: l
             low = [min(accuracies[step] for accuracies in by_step) for step in steps]
             high = [max(accuracies[step] for accuracies in by_step) for step in steps]
             axes.fill_between(tokens, low, high, color=color, alpha=0.13, linewidth=0)
+    # The peak is one of the long mode, so only its panel has the line.
     peak = results.peak(results.points[0].point) if mode == results.long_mode else None
     if peak is not None:
         axes.axhline(peak.accuracy, color=GREY, linewidth=1.2, linestyle=(0, (1, 2)))
@@ -105,6 +106,7 @@ def _draw_finals(axes: Axes, results: SweepResults) -> None:
             # A ring marks an arm that does not train the mode.
             face = color if point.shares[mode] > 0 else "white"
             axes.plot([position] * len(seeds), seeds, "o", color=color, markerfacecolor=face)
+    # An empty curve, for the legend alone.
     axes.plot([], [], color=GREY, linewidth=1.2, linestyle=(0, (1, 2)), label="before")
     _name_arms(axes, results)
     _legend(axes)
@@ -115,6 +117,7 @@ def _draw_tokens(axes: Axes, results: SweepResults) -> None:
     _prepare(axes, "Trained tokens", _arms_label(results))
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
     positions = np.arange(len(results.points))
+    # Bars from back to front: the whole first, then the part of it that had a signal.
     total = [point.last.trained_tokens for point in results.points]
     signal = [point.last.signal_tokens for point in results.points]
     axes.bar(positions, total, 0.6, color=BLUES[0], label="without variance")

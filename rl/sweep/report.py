@@ -32,6 +32,7 @@ def write_report(root: Path, results: SweepResults) -> Path:
     # The text holds names that people chose, so no HTML in it may become HTML of the page.
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     picture = base64.b64encode((root / PICTURE).read_bytes()).decode()
+    # The Markdown names the picture beside it; the page holds it, so that it can be sent alone.
     body = body.replace(f'src="{PICTURE}"', f'src="data:image/png;base64,{picture}"')
     page = root / "report.html"
     write_text(page, framed(root.name, body))
@@ -117,9 +118,11 @@ def _arms(results: SweepResults) -> tuple[list[str], list[list[str]]]:
 def _against_peak(results: SweepResults, point: PointResult, peak: Peak) -> dict[str, Any]:
     """Return how an arm compares with the long-only peak, and its row of that table."""
     assert results.long_mode is not None
+    # Within the interval an arm cannot be told from the peak.
     interval = peak.accuracy - peak.half_width
     tokens = results.tokens_to(point.mean_course, peak.accuracy)
     to_interval = results.tokens_to(point.mean_course, interval)
+    # The best of many noisy evaluations, as the peak itself is, so both are above what they hold.
     best = max(evaluation.accuracy[results.long_mode] for evaluation in point.mean_course)
     row = [label(point.point), f"{best:.1%}"]
     for reached in (tokens, to_interval):
@@ -162,6 +165,7 @@ def _paper(results: SweepResults) -> list[list[str]]:
     rows: list[list[str]] = []
     for point in results.points:
         share, long_only = point.point.long_share, results.long_only(point.point)
+        # Tokens can only be compared as shares of the long-only arm's.
         if share in _PAPER and long_only is not None:
             accuracy, tokens = _PAPER[share]
             ours = ", ".join(f"{point.last.accuracy[mode]:.1%} {mode}" for mode in results.modes)

@@ -12,6 +12,7 @@ import numpy as np
 
 from rl.data.fingerprint import stable_hash
 
+# Labels tell the addends of a question apart: a reasoning step names the one that it adds.
 LABELS = "abcdefgh"
 LENGTHS = (3, 4, 5, 6)
 HELDOUT_ONE_IN = 8
@@ -43,6 +44,7 @@ class Slips:
         """Return `value`, or with probability `rate` a number at most `furthest` away from it."""
         if self.rng.random() >= rate:
             return value
+        # Never 0: a slip that changes nothing would lower the rate.
         offsets = [offset for offset in range(-furthest, furthest + 1) if offset]
         return max(0, value + int(self.rng.choice(offsets)))
 
@@ -59,11 +61,14 @@ def question(
         raise ValueError(
             f"chain_sum lengths must be between 2 and {len(LABELS)} numbers, got {lengths}"
         )
+    # A generator of its own for every question, so that any can be asked without the ones before.
     rng = np.random.default_rng((seed, index, int(heldout)))
+    # Held-out questions cycle, so that a small evaluation has as many of every length.
     length = lengths[index % len(lengths)] if heldout else int(rng.choice(lengths))
     while True:
         numbers = tuple(rng.integers(1, 10, size=length).tolist())
         text = _text(numbers)
+        # Two digits always: an answer's length then says nothing about it.
         if sum(numbers) >= 10 and is_heldout(text) == heldout:
             return ChainSumQuestion(text, str(sum(numbers)), numbers)
 
@@ -87,6 +92,7 @@ def worked_example(asked: ChainSumQuestion, thinking: bool, slips: Slips | None 
     for label, number in zip(LABELS, asked.numbers, strict=False):
         after = total + number
         if slips:
+            # The chain goes on from the slipped sum, as a policy's own would.
             after = slips.maybe(after, slips.addition, 1)
         lines.append(f"{label}{number}+{total:02d}={after:02d}\n")
         total = after

@@ -100,9 +100,12 @@ class ChartsScene:
 
 def draw(settings: ChartsSettings, rng: np.random.Generator) -> ChartsScene:
     kind, theme = pick(rng, settings.kinds), pick(rng, THEMES)
+    # Months and weekdays keep their order, since a chart of them in another would look like an
+    # error.
     names = pick_several(rng, theme.names, draw_whole(rng, settings.categories))
     if theme.is_ordered:
         names = sorted(names, key=theme.names.index)
+    # A month has few days: larger steps would give it more rainy ones than it has days.
     step = 1 if theme.unit == "days" else pick(rng, STEPS)
     if kind == "pie":
         # Shares of 100 in steps of 5, none below 10: the names beside thin pieces would touch.
@@ -119,6 +122,7 @@ def _ask(
     kind: str, unit: str, names: list[str], values: np.ndarray, rng: np.random.Generator
 ) -> tuple[str, str, str]:
     """Return question, answer and accuracy route."""
+    # Drawn whatever is asked: the last question is the fallback of two others.
     first, second = rng.permutation(len(names))[:2]
     extreme = {"largest": values.max(), "smallest": values.min()}.get(kind)
     if extreme is not None and (values == extreme).sum() == 1:
@@ -137,9 +141,11 @@ def _ask(
 
 
 def paint(scene: ChartsScene, settings: ChartsSettings, rng: np.random.Generator) -> VisualExample:
+    # Not the monospaced family: its letters are the widest, and long names would touch.
     letters = FontProperties(fname=str(font_file(pick(rng, FONT_FAMILIES[:2]))), size=10)
     # A matplotlibrc of the user's would change the pictures that a seed stands for.
     with matplotlib.style.context("default"):
+        # Not through pyplot, which keeps every figure in a global list.
         figure = Figure((settings.width / DPI, settings.height / DPI), dpi=DPI, layout="tight")
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -163,6 +169,7 @@ def _pie(axes: Axes, scene: ChartsScene, letters: FontProperties, rng: np.random
         autopct="%d%%",
         pctdistance=0.75,
         labeldistance=1.12,
+        # Any piece may be at the top, so its place says nothing about its size.
         startangle=rng.uniform(0, 360),
         textprops={"fontproperties": letters},
         wedgeprops={"edgecolor": "white"},
@@ -183,6 +190,7 @@ def _on_axes(
         axes.plot(positions, scene.values, "o-", color=colour, linewidth=2)
     elif is_flat:
         axes.barh(positions, scene.values, color=colour, height=0.6)
+        # The first name on top, as people list them.
         axes.invert_yaxis()
     else:
         axes.bar(positions, scene.values, color=colour, width=0.6)
@@ -215,6 +223,7 @@ def _scale(axes: Axes, scene: ChartsScene, letters: FontProperties, is_flat: boo
     across.set_label_text(scene.theme.unit, fontproperties=letters)
     across.grid(True, color="#cfcfcf", linewidth=0.8)
     axes.set_axisbelow(True)
+    # Some air above the highest value, where its label may stand.
     bounds = (0, scene.step * (most + 0.9))
     if is_flat:
         axes.set_xlim(*bounds)

@@ -33,6 +33,8 @@ ASPECT = 0.62
 PAPER, INK = 0.92, 0.08
 
 
+# Both fonts are data of this file rather than files of the machine: no renderer stands between a
+# seed and its picture, and no version of one can change it.
 def _arc(x: float, y: float, rx: float, ry: float, start: float, end: float, parts: int) -> list:
     """Points of an ellipse, angles in degrees, 0 to the right and 90 down."""
     angles = np.radians(np.linspace(start, end, parts + 1))
@@ -134,6 +136,8 @@ def draw(settings: DigitsSettings, rng: np.random.Generator) -> DigitsScene:
     # Half of the time a digit that is there is counted; of a random one most counts would be 0.
     counted = pick(rng, digits) if rng.random() < 0.5 else int(rng.integers(10))
     value = {"sum": sum(digits), "max": max(digits), "count": digits.count(counted)}[operation]
+    # Two digits always, as the built-in policies are taught to write: they need not learn when an
+    # answer is short.
     if settings.wording == "terse":
         question = {"sum": "+?", "max": ">?", "count": f"#{counted}?"}[operation]
         return DigitsScene(digits, question, f"{value:02d}")
@@ -162,6 +166,7 @@ def _shade(
     """The picture without noise, 0 black to 1 white: [height, width]."""
     columns, rows = _grid(len(digits), settings.width, settings.height)
     width, height = settings.width // columns, settings.height // rows
+    # One font for the whole picture, as on a display or a form.
     ink_of = _stroke_ink if pick(rng, settings.fonts) == "strokes" else _bitmap_ink
     inks = ink_of(digits, width, height, settings, rng)  # [n, height, width]
     shade = np.full((settings.height, settings.width), PAPER, np.float32)
@@ -173,6 +178,7 @@ def _shade(
 
 def _grid(count: int, width: int, height: int) -> tuple[int, int]:
     """The columns and rows that give `count` digits the largest cells."""
+    # Every number of columns is tried; nine digits at most make that cheaper than a formula.
     columns = max(range(1, count + 1), key=lambda n: _digit_height(count, n, width, height))
     return columns, math.ceil(count / columns)
 
@@ -190,10 +196,13 @@ def _stroke_ink(
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
     """Strokes of one width around line segments, with soft edges: [n, height, width]."""
+    # Digits are drawn as distances rather than by a library's lines: one array operation paints all
+    # digits of a picture, and edges are soft at any size.
     tall, left, top = _boxes(len(digits), width, height, settings.jitter, rng)
     slant = settings.jitter * rng.uniform(-0.2, 0.2, len(digits))
     lines = STROKE_FONT[list(digits)]  # [n, segments, (x0, y0, x1, y1)]
     xs, ys = lines[..., 0::2], lines[..., 1::2]
+    # A digit leans about the middle of its height, and so stays near the middle of its cell.
     ends_x = (xs * ASPECT + slant[:, None, None] * (0.5 - ys)) * tall[:, None, None]
     ends_x += left[:, None, None]
     ends_y = ys * tall[:, None, None] + top[:, None, None]
@@ -214,9 +223,12 @@ def _distance(
     dx, dy = xs[..., 1, None, None] - x0, ys[..., 1, None, None] - y0
     px = np.arange(width, dtype=np.float32) + np.float32(0.5) - x0  # [n, segments, 1, width]
     py = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5) - y0
+    # The floor keeps a segment of no length, such as a dot, from dividing by zero.
     length = np.maximum(dx * dx + dy * dy, np.float32(1e-6))
+    # The point of the segment that is nearest: the projection, cut off at both ends.
     along = (px * (dx / length) + py * (dy / length)).clip(0, 1)  # [n, segments, height, width]
     off_x, off_y = px - along * dx, py - along * dy
+    # In place: these arrays are the largest of a picture, and new ones would take most of the time.
     off_x *= off_x
     off_y *= off_y
     off_x += off_y
@@ -235,6 +247,7 @@ def _bitmap_ink(
     boxes = zip(*_boxes(len(digits), width, height, settings.jitter, rng), strict=True)
     for index, (tall, left, top) in enumerate(boxes):
         glyph = BITMAP_FONT[digits[index]]
+        # Fewer pixels than dots would leave out whole rows of the font.
         high, wide = max(7, round(tall)), max(5, round(tall * ASPECT))
         from_row = np.arange(high) * 7 // high
         from_column = np.arange(wide) * 5 // wide
@@ -248,6 +261,7 @@ def _boxes(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Height, left and top of each digit within its cell, in pixels."""
     largest = 0.8 * min(height, width / ASPECT)
+    # Smaller than the cell allows, never larger, so that no digit touches its neighbour.
     tall = np.maximum(largest * (1 - 0.25 * jitter * rng.random(count)), 7)
     shift = 0.5 + 0.4 * jitter * rng.uniform(-1, 1, (2, count))
     return tall, (width - tall * ASPECT) * shift[0], (height - tall) * shift[1]

@@ -32,12 +32,15 @@ class DocumentsScene:
 
 
 def draw(settings: DocumentsSettings, rng: np.random.Generator) -> DocumentsScene:
+    # The page comes first: its draws must be those of every task that shows pages, or one task
+    # would hold out what another trains on.
     page = draw_page(rng)
     return DocumentsScene(page, *_ask(pick(rng, settings.questions), page, rng))
 
 
 def _ask(kind: str, page: Page, rng: np.random.Generator) -> tuple[str, str, str]:
     """Question, answer and route."""
+    # A fact is asked for in words of its own, so that finding its sentence takes reading.
     if kind == "fact":
         question, fact, route = pick(rng, page.kind["questions"])
         return question.format(**page.facts), page.facts[fact], route
@@ -57,5 +60,6 @@ def _ask(kind: str, page: Page, rng: np.random.Generator) -> tuple[str, str, str
 def paint(
     scene: DocumentsScene, settings: DocumentsSettings, rng: np.random.Generator
 ) -> VisualExample:
+    # Where the mentions stand matters to damaged pages only.
     image, _ = paint_page(scene.page, settings, rng)
     return VisualExample((image,), scene.question, scene.answer, scene.task)

@@ -37,6 +37,8 @@ def within(lowest: float, highest: float) -> AfterValidator:
     lowest, highest: the limits of both bounds, themselves allowed.
     """
 
+    # The order of the bounds is checked with their limits, since numpy would fail far from the
+    # setting.
     def check(bounds: tuple[Number, Number]) -> tuple[Number, Number]:
         if not lowest <= bounds[0] <= bounds[1] <= highest:
             raise ValueError(

@@ -21,7 +21,8 @@ MARGIN, OUTER_MARGIN = 0.1, 0.22
 """Shares of the picture on every side, without and with labels of sides that stand there."""
 MIN_ANGLE = 35
 """Degrees; in a sharper corner its label has no room."""
-TRIPLES = ((3, 4, 5), (5, 12, 13), (6, 8, 10), (8, 15, 17), (9, 12, 15), (12, 16, 20), (7, 24, 25))
+# Right triangles with whole sides. Flatter ones, such as (7, 24, 25), have no room for a label.
+TRIPLES = ((3, 4, 5), (5, 12, 13), (6, 8, 10), (8, 15, 17), (9, 12, 15), (12, 16, 20))
 INK, FILL, MARK = "#1a1a1a", "#e8eef8", "#b02a2a"
 
 
@@ -80,6 +81,7 @@ class FiguresScene:
 
 
 def draw(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    # Each kind draws its numbers first and its geometry from them, so that figures are to scale.
     kinds: dict[str, Callable[[FiguresSettings, np.random.Generator], FiguresScene]] = {
         "angle": _angle,
         "right_triangle": _right_triangle,
@@ -92,6 +94,7 @@ def draw(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
 
 
 def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    # All three angles are whole degrees, which makes the one that is asked for exact.
     left = draw_whole(rng, (MIN_ANGLE, 180 - 2 * MIN_ANGLE))
     right = draw_whole(rng, (MIN_ANGLE, 180 - MIN_ANGLE - left))
     angles = (left, right, 180 - left - right)
@@ -119,7 +122,8 @@ def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
 
 
 def _right_triangle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
-    sides = pick(rng, TRIPLES[:-1])
+    sides = pick(rng, TRIPLES)
+    # Standing or lying: either of the short sides may be the base.
     if rng.random() < 0.5:
         sides = (sides[1], sides[0], sides[2])
     scale = draw_whole(rng, (1, 4))
@@ -128,6 +132,7 @@ def _right_triangle(settings: FiguresSettings, rng: np.random.Generator) -> Figu
     unknown = int(rng.integers(3))
     texts = [f"{side} cm" for side in (across, slope, up)]
     texts[unknown] = "x"
+    # The small square that marks the right angle.
     corner = 0.09 * math.hypot(across, up)
     marks = (((corner, 0.0), (corner, -corner), (0.0, -corner)),)
     known = tuple(s for index, s in enumerate((across, slope, up)) if index != unknown)
@@ -200,6 +205,7 @@ def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScen
     # Drawn to scale unless a part would then be too short for its label.
     ends = np.cumsum([0.0, *(max(part, 0.32 * total) for part in parts)]).tolist()
     long = ends[-1]
+    # The dimension line of the whole length runs below the line itself.
     below = 0.3 * long
     outline = ((0.0, 0.0), (long, 0.0))
     tick = 0.025 * long
@@ -228,6 +234,8 @@ def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScen
 def _l_shape(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
     """A rectangle without its upper right corner."""
     low, high = settings.lengths
+    # The L has six sides; two of them follow from the others and are not labelled, so that the area
+    # takes a subtraction.
     foot, arm = draw_whole(rng, (low, high)), draw_whole(rng, (low, high))
     # Sides that differ by more than half would leave the labels no room.
     cut_x = draw_whole(rng, (max(low, math.ceil(arm / 2)), max(low, min(high, 2 * arm))))
@@ -293,10 +301,12 @@ def paint(
 ) -> VisualExample:
     size = settings.size * SMOOTHING
     turn = math.radians(rng.uniform(-settings.turn, settings.turn))
+    # Turned, so that sides are not always level or upright.
     turned = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     to_pixels = _fit(scene, turned, size)
     image = Image.new("RGB", (size, size), "white")
     canvas = ImageDraw.Draw(image)
+    # Widths and letters follow from the size, so that a small picture looks like a large one.
     line = max(2, size // 160)
     outline = to_pixels(scene.outline)
     if scene.is_closed:
@@ -309,16 +319,19 @@ def paint(
     letters = font("DejaVuSans", size // 18)
     for label in scene.labels:
         ((x, y),) = to_pixels([(label.x, label.y)])
+        # A label keeps upright and moves outwards until its box clears the line, whatever the turn.
         dx, dy = np.array(label.towards) @ turned
         left, top, right, bottom = letters.getbbox(label.text, anchor="mm")
         far = label.away * size / 100 + abs(dx) * (right - left) / 2 + abs(dy) * (bottom - top) / 2
         canvas.text((x + far * dx, y + far * dy), label.text, INK, letters, anchor="mm")
+    # Reduced by averaging: Pillow draws hard edges only.
     small = image.resize((settings.size, settings.size), Image.Resampling.BOX)
     return VisualExample((small,), scene.question, scene.answer, scene.task)
 
 
 def _fit(scene: FiguresScene, turned: np.ndarray, size: int):
     """Return the map from the figure's units to pixels that fills the picture up to its margins."""
+    # The marks count too: a dimension line may reach further than the figure.
     points = np.array([*scene.outline, *(point for mark in scene.marks for point in mark)])
     points = points @ turned
     low, high = points.min(axis=0), points.max(axis=0)

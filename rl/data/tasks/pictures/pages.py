@@ -114,6 +114,7 @@ def draw_page(rng: np.random.Generator) -> Page:
     kind = pick(rng, KINDS)
     facts = draw_facts(kind["facts"], rng)
     mentions: list[str] = []
+    # Facts before wordings: all that a page states is known before a sentence is chosen.
     title = _words(kind["title"], facts, mentions)
     paragraphs = []
     for sentences in kind["paragraphs"]:
@@ -220,6 +221,7 @@ def _paint_line(
     left, top = corner
     bottom = top + sum(letters.getmetrics())
     x, boxes = left, {}
+    # Fragment by fragment, since only then the box of a mention within a word is known.
     for index, word in enumerate(line):
         x += round(letters.getlength(" ")) if index else 0
         for fragment in word:

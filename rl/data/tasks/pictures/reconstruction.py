@@ -51,6 +51,7 @@ def paint(
 ) -> VisualExample:
     image, lines = paint_page(scene.page, settings, rng)
     box, text = region(scene.page, lines, scene.level, rng)
+    # Letters may reach a pixel over their box; what is left of one would give it away.
     box = _grown(box, 1)
     piece = image.crop(box)
     if scene.level == "light":
@@ -61,6 +62,7 @@ def paint(
     else:
         piece = Image.new("RGB", piece.size, "#9a9a9a")
     image.paste(piece, box)
+    # Outside the damage, so that the frame hides nothing itself.
     ImageDraw.Draw(image).rectangle(_grown(box, 2), outline=FRAME, width=2)
     task = settings.masked_route if scene.level == "masked" else "transcription"
     return VisualExample((image,), QUESTION, text, task)
@@ -68,6 +70,7 @@ def paint(
 
 def region(page: Page, lines: list[Line], level: str, rng: np.random.Generator) -> tuple[Box, str]:
     """Return the box and the text of what is damaged: a line, or a repeated fact if masked."""
+    # Noise leaves something to be read, so any line will do.
     if level != "masked":
         line = pick(rng, lines)
         return line.box, line.text
@@ -91,6 +94,7 @@ def _heavily_damaged(piece: Image.Image, rng: np.random.Generator) -> Image.Imag
     damaged = _noisy(piece.filter(ImageFilter.GaussianBlur(0.6)), 45.0, 0.08, rng)
     canvas = ImageDraw.Draw(damaged)
     wide, high = damaged.size
+    # A blot for every two letter heights of width, or none of a long line would be hit.
     for start in range(0, wide, 2 * high):
         left = start + rng.uniform(0, 1.2) * high
         size = rng.uniform(0.5, 0.9) * high

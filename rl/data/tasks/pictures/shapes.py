@@ -94,6 +94,7 @@ class ShapesScene:
 def draw(settings: ShapesSettings, rng: np.random.Generator) -> ShapesScene:
     rows, columns = draw_whole(rng, settings.rows), draw_whole(rng, settings.columns)
     count = max(2, round(rows * columns * settings.filled))
+    # Sorted, so that shapes are listed in reading order, which their identity states.
     places = sorted(rng.permutation(rows * columns)[:count])
     shapes = tuple(
         Shape(pick(rng, tuple(COLOURS)), pick(rng, FORMS), *divmod(int(place), columns))
@@ -110,6 +111,7 @@ def _count(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, st
     colour = pick(rng, tuple(COLOURS)) if is_any else seen.colour
     form = pick(rng, FORMS) if is_any else seen.form
     by = pick(rng, ("colour", "form", "both"))
+    # By one property or by both, so that a policy can ignore neither colour nor form.
     if by == "colour":
         named, matching = f"{colour} shapes", [s for s in shapes if s.colour == colour]
     elif by == "form":
@@ -130,6 +132,7 @@ def _colour(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, s
 
 def _left_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str, str]:
     """Compare two shapes that are in the picture once each; without such, ask for a colour."""
+    # A shape that is there twice has no one place to be compared.
     names = [shape.name for shape in shapes]
     single = [shape for shape in shapes if names.count(shape.name) == 1]
     for first, second in pairwise(pick_several(rng, single, len(single))):
@@ -142,6 +145,7 @@ def _left_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, 
 def paint(scene: ShapesScene, settings: ShapesSettings, rng: np.random.Generator) -> VisualExample:
     cell = settings.cell * SMOOTHING
     size = (scene.columns * cell, scene.rows * cell)
+    # Lines of the grid are visible: questions name rows and columns, which must be countable.
     image = Image.new("RGB", size, "white")
     canvas = ImageDraw.Draw(image)
     for column in range(1, scene.columns):
@@ -150,6 +154,7 @@ def paint(scene: ShapesScene, settings: ShapesSettings, rng: np.random.Generator
         canvas.line((0, row * cell, size[0], row * cell), LINE, SMOOTHING)
     for shape in scene.shapes:
         radius = cell * rng.uniform(0.26, 0.4)
+        # Sizes and places vary, so that a count cannot be read off the total ink.
         room = 0.7 * (cell / 2 - radius)
         middle = (np.array([shape.column, shape.row]) + 0.5) * cell + rng.uniform(-room, room, 2)
         _paint_shape(canvas, shape, middle, radius)
@@ -175,6 +180,7 @@ def _around(corners: int, radii: tuple[float, ...]) -> np.ndarray:
     return np.stack([np.sin(angles) * lengths, -np.cos(angles) * lengths], axis=1)
 
 
+# Outlines around the origin with a radius of about 1; y points down, as in pictures.
 _ARM = 0.3
 _CROSS = [(_ARM, -1), (_ARM, -_ARM), (1, -_ARM), (1, _ARM), (_ARM, _ARM), (_ARM, 1)]
 _OUTLINES = {

@@ -90,6 +90,7 @@ def draw(settings: TablesSettings, rng: np.random.Generator) -> TablesScene:
     theme = pick(rng, THEMES)
     rows = tuple(pick_several(rng, theme.rows, draw_whole(rng, settings.rows)))
     columns = pick_several(rng, theme.columns, draw_whole(rng, settings.columns))
+    # Months, weekdays and subjects stand in their usual order, rows in any.
     columns = tuple(sorted(columns, key=theme.columns.index))
     low, high = settings.values
     cells = rng.integers(low, high + 1, (len(rows), len(columns)))
@@ -106,6 +107,7 @@ def _ask(
     rng: np.random.Generator,
 ) -> tuple[str, str, str]:
     """Return question, answer and accuracy route."""
+    # Drawn whatever is asked: the last question is the fallback of another.
     row, other = rng.permutation(len(rows))[:2]
     column = int(rng.integers(len(columns)))
     unit = theme.unit
@@ -139,6 +141,7 @@ def paint(scene: TablesScene, settings: TablesSettings, rng: np.random.Generator
         for texts in zip(*scene.lines, strict=True)
     ]
     high = size + 2 * (pad * 2 // 3)
+    # Everything follows from the size of the letters, so tables of any size look alike.
     margin = size
     top = margin + high
     width = max(sum(widths), int(bold.getlength(scene.theme.title)))
@@ -176,6 +179,7 @@ def _paint_grid(
         if style == "bands" and line and line % 2 == 0 and line < num_lines:
             canvas.rectangle((left, y, right, y + high), BAND)
         if style != "bands" or line in (0, 1, num_lines):
+            # Bands need no rules but around the header and at the end.
             canvas.line((left, y, right, y), LINE, 2 if line == 1 else 1)
     if style == "grid":
         edges = np.cumsum([left, *widths]).tolist()

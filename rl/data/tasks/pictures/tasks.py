@@ -24,6 +24,7 @@ from rl.data.tasks.pictures import (
 )
 from rl.data.tasks.pictures.drawing import VisualExample
 
+# The same share as of the built-in sums: enough for an evaluation, little lost to training.
 HELDOUT_ONE_IN = 8
 """One scene in so many is held out."""
 MAX_TRIES = 1000
@@ -115,11 +116,13 @@ def _drawn(
 ) -> tuple[Any, np.random.Generator]:
     """The scene, and the generator to paint it with."""
     kind = _task(task)
+    # Without this, settings of another task would fail somewhere within the drawing.
     if not isinstance(settings, kind.settings):
         raise ValueError(
             f"{task} takes {kind.settings.__name__}, got {type(settings).__name__}; make them by "
             f"read_settings({task!r}, ...)"
         )
+    # A generator of its own for every example: any of them can be drawn without the ones before.
     rng = np.random.default_rng((stable_hash(task), seed, index, int(is_heldout)))
     # The split is decided by what is shown, not by the index, so that the same scene cannot come up
     # in both: draw until one falls on the wanted side.
