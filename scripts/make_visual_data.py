@@ -1,6 +1,6 @@
 """Writes procedural visual questions as a data set, with a page to look at them.
 
-    python scripts/make_visual_data.py out=DIR tasks=charts,tables count=50 [seed=0]
+    python -m scripts.make_visual_data out=DIR tasks=charts,tables count=50
 
 DIR gets `images/*.png`; `dataset.jsonl` with a row per example, which `data.kind=dataset` reads
 with `data.columns` of `images=images`, `task=task` and `id=id`; and `index.html`, a contact sheet.
@@ -16,22 +16,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from rl.config.errors import problems
-from rl.config.run import Section
 from rl.data.tasks.pictures import TASKS, VisualExample, read_settings, render
+from rl.run.command import Command, Keys, run_command
 from rl.run.templates import templates
 from rl.show.page import framed
 
 
-class Request(Section):
-    out: Path
+class DataKeys(Keys):
+    out: Path = Field(examples=["DIR"])
     """Directory to write; it must be new or empty."""
-    tasks: tuple[str, ...] = Field(min_length=1)
-    count: int = Field(ge=1, le=1_000_000)
+    tasks: tuple[str, ...] = Field(min_length=1, examples=["charts,tables"])
+    """The visual tasks."""
+    count: int = Field(ge=1, le=1_000_000, examples=["50"])
     """Examples of each task."""
     seed: int = Field(default=0, ge=0)
+    """Chooses the examples."""
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -51,41 +52,24 @@ class Request(Section):
         return path.resolve()
 
 
-def main(arguments: Sequence[str]) -> None:
-    request = read_request(arguments)
-    images = request.out / "images"
+def make(keys: DataKeys) -> None:
+    images = keys.out / "images"
     images.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for task in request.tasks:
+    for task in keys.tasks:
         settings = read_settings(task)
-        for index in range(request.count):
-            example = render(task, settings, request.seed, index, is_heldout=False)
+        for index in range(keys.count):
+            example = render(task, settings, keys.seed, index, is_heldout=False)
             rows.append(_write(example, f"{task}/{index}", images))
     sheet = templates(Path(__file__).parent).get_template("make_visual_data.html.j2")
-    title = ", ".join(request.tasks)
+    title = ", ".join(keys.tasks)
     # The pictures are files beside the page: they may be too many to stand in it.
     page = framed(title, sheet.render(title=title, rows=rows), images="file: 'self'")
-    (request.out / "index.html").write_text(page, encoding="utf-8")
+    (keys.out / "index.html").write_text(page, encoding="utf-8")
     # Last, so that rows never name pictures that are not there.
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (request.out / "dataset.jsonl").write_text(lines, encoding="utf-8")
-    print(f"{len(rows)} examples in {request.out}; look at {request.out / 'index.html'}")
-
-
-def read_request(arguments: Sequence[str]) -> Request:
-    """Read `key=value` pairs; raises ValueError, which lists every problem."""
-    if bare := [argument for argument in arguments if "=" not in argument]:
-        raise ValueError(f"arguments are key=value, got {', '.join(bare)}")
-    tree = {key: value for key, _, value in (one.partition("=") for one in arguments)}
-    required = [name for name, field in Request.model_fields.items() if field.is_required()]
-    if missing := [name for name in required if name not in tree]:
-        raise ValueError(
-            f"{', '.join(missing)} missing; give {' '.join(f'{n}=...' for n in required)}"
-        )
-    try:
-        return Request.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError("\n".join(problems(error, tree, {}, Request))) from error
+    (keys.out / "dataset.jsonl").write_text(lines, encoding="utf-8")
+    print(f"{len(rows)} examples in {keys.out}; look at {keys.out / 'index.html'}")
 
 
 def _write(example: VisualExample, name: str, images: Path) -> dict[str, Any]:
@@ -104,8 +88,13 @@ def _write(example: VisualExample, name: str, images: Path) -> dict[str, Any]:
     }
 
 
+COMMAND = Command("scripts.make_visual_data", __doc__, DataKeys, make)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return the exit code (rl/run/command.py)."""
+    return run_command(COMMAND, arguments)
+
+
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(f"make_visual_data: {error}")
+    sys.exit(main(sys.argv[1:]))

@@ -78,7 +78,9 @@ def is_heldout(text: str) -> bool:
     return stable_hash(text) % HELDOUT_ONE_IN == 0
 
 
-def worked_example(asked: ChainSumQuestion, thinking: bool, slips: Slips | None = None) -> str:
+def worked_example(
+    sum_question: ChainSumQuestion, thinking: bool, slips: Slips | None = None
+) -> str:
     """Return a response as the policy should write it, after its generation prompt.
 
     With thinking, each line adds one number to the running sum, zero-padded so that the copied
@@ -86,10 +88,10 @@ def worked_example(asked: ChainSumQuestion, thinking: bool, slips: Slips | None 
     blank line and the answer. Without thinking the response is the answer.
     """
     if not thinking:
-        total = int(asked.answer)
+        total = int(sum_question.answer)
         return f"{slips.maybe(total, slips.answer, 2) if slips else total:02d}"
     lines, total = [], 0
-    for label, number in zip(LABELS, asked.numbers, strict=False):
+    for label, number in zip(LABELS, sum_question.numbers, strict=False):
         after = total + number
         if slips:
             # The chain goes on from the slipped sum, as a policy's own would.

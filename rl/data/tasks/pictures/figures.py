@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -85,8 +86,8 @@ def draw(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
     kinds: dict[str, Callable[[FiguresSettings, np.random.Generator], FiguresScene]] = {
         "angle": _angle,
         "right_triangle": _right_triangle,
-        "area": _area,
-        "perimeter": _perimeter,
+        "area": partial(_rectangle, "area"),
+        "perimeter": partial(_rectangle, "perimeter"),
         "segment": _segment,
         "l_shape": _l_shape,
     }
@@ -151,46 +152,29 @@ def _right_triangle(settings: FiguresSettings, rng: np.random.Generator) -> Figu
     )
 
 
-def _sides(settings: FiguresSettings, rng: np.random.Generator) -> tuple[int, int]:
-    """Two sides, neither over three times the other, which would leave the labels no room."""
-    first = draw_whole(rng, settings.lengths)
+def _rectangle(kind: str, settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+    """Ask for the area or the perimeter of a rectangle; two of its sides are labelled."""
     low, high = settings.lengths
-    bounds = (max(low, math.ceil(first / 3)), min(high, 3 * first))
-    return first, draw_whole(rng, bounds)
-
-
-def _rectangle(width: int, height: int) -> tuple[tuple[float, float], ...]:
-    return ((0.0, 0.0), (float(width), 0.0), (float(width), -float(height)), (0.0, -float(height)))
-
-
-def _area(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
-    width, height = _sides(settings, rng)
-    corners = _rectangle(width, height)
+    width = draw_whole(rng, settings.lengths)
+    # Neither side is over three times the other, which would leave the labels no room.
+    height = draw_whole(rng, (max(low, math.ceil(width / 3)), min(high, 3 * width)))
+    right, top = float(width), -float(height)
+    corners = ((0.0, 0.0), (right, 0.0), (right, top), (0.0, top))
+    labels = [f"{width} cm", f"{height} cm"]
+    if kind == "area":
+        question = "How many square centimetres is the area of the rectangle?"
+        answer, texts = width * height, [*labels, "", ""]
+    else:
+        question = "How many centimetres is the perimeter of the rectangle?"
+        answer, texts = 2 * (width + height), ["", "", *labels]
     return FiguresScene(
-        "area",
+        kind,
         (width, height),
         0,
-        "How many square centimetres is the area of the rectangle?",
-        str(width * height),
+        question,
+        str(answer),
         corners,
-        True,
-        _side_labels(corners, [f"{width} cm", f"{height} cm", "", ""]),
-        margin=OUTER_MARGIN,
-    )
-
-
-def _perimeter(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
-    width, height = _sides(settings, rng)
-    corners = _rectangle(width, height)
-    return FiguresScene(
-        "perimeter",
-        (width, height),
-        0,
-        "How many centimetres is the perimeter of the rectangle?",
-        str(2 * (width + height)),
-        corners,
-        True,
-        _side_labels(corners, ["", "", f"{width} cm", f"{height} cm"]),
+        labels=_side_labels(corners, texts),
         margin=OUTER_MARGIN,
     )
 
