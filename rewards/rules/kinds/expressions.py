@@ -64,6 +64,11 @@ _FIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:prime|hbar)(?![a-zA-Z])", " h "),
     )
 )
+_UNIT_BEHIND = re.compile(
+    r"(?:\\[ ,;]|\s)*\\(?:text|mathrm)\s?\{\s?(?:square |cubic |sq\. ?)?(?:units?"
+    r"|[a-z]{1,2}m|m|ft|in|[a-z]{3,10}s)"
+    r"\s?\}(?:\^\s?\{?[23]\}?)?\s*\$?$"
+)
 _FACTORED = re.compile(r"\bfactor(?:i[sz]e)?\b|因式分解", re.IGNORECASE)
 
 
@@ -103,6 +108,9 @@ def is_too_large(text: str) -> bool:
 
 def equal_expressions(reference: str, answer: str, ask: Ask) -> bool | None:
     """Raises UnparsedReference for a reference that sympy cannot read."""
+    # 12\pi \text{ cm}^2: the unit stays with the reader where the reference has none.
+    if (unit := _UNIT_BEHIND.search(answer)) and not _UNIT_BEHIND.search(reference):
+        answer = answer[: unit.start()]
     if _squeeze(reference) == _squeeze(answer):
         return True
     if not reads_as_expression(answer):
@@ -149,7 +157,7 @@ def _same_by_sympy(reference: str, answer: str, question: str) -> bool:
 
 def _same_value(left: Any, right: Any) -> bool:
     """Exactly for numbers; at points drawn once for all for expressions with letters in them."""
-    from sympy import Float, Rational  # as above
+    from sympy import Float, Pow, Rational, log  # as above
     from sympy.core.numbers import ImaginaryUnit
 
     if left == right:
@@ -163,7 +171,13 @@ def _same_value(left: Any, right: Any) -> bool:
         return left.doit() == right.doit()
     is_float = bool(left.atoms(Float) | right.atoms(Float))
     tolerance = FLOAT_TOLERANCE if is_float else 10.0 ** (5 - MANY_DIGITS)
-    for point in _POINTS if symbols else _POINTS[:1]:
+    # Letters stand for counts, lengths and rates, so roots and logarithms need only agree where
+    # they
+    # are real; without them the last point, which is negative, tells x from |x|.
+    powers = left.atoms(Pow, log) | right.atoms(Pow, log)
+    has_roots = any(not power.is_Pow or not power.exp.is_integer for power in powers)
+    points = _POINTS[:1] if not symbols else _POINTS[:-1] if has_roots else _POINTS
+    for point in points:
         values = {
             symbol: Rational(ratio[0], ratio[1])
             for symbol, ratio in zip(symbols, point, strict=False)
@@ -171,10 +185,6 @@ def _same_value(left: Any, right: Any) -> bool:
         if len(values) < len(symbols):
             return False
         one, other = (side.subs(values).evalf(MANY_DIGITS) for side in (left, right))
-        if point is _POINTS[-1] and not (one.is_real and other.is_real):
-            # Letters stand for counts, lengths and rates: roots need only agree where they are
-            # real.
-            continue
         if not (one.is_number and other.is_number and one.is_finite and other.is_finite):
             return False
         size = max(abs(one), abs(other))
@@ -185,8 +195,19 @@ def _same_value(left: Any, right: Any) -> bool:
 
 _POINTS = (
     ((7, 5), (13, 11), (19, 8), (23, 17), (5, 3), (29, 19), (31, 23), (37, 41), (43, 47), (53, 59)),
-    ((3, 1), (2, 1), (5, 1), (4, 1), (7, 1), (6, 1), (9, 1), (8, 1), (11, 1), (10, 1)),
-    tuple((-number, 7) for number in (3, 4, 7, 8, 9, 11, 12, 13, 14, 16)),
+    (
+        (31, 13),
+        (27, 17),
+        (41, 9),
+        (52, 11),
+        (61, 7),
+        (67, 21),
+        (71, 12),
+        (79, 10),
+        (83, 14),
+        (89, 6),
+    ),
+    tuple((-number, 7) for number in (3, 4, 8, 9, 11, 12, 13, 15, 16, 17)),
 )
 """Values for letters, the last point negative: x is not |x|."""
 

@@ -20,7 +20,7 @@ _LATEX = re.compile(
 _SEMICOLONS = re.compile(r"\[([^\[\]]*;[^\[\]]*)\]")
 _CONSTRUCTOR = re.compile(r"(?:np\.array|numpy\.array|Matrix|array)\((.*)\)", re.DOTALL)
 _VECTOR = re.compile(
-    r"(?:\\langle|<|⟨)([^<>]*)(?:\\rangle|>|⟩)|\(([^()=]*(?:\([^()]*\)[^()=]*)*)\)"
+    r"(?:\\langle|<|⟨)([^<>]*)(?:\\rangle|>|⟩)|[(\[]([^()=\[\]]*(?:\([^()]*\)[^()=\[\]]*)*)[)\]](?:\^\s?\{?(?:T|\\top|\\mathsf\{T\})\}?)?"
 )
 _NAME = re.compile(
     r"(?:[A-Za-z]{1,3}|\\(?:vec|mathbf|overrightarrow)\s?\{\w{1,3}\})(?:\^\s?\{?(?:-1|T|[0-9])\}?|')?\s?=\s?(?=[(\[\\<⟨])"

@@ -57,7 +57,7 @@ _RADIANS = re.compile(
     r"|(?P<times>[0-9]*)\s?\\?pi\s?(?:/\s?(?P<over>[0-9]+))?)\s?(?:rad|radians?"
     r"|\\text\{ ?rad(?:ians)?\})?"
 )
-_CLOCK_HOURS = re.compile(r"([0-9]{1,3}):([0-5][0-9]) ?(?:hours|hrs|h)")
+_CLOCK_HOURS = re.compile(r"([0-9]{1,3})(?::([0-5][0-9]) ?(?:hours|hrs|h)|\s?h\s?([0-5]?[0-9]))")
 _PART = re.compile(
     r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s?([^0-9\s,]{1,12}?)(?:,?\s?(?:and\s|又|零)?(?=[0-9])|$)"
 )
@@ -209,7 +209,8 @@ def _read_compound(text: str) -> Quantity | None:
     """2 hours 30 minutes, 5 ft 3 in, 2h15m, 2:15 hours: an amount in the smallest of the units."""
     if clock := _CLOCK_HOURS.fullmatch(text):
         return Quantity(
-            NumberLiteral(Fraction(60 * int(clock[1]) + int(clock[2])), False), (("minute", 1),)
+            NumberLiteral(Fraction(60 * int(clock[1]) + int(clock[2] or clock[3])), False),
+            (("minute", 1),),
         )
     parts = [(match[1], read_unit(match[2])) for match in _PART.finditer(text)]
     if len(parts) < 2 or _PART.sub("", text).strip() or any(unit is None for _, unit in parts):
@@ -289,6 +290,7 @@ def _mentions(question: str, unit: Unit) -> bool:
     return unit in found or all(
         any(name == other for units in found for other, _ in units)
         or any(not alias.isascii() and alias in question for alias in spellings(((name, 1),)))
+        or (len(unit) > 1 and name in CURRENCIES)
         for name, _ in unit
     )
 

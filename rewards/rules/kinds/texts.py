@@ -36,7 +36,8 @@ _UNDETERMINED = re.compile(
     r"|(?:there is |there's )?(?:not enough|insufficient|too little) (?:information|data|context)"
     r"|(?:is |are )?(?:unknown|not (?:given|stated|known|specified|mentioned|provided))"
     r"|indeterminate)\b"
-    r"(?: (?:from|based on|with|by|to|in|without|given|provided|for)\b.{0,80}| given| available)?",
+    r"(?: (?:from|based on|with|by|to|in|without|given|provided|for)\b.{0,80}| given"
+    r"| is (?:given|available|provided)| available)?",
     re.IGNORECASE,
 )
 _ROMAN = {
@@ -58,6 +59,7 @@ _NUMERALS |= {
     word: str(n)
     for n, word in enumerate("one two three four five six seven eight nine ten".split(), 1)
 }
+_SHORT_WORDS = {"mt": "mount", "st": "saint", "ft": "fort"}
 _ASKS_PERSON = re.compile(
     r"\b(?:who|whose|whom)\b|\b(?:author|scientist|president|painter|composer|inventor|mathematician|physicist|writer|king|queen|poet)\b",
     re.I,
@@ -132,7 +134,9 @@ def _key(text: str) -> str:
 
 def _formula(text: str) -> str:
     text = INNER_TEXT.sub(r"\1", INNER_TEXT.sub(r"\1", plain(text)))
-    return re.sub(r"[{}\s_$\\]|(?<=[+-])\^|\^(?=[0-9]*[+-])", "", text)
+    return re.sub(
+        r"\\(?:mathrm|text|ce|rm)(?![a-z])|[{}\s_$\\]|(?<=[+-])\^|\^(?=[0-9]*[+-])", "", text
+    )
 
 
 def _is_formula(text: str) -> bool:
@@ -150,7 +154,9 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
     wanted, given = (plain_words(_TITLES.sub("", text)).split() for text in (reference, answer))
     if wanted == given or sorted(map(_numeral, wanted)) == sorted(map(_numeral, given)):
         # "First World War" is World War I; other words keep their order.
-        return wanted == given or any(word in _NUMERALS for word in wanted + given)
+        return wanted == given or any(
+            word in _NUMERALS or word in _SHORT_WORDS for word in wanted + given
+        )
     shorter_text, longer_text = sorted((reference, answer), key=len)
     is_place = (
         len(shorter_text) > 1
@@ -178,7 +184,7 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
 
 
 def _numeral(word: str) -> str:
-    return _NUMERALS.get(word, word)
+    return _SHORT_WORDS.get(word) or _NUMERALS.get(word, word)
 
 
 def _abbreviates(text: str, words: list[str]) -> bool:

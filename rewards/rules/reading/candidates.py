@@ -60,7 +60,7 @@ class _Mark:
 _BRACES = re.compile(r"\\[{}\\]|\\(?:boxed|fbox)\s{0,3}\{|[{}]")
 # TeX takes one character or one macro where braces are missing; people also mean a whole number.
 _BRACELESS = re.compile(
-    r"\\(?:boxed|fbox)\s{0,3}(\\[a-zA-Z]{1,12}(?:\{[^{}]{0,40}\}){1,2}|-?[0-9][0-9.,/]{0,20}|[A-Za-z](?![A-Za-z]))"
+    r"\\(?:boxed|fbox)\s{0,3}(\\[dt]?frac\s?[0-9]{2}|\\sqrt\s?[0-9]|\\[a-zA-Z]{1,12}(?:\{[^{}]{0,40}\}){1,2}|-?[0-9][0-9.,/]{0,20}|[A-Za-z](?![A-Za-z]))"
 )
 # The blank of an exercise: \boxed{\phantom{2}}, \boxed{?}
 _BLANK = re.compile(

@@ -109,9 +109,9 @@ _REJECTED = re.compile(
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"\s?[,;，；]\s?(?:because|since|as|which|who|whose|where|with|by|attained|and (?:that|it)"
+    r"\s?[,;，；]\s?(?:because|since|as|which|who|whose|where|with|by|at|the|and (?:that|it)"
     r"|for|in all"
-    r"|altogether|so that|it is|this is|that is (?:all|why)|using|given|when|\w+ing\b|因为|由于"
+    r"|altogether|so that|it is|this is|that is (?:all|why)|given|when|\w+(?:ing|ed)\b|因为|由于"
     r"|共)(?![a-z]).*$"
     r"|\s(?:because|since|due to|as (?:an?|the|we|it|required)\b).*$|(?:因为|由于).*$"
     r"|\s?\((?:for|since|because|as|where|when|with)\b[^()]{0,80}\)$",
@@ -126,7 +126,8 @@ _CONCLUSION = re.compile(
     re.IGNORECASE,
 )
 _COORDINATED = re.compile(
-    r",?\s(?:and|while|whereas|but)\s(?=(?:the |he |she |it |they |\w+ (?:is|was|are|were|has"
+    r",?\s(?:and|while|whereas|but)\s(?=(?:the |he |she |it |they |their |its |his |her "
+    r"|\w+ (?:is|was|are|were|has"
     r"|had|died|lost|won)\b))"
     r"|,\s(?=[A-Z]\w* (?:is|was|lost|won|has)\b)"
 )
@@ -140,13 +141,14 @@ _NOT_ALONE = re.compile(
     r"(?:[\w^_{\\([]|[<>|*/+-]\s?|\b(?:before|after|since|than|over|under|about|around|to|from|in|by|and)\s?)$",
     re.I,
 )
-_BEHIND = re.compile(r"\s?[A-Za-z°%][^\s,;()]{0,20}(?:\s(?:per )?[a-z]{2,16})?")
+_BEHIND = re.compile(r"\s?[A-Za-z°%][^\s,;()]{0,20}(\s(?:per )?[a-z]{2,16})?")
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _MATHS = re.compile(r"\$\$?([^$\n]{1,200})\$\$?|\\\(([^\n]{1,200}?)\\\)|\\\[(.{1,200}?)\\\]")
 _RELATED = re.compile(
     r"\b(?:of|for|from|above|below|over|under|near|before|after|exceeds|since|satisf\w+)\s*$", re.I
 )
 _ASSIGNED = re.compile(r"(.{1,120}?[\s,;:])\$*[A-Za-z]\s?=\s?([^=]{1,80})", re.DOTALL)
+_SAID = re.compile(r"\b(?:is|are|was|were)\b.*[0-9]", re.IGNORECASE | re.DOTALL)
 _APPOSED = re.compile(
     r"(?:the|an?) [^.;=]{3,160}?, ?(?:namely )?([^,.;0-9]{2,60}|\$?[(\[{\\].*)", re.IGNORECASE
 )
@@ -174,6 +176,8 @@ _PLACED = re.compile(
     r" (?:(?:in|to|for|on|at|from|among|when) ([^0-9]{1,80})|(?:are|is|were) (?:left"
     r"|remaining|needed))"
 )
+# GSM8K writes its calculations into the text: 20+15=<<20+15=35>>35
+_CALCULATION = re.compile(r"<<[^<>\n]{0,80}>>")
 _TABLE_ROW = re.compile(r"\|[^|\n]+\|\s?([^|\n]+?)\s?\|?")
 # "The planets are:" and a line for each of them.
 _HEADED = re.compile(
@@ -215,6 +219,7 @@ def readings(claim: str, question: str = "") -> Iterator[Reading]:
 
     Example: ("Paris",) in readings("So the capital is Paris.")
     """
+    claim = _CALCULATION.sub("", claim)
     yield (claim,)
     if len(claim) > MAX_CLAIM_CHARS:
         return
@@ -386,13 +391,15 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
     if (first := _VALUE_FIRST.fullmatch(text)) and asked.covers(first[2] or ""):
         yield first[1] or first[3]
     for form in (_ASSIGNED, _APPOSED, _BEFORE_VERB, _TABLE_ROW):
-        if match := form.fullmatch(text):
+        match = form.fullmatch(text)
+        # "The minimum is 2, at x = -5" has said its value before.
+        if match and not (form is _ASSIGNED and _SAID.search(match[1])):
             yield next(group for group in reversed(match.groups()) if group)
     yield _beside_question(text, asked)
-    yield _only_number(text, asked)
+    yield from _only_number(text, asked)
 
 
-def _only_number(text: str, asked: Question) -> str:
+def _only_number(text: str, asked: Question) -> Iterator[str]:
     """The one number of a clause that the question does not have, with the words behind it."""
     numbers = list(_NUMBER.finditer(text))
     if len(numbers) > 1:
@@ -400,15 +407,17 @@ def _only_number(text: str, asked: Question) -> str:
             one for one in numbers if re.sub(r"[^\d.]", "", one.group()) not in asked.numbers
         ]
     if len(numbers) != 1 or "=" in text:
-        return ""
+        return
     before, behind = text[: numbers[0].start()], text[numbers[0].end() :]
     if _NOT_ALONE.search(before) or re.match(r"\s?[\^_}\\(*/+-]|\w", behind):
-        return ""
+        return
     if re.match(r"\s?[^\s.,;]{1,20} (?:an?|per|each|every)\s", behind):
         # "48 pages a day" is no number of pages.
-        return ""
-    words = _BEHIND.match(behind)
-    return numbers[0].group().strip() + (words.group() if words else "")
+        return
+    number, words = numbers[0].group().strip(), _BEHIND.match(behind)
+    yield number + (words.group() if words else "")
+    if words and words[1] and words[1] not in (" left", " remaining"):
+        yield number + words.group().removesuffix(words[1])
 
 
 def _beside_question(clause: str, asked: Question) -> str:

@@ -62,6 +62,7 @@ INNER_TEXT = re.compile(
 )
 """Text set inside mathematics; the group is the text."""
 _NESTED_TEXT = re.compile(_MACRO + r"\{\s?(" + _MACRO + r"\{[^{}]*\})\s?\}")
+_INDEX_TEXT = re.compile(r"_\s?\{\s?\\(?:text|mathrm|rm)\s?\{?([^{}]*)\}?\s?\}")
 _DOUBLE_BRACES = re.compile(r"\{\{([^{}]*)\}\}")
 _QUOTES = (
     *(("**", "**"), ("__", "__"), ("*", "*"), ("`", "`"), ('"', '"'), ("“", "”"), ("‘", "’")),
@@ -103,7 +104,11 @@ def plain(text: str) -> str:
         text = re.sub(
             r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|infty)(?![a-z]))", r"\\", text
         )
-        text = _NESTED_TEXT.sub(r"\1", text).replace("{,}", ",").replace("{:}", ":")
+        text = (
+            _INDEX_TEXT.sub(r"_{\1}", _NESTED_TEXT.sub(r"\1", text))
+            .replace("{,}", ",")
+            .replace("{:}", ":")
+        )
         text = _DOUBLE_BRACES.sub(r"{\1}", text).replace(r"\%", "%").replace("\\tfrac", "\\frac")
     text = _BLANK.sub(" ", _SPACING.sub("", _without_dollars(text))).strip()
     for _ in range(3):
