@@ -50,7 +50,7 @@ class ShowKeys(Keys):
 
 def write_page(keys: ShowKeys) -> None:
     path, page = show(keys)
-    counts = f"{page.num_shown:,} of {page.num_items:,} {page.items}"
+    counts = f"{len(page.shown):,} of {page.num_items:,} {page.items}"
     print(f"{counts} of {page.extent} in {path}")
 
 

@@ -56,16 +56,6 @@ PicturesOf = Callable[[Sequence[Medium], Sequence[str]], tuple[Picture, ...]]
 
 
 @dataclass(frozen=True)
-class Item:
-    """What the form shows or hides as one."""
-
-    content: Any
-    """What the template of the page's items writes."""
-    data: Mapping[str, str | None]
-    """Values by the keys of the form; None where it has none."""
-
-
-@dataclass(frozen=True)
 class Card:
     """One prompt in one mode, and the items that belong to it."""
 
@@ -76,7 +66,8 @@ class Card:
     """Role and text of each."""
     reference: str
     pictures: tuple[Picture, ...]
-    items: tuple[Item, ...]
+    items: tuple[Any, ...]
+    """What the template of the page's items writes; the form shows or hides each as one."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +78,6 @@ class Page:
     """Which part of the run it is of."""
     items: str
     """What the items are called; ITEMS.html.j2 is their template."""
-    choices: tuple[str, ...]
-    """Keys of the items' data of which the form lets one value be chosen."""
-    measure: str
-    """The key of a number, of which the form takes the lowest and the highest."""
-    sort_keys: tuple[str, ...]
-    flags: tuple[tuple[str, str], ...]
-    """A key that the shown items must have, and what its box is called."""
     modes: tuple[str, ...]
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
@@ -104,11 +88,9 @@ class Page:
     """The groups that are shown."""
 
     @property
-    def num_shown(self) -> int:
-        return sum(len(card.items) for card in self.cards)
-
-    def values_of(self, key: str) -> list[str]:
-        return sorted({item.data[key] or "" for card in self.cards for item in card.items})
+    def shown(self) -> list[Any]:
+        """The items of all cards."""
+        return [item for card in self.cards for item in card.items]
 
 
 def as_html(page: Page) -> str:
@@ -202,10 +184,6 @@ def as_mean(values: Any, form: str = "") -> str:
     return format(mean, form) if form else as_number(mean)
 
 
-def sortable(value: float | None) -> str | None:
-    return None if value is None or not math.isfinite(value) else repr(value)
-
-
 # Compiled once; the templates are few and the pages may be large.
 _TEMPLATES = templates(_HERE)
-_TEMPLATES.filters["number"] = as_number
+_TEMPLATES.filters |= {"number": as_number, "is_finite": math.isfinite}

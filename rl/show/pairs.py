@@ -19,14 +19,12 @@ from rl.align.claims.types import JudgedResponse, PreferencePair
 from rl.run.directory import RunDirectory
 from rl.show.page import (
     Card,
-    Item,
     Page,
     PicturesOf,
     as_mean,
     as_ranges,
     first_that_fit,
     messages_as_text,
-    sortable,
 )
 
 
@@ -77,11 +75,6 @@ def page_of_pairs(
         name=name,
         extent=f"iteration {as_ranges(list(paths))}",
         items="pairs",
-        choices=("mode", "task"),
-        # The gap is that between the scores; `chosen` and `rejected` are the scores themselves.
-        measure="gap",
-        sort_keys=("gap", "chosen", "rejected"),
-        flags=(),
         modes=tuple(line[0] for line in lines),
         header=("mode", "prompts", "pairs", *names),
         lines=tuple(lines),
@@ -111,18 +104,6 @@ def _figures(pairs: list[PreferencePair]) -> pd.DataFrame:
 
 def _card(group: tuple[tuple[int, PreferencePair], ...], pictures_of: PicturesOf) -> Card:
     iteration, first = group[0]
-    items: list[Item] = []
-    for _, pair in group:
-        # Rounded, so that a gap from 1.2 to 1.2 can be asked for.
-        gap = round(pair.chosen.score - pair.rejected.score, 6)
-        data = {
-            "mode": pair.mode,
-            "task": pair.prompt.task,
-            "gap": sortable(gap),
-            "chosen": sortable(pair.chosen.score),
-            "rejected": sortable(pair.rejected.score),
-        }
-        items.append(Item(pair, data))
     prompt = first.prompt
     return Card(
         prompt_id=prompt.id,
@@ -132,5 +113,5 @@ def _card(group: tuple[tuple[int, PreferencePair], ...], pictures_of: PicturesOf
         reference=prompt.reference,
         # Pairs do not store what pixels the policy saw.
         pictures=pictures_of(prompt.media, ()),
-        items=tuple(items),
+        items=tuple(pair for _, pair in group),
     )

@@ -14,14 +14,12 @@ from rl.data.media.names import from_json
 from rl.run.ledger import PART_PREFIX, LedgerRow, read_rows
 from rl.show.page import (
     Card,
-    Item,
     Page,
     PicturesOf,
     as_mean,
     as_ranges,
     first_that_fit,
     messages_as_text,
-    sortable,
 )
 
 _FIGURES = "step group_id mode failure finish_reason num_tokens reward mismatch".split()
@@ -69,10 +67,6 @@ def page_of_ledger(
         name=name,
         extent=f"step {as_ranges(list(paths))}",
         items="trajectories",
-        choices=("mode", "task", "route", "finish"),
-        measure="reward",
-        sort_keys=("reward", "advantage", "tokens"),
-        flags=(("failed", "only failures"),),
         modes=tuple(line[0] for line in lines),
         header=(*_HEADER, *(part.removeprefix(PART_PREFIX) for part in parts), "mismatch"),
         lines=tuple(lines),
@@ -120,21 +114,5 @@ def _card(rows: tuple[LedgerRow, ...], pictures_of: PicturesOf) -> Card:
         reference=first.reference,
         # Once for the group: all its trajectories are of one prompt.
         pictures=pictures_of(media, first.media_digests),
-        items=tuple(
-            Item(
-                row,
-                {
-                    "mode": row.mode,
-                    "task": row.task,
-                    "route": row.route,
-                    "finish": row.finish_reason,
-                    # Present or absent, as the script asks for it; its value means nothing.
-                    "failed": None if row.failure is None else "",
-                    "reward": sortable(row.reward),
-                    "advantage": sortable(row.advantage),
-                    "tokens": str(row.num_tokens),
-                },
-            )
-            for row in rows
-        ),
+        items=rows,
     )

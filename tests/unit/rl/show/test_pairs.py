@@ -208,7 +208,7 @@ def test_the_newest_iteration_with_pairs_is_shown_unless_one_is_named(aligned, c
     assert "<title>some/align, iteration 2</title>" in path.read_text("utf-8")
     assert show([f"run={aligned}", "step=1"])[0].name == "iteration_1.html"
     both, page = show([f"run={aligned}", "step=1..2"])
-    assert (both.name, page.num_shown) == ("iteration_1-2.html", 6)
+    assert (both.name, len(page.shown)) == ("iteration_1-2.html", 6)
     assert [card.facts[0] for card in page.cards] == ["iteration 1"] * 3 + ["iteration 2"] * 3
 
 
