@@ -16,8 +16,9 @@ from typing import Any
 
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from policy.builtin.reward_model import resolve_reward_model
+from policy.builtin.names import builtin_policy, builtin_reward_model
 from policy.learner.learner import RayLearner
+from policy.models.cache import find_model
 from policy.models.checks import refuse_longer_than_model
 from policy.models.family import open_visual_inputs
 from policy.models.loading import resolve_model
@@ -115,7 +116,7 @@ def gather_material(config: Config) -> Material:
             "reward.preference reads text only, and these prompts show images or videos; set "
             "reward.preference=null"
         )
-    model = resolve_model(config.policy.model, untie=config.resources.gpus == 0)
+    model = resolve_model(builtin_policy(config.policy.model), untie=config.resources.gpus == 0)
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())
@@ -135,7 +136,7 @@ def gather_material(config: Config) -> Material:
 
 def resolve_reference(config: Config, model: str) -> Path:
     """Directory of a second model that the run's engines can hold; raises ValueError if none."""
-    directory = resolve_model(model, untie=config.resources.gpus == 0)
+    directory = resolve_model(builtin_policy(model), untie=config.resources.gpus == 0)
     refuse_longer_than_model(directory, config.rollout.max_model_length)
     return directory
 
@@ -168,7 +169,7 @@ def _resolve_preference_model(config: Config) -> Path | None:
     preference = config.reward.preference
     if preference is None:
         return None
-    path = resolve_reward_model(preference.model)
+    path = find_model(builtin_reward_model(preference.model), "the preference model")
     (check_judge if preference.kind == "judge" else check_reward_model)(path)
     return path
 

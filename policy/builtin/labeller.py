@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,13 +22,7 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from policy.builtin.text_policy import ensure_tiny_policy, shown_warmup
@@ -43,7 +37,7 @@ from policy.builtin.vision_warmup import (
 from policy.builtin.warmup import reproducible, save_warmed, train_in_rounds
 from policy.models.cache import default_cache_dir, digest, made_once
 from policy.models.checks import read_config
-from policy.models.qwen_vl import see_once
+from policy.models.family import model_family
 from rl.data.media.families import vision_family
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import question
@@ -128,29 +122,37 @@ class Question:
 
 
 def ensure_tiny_labeller(
-    cache_dir: Path | None = None, policy: Path | None = None, recipe: LabellerRecipe = TEXT
+    cache_dir: Path | None = None,
+    policy: Path | None = None,
+    recipe: LabellerRecipe = TEXT,
+    seed: int | None = None,
 ) -> Path:
     """Return the directory of a labeller of sums, making it on first use.
 
-    policy: the tiny policy it starts from; made if not given. The first use takes two minutes on
-    one core, and another one for the policy.
+    policy: the tiny policy it starts from; made if not given. seed: in place of the recipe's, and
+    of the policy that is made for it. The first use takes two minutes on one core, and another one
+    for the policy.
     """
     cache_dir = cache_dir or default_cache_dir()
-    policy = policy or ensure_tiny_policy(cache_dir)
-    return _ensure("tiny_labeller", cache_dir, policy, recipe)
+    policy = policy or ensure_tiny_policy(cache_dir, seed)
+    return _ensure("tiny_labeller", cache_dir, policy, recipe, seed)
 
 
 def ensure_tiny_vision_labeller(
-    cache_dir: Path | None = None, policy: Path | None = None, recipe: LabellerRecipe = VISION
+    cache_dir: Path | None = None,
+    policy: Path | None = None,
+    recipe: LabellerRecipe = VISION,
+    seed: int | None = None,
 ) -> Path:
     """Return the directory of a labeller of pictures of digits, making it on first use.
 
-    policy: the tiny Qwen2.5-VL it starts from; made if not given. The first use takes two minutes
-    and a half on one core, and as much again for the policy.
+    policy: the tiny Qwen2.5-VL it starts from; made if not given. seed: in place of the recipe's,
+    and of the policy that is made for it. The first use takes two minutes and a half on one core,
+    and as much again for the policy.
     """
     cache_dir = cache_dir or default_cache_dir()
-    policy = policy or ensure_tiny_vision_policy("tiny_qwen_vl", cache_dir)
-    return _ensure("tiny_vision_labeller", cache_dir, policy, recipe)
+    policy = policy or ensure_tiny_vision_policy("tiny_qwen_vl", cache_dir, seed)
+    return _ensure("tiny_vision_labeller", cache_dir, policy, recipe, seed)
 
 
 def claim_question(asked: str, answer: str) -> str:
@@ -274,7 +276,11 @@ def _sums(seed: int, first: int, count: int, heldout: bool) -> list[Question]:
     return [Question(one.text, one.answer, one.numbers) for one in sums]
 
 
-def _ensure(name: str, cache_dir: Path, policy: Path, recipe: LabellerRecipe) -> Path:
+def _ensure(
+    name: str, cache_dir: Path, policy: Path, recipe: LabellerRecipe, seed: int | None
+) -> Path:
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
     decides = [asdict(recipe), MISTAKES, LETTERS, WORDING, policy.name]
     directory = cache_dir / f"{name}-{digest(decides)}"
     return made_once(directory, lambda aside: _write_labeller(aside, policy, recipe))
@@ -293,12 +299,10 @@ def _write_labeller(directory: Path, policy: Path, recipe: LabellerRecipe) -> No
 def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """The policy, with rows for the tokens that it does not have."""
     disable_progress_bar()
-    sees = vision_family(read_config(policy).model_type) is not None
-    auto_class = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model = auto_class.from_pretrained(policy, dtype=torch.float32, local_files_only=True)
+    family = model_family(read_config(policy).model_type)
+    model = family.auto_class.from_pretrained(policy, dtype=torch.float32, local_files_only=True)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if sees:
-        see_once(model)
+    family.prepare(model)
     return model.train()
 
 

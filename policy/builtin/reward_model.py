@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from policy.builtin.text_policy import ensure_tiny_policy, step_progress
-from policy.models.cache import default_cache_dir, digest, find_model, made_once
+from policy.models.cache import default_cache_dir, digest, made_once
 from rl.data.tasks.chain_sum import question
 
 Mistake = Literal["off_by_one", "off_by_more", "ill_formed"]
@@ -73,29 +73,23 @@ class RewardModelReport:
     """Share of held-out pairs put in the right order, by mistake."""
 
 
-def resolve_reward_model(model: str) -> Path:
-    """Return the directory of a reward model or judge: `builtin:tiny`, a directory, or a name.
-
-    Raises ValueError if there is no such model; what the directory holds is checked on loading.
-    """
-    if model == "builtin:tiny":
-        return ensure_tiny_reward_model()
-    return find_model(model, "the preference model")
-
-
 def ensure_tiny_reward_model(
     cache_dir: Path | None = None,
     policy: Path | None = None,
     recipe: RewardModelRecipe | None = None,
+    seed: int | None = None,
 ) -> Path:
     """Return the directory of a Qwen3ForSequenceClassification model, making it on first use.
 
-    policy: the tiny policy whose tokenizer and layers it starts from; made if not given. The first
-    use takes about a minute on one core, and another one for the policy.
+    policy: the tiny policy whose tokenizer and layers it starts from; made if not given. seed: in
+    place of the recipe's, and of the policy that is made for it. The first use takes about a minute
+    on one core, and another one for the policy.
     """
     cache_dir = cache_dir or default_cache_dir()
-    policy = policy or ensure_tiny_policy(cache_dir)
+    policy = policy or ensure_tiny_policy(cache_dir, seed)
     recipe = recipe or RewardModelRecipe()
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
     name = f"tiny-reward-{digest([asdict(recipe), MISTAKES, NOT_DIGITS, policy.name])}"
     return made_once(cache_dir / name, lambda aside: _train_apart(aside, policy, recipe))
 

@@ -40,7 +40,7 @@ DEFAULT_SEED = 2
 
 
 def ensure_tiny_policy(
-    cache_dir: Path | None = None, seed: int = DEFAULT_SEED, recipe: WarmupRecipe | None = None
+    cache_dir: Path | None = None, seed: int | None = None, recipe: WarmupRecipe | None = None
 ) -> Path:
     """Return a Hugging Face model directory with the tiny policy, making it on first use.
 
@@ -48,6 +48,7 @@ def ensure_tiny_policy(
     for it. `warmup.json` in the directory says how the warm-up ended.
     """
     recipe = recipe or WarmupRecipe()
+    seed = DEFAULT_SEED if seed is None else seed
     name = f"tiny-{digest([asdict(recipe), SIZES, CHARACTERS, CHAT_TEMPLATE, seed])}"
     return made_once(
         (cache_dir or default_cache_dir()) / name, lambda aside: _write_policy(aside, seed, recipe)

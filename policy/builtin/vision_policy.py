@@ -108,7 +108,7 @@ MINICPMV_SIZES: dict[str, Any] = {
 def ensure_tiny_vision_policy(
     name: TinyVisionName,
     cache_dir: Path | None = None,
-    seed: int = DEFAULT_SEED,
+    seed: int | None = None,
     recipe: VisionWarmupRecipe | None = None,
 ) -> Path:
     """Return a Hugging Face model directory with the policy, making it on first use.
@@ -117,6 +117,7 @@ def ensure_tiny_vision_policy(
     for it. `warmup.json` in the directory says how the warm-up ended.
     """
     recipe = recipe or VisionWarmupRecipe()
+    seed = DEFAULT_SEED if seed is None else seed
     made = _FAMILIES[name]
     parts = [asdict(recipe), made.sizes, made.preprocessor, CHARACTERS, made.template, TASK, seed]
     directory = (cache_dir or default_cache_dir()) / f"{name}-{digest(parts)}"

@@ -21,7 +21,7 @@ from policy.dpo.checkpoints import COMPLETE
 from policy.dpo.pairs import MEDIA, training_order
 from policy.learner.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
 from policy.learner.learning_rate import learning_rate_at
-from policy.models.minicpmv import MiniCPMV
+from policy.models.family import model_family
 from rl.config.align import DpoConfig
 from rl.config.run import Config, PolicyConfig
 from rl.run.files import write_text
@@ -115,12 +115,13 @@ class PairTrainer(DPOTrainer):
 
 
 def _show_backbone(model: PreTrainedModel | PeftModel) -> None:
-    """Give MiniCPM-V the two attributes that TRL reads of transformers' own language models."""
+    """Give a model of our own the two attributes that TRL reads of transformers' models."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not isinstance(base, MiniCPMV):
+    backbone = model_family(base.config.model_type).backbone(base)
+    if backbone is base.base_model:
         return
-    # Not a submodule: its parts are the model's own.
-    vars(base)["_backbone"] = base.backbone()
+    # Set past nn.Module, because a submodule would list the model's parameters a second time.
+    vars(base)["_backbone"] = backbone
     base.base_model_prefix = "_backbone"
     base.generation_config = GenerationConfig()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from policy.models.minicpmv import MiniCPMV
+from policy.models.family import model_family
 
 
 class LogprobModel(torch.nn.Module):
@@ -34,8 +34,9 @@ class LogprobModel(torch.nn.Module):
         """
         super().__init__()
         base = causal_lm.get_base_model() if isinstance(causal_lm, PeftModel) else causal_lm
-        # Without the output layer, of which only the head may have a hold: see ChunkedHead.
-        self.backbone = base.backbone() if isinstance(base, MiniCPMV) else base.base_model
+        # Leave the output layer out of the backbone: ChunkedHead owns it, and ZeRO-3 must see it
+        # under one module only.
+        self.backbone = model_family(base.config.model_type).backbone(base)
         self.head = ChunkedHead(base.get_output_embeddings(), chunk_tokens, unsampled)
 
     def forward(

@@ -19,8 +19,8 @@ from torch import Tensor
 from policy.learner.deepspeed_engine import RankPlace, free_address, join_ranks, open_engine
 from policy.learner.learning_rate import learning_rate_at
 from policy.learner.logprobs import LogprobModel
-from policy.models.family import open_visual_inputs
-from policy.models.loading import DTYPES, load_policy, unsampled_token_ids
+from policy.models.family import open_visual_inputs, unsampled_token_ids
+from policy.models.loading import DTYPES, load_policy
 from policy.weights.engine_client import EngineClient, Rendezvous
 from policy.weights.full_weights import FullWeights, WeightMetadata, write_model_directory
 from rl.config.run import Config

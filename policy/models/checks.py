@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from rl.data.media.families import vision_family
+from rl.data.media.families import FAMILIES, vision_family
 from rl.data.media.minicpmv_config import register_config
 
 register_config()
@@ -33,10 +33,11 @@ def refuse_unusable_weights(directory: Path, config: PretrainedConfig) -> None:
     """Raise ValueError if this is no causal language model, or its weights cannot be read."""
     is_text_model = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not is_text_model and vision_family(config.model_type) is None:
+        trainable = ", ".join(name for f in FAMILIES.values() for name in f.models.values())
         raise ValueError(
             f"policy.model: {directory} holds a model of type {config.model_type}, which is no "
             "causal language model that transformers knows, nor one of the vision-language models "
-            "that can be trained (MiniCPM-V 4.5, Qwen2.5-VL, Qwen3-VL)"
+            f"that can be trained ({trainable})"
         )
     files = sorted(directory.glob("*.safetensors"))
     if not files:

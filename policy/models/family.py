@@ -1,29 +1,38 @@
-"""The learner's side of media: what the policy's forward takes besides token ids.
+"""The learner's adapters: what training a model family needs besides transformers' own classes.
 
-Made micro-batch by micro-batch when it is forwarded; pixels of a whole batch never exist at once.
+Everyone else asks the adapter of a model type, and never which family it is. A new family is an
+entry in rl/data/media/families.py, one here, and one in rollout/engines/media.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
+from policy.models import minicpmv, qwen_vl
 from policy.models.checks import read_config
-from policy.models.minicpmv import MiniCPMVInputs
-from policy.models.qwen_vl import QwenVLInputs
-from rl.config.run import SourceConfig
-from rl.data.media.families import vision_family
+from rl.config.data import SourceConfig
+from rl.config.policy import Part
+from rl.data.media.families import family_name
+from rl.data.media.families import unsampled_token_ids as unsampled_in
 from rl.data.media.names import Medium
 from rl.data.media.store import MediaStore
 from rl.loop.stages import TrainSample
 
 
 class VisualArguments(Protocol):
-    """Media of one micro-batch."""
+    """The media of one micro-batch."""
 
     @property
     def arguments(self) -> Mapping[str, Any]:
@@ -31,12 +40,12 @@ class VisualArguments(Protocol):
         ...
 
     def to(self, device: torch.device, dtype: torch.dtype) -> VisualArguments:
-        """On a device, with pixels in the model's type."""
+        """The same on a device, with pixels in the model's type."""
         ...
 
 
 class VisualInputs(Protocol):
-    """Reads media and lays them out for one family of policies."""
+    """Reads media and lays them out as one family of models takes them."""
 
     def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> VisualArguments | None:
         """Media of the samples that begin the rows of token_ids [B, T]; None if there are none.
@@ -47,15 +56,66 @@ class VisualInputs(Protocol):
         ...
 
     def expanded(self, token_ids: Sequence[int], media: Sequence[Medium]) -> tuple[int, ...]:
-        """A prompt's tokens with every visual token in the place of its media's markers."""
+        """A prompt's tokens with all visual tokens of its media in place of their markers."""
         ...
 
 
+@dataclass(frozen=True)
+class ModelFamily:
+    """The defaults are those of a language model that reads text only."""
+
+    auto_class: type[Any] = AutoModelForCausalLM
+    """Loads the model with its output layer."""
+    inputs: Callable[[Path, MediaStore], VisualInputs] | None = None
+    """Makes the layout of media from the model's directory; None where there are no media."""
+    parts: Callable[[Any], dict[Part, list[nn.Module]]] = lambda model: {"llm": [model]}
+    """The modules that `policy.train` chooses from."""
+    backbone: Callable[[Any], nn.Module] = lambda model: model.base_model
+    """The model without its output layer; it answers with `last_hidden_state`."""
+    prepare: Callable[[PreTrainedModel], None] = lambda model: None
+    """Called once on a model that is about to be trained."""
+    checkpoint_name: Callable[[str, str], str] = lambda model_type, parameter: parameter
+    """(model type, parameter) -> the parameter's name in published checkpoints."""
+
+
+MODEL_FAMILIES: dict[str, ModelFamily] = {
+    "minicpmv": ModelFamily(
+        auto_class=AutoModelForImageTextToText,
+        inputs=minicpmv.MiniCPMVInputs,
+        parts=minicpmv.parts,
+        backbone=minicpmv.MiniCPMV.backbone,
+    ),
+    "qwen_vl": ModelFamily(
+        auto_class=AutoModelForImageTextToText,
+        inputs=qwen_vl.QwenVLInputs,
+        parts=qwen_vl.parts,
+        prepare=qwen_vl.see_once,
+        checkpoint_name=qwen_vl.checkpoint_name,
+    ),
+}
+"""The adapters by the names of rl/data/media/families.py."""
+TEXT_ONLY = ModelFamily()
+
+
+def model_family(model_type: str) -> ModelFamily:
+    """The adapter for a config.json's `model_type`."""
+    name = family_name(model_type)
+    return TEXT_ONLY if name is None else MODEL_FAMILIES[name]
+
+
 def open_visual_inputs(directory: Path, data: SourceConfig) -> VisualInputs | None:
-    """Return what the model of a directory needs; None for a policy of text alone."""
-    family = vision_family(read_config(directory).model_type)
-    if family is None:
-        return None
-    store = MediaStore(data)
-    inputs = MiniCPMVInputs if family.name == "minicpmv" else QwenVLInputs
-    return inputs(directory, store)
+    """Return the layout of media for the model of a directory; None if it reads text only."""
+    inputs = model_family(read_config(directory).model_type).inputs
+    return None if inputs is None else inputs(directory, MediaStore(data))
+
+
+def unsampled_token_ids(directory: Path) -> tuple[int, ...]:
+    """Token ids that engines never sample from the model of this directory."""
+    model_type = read_config(directory).model_type
+    if model_family(model_type) is TEXT_ONLY:
+        # Without a tokenizer in the directory a text model can still be trained.
+        return ()
+    tokenizer = AutoTokenizer.from_pretrained(
+        directory, trust_remote_code=False, local_files_only=True
+    )
+    return unsampled_in(model_type, tokenizer.get_vocab())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,38 +11,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from policy.builtin.labeller import ensure_tiny_labeller, ensure_tiny_vision_labeller
-from policy.builtin.text_policy import ensure_tiny_policy
-from policy.builtin.vision_policy import ensure_tiny_vision_policy
 from policy.models.cache import default_cache_dir, digest, find_model, made_once
 from policy.models.checks import read_config, refuse_unusable_weights
-from policy.models.qwen_vl import checkpoint_name, see_once
+from policy.models.family import model_family
 from policy.models.trained_parts import choose_trained
 from rl.config.run import PolicyConfig
-from rl.data.media.families import unsampled_token_ids as unsampled_in
-from rl.data.media.families import vision_family
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 """Files that hold weights; a model directory's other files go along with any new weights."""
-
-BUILTIN: Mapping[str, Callable[[], Path]] = {
-    "builtin:tiny": ensure_tiny_policy,
-    "builtin:tiny_qwen_vl": partial(ensure_tiny_vision_policy, "tiny_qwen_vl"),
-    "builtin:tiny_minicpmv": partial(ensure_tiny_vision_policy, "tiny_minicpmv"),
-    "builtin:tiny_labeller": ensure_tiny_labeller,
-    "builtin:tiny_vision_labeller": ensure_tiny_vision_labeller,
-}
-"""Models that are made on this machine, on first use."""
 
 # Settings that change logits after the output layer, which logprobs.py applies alone.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
@@ -53,14 +32,12 @@ _log = logging.getLogger(__name__)
 def resolve_model(name: str, untie: bool) -> Path:
     """Return the model directory that learner and engines load.
 
-    name: one of BUILTIN, a directory, or the name of a Hugging Face model. With
-    `untie`, a model with tied embeddings is replaced by an untied copy: vLLM on CPU keeps an
-    outdated output layer of a tied one after a weight update.
+    name: a directory, or the name of a Hugging Face model. With `untie`, a model with tied
+    embeddings is replaced by an untied copy: vLLM on CPU keeps an outdated output layer of a tied
+    one after a weight update.
 
     Raises ValueError if there is no such model.
     """
-    if name in BUILTIN:
-        return BUILTIN[name]()
     directory = find_model(name, "policy.model")
     config = read_config(directory)
     refuse_unusable_weights(directory, config)
@@ -87,8 +64,7 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
         trust_remote_code=False,
         local_files_only=True,
     )
-    if (family := vision_family(model_config.model_type)) and family.name == "qwen_vl":
-        see_once(model)
+    model_family(model_config.model_type).prepare(model)
     _refuse_renamed_parameters(model, directory)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -97,20 +73,7 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
 
 def auto_class(config: PretrainedConfig) -> type[Any]:
     """What loads a model of this configuration with its output layer."""
-    if vision_family(config.model_type) is None:
-        return AutoModelForCausalLM
-    return AutoModelForImageTextToText
-
-
-def unsampled_token_ids(directory: Path) -> tuple[int, ...]:
-    """Token ids that engines never sample from the model of this directory."""
-    model_type = read_config(directory).model_type
-    if vision_family(model_type) is None:
-        return ()
-    tokenizer = AutoTokenizer.from_pretrained(
-        directory, trust_remote_code=False, local_files_only=True
-    )
-    return unsampled_in(model_type, tokenizer.get_vocab())
+    return model_family(config.model_type).auto_class
 
 
 def _without_dropout(config: PretrainedConfig) -> None:
@@ -138,7 +101,8 @@ def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
         with safe_open(file, framework="pt") as opened:
             stored.update(opened.keys())
     model_type = model.config.model_type
-    names = {checkpoint_name(model_type, name) for name, _ in model.named_parameters()}
+    stored_name = partial(model_family(model_type).checkpoint_name, model_type)
+    names = {stored_name(name) for name, _ in model.named_parameters()}
     renamed = sorted(names - stored)
     if stored and renamed:
         raise ValueError(

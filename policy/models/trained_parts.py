@@ -9,14 +9,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from policy.models.minicpmv import MiniCPMV
-from policy.models.minicpmv import parts as minicpmv_parts
-from policy.models.qwen_vl import parts as qwen_vl_parts
+from policy.models.family import model_family
 from rl.config.policy import LoraConfig, Part
 from rl.config.run import PolicyConfig
-from rl.data.media.families import vision_family
-
-Parts = dict[Part, list[nn.Module]]
 
 
 def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel | PeftModel:
@@ -24,7 +19,7 @@ def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedMo
 
     Raises ValueError for a part that the model does not have.
     """
-    parts = _parts(model)
+    parts = model_family(model.config.model_type).parts(model)
     trained: Sequence[Part] = config.train or (["llm"] if config.lora else list(parts))
     if missing := sorted(set(trained) - set(parts)):
         raise ValueError(
@@ -42,14 +37,6 @@ def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedMo
             for module in modules:
                 module.requires_grad_(name in trained)
     return policy
-
-
-def _parts(model: PreTrainedModel) -> Parts:
-    if vision_family(model.config.model_type) is None:
-        return {"llm": [model]}
-    if isinstance(model, MiniCPMV):
-        return minicpmv_parts(model)
-    return qwen_vl_parts(model)
 
 
 def _with_adapter(

@@ -13,8 +13,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from policy.models.family import model_family
 from policy.models.loading import copy_companions
-from policy.models.qwen_vl import checkpoint_name
 
 SHARD_BYTES = 5 * 2**30
 WeightMetadata = list[tuple[str, torch.dtype, tuple[int, ...]]]
@@ -80,7 +80,8 @@ class FullWeights:
                 yield self._stored_name(unit, name), tensor
 
     def _stored_name(self, unit: _Unit, name: str) -> str:
-        return checkpoint_name(self._model_type, f"{unit.path}.{name}")
+        family = model_family(self._model_type)
+        return family.checkpoint_name(self._model_type, f"{unit.path}.{name}")
 
     def _own(self, tensor: torch.Tensor) -> torch.Tensor:
         """In the compute type; a copy where the gathered storage is about to be freed."""

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from policy.builtin.names import builtin_policy
 from policy.models.checks import refuse_longer_than_model
 from policy.models.loading import resolve_model
 from rl.align.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
@@ -107,7 +108,9 @@ async def assistant_source(config: Config, role: str, policy: Path) -> Assistant
         if role == LABELLER:
             await _refuse_without_logprobs(source, policy)
         return source
-    model = None if asked.model is None else resolve_model(asked.model, untie=False)
+    model = None
+    if asked.model is not None:
+        model = resolve_model(builtin_policy(asked.model), untie=False)
     _refuse_unfit(config, asked, role, model or policy)
     return AssistantSource(config, asked, model, None)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import rich.console
 
+from policy.builtin.names import POLICY_SIZES
 from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
@@ -33,19 +34,23 @@ from rl.run.files import stack_versions
 from rl.run.jsonl import write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks
-from rl.system.memory_estimate import count_parameters, describe_memory
+from rl.system.memory_estimate import VOCABULARY_GUESS, count_parameters, describe_memory
 from rl.system.placement import describe, place
 
 
 def described(config: Config, notes: Sequence[str]) -> str:
     """The resolved configuration, the placement and the memory estimate, for people."""
+    if (builtin := POLICY_SIZES.get(config.policy.model)) is not None:
+        parameters, vocabulary = builtin.parameters, builtin.vocabulary
+    else:
+        parameters, vocabulary = count_parameters(config.policy.model), VOCABULARY_GUESS
     return "\n".join(
         [
             dump(config).rstrip(),
             "placement:",
             describe(place(config)),
             "memory:",
-            describe_memory(config.policy, config.rollout),
+            describe_memory(config.policy, config.rollout, parameters, vocabulary),
             *(f"note: {note}" for note in notes),
         ]
     )

@@ -211,10 +211,12 @@ def _preference_model(stored: RewardConfig, wanted: RewardConfig) -> AnswerModel
             f"the judge {after.model} is not what the run used, and a judge needs an engine; "
             "rescore with a classifier, or with reward.preference=null"
         )
-    from policy.builtin.reward_model import resolve_reward_model
+    from policy.builtin.names import builtin_reward_model
+    from policy.models.cache import find_model
     from rewards.preference.reward_model import RewardModel
 
-    return RewardModel(resolve_reward_model(after.model), after.dtype, "cpu")
+    path = find_model(builtin_reward_model(after.model), "the preference model")
+    return RewardModel(path, after.dtype, "cpu")
 
 
 def as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:

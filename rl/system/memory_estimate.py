@@ -10,20 +10,12 @@ from safetensors import safe_open
 from rl.config.run import PolicyConfig, RolloutConfig
 
 GIB = 2**30
-BUILTIN_PARAMETERS = {
-    "builtin:tiny": 90_000,
-    "builtin:tiny_qwen_vl": 560_000,
-    "builtin:tiny_minicpmv": 560_000,
-}
-BUILTIN_VOCABULARY = 110
 VOCABULARY_GUESS = 152_000
-"""Where only the vocabulary's order of magnitude matters: that of Qwen3."""
+"""That of Qwen3: only the order of magnitude of a vocabulary matters here."""
 
 
 def count_parameters(model: str) -> int | None:
     """Parameters of a model directory by its safetensors headers; None if it is not here."""
-    if model in BUILTIN_PARAMETERS:
-        return BUILTIN_PARAMETERS[model]
     files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
     if not files:
         return None
@@ -56,12 +48,19 @@ def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
     return round(parameters * per_parameter)
 
 
-def describe_memory(policy: PolicyConfig, rollout: RolloutConfig) -> str:
-    """Lines for people: learner rank, logits in flight, engine weights."""
-    # Logits of a chunk, their log-softmax and its gradient, in float32.
-    vocabulary = BUILTIN_VOCABULARY if policy.model in BUILTIN_PARAMETERS else VOCABULARY_GUESS
+def describe_memory(
+    policy: PolicyConfig,
+    rollout: RolloutConfig,
+    parameters: int | None,
+    vocabulary: int,
+) -> str:
+    """Lines for people: learner rank, logits in flight, engine weights.
+
+    parameters: of the policy; None where they cannot be counted yet.
+    """
+    # Three tensors of a chunk exist at once, in float32: its logits, their log-softmax, and the
+    # gradient of that.
     logits = 3 * 4 * policy.logprob_chunk_tokens * vocabulary
-    parameters = count_parameters(policy.model)
     if parameters is None:
         return f"  unknown until {policy.model} is on this disk"
     engine = parameters * (2 if policy.dtype == "bfloat16" else 4) / rollout.tensor_parallel

@@ -7,15 +7,14 @@ from typing import Any
 
 from rl.data.media.names import StillImage, Video
 
-
-def engine_arguments() -> dict[str, Any]:
-    """What an engine of these checkpoints needs besides its usual arguments."""
-    return {
-        # A video's frames are chosen before (rl/data/media/video_frames.py) and shown as they are.
-        "mm_processor_kwargs": {"do_sample_frames": False},
-        # Pixels are normalised in float32 by the processor, as the learner's are.
-        "mm_device_do_normalize": False,
-    }
+TRAINING_ARGUMENTS: dict[str, Any] = {
+    # A video's frames were chosen before (rl/data/media/video_frames.py), so vLLM must not choose.
+    "mm_processor_kwargs": {"do_sample_frames": False},
+    # The processor normalises pixels in float32, as the learner does. On the device vLLM would do
+    # it in the model's type, and engine and learner would then see other pixels.
+    "mm_device_do_normalize": False,
+}
+"""vLLM engine arguments with which the model is shown what the learner shows it."""
 
 
 def multi_modal_inputs(stills: Sequence[StillImage], videos: Sequence[Video]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from policy.models.loading import resolve_model
+from policy.builtin.names import builtin_policy
 from rl.align.claims.files import read_stage
 from rl.align.claims.types import JudgedResponse, PreferencePair, Response
 from rl.align.pairing import select_pairs
@@ -90,7 +90,7 @@ def kill_when(run: Path, is_in: Callable[[Path], bool]) -> None:
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pass that ran to its end at once."""
     # Minutes on a new machine, for which no deadline of a pass is meant.
-    resolve_model("builtin:tiny_labeller", untie=False)
+    builtin_policy("builtin:tiny_labeller")
     run = tmp_path_factory.mktemp("aligned") / "run"
     assert "wrong claims a response" in finish(align(run))
     return run
@@ -137,7 +137,7 @@ def is_right(pair: PreferencePair) -> bool:
 
 
 def test_labels_equal_a_direct_forward_of_the_labeller(aligned):
-    directory = resolve_model("builtin:tiny_labeller", untie=False)
+    directory = Path(builtin_policy("builtin:tiny_labeller"))
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from policy.learner.logprobs import LogprobModel
-from policy.models.loading import unsampled_token_ids
+from policy.models.family import unsampled_token_ids
 from policy.models.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVInputs, MiniCPMVProcessor, collate
 from rl.config.run import SourceConfig
 from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER, PackedVideo

@@ -18,7 +18,7 @@ from policy.models.qwen_vl import QwenVLInputs, checkpoint_name, see_once
 from rl.data.media.names import Medium, StillImage, Video
 from rl.loop.stages import TrainSample
 from rl.loop.weight_digest import tensor_digest
-from rollout.engines.qwen_vl import engine_arguments, multi_modal_inputs
+from rollout.engines.qwen_vl import TRAINING_ARGUMENTS, multi_modal_inputs
 from rollout.engines.worker import RolloutWorker
 from tests.engine_parity import engine_logprobs, open_worker, publish
 from tests.qwen_vl_tiny import (
@@ -204,7 +204,7 @@ def vllm_inputs(directory: Path, dtype: Any, case: Case) -> Any:
     from vllm.multimodal.processing import ProcessorInputs
     from vllm.multimodal.processing.context import TimingContext
 
-    config = ModelConfig(model=str(directory), dtype=dtype, **engine_arguments())
+    config = ModelConfig(model=str(directory), dtype=dtype, **TRAINING_ARGUMENTS)
     processor = MULTIMODAL_REGISTRY.create_processor(config)
     media = processor.info.parse_mm_data(inputs_of(case)["multi_modal_data"])
     return processor.apply(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3ForCausalLM
 
-import policy.builtin.reward_model
 from policy.builtin.reward_model import (
     MISTAKES,
     NOT_DIGITS,
@@ -21,7 +20,6 @@ from policy.builtin.reward_model import (
     _training_pairs,
     ensure_tiny_reward_model,
     heldout_accuracy,
-    resolve_reward_model,
     wrong_answer,
 )
 from policy.builtin.text_policy import ensure_tiny_policy
@@ -175,18 +173,3 @@ def test_pairs_are_put_in_order_by_the_score(brief_model: Path) -> None:
         with torch.no_grad():
             right += int(model(chosen).logits.item() > model(rejected).logits.item())
     assert heldout_accuracy(model, tokenizer, "ill_formed", 40) == right / 40
-
-
-def test_models_are_found_by_name_or_directory(
-    brief_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert resolve_reward_model(str(brief_model)) == brief_model
-    monkeypatch.setattr(
-        policy.builtin.reward_model, "ensure_tiny_reward_model", lambda: tmp_path / "made"
-    )
-    assert resolve_reward_model("builtin:tiny") == tmp_path / "made"
-    with pytest.raises(ValueError, match="got '/no/such/place'; there is no such directory"):
-        resolve_reward_model("/no/such/place")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="could not be downloaded"):
-        resolve_reward_model("nobody/nothing")

@@ -12,8 +12,8 @@ import ray
 import torch
 
 from policy.models.checks import read_config
-from policy.models.family import VisualInputs, open_visual_inputs
-from policy.models.loading import auto_class, load_policy, unsampled_token_ids
+from policy.models.family import VisualInputs, open_visual_inputs, unsampled_token_ids
+from policy.models.loading import auto_class, load_policy
 from rl.config.run import PolicyConfig, SourceConfig
 from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt, TrainBatch, TrainSample, Trajectory

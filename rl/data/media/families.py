@@ -1,10 +1,14 @@
-"""Policies that see: what prompts and samplers must know of each family, by its model type."""
+"""Vision-language models: what prompts and samplers must know of each family, by its model type.
+
+A family is the model types whose prompts are written alike. Everything else about it stands in one
+adapter for the learner (policy/models/family.py) and one for the engines
+(rollout/engines/media.py), under the same name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from rl.data.media.minicpmv import BRACKET_TOKENS, IMAGE_MARKER, PLACEHOLDER, VIDEO_MARKER
 from rl.data.media.names import MediumKind
@@ -14,7 +18,8 @@ from rl.data.media.names import MediumKind
 class VisionFamily:
     """Model types whose prompts are written alike."""
 
-    name: Literal["minicpmv", "qwen_vl"]
+    models: Mapping[str, str]
+    """`model_type` of config.json -> the name that people know the model by."""
     markers: Mapping[MediumKind, str]
     """Stands in a prompt's text where a medium goes; an engine puts the visual tokens there."""
     unsampled: tuple[str, ...]
@@ -25,19 +30,16 @@ class VisionFamily:
     """Whether the chat template writes the markers itself, from messages with parts."""
 
 
-_FAMILIES = {
+FAMILIES: dict[str, VisionFamily] = {
     "minicpmv": VisionFamily(
-        name="minicpmv",
+        models={"minicpmv": "MiniCPM-V 4.5"},
         markers={"image": IMAGE_MARKER, "video": VIDEO_MARKER},
         unsampled=(PLACEHOLDER, *BRACKET_TOKENS),
         reserved=BRACKET_TOKENS,
         chat_takes_parts=False,
-    )
-}
-_FAMILIES |= dict.fromkeys(
-    ("qwen2_5_vl", "qwen3_vl"),
-    VisionFamily(
-        name="qwen_vl",
+    ),
+    "qwen_vl": VisionFamily(
+        models={"qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"},
         markers={"image": "<|image_pad|>", "video": "<|video_pad|>"},
         unsampled=(
             "<|vision_start|>",
@@ -49,17 +51,25 @@ _FAMILIES |= dict.fromkeys(
         reserved=(),
         chat_takes_parts=True,
     ),
-)
+}
+"""Every family that can be trained, by the name under which its two adapters are registered."""
+
+
+def family_name(model_type: str) -> str | None:
+    """The family of a config.json's `model_type`; None for a model that reads text only."""
+    return next((name for name, family in FAMILIES.items() if model_type in family.models), None)
 
 
 def vision_family(model_type: str) -> VisionFamily | None:
-    """The family of a config.json's `model_type`; None for a policy of text alone."""
-    return _FAMILIES.get(model_type)
+    """The family of a config.json's `model_type`; None for a model that reads text only."""
+    name = family_name(model_type)
+    return None if name is None else FAMILIES[name]
 
 
 def unsampled_token_ids(model_type: str, vocabulary: Mapping[str, int]) -> tuple[int, ...]:
-    """Token ids that engines never sample, and the learner leaves out of its softmax."""
+    """Token ids that engines never sample, and that the learner leaves out of its softmax."""
     family = vision_family(model_type)
     if family is None:
         return ()
+    # Older tokenizers of a family lack some of its tokens, such as those of videos.
     return tuple(vocabulary[token] for token in family.unsampled if token in vocabulary)

@@ -23,15 +23,11 @@ ARCHITECTURE = "HybridMiniCPMV"
 @functools.cache
 def register() -> None:
     """Make the configuration and the model class known to vLLM in this process."""
+    # Imported on use: the module is loaded wherever an engine is described, and vLLM takes long.
     from vllm import ModelRegistry
 
     register_config()
     ModelRegistry.register_model(ARCHITECTURE, "rollout.engines.minicpmv.model:PackedMiniCPMV")
-
-
-def engine_arguments() -> dict[str, Any]:
-    """What an engine of a MiniCPM-V 4.5 checkpoint needs besides its usual arguments."""
-    return {"hf_overrides": {"architectures": [ARCHITECTURE]}}
 
 
 def multi_modal_inputs(stills: Sequence[StillImage], videos: Sequence[Video]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ def test_bytes_of_a_rank_by_hand(settings, bytes_per_parameter):
     assert rank_bytes(PolicyConfig(**settings), 1000) == round(1000 * bytes_per_parameter)
 
 
-def test_a_builtin_policy_has_a_small_vocabulary():
+def test_a_small_vocabulary_has_small_logits():
     """16,384 positions x 110 tokens x 4 bytes, three times: 22 MB."""
     rollout = RolloutConfig(max_model_length=128)
-    told = describe_memory(PolicyConfig(logprob_chunk_tokens=16384), rollout)
+    told = describe_memory(PolicyConfig(logprob_chunk_tokens=16384), rollout, 90_000, 110)
     assert "logits in flight: at most 0.02 GiB for a vocabulary of 110" in told

@@ -1,0 +1,83 @@
+"""The built-in models by name: `builtin:NAME` becomes a directory, made on first use.
+
+The built-in models stand in for pretrained ones where none can be downloaded. They are a demo:
+other packages import this file of the room and no other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+SEED_VARIABLE = "HYBRID_RL_WARMUP_SEED"
+"""Environment variable: a whole number, the seed of every built-in model that is asked for by name.
+
+Without it each model has a seed of its own. The seed decides a model's name in the cache, so models
+of several seeds lie there beside each other.
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is known of a model before it is made, for estimates."""
+
+    parameters: int
+    vocabulary: int
+
+
+POLICY_SIZES: Mapping[str, Size] = {
+    "builtin:tiny": Size(90_000, 110),
+    "builtin:tiny_qwen_vl": Size(560_000, 110),
+    "builtin:tiny_minicpmv": Size(560_000, 110),
+}
+
+
+def builtin_policy(name: str) -> str:
+    """The directory of a built-in policy or labeller, made on first use; any other name as it is.
+
+    Raises ValueError if SEED_VARIABLE holds no whole number.
+    """
+    # Imported on use: the makers load torch, and a dry run needs nothing of this file but sizes.
+    from policy.builtin import labeller, text_policy, vision_policy
+
+    return _made(
+        name,
+        {
+            "builtin:tiny": text_policy.ensure_tiny_policy,
+            "builtin:tiny_qwen_vl": partial(
+                vision_policy.ensure_tiny_vision_policy, "tiny_qwen_vl"
+            ),
+            "builtin:tiny_minicpmv": partial(
+                vision_policy.ensure_tiny_vision_policy, "tiny_minicpmv"
+            ),
+            "builtin:tiny_labeller": labeller.ensure_tiny_labeller,
+            "builtin:tiny_vision_labeller": labeller.ensure_tiny_vision_labeller,
+        },
+    )
+
+
+def builtin_reward_model(name: str) -> str:
+    """The directory of the built-in reward model, made on first use; any other name as it is.
+
+    Raises ValueError if SEED_VARIABLE holds no whole number.
+    """
+    # Imported on use, as above.
+    from policy.builtin import reward_model
+
+    return _made(name, {"builtin:tiny": reward_model.ensure_tiny_reward_model})
+
+
+def _made(name: str, makers: Mapping[str, Callable[..., Path]]) -> str:
+    if name not in makers:
+        return name
+    chosen = os.environ.get(SEED_VARIABLE) or None
+    try:
+        seed = None if chosen is None else int(chosen)
+    except ValueError as error:
+        raise ValueError(
+            f"{SEED_VARIABLE} must be a whole number, got {chosen!r}; unset it for the usual seeds"
+        ) from error
+    return str(makers[name](seed=seed))

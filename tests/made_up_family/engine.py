@@ -1,0 +1,11 @@
+"""The engine's side: vLLM would be given the pictures as they are."""
+
+from __future__ import annotations
+
+from rollout.engines.media import EngineFamily
+
+ADAPTER = EngineFamily(
+    inputs=lambda stills, videos: {"multi_modal_data": {"image": [s.pixels for s in stills]}},
+    serving_arguments={"hf_overrides": {"architectures": ["ColourModel"]}},
+    training_arguments={"mm_processor_kwargs": {"do_resize": False}},
+)
