@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,29 +25,27 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from policy.builtin.text_policy import ensure_tiny_policy, shown_warmup
+from policy.builtin.mistakes import LETTERS, MISTAKES, wrong_answer
+from policy.builtin.text_policy import ensure_tiny_policy
 from policy.builtin.vision_policy import ensure_tiny_vision_policy
-from policy.builtin.vision_warmup import (
-    TASK,
-    PictureTask,
-    heldout_pictures,
-    picture_sample,
-    training_pictures,
+from policy.builtin.vision_warmup import TASK, PictureTask, picture_sample
+from policy.builtin.warmup import (
+    OnStep,
+    reproducible,
+    save_warmed,
+    shown_warmup,
+    train_in_rounds,
 )
-from policy.builtin.warmup import reproducible, save_warmed, train_in_rounds
 from policy.models.cache import default_cache_dir, digest, made_once
 from policy.models.checks import read_config
 from policy.models.family import model_family
 from rl.data.media.families import vision_family
 from rl.data.media.names import RenderedImage
-from rl.data.tasks.chain_sum import question
+from rl.data.tasks.chain_sum import question as sum_question
 
-Mistake = Literal["off_by_one", "off_by_two", "misread", "further", "ill_formed"]
-MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
 YES, NO = "yes", "no"
 WORDING = ('Is it correct that the answer to "', '" is ', "? Please answer yes or no.")
 """What stands around question and answer in every claim; a token each."""
-LETTERS = "abcdefgh"
 PICTURE = "<|image_pad|>"
 
 
@@ -165,46 +163,6 @@ def claim_question(asked: str, answer: str) -> str:
     return f"{lead}{asked}{between}{answer}{request}"
 
 
-def wrong_answer(rng: np.random.Generator, asked: Question, mistake: Mistake) -> str:
-    """Return an answer that makes this mistake; none is right as a number either."""
-    total = int(asked.answer)
-    while True:
-        if mistake == "ill_formed":
-            wrong = _ill_formed(rng, total)
-        elif mistake == "misread":
-            wrong = f"{total - int(rng.choice(asked.addends)) + int(rng.integers(10)):02d}"
-        elif mistake == "further":
-            wrong = f"{int(rng.integers(10 * len(asked.addends))):02d}"
-        else:
-            distance = 1 if mistake == "off_by_one" else 2
-            wrong = f"{max(0, total + distance * int(rng.choice((-1, 1)))):02d}"
-        if not wrong.isdigit() or int(wrong) != total:
-            return wrong
-
-
-def _ill_formed(rng: np.random.Generator, total: int) -> str:
-    """Too few or too many digits, or a letter beside or in place of one."""
-    letter = LETTERS[rng.integers(len(LETTERS))]
-    forms = (
-        str(rng.integers(10)),
-        str(rng.integers(100, 1000)),
-        f"{total:02d}{rng.integers(10)}",
-        f"{total // 10}{letter}",
-        f"{letter}{total % 10}",
-        f"{total:02d}{letter}",
-        f"{total // 10}+",
-    )
-    return forms[rng.integers(len(forms))]
-
-
-def labeller_tokenizer(policy: Path) -> PreTrainedTokenizerFast:
-    """The policy's tokenizer, with a token each for the verdicts and for what every claim says."""
-    tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
-    verdicts = [AddedToken(word, single_word=True, normalized=False) for word in (YES, NO)]
-    tokenizer.add_tokens([*verdicts, *(AddedToken(part, normalized=False) for part in WORDING)])
-    return tokenizer
-
-
 @dataclass(frozen=True)
 class ClaimTask:
     """Questions of one kind, and claims about their answers as prompts of the labeller."""
@@ -212,38 +170,40 @@ class ClaimTask:
     tokenizer: PreTrainedTokenizerFast
     pictures: PictureTask | None
     """None for sums that are written out."""
+    seed: int
+    """Of the training questions."""
 
     @classmethod
-    def open(cls, policy: Path, tokenizer: PreTrainedTokenizerFast) -> ClaimTask:
+    def open(cls, policy: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> ClaimTask:
         """policy: what the labeller starts from, which says whether it sees."""
         if vision_family(read_config(policy).model_type) is None:
-            return cls(tokenizer, None)
-        return cls(tokenizer, PictureTask.open(policy, tokenizer, TASK))
+            return cls(tokenizer, None, seed)
+        return cls(tokenizer, PictureTask.open(policy, tokenizer, TASK, seed), seed)
 
-    def training_questions(self, seed: int, first: int, count: int) -> list[Question]:
+    def training_questions(self, first: int, count: int) -> list[Question]:
         if self.pictures is None:
-            return _sums(seed, first, count, heldout=False)
-        return self._shown(training_pictures(seed, first, count))
+            return _sums(self.seed, first, count, heldout=False)
+        return self._shown(self.pictures, self.pictures.training(first, count))
 
     def heldout_questions(self, count: int) -> list[Question]:
         if self.pictures is None:
             return _sums(0, 0, count, heldout=True)
-        return self._shown(heldout_pictures(count))
+        (pictures,) = self.pictures.heldout(count)
+        return self._shown(self.pictures, pictures)
 
-    def _shown(self, pictures: Sequence[RenderedImage]) -> list[Question]:
-        assert self.pictures is not None
-        scenes = [self.pictures.scene(picture) for picture in pictures]
+    def _shown(self, task: PictureTask, pictures: Sequence[RenderedImage]) -> list[Question]:
+        scenes = [task.scene(picture) for picture in pictures]
         return [
             Question(scene.question, scene.answer, scene.digits, picture)
             for scene, picture in zip(scenes, pictures, strict=True)
         ]
 
-    def rows(self, asked: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
+    def rows(self, questions: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each claim up to where its verdict is sampled, visual tokens in place."""
         messages = []
-        for one, answer in zip(asked, answers, strict=True):
-            content: Any = claim_question(one.text, answer)
-            if one.picture is not None:
+        for question, answer in zip(questions, answers, strict=True):
+            content: Any = claim_question(question.text, answer)
+            if question.picture is not None:
                 content = [{"type": "image"}, {"type": "text", "text": content}]
             messages.append([{"role": "user", "content": content}])
         texts = self.tokenizer.apply_chat_template(
@@ -251,20 +211,20 @@ class ClaimTask:
         )
         if self.pictures is not None:
             # All pictures have the same size, and a visual token for each digit.
-            num_visual = len(asked[0].addends)
+            num_visual = len(questions[0].addends)
             texts = [text.replace(PICTURE, PICTURE * num_visual) for text in texts]
         return self.tokenizer(texts)["input_ids"]
 
     def visual_arguments(
-        self, asked: Sequence[Question], rows: Sequence[Sequence[int]], token_ids: Tensor
+        self, questions: Sequence[Question], rows: Sequence[Sequence[int]], token_ids: Tensor
     ) -> dict[str, Any]:
         """What the backbone takes besides token_ids [B, T], which are the rows, padded."""
         if self.pictures is None:
             return {}
         samples = [
-            picture_sample(one.picture, row, len(row))
-            for one, row in zip(asked, rows, strict=True)
-            if one.picture is not None
+            picture_sample(question.picture, row, len(row))
+            for question, row in zip(questions, rows, strict=True)
+            if question.picture is not None
         ]
         visual = self.pictures.inputs(samples, token_ids)
         assert visual is not None
@@ -272,8 +232,8 @@ class ClaimTask:
 
 
 def _sums(seed: int, first: int, count: int, heldout: bool) -> list[Question]:
-    sums = [question(seed, first + place, heldout) for place in range(count)]
-    return [Question(one.text, one.answer, one.numbers) for one in sums]
+    sums = [sum_question(seed, first + index, heldout) for index in range(count)]
+    return [Question(each.text, each.answer, each.numbers) for each in sums]
 
 
 def _ensure(
@@ -282,18 +242,21 @@ def _ensure(
     if seed is not None:
         recipe = replace(recipe, seed=seed)
     decides = [asdict(recipe), MISTAKES, LETTERS, WORDING, policy.name]
-    directory = cache_dir / f"{name}-{digest(decides)}"
-    return made_once(directory, lambda aside: _write_labeller(aside, policy, recipe))
 
+    def write(directory: Path) -> None:
+        # A token each for the verdicts, which are then one choice of the sampler, and for what
+        # every claim says, so that the claims are short.
+        tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
+        verdicts = [AddedToken(word, single_word=True, normalized=False) for word in (YES, NO)]
+        tokenizer.add_tokens([*verdicts, *(AddedToken(part, normalized=False) for part in WORDING)])
+        with reproducible(recipe.seed), shown_warmup(recipe.min_steps, "labeller") as show:
+            model = untrained_labeller(policy, tokenizer)
+            report = train(model, ClaimTask.open(policy, tokenizer, recipe.seed), recipe, show)
+        save_warmed(directory, model, tokenizer, report)
+        if (preprocessor := policy / "preprocessor_config.json").exists():
+            shutil.copy(preprocessor, directory)
 
-def _write_labeller(directory: Path, policy: Path, recipe: LabellerRecipe) -> None:
-    tokenizer = labeller_tokenizer(policy)
-    with reproducible(recipe.seed), shown_warmup(recipe.min_steps, "labeller") as show:
-        model = untrained_labeller(policy, tokenizer)
-        report = train(model, ClaimTask.open(policy, tokenizer), recipe, show)
-    save_warmed(directory, model, tokenizer, report)
-    if (preprocessor := policy / "preprocessor_config.json").exists():
-        shutil.copy(preprocessor, directory)
+    return made_once(cache_dir / f"{name}-{digest(decides)}", write)
 
 
 def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -307,23 +270,20 @@ def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreT
 
 
 def train(
-    model: PreTrainedModel,
-    task: ClaimTask,
-    recipe: LabellerRecipe,
-    on_step: Callable[[int, float], None],
+    model: PreTrainedModel, task: ClaimTask, recipe: LabellerRecipe, on_step: OnStep
 ) -> LabellerReport:
-    """Train `model` in place until it is ready or out of steps; `on_step` hears step and loss."""
+    """Train `model` in place until it is ready or out of steps."""
     started = time.monotonic()
     rng = np.random.default_rng(recipe.seed)
 
     def loss_of(first: int) -> Tensor:
-        asked = task.training_questions(recipe.seed, first, recipe.examples_per_step)
-        mistakes = rng.choice(len(MISTAKES), size=len(asked), p=recipe.shares)
+        questions = task.training_questions(first, recipe.examples_per_step)
+        mistakes = rng.choice(len(MISTAKES), size=len(questions), p=recipe.shares)
         wrong = [
-            wrong_answer(rng, one, MISTAKES[mistake])
-            for one, mistake in zip(asked, mistakes, strict=True)
+            wrong_answer(rng, int(question.answer), question.addends, MISTAKES[mistake])
+            for question, mistake in zip(questions, mistakes, strict=True)
         ]
-        return labelling_loss(model, task, asked, wrong, recipe)
+        return labelling_loss(model, task, questions, wrong, recipe)
 
     def measure() -> dict[str, float]:
         return heldout_accuracy(model, task, recipe.heldout_questions)
@@ -345,21 +305,23 @@ def train(
 def labelling_loss(
     model: PreTrainedModel,
     task: ClaimTask,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     wrong: Sequence[str],
     recipe: LabellerRecipe,
 ) -> Tensor:
     """Cross-entropy of the verdicts, and of what is learned beside them.
 
-    asked, wrong: N questions and a wrong answer to each.
+    questions, wrong: N questions and a wrong answer to each.
     """
-    right = [one.answer for one in asked]
-    token_ids, lengths, hidden = _states(model, task, [*asked, *asked], [*right, *wrong])
-    head, count = model.get_output_embeddings(), len(asked)
+    right = [question.answer for question in questions]
+    token_ids, lengths, hidden = _states(model, task, [*questions, *questions], [*right, *wrong])
+    head, count = model.get_output_embeddings(), len(questions)
     at_end = hidden[torch.arange(2 * count), lengths - 1]  # [2N, H]
     yes, no = verdict_ids(task.tokenizer)
     loss = cross_entropy(head(at_end), torch.tensor([yes] * count + [no] * count))
 
+    # Foresight: the two digits of the right answer stand just before WORDING[2], and each is to be
+    # foretold from the position before it. Wrong answers are not learned.
     token_ids, hidden = token_ids[:count], hidden[:count]
     follows = token_ids == task.tokenizer.convert_tokens_to_ids(WORDING[1])  # [N, T]
     for digit in (1, 2):
@@ -369,50 +331,53 @@ def labelling_loss(
     if task.pictures is None:
         return loss
     seen = hidden[token_ids == task.tokenizer.convert_tokens_to_ids(PICTURE)]  # [digits, H]
-    digits = "".join(str(digit) for one in asked for digit in one.addends)
+    digits = "".join(str(digit) for question in questions for digit in question.addends)
     names = torch.tensor(task.tokenizer(digits)["input_ids"])  # [digits]
     return loss + recipe.naming * cross_entropy(head(seen), names)
 
 
 def _states(
-    model: PreTrainedModel, task: ClaimTask, asked: Sequence[Question], answers: Sequence[str]
+    model: PreTrainedModel, task: ClaimTask, questions: Sequence[Question], answers: Sequence[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [B, T] of claims, padded right where causality hides it, lengths [B], hidden states
-    [B, T, H]."""
-    rows = task.rows(asked, answers)
+    """Token ids [B, T] of claims, padded on the right where causality hides it, lengths [B], and
+    hidden states [B, T, H]."""
+    rows = task.rows(questions, answers)
     lengths = torch.tensor([len(row) for row in rows])
     token_ids = torch.full((len(rows), int(lengths.max())), task.tokenizer.pad_token_id)
-    for place, row in enumerate(rows):
-        token_ids[place, : len(row)] = torch.tensor(row)
-    visual = task.visual_arguments(asked, rows, token_ids)
+    for padded, row in zip(token_ids, rows, strict=True):
+        padded[: len(row)] = torch.tensor(row)
+    visual = task.visual_arguments(questions, rows, token_ids)
     backbone = model.base_model(input_ids=token_ids, use_cache=False, **visual)
     return token_ids, lengths, backbone.last_hidden_state
 
 
 @torch.no_grad()
 def p_yes_and_no(
-    model: PreTrainedModel, task: ClaimTask, asked: Sequence[Question], answers: Sequence[str]
+    model: PreTrainedModel, task: ClaimTask, questions: Sequence[Question], answers: Sequence[str]
 ) -> Tensor:
     """How probable a labeller finds yes and no, of each claim: [B, 2]."""
-    _, lengths, hidden = _states(model, task, asked, answers)
-    at_end = hidden[torch.arange(len(lengths)), lengths - 1]
-    return model.get_output_embeddings()(at_end).softmax(dim=-1)[
-        :, list(verdict_ids(task.tokenizer))
-    ]
+    _, lengths, hidden = _states(model, task, questions, answers)
+    at_end = hidden[torch.arange(len(lengths)), lengths - 1]  # [B, H]
+    probabilities = model.get_output_embeddings()(at_end).softmax(dim=-1)  # [B, V]
+    return probabilities[:, list(verdict_ids(task.tokenizer))]
 
 
 def heldout_accuracy(
     model: PreTrainedModel, task: ClaimTask, num_questions: int
 ) -> dict[str, float]:
     """Share of claims about held-out questions labelled right: right ones, and by mistake."""
-    asked, rng = task.heldout_questions(num_questions), np.random.default_rng(0)
-    accepted = {"right": p_yes_and_no(model, task, asked, [one.answer for one in asked])}
+    questions, rng = task.heldout_questions(num_questions), np.random.default_rng(0)
+    right = [question.answer for question in questions]
+    labels = {"right": p_yes_and_no(model, task, questions, right)}
     for mistake in MISTAKES:
-        answers = [wrong_answer(rng, one, mistake) for one in asked]
-        accepted[mistake] = p_yes_and_no(model, task, asked, answers).flip(1)
+        wrong = [
+            wrong_answer(rng, int(question.answer), question.addends, mistake)
+            for question in questions
+        ]
+        # Flipped, so that the verdict that is right stands first for every kind of claim.
+        labels[mistake] = p_yes_and_no(model, task, questions, wrong).flip(1)
     return {
-        kind: int((labels[:, 0] > labels[:, 1]).sum()) / num_questions
-        for kind, labels in accepted.items()
+        kind: int((each[:, 0] > each[:, 1]).sum()) / num_questions for kind, each in labels.items()
     }
 
 

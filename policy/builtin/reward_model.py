@@ -32,7 +32,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from policy.builtin.text_policy import ensure_tiny_policy, step_progress
+from policy.builtin.text_policy import ensure_tiny_policy
+from policy.builtin.warmup import step_progress
 from policy.models.cache import default_cache_dir, digest, made_once
 from rl.data.tasks.chain_sum import question
 

@@ -1,24 +1,33 @@
 """The built-in tiny policy: a Qwen3 of 87 thousand parameters, made once on this machine.
 
 It stands in for a pretrained model where none can be downloaded, so that a whole run (Ray, vLLM,
-DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn.
+DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn: to add.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
-from policy.builtin.warmup import WarmupRecipe, reproducible, save_warmed, warm_up
+from policy.builtin.warmup import (
+    IGNORED,
+    ImitationRecipe,
+    imitate,
+    reproducible,
+    save_warmed,
+    shown_warmup,
+)
 from policy.models.cache import default_cache_dir, digest, made_once
+from rl.data.tasks.chain_sum import ChainSumQuestion, Slips, question, worked_example
 
 # The output layer is not tied to the embedding: vLLM on CPU keeps a repacked copy of a tied one
 # through a weight update.
@@ -37,6 +46,23 @@ SIZES: dict[str, Any] = {
 # Of the seeds 0 to 4, one whose reasoning forms early and almost without error; GRPO then has the
 # most to gain. On seed 0 one greedy long answer in ten is still wrong after 1150 steps.
 DEFAULT_SEED = 2
+MAX_RESPONSE_TOKENS = {False: 6, True: 70}
+"""By thinking."""
+
+
+@dataclass(frozen=True)
+class WarmupRecipe(ImitationRecipe):
+    """Everything that decides the warmed weights besides the seed and the model's sizes."""
+
+    min_steps: int = 800
+    max_steps: int = 1200
+    learning_rate: float = 6e-3
+    short_share: float = 0.2
+    enough_short: float = 0.3
+    enough_long: float = 0.45
+    addition_slips: float = 0.15
+    answer_slips: float = 0.2
+    """How often worked examples err (rl/data/tasks/chain_sum.py)."""
 
 
 def ensure_tiny_policy(
@@ -57,6 +83,8 @@ def ensure_tiny_policy(
 
 def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
     tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
+    slips = Slips(np.random.default_rng(seed), recipe.addition_slips, recipe.answer_slips)
+    task = SumTask(tokenizer, seed, slips)
     with reproducible(seed), shown_warmup(recipe.min_steps) as show:
         model = Qwen3ForCausalLM(
             Qwen3Config(
@@ -68,29 +96,68 @@ def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
                 dtype="float32",
             )
         )
-        report = warm_up(model, tokenizer, seed, recipe, show)
+        report = imitate(model, task, task, seed, recipe, show)
     save_warmed(directory, model, tokenizer, report)
 
 
-@contextmanager
-def shown_warmup(min_steps: int, what: str = "policy") -> Iterator[Callable[[int, float], None]]:
-    """A progress bar of a model's making; what it yields is told each step and its loss."""
-    with step_progress() as progress:
-        task = progress.add_task(f"making the tiny {what} (once)", total=min_steps, loss="")
+@dataclass(frozen=True)
+class SumTask:
+    """Sums that are written out; implements policy.builtin.warmup.ImitationTask."""
 
-        def show(step: int, loss: float) -> None:
-            total = max(step, min_steps)
-            progress.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
+    tokenizer: PreTrainedTokenizerFast
+    seed: int
+    slips: Slips
 
-        yield show
+    def training(self, first: int, count: int) -> list[ChainSumQuestion]:
+        return [question(self.seed, first + index, False) for index in range(count)]
 
+    def heldout(self, count: int) -> list[list[ChainSumQuestion]]:
+        asked = (question(0, index, True) for index in range(count))
+        by_length = sorted(asked, key=lambda one: len(one.numbers))
+        return [list(alike) for _, alike in groupby(by_length, lambda one: len(one.numbers))]
 
-def step_progress() -> Progress:
-    """A progress bar over steps, on standard error; its tasks carry a `loss` text."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed:.0f}  {task.fields[loss]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
+    def answer(self, asked: ChainSumQuestion) -> str:
+        return asked.answer
+
+    def worked_example(self, asked: ChainSumQuestion, thinking: bool) -> str:
+        return worked_example(asked, thinking, self.slips)
+
+    def rows(
+        self,
+        asked: Sequence[ChainSumQuestion],
+        responses: Sequence[Sequence[int]],
+        thinking: bool,
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        prompts = self._prompts(asked, thinking)
+        width = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
+        token_ids = torch.full((len(asked), width), self.tokenizer.pad_token_id)  # [B, T]
+        targets = torch.full((len(asked), width), IGNORED)  # [B, T]
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            stop = len(prompt) + len(response)
+            token_ids[row, :stop] = torch.tensor([*prompt, *response])
+            targets[row, len(prompt) : stop] = torch.tensor(response)
+        return token_ids, targets, {}
+
+    def sampled(
+        self, model: PreTrainedModel, asked: Sequence[ChainSumQuestion], thinking: bool
+    ) -> list[str]:
+        # Sums of one length make prompts of one length, so nothing is padded.
+        prompts = torch.tensor(self._prompts(asked, thinking))  # [B, T]
+        responses = model.generate(
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            max_new_tokens=MAX_RESPONSE_TOKENS[thinking],
+            do_sample=True,
+            top_k=0,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )[:, prompts.shape[1] :]
+        return self.tokenizer.batch_decode(responses, skip_special_tokens=True)
+
+    def _prompts(self, asked: Sequence[ChainSumQuestion], thinking: bool) -> list[list[int]]:
+        texts = self.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": one.text}] for one in asked],
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+            tokenize=False,
+        )
+        return self.tokenizer(texts)["input_ids"]

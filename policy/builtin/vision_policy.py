@@ -19,10 +19,9 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from policy.builtin.text_policy import shown_warmup
 from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
 from policy.builtin.vision_warmup import TASK, VisionWarmupRecipe, warm_up
-from policy.builtin.warmup import reproducible, save_warmed
+from policy.builtin.warmup import reproducible, save_warmed, shown_warmup
 from policy.models.cache import default_cache_dir, digest, made_once
 from policy.models.minicpmv import MiniCPMV, MiniCPMVConfig
 from rl.data.media.minicpmv import BRACKET_TOKENS

@@ -12,7 +12,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from policy.builtin.vision_policy import ensure_tiny_vision_policy
-from policy.builtin.vision_warmup import TASK, PictureTask, VisionWarmupRecipe, heldout_accuracy
+from policy.builtin.vision_warmup import TASK, PictureTask, VisionWarmupRecipe
+from policy.builtin.warmup import heldout_accuracy
 from policy.models.qwen_vl import QwenVLInputs
 from rl.data.media.names import RenderedImage, StillImage
 

@@ -17,13 +17,11 @@ from transformers import (
 )
 
 from policy.builtin.labeller import (
-    MISTAKES,
     NO,
     TEXT,
     VISION,
     YES,
     ClaimTask,
-    Mistake,
     Question,
     balanced,
     claim_question,
@@ -35,12 +33,11 @@ from policy.builtin.labeller import (
     train,
     untrained_labeller,
     verdict_ids,
-    wrong_answer,
 )
-from policy.builtin.text_policy import ensure_tiny_policy
+from policy.builtin.mistakes import MISTAKES, Mistake, wrong_answer
+from policy.builtin.text_policy import WarmupRecipe, ensure_tiny_policy
 from policy.builtin.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.vision_warmup import TASK, TASK_NAME, VisionWarmupRecipe
-from policy.builtin.warmup import WarmupRecipe
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.align.claims.rules import claims
 from rl.align.claims.rules import question as question_by_rules
@@ -103,13 +100,13 @@ def test_the_wording_is_that_of_the_rules(index: int, answer: int) -> None:
 def test_wrong_answers_are_asked_about_as_the_rules_would(mistake: Mistake) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        wrong = wrong_answer(rng, SUM, mistake)
+        wrong = wrong_answer(rng, 27, SUM.addends, mistake)
         assert rules_ask(SUM.text, wrong) == [claim_question(SUM.text, wrong)]
 
 
 def draws(asked: Question, mistake: Mistake) -> set[str]:
     rng = np.random.default_rng(0)
-    return {wrong_answer(rng, asked, mistake) for _ in range(3000)}
+    return {wrong_answer(rng, int(asked.answer), asked.addends, mistake) for _ in range(3000)}
 
 
 def test_mistakes_are_as_large_as_their_names_say() -> None:
@@ -132,7 +129,7 @@ def test_ill_formed_answers_are_no_two_digits_and_not_right_as_a_number() -> Non
 
 def test_training_and_heldout_questions_never_meet(labeller: Path) -> None:
     task = opened(labeller)
-    training = task.training_questions(1, 0, 50)
+    training = task.training_questions(0, 50)
     heldout = task.heldout_questions(50)
     assert {one.answer for one in training + heldout} <= {f"{n:02d}" for n in range(55)}
     assert all(int(one.answer) == sum(one.addends) for one in training + heldout)
@@ -147,7 +144,7 @@ def test_a_claim_is_asked_about_as_a_run_asks(labeller: Path) -> None:
     """The same tokens as the chat template and the engine's expansion give."""
     task = opened(labeller)
     chat = ChatTemplate(str(labeller))
-    (asked,) = task.training_questions(0, 0, 1)
+    (asked,) = task.training_questions(0, 1)
     content = claim_question(asked.text, "12")
     prompt = Prompt("claim", ({"role": "user", "content": content},), "")
     if task.pictures is not None:
@@ -229,7 +226,7 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
     """Against each token's own log-probability, row by row."""
     task = opened(labeller)
     model = untrained_labeller(labeller, task.tokenizer)
-    asked, wrong = task.training_questions(1, 0, 3), ["7", "273", "2+"]
+    asked, wrong = task.training_questions(0, 3), ["7", "273", "2+"]
     recipe = replace(BRIEF, foresight=0.5, naming=0.25)
     plain = plain_model(labeller)
     verdicts, answers, names = [], [], []

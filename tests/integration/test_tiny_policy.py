@@ -6,15 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import policy.builtin.text_policy
-from policy.builtin.text_policy import SIZES, ensure_tiny_policy
+from policy.builtin.text_policy import SIZES, SumTask, WarmupRecipe, ensure_tiny_policy
 from policy.builtin.tokenizer import CHARACTERS, make_tokenizer
-from policy.builtin.warmup import IGNORED, WarmupRecipe, _examples, _learning_rate, warm_up
-from rl.data.tasks.chain_sum import ChainSumQuestion, worked_example
+from policy.builtin.warmup import IGNORED, imitate, learning_rate
+from rl.data.tasks.chain_sum import ChainSumQuestion, Slips, worked_example
 
 QUESTION = ChainSumQuestion("a2b9c8d8?", "27", (2, 9, 8, 8))
 MESSAGES = [{"role": "user", "content": QUESTION.text}]
@@ -26,6 +33,10 @@ READY_AT_ONCE = replace(BRIEF, enough_short=0.0, enough_long=0.0)
 @pytest.fixture(scope="module")
 def brief_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_tiny_policy(tmp_path_factory.mktemp("cache"), 0, READY_AT_ONCE)
+
+
+def sums(tokenizer: PreTrainedTokenizerFast) -> SumTask:
+    return SumTask(tokenizer, 0, Slips(np.random.default_rng(0), 0.15, 0.2))
 
 
 def _bytes(directory: Path) -> bytes:
@@ -101,9 +112,9 @@ def test_warm_up_goes_on_until_the_heldout_accuracy_is_enough(
 
 def test_two_callers_at_once_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    real = policy.builtin.text_policy.warm_up
+    real = policy.builtin.text_policy.imitate
     monkeypatch.setattr(
-        policy.builtin.text_policy, "warm_up", lambda *args: (made.append(1), real(*args))[1]
+        policy.builtin.text_policy, "imitate", lambda *args: (made.append(1), real(*args))[1]
     )
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda _: ensure_tiny_policy(tmp_path, 0, READY_AT_ONCE), range(2)))
@@ -118,7 +129,7 @@ def test_a_warm_up_that_fails_leaves_no_policy_behind(
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(policy.builtin.text_policy, "warm_up", fail)
+    monkeypatch.setattr(policy.builtin.text_policy, "imitate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         ensure_tiny_policy(tmp_path, 0, READY_AT_ONCE)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
@@ -132,7 +143,8 @@ def test_the_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_only_the_response_is_learned() -> None:
     tokenizer = make_tokenizer(512)
     asked = [QUESTION, ChainSumQuestion("a9b9?", "18", (9, 9))]
-    tokens, targets = _examples(tokenizer, asked, ["27", "18"], thinking=False)
+    responses = tokenizer(["27<eos>", "18<eos>"])["input_ids"]
+    tokens, targets, _ = sums(tokenizer).rows(asked, responses, thinking=False)
     assert tokenizer.decode(tokens[0]) == "<user>a2b9c8d8?<asst>\n<think>\n\n</think>\n\n27<eos>"
     assert tokenizer.decode(tokens[1]).endswith("18<eos><pad><pad><pad><pad>")
     for row, answer in zip(targets, ("27<eos>", "18<eos>"), strict=True):
@@ -147,7 +159,8 @@ def test_the_loss_starts_at_a_uniform_guess_and_falls() -> None:
     torch.manual_seed(0)
     config = Qwen3Config(**SIZES, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     losses: list[float] = []
-    warm_up(Qwen3ForCausalLM(config), tokenizer, 0, recipe, lambda _, loss: losses.append(loss))
+    task, model = sums(tokenizer), Qwen3ForCausalLM(config)
+    imitate(model, task, task, 0, recipe, lambda _, loss: losses.append(loss))
     assert len(losses) == 25
     assert losses[0] == pytest.approx(math.log(103), abs=0.2)
     assert losses[-1] < losses[0] / 2
@@ -155,5 +168,5 @@ def test_the_loss_starts_at_a_uniform_guess_and_falls() -> None:
 
 def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
     recipe = WarmupRecipe(learning_rate=1.0, rise_steps=10, min_steps=100)
-    rates = [_learning_rate(recipe, step) for step in (1, 10, 50, 100, 150)]
+    rates = [learning_rate(recipe, step) for step in (1, 10, 50, 100, 150)]
     assert rates == pytest.approx([0.1 * 0.991, 0.91, 0.55, 0.1, 0.1])

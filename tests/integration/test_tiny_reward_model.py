@@ -22,8 +22,7 @@ from policy.builtin.reward_model import (
     heldout_accuracy,
     wrong_answer,
 )
-from policy.builtin.text_policy import ensure_tiny_policy
-from policy.builtin.warmup import WarmupRecipe
+from policy.builtin.text_policy import WarmupRecipe, ensure_tiny_policy
 from rl.data.tasks.chain_sum import is_heldout
 
 BRIEF = RewardModelRecipe(steps=2, pairs_per_step=3, heldout_questions=4)

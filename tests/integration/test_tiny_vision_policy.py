@@ -18,10 +18,9 @@ from policy.builtin.vision_warmup import (
     Misreading,
     PictureTask,
     VisionWarmupRecipe,
-    imitation_loss,
-    training_pictures,
     worked_example,
 )
+from policy.builtin.warmup import imitation_loss
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.config.recipe import load
 from rl.config.run import SourceConfig
@@ -88,7 +87,7 @@ def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
     source = VisualSource(SourceConfig(kind="visual", path=TASK_NAME, settings=TASK), seed=0)
     prompt = source.train(0)
     _, task = _opened(policy)
-    assert prompt.media == tuple(training_pictures(0, 0, 1))
+    assert prompt.media == tuple(task.training(0, 1))
     for thinking in (False, True):
         asked = chat.prompt_token_ids(prompt, thinking)
         assert task.inputs.expanded(asked, prompt.media) == task.prompts[thinking]
@@ -104,7 +103,7 @@ def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> Non
 def test_the_right_response_is_learned_from_the_picture(policy: Path) -> None:
     """Loss and gradient reach the tower, and another picture gives another loss."""
     model, task = _opened(policy)
-    pictures = training_pictures(0, 0, 4)
+    pictures = task.training(0, 4)
     loss = imitation_loss(model, task, pictures, short_share=0.5)
     loss.backward()
     tower = [p.grad for n, p in model.named_parameters() if "visual." in n or "vpm." in n]
@@ -114,8 +113,8 @@ def test_the_right_response_is_learned_from_the_picture(policy: Path) -> None:
     responses = task.tokenizer(texts)["input_ids"]
     with torch.no_grad():
         seen = []
-        for shown in (pictures, training_pictures(0, 4, 4)):
-            token_ids, visual = task.rows(shown, responses, thinking=False)
+        for shown in (pictures, task.training(4, 4)):
+            token_ids, _, visual = task.rows(shown, responses, thinking=False)
             seen.append(model(input_ids=token_ids, use_cache=False, **visual).logits)
     assert (seen[0] - seen[1]).abs().max() > 1e-4
 
