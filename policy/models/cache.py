@@ -33,6 +33,7 @@ def find_model(name: str, setting: str) -> Path:
             f"{name!r}; there is no such directory"
         )
     try:
+        # The same weights as pickles or for other programs, which nothing here reads, are left out.
         return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
@@ -59,18 +60,15 @@ def made_once(directory: Path, write: Callable[[Path], None]) -> Path:
     if directory.exists():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    # It waits for the process that has the lock; the kernel frees the lock if that process dies.
+    # A file lock, because the kernel frees it if the process that holds it dies.
     with FileLock(directory.with_suffix(".lock")):
-        if not directory.exists():
-            _make(directory, write)
+        if directory.exists():
+            return directory
+        aside = Path(tempfile.mkdtemp(prefix=".tiny-", dir=directory.parent))
+        try:
+            write(aside)
+            # Renamed last, so that `directory` is complete when it exists.
+            aside.rename(directory)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return directory
-
-
-def _make(directory: Path, write: Callable[[Path], None]) -> None:
-    """Write everything aside, then rename, so that `directory` is complete when it exists."""
-    aside = Path(tempfile.mkdtemp(prefix=".tiny-", dir=directory.parent))
-    try:
-        write(aside)
-        aside.rename(directory)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,8 @@
-"""Refuses a model directory that cannot be used, before any process loads it."""
+"""Refuses a model directory that cannot be used, before any process loads it.
+
+Here a bad directory costs a second and one message; in the engines and ranks it would cost minutes
+of loading and several tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rl.data.media.families import FAMILIES, vision_family
 from rl.data.media.minicpmv_config import register_config
 
+# transformers has no class for this model type and would want the checkpoint's own code for it.
 register_config()
 
 
@@ -46,6 +51,7 @@ def refuse_unusable_weights(directory: Path, config: PretrainedConfig) -> None:
             "save_pretrained, which writes them"
         )
     for file in files:
+        # Opening reads the header, which tells whether the file has as many bytes as it says.
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -59,6 +65,7 @@ def refuse_longer_than_model(directory: Path, max_model_length: int) -> None:
     longest = getattr(text, "max_position_embeddings", None)
     if longest is None:
         return
+    # Configurations of rotary scaling give the length before scaling, under one of two names.
     scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     original = scaling.get("original_max_position_embeddings")
     if original:

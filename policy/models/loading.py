@@ -53,13 +53,20 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
     Raises ValueError for a directory or an architecture that the learner cannot train.
     """
     model_config = read_config(directory)
-    _refuse_logit_settings(model_config.get_text_config())
+    text_config = model_config.get_text_config()
+    values = {name: text_config.to_dict().get(name) for name in _LOGIT_SETTINGS}
+    if changed := {name: value for name, value in values.items() if value not in (None, 1)}:
+        raise ValueError(
+            f"{text_config.model_type} changes its logits after the output layer ({changed}), "
+            "which the learner does not compute; take a model without these settings"
+        )
     _without_dropout(model_config)
     disable_progress_bar()
     model = auto_class(model_config).from_pretrained(
         directory,
         config=model_config,
         dtype=DTYPES[config.dtype],
+        # vLLM's attention agrees with it to rounding, and it runs on CPU and GPU alike.
         attn_implementation="sdpa",
         trust_remote_code=False,
         local_files_only=True,
@@ -67,6 +74,7 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
     model_family(model_config.model_type).prepare(model)
     _refuse_renamed_parameters(model, directory)
     if config.gradient_checkpointing:
+        # The reentrant kind gives no gradient where no input of a block wants one, as under LoRA.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return choose_trained(model, config)
 
@@ -77,7 +85,8 @@ def auto_class(config: PretrainedConfig) -> type[Any]:
 
 
 def _without_dropout(config: PretrainedConfig) -> None:
-    """The learner must compute the same probabilities as the engine."""
+    """Turn every dropout off, because the learner must compute the engine's probabilities."""
+    # Architectures name it differently (attention_dropout, resid_pdrop, ...), at any depth.
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):
             _without_dropout(value)
@@ -85,17 +94,10 @@ def _without_dropout(config: PretrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-def _refuse_logit_settings(config: PretrainedConfig) -> None:
-    values = {name: config.to_dict().get(name) for name in _LOGIT_SETTINGS}
-    if changed := {name: value for name, value in values.items() if value not in (None, 1)}:
-        raise ValueError(
-            f"{config.model_type} changes its logits after the output layer ({changed}), which the "
-            "learner does not compute; take a model without these settings"
-        )
-
-
 def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
-    """Engines load checkpoint names, so the model's parameters must have them."""
+    """Raise ValueError for a model whose parameters do not have the names of its checkpoint."""
+    # transformers renames some weights when it loads them, such as fused experts. Engines are sent
+    # the learner's parameters by name, and would not know the new names.
     stored: set[str] = set()
     for file in directory.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
@@ -114,6 +116,7 @@ def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
 
 def untied_copy(directory: Path, cache_dir: Path) -> Path:
     """Return a copy of a tied model whose output layer has weights of its own; made once."""
+    # Times of change stand for the weights: hashing the bytes of a large model takes minutes.
     stamps = [(str(directory.resolve()), (directory / "config.json").read_text())]
     stamps += [(f.name, f.stat().st_mtime_ns) for f in sorted(directory.glob("*.safetensors"))]
     target = cache_dir / f"untied-{digest(stamps)}"
@@ -130,6 +133,7 @@ def _write_untied(directory: Path, target: Path) -> None:
     model = auto_class(read_config(directory)).from_pretrained(
         directory, dtype="auto", trust_remote_code=False, local_files_only=True
     )
+    # A new Parameter breaks the tie; without the clone both would still share their storage.
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False

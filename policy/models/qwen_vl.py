@@ -1,8 +1,9 @@
 """Qwen2.5-VL (https://arxiv.org/abs/2502.13923) and Qwen3-VL as policies.
 
-The models are transformers' own. Here is what training them against an engine needs besides: a
-sample's media as arguments of the backbone, with the positions that the engine counts, and one run
-of the vision tower per forward whatever a micro-batch shows. Shapes: B rows of T tokens.
+The models are transformers' own. This file adds what training them against an engine needs: a
+sample's media as arguments of the backbone, with the positions that the engine counts, and exactly
+one run of the vision tower in each forward, whatever a micro-batch shows. Shapes: B rows of T
+tokens.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class SeenMedium:
     """[patches, values of a patch]"""
     grid: Grid
     text: str
-    """What stands in the place of its marker."""
+    """What the prompt holds in place of the marker."""
     seconds_per_step: float
-    """Of a video, from one step of the grid to the next."""
+    """Between one step of a video's grid and the next; 0 for an image."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,15 @@ def mrope_positions(length: int, blocks: Sequence[Block], steps_per_second: floa
     position in space alone, so after a long video it is behind the engine.
     """
     positions = np.empty((3, length), dtype=np.int64)
+    # `done` counts tokens; `following` is the next position, which falls behind the tokens because
+    # a block takes up only as many positions as its longest side.
     done = following = 0
     for block in blocks:
         positions[:, done : block.start] = following + np.arange(block.start - done)
         following += block.start - done
         inside = np.indices(block.grid).reshape(3, -1)  # [3, tokens of the block]
         if block.grid[0] > 1:
+            # Truncated to whole numbers by the assignment, as the engine truncates them.
             inside[0] = inside[0] * (block.seconds_per_step * steps_per_second)
         positions[:, block.start : block.end] = following + inside
         following += inside.max() + 1
@@ -98,6 +102,7 @@ class QwenVLBatch:
     steps_per_second: float
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
+    """Of the model; the tensors are made when `arguments` is read."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> QwenVLBatch:
         return replace(self, device=device, dtype=dtype)
@@ -108,33 +113,32 @@ class QwenVLBatch:
 
         A medium that several rows show is there once; `repeats` then says which one each shows.
         """
-        found: dict[str, Any] = {"position_ids": self._positions()}
+        rows = []
+        for blocks in self.blocks:
+            # The engine rounds all it is told of a video to the model's type, times included.
+            times = torch.tensor([b.seconds_per_step for b in blocks], dtype=torch.float32)
+            rounded = [
+                replace(block, seconds_per_step=seconds)
+                for block, seconds in zip(blocks, times.to(self.dtype).tolist(), strict=True)
+            ]
+            rows.append(mrope_positions(self.length, rounded, self.steps_per_second))
+        positions = torch.from_numpy(np.stack(rows, axis=1))  # [3, B, T]
+        arguments: dict[str, Any] = {"position_ids": positions.to(self.device)}
         repeats: dict[MediumKind, list[int]] = {}
         for kind, pixels in _PIXELS.items():
             shown = [medium for medium in self.media if medium.kind == kind]
             if not shown:
                 continue
-            places: dict[int, int] = {}
-            order = [places.setdefault(id(medium), len(places)) for medium in shown]
-            distinct = [shown[order.index(place)] for place in range(len(places))]
+            # By identity: the rows of a group share one SeenMedium, and comparing pixels is slow.
+            index: dict[int, int] = {}
+            order = [index.setdefault(id(medium), len(index)) for medium in shown]
+            distinct = list({id(medium): medium for medium in shown}.values())
             patches = torch.cat([medium.pixels for medium in distinct])
-            found[pixels] = patches.to(self.device, self.dtype)
-            found[_GRIDS[kind]] = torch.tensor([m.grid for m in distinct]).to(self.device)
+            arguments[pixels] = patches.to(self.device, self.dtype)
+            arguments[_GRIDS[kind]] = torch.tensor([m.grid for m in distinct]).to(self.device)
             if len(distinct) < len(shown):
                 repeats[kind] = order
-        return found | ({"repeats": repeats} if repeats else {})
-
-    def _positions(self) -> Tensor:
-        rows = []
-        for blocks in self.blocks:
-            rounded = [replace(b, seconds_per_step=self._rounded(b)) for b in blocks]
-            rows.append(mrope_positions(self.length, rounded, self.steps_per_second))
-        return torch.from_numpy(np.stack(rows, axis=1)).to(self.device)
-
-    def _rounded(self, block: Block) -> float:
-        """The engine rounds what it is told of a video to the model's type, times included."""
-        exact = torch.tensor(block.seconds_per_step, dtype=torch.float32)
-        return exact.to(self.dtype).item()
+        return arguments | ({"repeats": repeats} if repeats else {})
 
 
 class QwenVLInputs:
@@ -160,7 +164,7 @@ class QwenVLInputs:
 
     def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> QwenVLBatch | None:
         media, blocks = [], []
-        # The samples of a group show the same.
+        # Read once for all samples that show them: the samples of a group show the same media.
         known = {medium: self._see(medium) for sample in samples for medium in sample.media}
         for sample in samples:
             seen = [known[medium] for medium in sample.media]
@@ -179,11 +183,12 @@ class QwenVLInputs:
         shown = iter(media)
         ids: list[int] = []
         for token in token_ids:
-            ids += self._encoded(next(shown)) if token in markers else [token]
+            if token not in markers:
+                ids.append(token)
+                continue
+            text = self._see(next(shown)).text
+            ids += self._processor.tokenizer.encode(text, add_special_tokens=False)
         return tuple(ids)
-
-    def _encoded(self, medium: Medium) -> list[int]:
-        return self._processor.tokenizer.encode(self._see(medium).text, add_special_tokens=False)
 
     def _see(self, medium: Medium) -> SeenMedium:
         read = self._store.read(medium)
@@ -210,31 +215,32 @@ class QwenVLInputs:
 
         Raises ValueError if they are not as many, or not in the order, that its media give.
         """
-        expected = [(medium, grid) for medium in seen for grid in self._grids(medium)]
-        found = self._runs(sample)
+        expected: list[tuple[SeenMedium, Grid]] = []
+        for medium in seen:
+            steps, height, width = medium.grid
+            # In tokens: the merger makes one of each merge x merge patches.
+            height, width = height // self._merge, width // self._merge
+            if medium.kind == "video" and self._times_are_text:
+                # Text parts the frames, so each is a block of its own.
+                expected += [(medium, (1, height, width))] * steps
+            else:
+                expected.append((medium, (steps, height, width)))
+        runs = self._runs(sample)
         counts = [(medium.kind, int(np.prod(grid))) for medium, grid in expected]
-        if [(kind, count) for kind, _, count in found] != counts:
+        if [(kind, count) for kind, _, count in runs] != counts:
             raise ValueError(
                 f"sample {sample.id} has other visual tokens than its media give here: "
-                f"{_summary([(kind, count) for kind, _, count in found])} in its token ids, "
+                f"{_summary([(kind, count) for kind, _, count in runs])} in its token ids, "
                 f"{_summary(counts)} from its media; the engine read another file, or with other "
                 "processor settings"
             )
         return tuple(
             Block(start, grid, medium.seconds_per_step)
-            for (_, start, _), (medium, grid) in zip(found, expected, strict=True)
+            for (_, start, _), (medium, grid) in zip(runs, expected, strict=True)
         )
 
-    def _grids(self, medium: SeenMedium) -> list[Grid]:
-        """In tokens; of a video whose frames stand apart, one for each step in time."""
-        steps, height, width = medium.grid
-        height, width = height // self._merge, width // self._merge
-        if medium.kind == "video" and self._times_are_text:
-            return [(1, height, width)] * steps
-        return [(steps, height, width)]
-
     def _runs(self, sample: TrainSample) -> list[tuple[MediumKind, int, int]]:
-        """(kind, start, count) of the visual tokens that follow each other."""
+        """(kind, start, count) of each run of visual tokens in the sample's token ids."""
         kinds = {token: kind for kind, token in self._tokens.items()}
         runs, start = [], 0
         for token, group in groupby(sample.trajectory.token_ids.tolist()):
@@ -277,6 +283,8 @@ def checkpoint_name(model_type: str, parameter: str) -> str:
 
     vLLM and transformers load both this name and transformers' own.
     """
+    # transformers has renamed the modules of Qwen2.5-VL since it was published. Exports keep the
+    # published names, which other programs know.
     if model_type != "qwen2_5_vl":
         return parameter
     for ours, published in (("model.visual.", "visual."), ("model.language_model.", "model.")):
@@ -299,16 +307,25 @@ def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     pixels = {kind: kwargs.pop(name) for kind, name in _PIXELS.items() if name in kwargs}
     repeats = kwargs.pop("repeats", {})
     if not pixels:
-        seen = _see(backbone, *_black_image(backbone))
-        # Not one of its tokens is kept: the whole tower gets a gradient, which is zero.
+        # One black image of a single visual token, the least that the tower and the merger take.
+        vision, tower = backbone.config.vision_config, backbone.visual
+        side = vision.spatial_merge_size
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        like = next(tower.parameters())
+        black = torch.zeros(side**2, values, device=like.device, dtype=like.dtype)
+        seen = _see(backbone, black, torch.tensor([[1, side, side]], device=like.device))
+        # None of its tokens is kept, so the whole tower gets a gradient, which is zero. Without
+        # one, ranks whose micro-batch is text alone would not take part in the reduction that the
+        # others wait in.
         kwargs["mm_encoder_outputs"] = {"image": _picked(seen, [0], slice(0))}
         return args, kwargs
+    # Images and videos go through the tower together; their grids say where each medium ends.
     grids = {kind: kwargs[_GRIDS[kind]] for kind in pixels}
     seen = _see(backbone, torch.cat([*pixels.values()]), torch.cat([*grids.values()]))
     outputs, done = {}, 0
     for kind, grid in grids.items():
         order = repeats.get(kind, range(len(grid)))
-        outputs[kind] = _picked(seen, [done + place for place in order], slice(None))
+        outputs[kind] = _picked(seen, [done + index for index in order], slice(None))
         done += len(grid)
     kwargs["mm_encoder_outputs"] = outputs
     return args, kwargs
@@ -318,22 +335,13 @@ def _see(backbone: Any, pixels: Tensor, grids: Tensor) -> Any:
     return backbone.get_image_features(pixels, grids, return_dict=True)
 
 
-def _black_image(backbone: Any) -> tuple[Tensor, Tensor]:
-    """Pixels and grid of one visual token."""
-    vision, tower = backbone.config.vision_config, backbone.visual
-    side = vision.spatial_merge_size
-    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-    like = next(tower.parameters())
-    pixels = torch.zeros(side**2, values, device=like.device, dtype=like.dtype)
-    return pixels, torch.tensor([[1, side, side]], device=like.device)
-
-
 def _picked(seen: Any, media: Sequence[int], tokens: slice) -> Any:
-    """Some of the tower's output: these media, and these tokens of each, at every depth alike."""
+    """The tower's output for these media, in this order, and for these tokens of each."""
 
     def pick(by_medium: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(by_medium[place][tokens] for place in media)
+        return tuple(by_medium[index][tokens] for index in media)
 
+    # Qwen3-VL also adds features of earlier layers of its tower to earlier layers of its decoder.
     picked: dict[str, Any] = {"pooler_output": pick(seen.pooler_output)}
     if "deepstack_features" in seen:
         picked["deepstack_features"] = [pick(depth) for depth in seen.deepstack_features]

@@ -32,6 +32,7 @@ def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedMo
             "it is; add llm to policy.train or leave policy.lora out"
         )
     policy = model if config.lora is None else _with_adapter(model, parts["llm"], config.lora)
+    # PEFT has frozen all but its adapters; without it everything is trainable until here.
     for name, modules in parts.items():
         if config.lora is None or name != "llm":
             for module in modules:
@@ -54,9 +55,12 @@ def _with_adapter(
 def _targets(
     model: PreTrainedModel, language_model: Sequence[nn.Module], wanted: str | list[str]
 ) -> str | list[str]:
-    """What gets an adapter: as asked for, but nothing outside of the language model."""
+    """What gets an adapter: what the configuration names, and only in the language model."""
     if language_model == [model]:
         return wanted
+    # PEFT finds layers by the ends of their names, and those of vision towers end the same way
+    # (q_proj, fc1), so it is given whole names. The output layer gets none, as with PEFT's own
+    # all-linear.
     inside = {id(module) for part in language_model for module in part.modules()}
     head = model.get_output_embeddings()
     linear = [

@@ -6,9 +6,9 @@ tower's weights equally often, however many images each has.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from policy.models.minicpmv.processing import MediaPrompt
 from rl.data.media.minicpmv import STILL, View
 
 Block = tuple[tuple[int, ...], tuple[View, ...]]
+"""Temporal ids and views of one block of visual tokens."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,19 @@ def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | No
 
     Returns None where no prompt has any.
     """
-    blocks = [block for prompt in prompts for block in _blocks(prompt)]
+    blocks: list[Block] = []
+    for prompt in prompts:
+        views = iter(prompt.views)
+        blocks += [(group, tuple(islice(views, len(group)))) for group in prompt.groups]
     if not blocks:
         return None
-    # Samples of one group share their views, which are then seen once.
+    # Samples of one group share their views, which then go through the tower once. Views are known
+    # by identity, because comparing their pixels would take longer than it saves.
     distinct: dict[tuple[Any, ...], tuple[int, Block]] = {}
-    shown = [distinct.setdefault(_identity(block), (len(distinct), block))[0] for block in blocks]
+    shown = [
+        distinct.setdefault((*group, *map(id, views)), (len(distinct), (group, views)))[0]
+        for group, views in blocks
+    ]
     views = [view for _, (_, seen) in distinct.values() for view in seen]
     longest = max(view.patches.shape[-1] for view in views)
     channels, height, _ = views[0].patches.shape
@@ -81,20 +89,9 @@ def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | No
     )
 
 
-def _blocks(prompt: MediaPrompt) -> Iterator[Block]:
-    """Temporal ids and views of each block of visual tokens."""
-    views = iter(prompt.views)
-    for group in prompt.groups:
-        yield group, tuple(itertools.islice(views, len(group)))
-
-
-def _identity(block: Block) -> tuple[Any, ...]:
-    group, views = block
-    return (*group, *map(id, views))
-
-
 def smallest_batch(patch_size: int, like: Tensor) -> VisualBatch:
     """One black patch that goes nowhere: the least that can pass the tower and the resampler."""
     patches = like.new_zeros(1, 3, patch_size, patch_size)
+    # Without a place to go no token changes, yet the tower's weights were used.
     nowhere = torch.empty(0, dtype=torch.long, device=like.device)
     return VisualBatch(patches, ((1, 1),), ((STILL,),), nowhere, nowhere)

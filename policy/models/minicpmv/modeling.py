@@ -54,8 +54,11 @@ class Backbone(nn.Module):
         """
         embedded = self.llm.embed_tokens(input_ids)  # [B, T, D]
         if visual is None:
+            # Times zero and not left out: autograd must reach the tower.
             smallest = smallest_batch(self.vpm.patch_size, embedded)
             return embedded + 0 * self.see(smallest).sum()
+        # index_copy by position, and not wherever the placeholder's id stands: the placeholder is
+        # an ordinary word, which a text may hold too.
         seen = self.see(visual)[visual.shown].flatten(0, 1).to(embedded.dtype)  # [R * Q, D]
         merged = embedded.flatten(0, 1).index_copy(0, visual.places, seen)  # [B * T, D]
         return merged.view_as(embedded)
@@ -101,7 +104,7 @@ class MiniCPMV(PreTrainedModel):
         return CausalLMOutput(logits=self.llm.lm_head(hidden[:, -logits_to_keep:]))
 
     def backbone(self) -> Backbone:
-        """All but the output layer; the parts are this model's own."""
+        """The model without its output layer; a new module each time, of this model's own parts."""
         return Backbone(self.llm.model, self.vpm, self.resampler)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -115,7 +118,7 @@ class MiniCPMV(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Of new weights; the decoder's are its own concern."""
+        """Fill weights that no checkpoint gave; the decoder fills its own."""
         std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv2d):
             init.normal_(module.weight, std=std)

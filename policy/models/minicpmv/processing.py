@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -48,13 +46,6 @@ class MediaPrompt:
     ranges: tuple[tuple[int, int], ...]
     """[G] (start, end) of each group's tokens. Positions, because the placeholder's id may also
     stand in a text or in an answer, where it is a word like any other."""
-
-    def visual_mask(self) -> NDArray[np.bool_]:
-        """[T], True where a visual feature stands in the token's place."""
-        mask = np.zeros(len(self.token_ids), dtype=np.bool_)
-        for start, end in self.ranges:
-            mask[start:end] = True
-        return mask
 
 
 @dataclass(frozen=True)
@@ -97,6 +88,7 @@ class MiniCPMVProcessor:
         """
         _refuse_counts(text, IMAGE_MARKER, images)
         _refuse_counts(text, VIDEO_MARKER, videos)
+        # Iterators, so that each marker takes the next medium of its kind.
         left = {IMAGE_MARKER: map(self.image, range(len(images)), images)}
         left[VIDEO_MARKER] = map(self.video, videos)
         token_ids: list[int] = []
@@ -111,7 +103,7 @@ class MiniCPMVProcessor:
         return media_prompt(token_ids, shown)
 
     def image(self, place: int, image: Image.Image) -> MediumTokens:
-        """place: among the prompt's images, counted from 0."""
+        """place: the image's number among the prompt's images, from 0, which the tokens hold."""
         views = image_views(image, self.settings)
         token_ids = self.tokens.image(*as_rgb(image).size, place)
         return self._medium(token_ids, views, [(STILL,)] * len(views))
@@ -141,20 +133,22 @@ class MiniCPMVProcessor:
 
     def _blocks(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
         """(start, end) of each block of placeholders in the tokens of one medium."""
+        # Within one medium the placeholder stands for nothing else, so its runs can be trusted;
+        # in a whole prompt they cannot.
         length = self.settings.tokens_per_view
-        place = 0
-        while place < len(tokens):
-            if tokens[place] == self.tokens.placeholder:
-                yield place, place + length
-                place += length
+        start = 0
+        while start < len(tokens):
+            if tokens[start] == self.tokens.placeholder:
+                yield start, start + length
+                start += length
             else:
-                place += 1
+                start += 1
 
 
 def media_prompt(
     token_ids: Sequence[int], shown: Sequence[tuple[int, MediumTokens]]
 ) -> MediaPrompt:
-    """A prompt in which each medium's tokens stand from a place on."""
+    """A prompt from its token ids, and the position at which each medium's tokens start."""
     return MediaPrompt(
         tuple(token_ids),
         tuple(view for _, medium in shown for view in medium.views),

@@ -40,22 +40,12 @@ def plane_positions(sizes: Sizes, width: int, like: Tensor) -> Tensor:
     """[patches of all views, width]: half of each row tells the column, half the row of a patch."""
     longest = max(max(size) for size in sizes)
     table = torch.from_numpy(sin_cos(range(longest), width // 2)).to(like)  # [longest, D / 2]
-    return torch.cat([_plane(table, *size) for size in sizes])
-
-
-def _plane(table: Tensor, rows: int, columns: int) -> Tensor:
-    across = table[None, :columns].expand(rows, -1, -1)  # [rows, columns, D / 2]
-    down = table[:rows, None].expand(-1, columns, -1)  # [rows, columns, D / 2]
-    return torch.cat([across, down], dim=-1).flatten(0, 1)  # [rows * columns, D]
-
-
-def time_positions(groups: Groups, sizes: Sizes, width: int, like: Tensor) -> Tensor:
-    """[patches of all views, width]: the time of each patch's frame, zero for a still."""
-    times = [time for group in groups for time in group]  # [S]
-    table = torch.from_numpy(sin_cos(times, width)).to(like)  # [S, D]
-    is_still = torch.tensor([time == STILL for time in times], device=like.device)
-    counts = torch.tensor([rows * columns for rows, columns in sizes], device=like.device)
-    return table.masked_fill(is_still[:, None], 0).repeat_interleave(counts, dim=0)
+    planes = []
+    for rows, columns in sizes:
+        across = table[None, :columns].expand(rows, -1, -1)  # [rows, columns, D / 2]
+        down = table[:rows, None].expand(-1, columns, -1)  # [rows, columns, D / 2]
+        planes.append(torch.cat([across, down], dim=-1).flatten(0, 1))  # [rows * columns, D]
+    return torch.cat(planes)
 
 
 class Resampler(nn.Module):
@@ -72,12 +62,23 @@ class Resampler(nn.Module):
     def forward(self, features: Tensor, sizes: Sizes, groups: Groups) -> Tensor:
         """Features [S, N, C] of the views -> visual tokens [G, Q, D] of the groups."""
         mask = patch_mask(sizes, features.shape[1], features.device)  # [S, N]
+        # Flat over all views from here on: a group's patches then stand together, whatever the
+        # shapes of its views.
         values = self.ln_kv(self.kv_proj(features[mask]))  # [patches of all views, D]
         width = values.shape[-1]
         keys = values + plane_positions(sizes, width, values)
-        if any(time != STILL for group in groups for time in group):
-            keys = keys + time_positions(groups, sizes, width, values)
-        lengths = patches_per_group(sizes, groups)
+        counts = [rows * columns for rows, columns in sizes]  # [S]
+        times = [time for group in groups for time in group]  # [S]
+        if any(time != STILL for time in times):
+            table = torch.from_numpy(sin_cos(times, width)).to(values)  # [S, D]
+            # A still has no time at all; time 0 would be that of a video's first frame.
+            is_still = torch.tensor([time == STILL for time in times], device=values.device)
+            by_view = table.masked_fill(is_still[:, None], 0)
+            repeats = torch.tensor(counts, device=values.device)
+            keys = keys + by_view.repeat_interleave(repeats, dim=0)
+        # All frames of a group are read at once: a packed group costs as many tokens as one image.
+        views = iter(counts)
+        lengths = [sum(next(views) for _ in group) for group in groups]  # [G]
         mixed = self.attn(
             self.ln_q(self.query),  # [Q, D]
             pad_sequence(list(keys.split(lengths)), batch_first=True),  # [G, K, D]
@@ -87,14 +88,11 @@ class Resampler(nn.Module):
         return self.ln_post(mixed) @ self.proj
 
 
-def patches_per_group(sizes: Sizes, groups: Groups) -> list[int]:
-    """[G] patches of all the frames of a group."""
-    counts = iter(rows * columns for rows, columns in sizes)
-    return [sum(next(counts) for _ in group) for group in groups]
-
-
 class CrossAttention(nn.Module):
-    """Multi-head attention with the query, key and value projections in one parameter."""
+    """Multi-head attention with the query, key and value projections in one parameter.
+
+    Its parameters have the names and shapes of nn.MultiheadAttention, so of the checkpoint.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -113,16 +111,12 @@ class CrossAttention(nn.Module):
             .transpose(1, 2)
             for part, weight, bias in zip(inputs, weights, biases, strict=True)
         )  # [G, heads, Q or K, 128]
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, _key_mask(lengths, key)
-        )  # [G, heads, Q, 128]
+        mask, longest = None, key.shape[-2]
+        # Without padding no mask: attention then has its fastest kernel.
+        if min(lengths) < longest:
+            counts = torch.tensor(lengths, device=key.device)  # [G]
+            mask = torch.arange(longest, device=key.device) < counts[:, None]  # [G, K]
+            mask = mask[:, None, None, :]
+        mixed = functional.scaled_dot_product_attention(query, key, value, mask)
+        # [G, heads, Q, 128]
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
-
-
-def _key_mask(lengths: list[int], key: Tensor) -> Tensor | None:
-    """[G, 1, 1, K], False on padding; None where nothing is padded."""
-    longest = key.shape[-2]
-    if min(lengths) == longest:
-        return None
-    counts = torch.tensor(lengths, device=key.device)  # [G]
-    return (torch.arange(longest, device=key.device) < counts[:, None])[:, None, None, :]

@@ -30,13 +30,14 @@ def patch_mask(sizes: Sizes, length: int, device: torch.device) -> Tensor:
 def position_ids(sizes: Sizes, length: int, grid: int, device: torch.device) -> Tensor:
     """[S, length] row of the position table for each patch; 0 for padding.
 
-    Patch i of n along a side belongs to place floor(i * grid / n) of the grid. In integers: divided
-    in floating point, some n put a patch on the wrong side of a boundary.
+    Patch i of n along a side takes position floor(i * grid / n) of the table's side.
     """
     shape = torch.tensor(sizes, device=device)  # [S, 2]
     rows, columns = shape[:, :1], shape[:, 1:]  # [S, 1] each
     patch = torch.arange(length, device=device)[None]  # [1, N]
     row, column = patch // columns, patch % columns  # [S, N] each
+    # In integers, because division in floating point puts patches of some n on the wrong side of a
+    # boundary.
     ids = (row * grid // rows) * grid + column * grid // columns
     return torch.where(row < rows, ids, 0)
 
@@ -54,7 +55,7 @@ class VisionTower(nn.Module):
         """[S, 3, P, P * N] -> features [S, N, C]; those of padding mean nothing."""
         hidden = self.embeddings(patches, sizes)  # [S, N, C]
         mask = patch_mask(sizes, hidden.shape[1], hidden.device)  # [S, N]
-        # Without padding no mask: attention then has its fastest kernel.
+        # Without padding there is no mask, and attention has its fastest kernel.
         is_padded = any(rows * columns < hidden.shape[1] for rows, columns in sizes)
         hidden = self.encoder(hidden, mask[:, None, None, :] if is_padded else None)
         return self.post_layernorm(hidden)
@@ -69,6 +70,8 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(self.grid**2, config.hidden_size)
 
     def forward(self, patches: Tensor, sizes: Sizes) -> Tensor:
+        # A view's patches lie side by side in one strip, a patch high, so that views of any shape
+        # go through one convolution.
         embedded = self.patch_embedding(patches)[:, :, 0].transpose(1, 2)  # [S, N, C]
         ids = position_ids(sizes, embedded.shape[1], self.grid, embedded.device)  # [S, N]
         return embedded + self.position_embedding(ids)

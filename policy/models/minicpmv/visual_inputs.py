@@ -31,12 +31,13 @@ class MiniCPMVInputs:
         self._store = store
 
     def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> VisualBatch | None:
-        # The samples of a group show the same, and then share it.
+        # The samples of a group show the same media, which are read and laid out once.
         known = {sample.media: self._tokens(sample.media) for sample in samples}
         located = [self._located(sample, known[sample.media]) for sample in samples]
         return collate(located, token_ids.shape[1])
 
     def expanded(self, token_ids: Sequence[int], media: Sequence[Medium]) -> tuple[int, ...]:
+        # The search goes on behind each medium, so that its tokens are not taken for a marker.
         ids, done = list(token_ids), 0
         for medium, shown in zip(media, self._tokens(media), strict=True):
             marker = self._processor.tokens.encode(_MARKERS[medium.kind])
@@ -48,7 +49,10 @@ class MiniCPMVInputs:
         return tuple(ids)
 
     def _located(self, sample: TrainSample, media: Sequence[MediumTokens]) -> MediaPrompt:
-        """The sample's views, and where in its tokens they are."""
+        """The sample's views, and where in its tokens they are.
+
+        Raises ValueError if its tokens are not those that its media give here.
+        """
         ids, done = sample.trajectory.token_ids.tolist(), 0
         shown = []
         for tokens in media:
@@ -57,22 +61,18 @@ class MiniCPMVInputs:
                 raise self._difference(sample, media)
             shown.append((start, tokens))
             done = start + len(tokens.token_ids)
-        # A whole image is also the beginning of one that is cut into slices.
-        if self._num_blocks(sample) != sum(len(tokens.blocks) for _, tokens in shown):
+        # Blocks are counted too, because an image that is not cut looks like the beginning of one
+        # that is: where the engine cut an image and the learner does not, the search succeeds.
+        if _num_blocks(sample, self._processor) != sum(len(tokens.blocks) for _, tokens in shown):
             raise self._difference(sample, media)
         return media_prompt(ids, shown)
-
-    def _num_blocks(self, sample: TrainSample) -> int:
-        """Blocks of visual tokens in the prompt as the engine laid it out."""
-        prompt = sample.trajectory.token_ids[~sample.trajectory.loss_mask]
-        return int(np.isin(prompt, self._processor.tokens.block_starts).sum())
 
     def _difference(self, sample: TrainSample, media: Sequence[MediumTokens]) -> ValueError:
         blocks = [len(tokens.blocks) for tokens in media]
         size = self._processor.settings.tokens_per_view
         return ValueError(
-            f"sample {sample.id}: the engine saw {self._num_blocks(sample)} blocks of {size} "
-            f"visual tokens, and the learner makes {sum(blocks)} of "
+            f"sample {sample.id}: the engine saw {_num_blocks(sample, self._processor)} blocks of "
+            f"{size} visual tokens, and the learner makes {sum(blocks)} of "
             f"{', '.join(map(describe, sample.media))}, or in another order; has a file changed "
             "since it was sampled from?"
         )
@@ -81,10 +81,20 @@ class MiniCPMVInputs:
         return self._processor.media([self._store.read(medium) for medium in media])
 
 
+def _num_blocks(sample: TrainSample, processor: MiniCPMVProcessor) -> int:
+    """Blocks of visual tokens in the prompt as the engine laid it out."""
+    # In the prompt alone: a policy never samples a bracket, but what it wrote must not count.
+    prompt = sample.trajectory.token_ids[~sample.trajectory.loss_mask]
+    return int(np.isin(prompt, processor.tokens.block_starts).sum())
+
+
 def find(token_ids: Sequence[int], part: Sequence[int], start: int) -> int | None:
-    """Where `part` stands in the tokens, at `start` or after; None if it does not."""
+    """The first position from `start` on at which `part` stands in the tokens; None if nowhere."""
     first, length = part[0], len(part)
-    for place in range(start, len(token_ids) - length + 1):
-        if token_ids[place] == first and list(token_ids[place : place + length]) == list(part):
-            return place
+    for position in range(start, len(token_ids) - length + 1):
+        # The first token is compared alone, because slicing at every position is slow.
+        if token_ids[position] != first:
+            continue
+        if list(token_ids[position : position + length]) == list(part):
+            return position
     return None
