@@ -1,8 +1,8 @@
 """Decodes image and video files, from a path or from bytes.
 
-Whatever a file holds, the result is pixels or a MediaError: sizes are refused before anything is
-decoded, only formats decoded in this process are opened, and a video container that could name
-other files or addresses, such as a playlist, is none of them.
+Files come from strangers, so whatever a file holds, the result is pixels or a MediaError. Sizes are
+checked before anything is decoded. Only formats that are decoded in this process are opened, and no
+video container that could name other files or addresses, such as a playlist.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def check(kind: MediumKind, source: Source, name: str) -> None:
         with _image(source, name):
             return
     with _video(source, name) as (container, stream):
-        if not any(packet.size for packet in _first(container, stream)):
+        # The first packet is enough: a header alone is also written where a recording failed.
+        first = next(iter(container.demux(stream)), None)
+        if first is None or not first.size:
             raise MediaError(f"no_frames: {name} is a video without a frame")
 
 
@@ -58,7 +60,7 @@ def check(kind: MediumKind, source: Source, name: str) -> None:
 
 
 def read_image(source: Source, name: str) -> StillImage:
-    """Decode the whole image, of an animation the first; raises MediaError."""
+    """Decode the whole image, of an animation its first frame; raises MediaError."""
     with _image(source, name) as image:
         image.load()
         upright = as_rgb(image)
@@ -84,10 +86,12 @@ def _image(source: Source, name: str) -> Iterator[Image.Image]:
     _refuse_missing(source, name)
     with _readable(name):
         try:
+            # Reads the header only, so a size that would fill the memory is refused in time.
             image = Image.open(source, formats=IMAGE_FORMATS)
         except UnidentifiedImageError as error:
             formats = ", ".join(IMAGE_FORMATS)
             raise MediaError(f"not_an_image: {name} is none of {formats}") from error
+        # A warning where the caller turns warnings into errors.
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise MediaError(f"too_large: {name}: {error}") from error
         with image:
@@ -106,7 +110,8 @@ def read_video(source: Source, name: str, config: VideoConfig) -> Video:
         _refuse_long(num_frames / fps, name)
         plan = plan_frames(num_frames, fps, config.fps, config.max_groups, config.frames_per_group)
         chosen = [timeline.times[index] for index in plan.indices]
-        size = _shown_size(stream.width, stream.height, config.max_frame_pixels)
+        scale = min(1.0, sqrt(config.max_frame_pixels / (stream.width * stream.height)))
+        size = max(1, floor(stream.width * scale)), max(1, floor(stream.height * scale))
         frames = _decoded(container, stream, timeline, chosen, size, name)
     start, tick_s = timeline.times[0], timeline.tick_s
     times_s = tuple((time - start) * tick_s for time in chosen)
@@ -121,17 +126,9 @@ class _Timeline:
     times: list[int]
     """Of every frame, ascending."""
     starts: list[tuple[int, int]]
-    """Where decoding can start: a frame's time, ascending, and the earlier one to seek for it."""
+    """Where decoding can start, ascending: a key frame's time, and the time to seek for it."""
     tick_s: float
     fps: float
-
-    def start_before(self, time: int) -> tuple[int, int]:
-        """The last of `starts` from which the frame at `time` can be reached, else the first."""
-        return self.starts[max(bisect_right(self.starts, (time, time)) - 1, 0)]
-
-    def num_between(self, first: int, last: int) -> int:
-        """Frames from one time to the other."""
-        return bisect_left(self.times, last) - bisect_left(self.times, first)
 
 
 def _timeline(container: InputContainer, stream: VideoStream, name: str) -> _Timeline:
@@ -139,6 +136,7 @@ def _timeline(container: InputContainer, stream: VideoStream, name: str) -> _Tim
 
     Headers state numbers and rates that files do not keep; packets tell the truth.
     """
+    # A packet without a time of showing, as in AVI, is shown in the order of decoding.
     packets = [
         (packet.dts if packet.pts is None else packet.pts, packet)
         for packet in container.demux(stream)
@@ -148,7 +146,7 @@ def _timeline(container: InputContainer, stream: VideoStream, name: str) -> _Tim
     times = sorted({time for time, _ in known})
     if not times:
         raise MediaError(f"no_frames: {name} is a video without a frame")
-    # Some containers are sought by the time of decoding, which is never later.
+    # Some containers are sought by the time of decoding, which is never after that of showing.
     starts = sorted(
         (time, time if packet.dts is None else min(time, packet.dts))
         for time, packet in known
@@ -171,18 +169,22 @@ def _decoded(
     """The frames at the chosen times: [N, H, W, 3]."""
     frames = np.empty((len(chosen), size[1], size[0], 3), np.uint8)
     turn = 0
-    # Where seeking leads astray, for want of an index or by a wrong one, every frame is decoded.
-    for nearest in (_by_seeking, _one_by_one):
-        found = nearest(container, stream, timeline, chosen)
-        place = -1
-        for place, frame in enumerate(found):
+    # Seeking is fast but goes wrong in files with a missing or a false index; then every frame is
+    # decoded from the start.
+    for method in (_by_seeking, _one_by_one):
+        count = 0
+        for frame in method(container, stream, timeline, chosen):
+            # AREA averages all pixels that fall together, so small writing stays legible.
             scaled = frame.reformat(*size, "rgb24", interpolation="AREA")
-            frames[place], turn = scaled.to_ndarray(), frame.rotation
-        if place + 1 == len(chosen):
+            frames[count], turn = scaled.to_ndarray(), frame.rotation
+            count += 1
+        if count == len(chosen):
+            # Phones store frames lying on their side, and a note of how to turn them.
             upright = np.ascontiguousarray(np.rot90(frames, round(turn / 90), axes=(1, 2)))
+            # The array is shared by everyone who reads this video from the store.
             upright.setflags(write=False)
             return upright
-    second = (chosen[place + 1] - timeline.times[0]) * timeline.tick_s
+    second = (chosen[count] - timeline.times[0]) * timeline.tick_s
     raise MediaError(f"unreadable: {name} has no whole frame at {second:.1f} s")
 
 
@@ -194,11 +196,14 @@ def _by_seeking(
     container.seek(position, stream=stream)
     decoding = _timed(container, stream)
     for time in chosen:
-        key, sought = timeline.start_before(time)
-        if timeline.num_between(position, key) > MIN_SKIPPED:
+        # The last key frame from which this frame can be reached. Decoding goes on to it from where
+        # it is, unless so many frames lie between that a seek is cheaper.
+        key, sought = timeline.starts[max(bisect_right(timeline.starts, (time, time)) - 1, 0)]
+        num_between = bisect_left(timeline.times, key) - bisect_left(timeline.times, position)
+        if num_between > MIN_SKIPPED:
             container.seek(sought, stream=stream)
             decoding = _timed(container, stream)
-        shown, frame = next((one for one in decoding if one[0] >= time), (None, None))
+        shown, frame = next((each for each in decoding if each[0] >= time), (None, None))
         if shown != time or frame is None or frame.is_corrupt:
             return
         position = time
@@ -228,12 +233,6 @@ def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int
             yield time, frame
 
 
-def _shown_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
-    """The size of a frame that has at most `max_pixels`, and its shape."""
-    scale = min(1.0, sqrt(max_pixels / (width * height)))
-    return max(1, floor(width * scale)), max(1, floor(height * scale))
-
-
 @contextmanager
 def _video(source: Source, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its first video, its size and length checked."""
@@ -249,19 +248,13 @@ def _video(source: Source, name: str) -> Iterator[tuple[InputContainer, VideoStr
             raise MediaError(f"no_frames: {name} holds a video without a size")
         _refuse_size(stream.width, stream.height, name)
         _refuse_long((container.duration or 0) / av.time_base, name)
+        # Several threads decode, of which the codec says how many help.
         stream.thread_type = "AUTO"
         yield container, stream
 
 
-def _first(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
-    """The first packet, or none."""
-    for packet in container.demux(stream):
-        yield packet
-        return
-
-
 def _refuse_long(seconds: float, name: str) -> None:
-    # A frame in the middle of the last step still has an id.
+    # A frame in the middle of the last step still has a temporal id.
     if seconds > MAX_SECONDS + STEP_S:
         raise MediaError(
             f"too_large: {name} lasts {seconds:,.0f} s, more than {MAX_SECONDS:,}; cut it"
@@ -293,5 +286,5 @@ def _readable(name: str) -> Iterator[None]:
     except MediaError:
         raise
     except Exception as error:
-        # On broken bytes decoders raise all there is, from IndexError to struct.error.
+        # On broken bytes decoders raise whatever happens to them, from IndexError to struct.error.
         raise MediaError(f"unreadable: {name}: {error or type(error).__name__}") from error

@@ -30,7 +30,7 @@ IMAGE_MARKER = "(<image>./</image>)"
 VIDEO_MARKER = "(<video>./</video>)"
 """Stands in a prompt's text where a video goes."""
 PLACEHOLDER = "<unk>"
-"""The token whose embedding a visual feature replaces; an ordinary word of the vocabulary."""
+"""The token whose embedding a visual feature replaces; otherwise an ordinary word."""
 
 _BRACKETS = ("image", "slice", "image_id")
 BRACKET_TOKENS = tuple(f"<{end}{name}>" for name in _BRACKETS for end in ("", "/"))
@@ -100,23 +100,27 @@ def _same_for_all(name: str, value: Any) -> float:
 def slice_grid(width: int, height: int, settings: ImageSettings) -> tuple[int, int] | None:
     """Return (columns, rows) of the slices; None for an image that is seen in one view.
 
-    Of the grids with about as many cells as the image has views' areas, it is the one whose shape
-    is nearest to the image's, by the logarithm of the aspect ratio. Raises ValueError for an image
-    too large or too narrow.
+    Of the grids with about as many slices as views of the resolution fill the image's area, it is
+    the one whose shape is nearest to the image's, by the logarithm of the aspect ratio (LLaVA-UHD,
+    section 3.1). Raises ValueError for an image too large or too narrow.
     """
     refuse_size(width, height)
     area = settings.scale_resolution**2
     wanted = min(math.ceil(width * height / area), settings.max_slices)
     if wanted <= 1:
         return None
+    # A slice more or less is allowed, because a prime number of slices has no grid near a square.
     counts = [n for n in (wanted - 1, wanted, wanted + 1) if 1 < n <= settings.max_slices]
     grids = [(c, n // c) for n in counts for c in range(1, n + 1) if n % c == 0]
+    # In logarithms, so that twice as wide is as far from a square as twice as high.
     shape = math.log(width / height)
     return min(grids, key=lambda grid: abs(shape - math.log(grid[0] / grid[1])))
 
 
 def view_size(width: float, height: float, settings: ImageSettings) -> tuple[int, int]:
     """Return the size at which a view is shown: the resolution's area, in whole patches."""
+    # Cut to whole numbers between the steps, as in the published code; another rounding gives some
+    # images another size, and so other tokens.
     ratio = width / height
     rows = int(settings.scale_resolution / math.sqrt(ratio))
     columns = int(rows * ratio)
@@ -152,11 +156,13 @@ class View:
 
 def image_views(image: Image.Image, settings: ImageSettings) -> list[View]:
     """The whole image, then its slices row by row."""
+    # The whole comes first and shows how the slices belong together.
     image = as_rgb(image)
     grid = slice_grid(*image.size, settings)
     views = [_view(image, view_size(*image.size, settings), settings)]
     if grid is None:
         return views
+    # Resized once and then cut, so that neighbouring slices meet without a seam.
     whole = image.resize(sliced_size(*image.size, grid, settings), Image.Resampling.BICUBIC)
     columns, rows = grid
     width, height = whole.width // columns, whole.height // rows
@@ -183,11 +189,12 @@ def _view(image: Image.Image, size: tuple[int, int], settings: ImageSettings) ->
 def _patches(image: Image.Image, settings: ImageSettings) -> View:
     patch = settings.patch_size
     rows, columns = image.height // patch, image.width // patch
+    # All in float32, in the order of the published code: engine and learner see the same bits.
     pixels = np.asarray(image, dtype=np.float32) / np.float32(255)  # [H, W, 3]
     pixels = (pixels - np.float32(settings.mean)) / np.float32(settings.std)
-    cells = pixels.reshape(rows, patch, columns, patch, 3).transpose(4, 1, 0, 2, 3)
+    grid = pixels.reshape(rows, patch, columns, patch, 3).transpose(4, 1, 0, 2, 3)
     # [3, P, rows, columns, P]
-    return View(np.ascontiguousarray(cells.reshape(3, patch, -1)), (rows, columns))
+    return View(np.ascontiguousarray(grid.reshape(3, patch, -1)), (rows, columns))
 
 
 # Video.
@@ -203,18 +210,14 @@ class PackedVideo:
     """Temporal ids of the frames, in order, by group (rl/data/media/video_frames.py makes them)."""
 
     def __post_init__(self) -> None:
-        refuse_frames(self.frames)
+        # Engines get videos from requests too, so they may be anything, even lists.
+        shape, dtype = np.shape(self.frames), getattr(self.frames, "dtype", None)
+        if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8:
+            raise ValueError(
+                "a video must be a uint8 array [frames, height, width, 3] with at least one frame, "
+                f"got {dtype} {list(shape)}; decode it to RGB frames of one size"
+            )
         refuse_groups(self.groups, len(self.frames))
-
-
-def refuse_frames(frames: Any) -> None:
-    """Raise ValueError unless they are [N, H, W, 3] of 8-bit colours."""
-    shape, dtype = np.shape(frames), getattr(frames, "dtype", None)
-    if len(shape) != 4 or shape[-1] != 3 or 0 in shape or dtype != np.uint8:
-        raise ValueError(
-            "a video must be a uint8 array [frames, height, width, 3] with at least one frame, got "
-            f"{dtype} {list(shape)}; decode it to RGB frames of one size"
-        )
 
 
 def refuse_groups(groups: Groups, num_frames: int) -> None:
@@ -274,7 +277,12 @@ class MediaTokens:
 
     def image(self, width: int, height: int, place: int) -> list[int]:
         """Tokens of the image at `place` among the prompt's images, counted from 0."""
-        return self.image_id(place) + self._views(width, height)
+        whole, grid = self._block("image"), slice_grid(width, height, self.settings)
+        if grid is None:
+            return self.image_id(place) + whole
+        columns, rows = grid
+        slices = self._lines([self._block("slice") * columns] * rows)
+        return self.image_id(place) + whole + slices
 
     def video(self, num_groups: int) -> list[int]:
         """Tokens of a video: a block per group, on lines of their own as in the published chat."""
@@ -287,12 +295,14 @@ class MediaTokens:
 
     def renumbered(self, tokens: Sequence[int], place: int) -> list[int]:
         """An image's tokens with another place's number."""
+        # Nothing else depends on the place, so nothing else need be laid out again.
         _, end = self._brackets["image_id"]
         return self.image_id(place) + list(tokens[tokens.index(end) + 1 :])
 
     @cached_property
     def placeholder(self) -> int:
-        return placeholder_token_id(self.tokenizer)
+        """The token id that no policy may sample: in an answer it would read as a visual token."""
+        return self.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
 
     @property
     def block_starts(self) -> tuple[int, int]:
@@ -304,14 +314,6 @@ class MediaTokens:
         ids = self.tokenizer.convert_tokens_to_ids
         return {name: (ids(f"<{name}>"), ids(f"</{name}>")) for name in _BRACKETS}
 
-    def _views(self, width: int, height: int) -> list[int]:
-        whole = self._block("image")
-        grid = slice_grid(width, height, self.settings)
-        if grid is None:
-            return whole
-        columns, rows = grid
-        return whole + self._lines([self._block("slice") * columns] * rows)
-
     def _block(self, name: str) -> list[int]:
         start, end = self._brackets[name]
         return [start, *[self.placeholder] * self.settings.tokens_per_view, end]
@@ -322,8 +324,3 @@ class MediaTokens:
         for line in lines[1:]:
             joined += [*newline, *line]
         return joined
-
-
-def placeholder_token_id(tokenizer: Any) -> int:
-    """The token id that no policy may sample: in an answer it would read as a visual token."""
-    return tokenizer.convert_tokens_to_ids(PLACEHOLDER)

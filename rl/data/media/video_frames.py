@@ -1,9 +1,9 @@
 """Which frames of a video the policy sees, and in which groups.
 
-The recipe of the published examples of MiniCPM-V 4.5 (https://arxiv.org/abs/2509.18154):
-a short video gives each frame a block of visual tokens of its own; a longer one is seen at the same
-rate, with up to `max_packing` frames to a block; a still longer one at a lower rate. Pure functions
-of numbers; rl/data/media/files.py decodes.
+This is the recipe of the published examples of MiniCPM-V 4.5 (https://arxiv.org/abs/2509.18154). In
+a short video each frame has a block of visual tokens of its own. A longer video is seen at the same
+rate, with up to `max_packing` frames to a block, and a still longer one at a lower rate. Pure
+functions of numbers; rl/data/media/files.py decodes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FramePlan:
     """What to take of a video."""
 
     indices: tuple[int, ...]
-    """Places of the frames in the file, ascending."""
+    """Numbers of the frames in the file, from 0, ascending."""
     groups: tuple[tuple[int, ...], ...]
     """Their temporal ids by group."""
 
@@ -49,6 +49,7 @@ def plan_frames(
     duration_s = num_frames / native_fps
     packing = frames_per_group(duration_s, fps, max_groups, max_packing)
     if packing == 1:
+        # A video filmed at a lower rate than `fps` has no more frames to show.
         wanted = round(min(fps, round(native_fps)) * min(max_groups, duration_s))
         # The part of a second that frames_per_group leaves out can round up to a frame too many.
         wanted = min(wanted, max_groups)
@@ -56,20 +57,23 @@ def plan_frames(
         wanted = min(round(duration_s * fps), max_groups * max_packing)
     indices = spread(num_frames, min(max(wanted, 1), num_frames))
     ids = temporal_ids([index / native_fps for index in indices], duration_s)
-    return FramePlan(indices, grouped(ids, packing))
+    # The last group may be smaller.
+    groups = tuple(ids[start : start + packing] for start in range(0, len(ids), packing))
+    return FramePlan(indices, groups)
 
 
 def frames_per_group(duration_s: float, fps: float, max_groups: int, max_packing: int) -> int:
     """Frames that share a block of visual tokens: 1 while the frames fit without sharing."""
+    # Whole seconds only, as in the published example; plan_frames cuts off what that lets through.
     if fps * int(duration_s) <= max_groups:
         return 1
     return min(math.ceil(duration_s * fps / max_groups), max_packing)
 
 
 def spread(num_frames: int, count: int) -> tuple[int, ...]:
-    """Places of `count` frames, each in the middle of its share of the video."""
+    """Numbers of `count` frames, each in the middle of its share of the video."""
     share = num_frames / count
-    return tuple(int(place * share + share / 2) for place in range(count))
+    return tuple(int(index * share + share / 2) for index in range(count))
 
 
 def temporal_ids(times_s: Sequence[float], duration_s: float) -> tuple[int, ...]:
@@ -78,10 +82,6 @@ def temporal_ids(times_s: Sequence[float], duration_s: float) -> tuple[int, ...]
     The published example divides the step's time by 0.1 and cuts off the fraction. In floating
     point that makes 1,632 of the first 36,000 ids one too small (42 for 4.3 s); these are exact.
     """
+    # Rounding up at the very end would give a time after the video.
     last = max(math.ceil(duration_s / STEP_S) - 1, 0)
     return tuple(min(round(time_s / STEP_S), last) for time_s in times_s)
-
-
-def grouped(ids: Sequence[int], packing: int) -> tuple[tuple[int, ...], ...]:
-    """Consecutive ids in groups of `packing`; the last group may be smaller."""
-    return tuple(tuple(ids[start : start + packing]) for start in range(0, len(ids), packing))

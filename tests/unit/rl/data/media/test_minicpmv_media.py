@@ -18,7 +18,6 @@ from rl.data.media.minicpmv import (
     View,
     as_rgb,
     image_views,
-    placeholder_token_id,
     slice_grid,
     sliced_size,
     view_size,
@@ -147,7 +146,7 @@ def test_an_images_number_can_be_changed_in_its_tokens():
 
 def test_the_placeholder_is_the_unknown_token():
     tokenizer = tiny_tokenizer()
-    assert placeholder_token_id(tokenizer) == tokenizer.get_vocab()["<unk>"]
+    assert MediaTokens(tokenizer, SMALL).placeholder == tokenizer.get_vocab()["<unk>"]
 
 
 def test_another_models_tokenizer_is_refused():
