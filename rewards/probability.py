@@ -39,7 +39,7 @@ class Splice(Protocol):
     """Puts a reference in an answer's place (rollout/splice.py); None where it does not fit."""
 
     def after_reasoning(
-        self, group: RolloutGroup, place: int, kept_text: str, reference: str
+        self, group: RolloutGroup, index: int, kept_text: str, reference: str
     ) -> ReferenceRequest | None: ...
 
     def without_reasoning(

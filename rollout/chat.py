@@ -41,10 +41,15 @@ def split_response(text: str, thinking: bool) -> tuple[str | None, str | None]:
 class ChatTemplate:
     def __init__(self, path: str) -> None:
         """Load the tokenizer of a model directory; raises ValueError if it has no chat template."""
+        # Imported on use: transformers takes seconds, and commands that only read a run need
+        # nothing of this module but split_response.
         from transformers import AutoTokenizer
 
         self._path = path
-        self._model_type = _model_type(Path(path))
+        config = Path(path) / "config.json"
+        self._model_type: str = ""
+        if config.is_file():
+            self._model_type = json.loads(config.read_text()).get("model_type", "")
         self._family = vision_family(self._model_type)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not self._tokenizer.chat_template:
@@ -54,7 +59,9 @@ class ChatTemplate:
             )
         self._end_tokens = _end_tokens(Path(path), self._tokenizer)
         try:
-            self._has_switch = self._detect_switch()
+            # Found out by asking: templates spell the switch in many ways, or have none.
+            sample = [{"role": "user", "content": "2+2?"}]
+            self._has_switch = self._apply(sample, True) != self._apply(sample, False)
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template of {path} cannot be used: {error}") from error
         if not self.token_ids("2+2?"):
@@ -69,7 +76,8 @@ class ChatTemplate:
         text = self._render(prompt, thinking)
         if self._family is None:
             return self.token_ids(text)
-        # Piece by piece, so that no marker's end is tokenised with the text that follows it.
+        # Piece by piece, so that no marker's end is tokenised with the text that follows it: the
+        # engine looks for the marker's own tokens.
         pieces = re.split(f"({'|'.join(map(re.escape, self._family.markers.values()))})", text)
         self._refuse_markers(prompt, self._family, pieces)
         return tuple(chain.from_iterable(map(self.token_ids, pieces)))
@@ -109,6 +117,8 @@ class ChatTemplate:
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return sampled tokens as text: special tokens kept, a final end-of-sequence dropped."""
+        # Kept, because a policy that writes special tokens must be seen to write them: a reward
+        # that never sees them cannot punish them.
         ids = [int(token) for token in token_ids]
         if ids and ids[-1] in self._end_tokens:
             ids.pop()
@@ -129,23 +139,22 @@ class ChatTemplate:
                 "that switch (Qwen3, MiniCPM), or add it to its chat_template.jinja"
             )
 
-    def _detect_switch(self) -> bool:
-        sample = [{"role": "user", "content": "2+2?"}]
-        asked = [self._apply(sample, thinking) for thinking in (True, False)]
-        return asked[0] != asked[1]
-
     def _refuse_markers(self, prompt: Prompt, family: VisionFamily, pieces: Sequence[str]) -> None:
+        # The text comes from data, and one that writes a marker would claim a picture that is not
+        # there, or shift all others by one.
         kind_of = {marker: kind for kind, marker in family.markers.items()}
+        # Splitting at a pattern with one group leaves texts at even and markers at odd positions.
         written = [kind_of[marker] for marker in pieces[1::2]]
         if written != (shown := [medium.kind for medium in prompt.media]):
             raise ValueError(
-                f"prompt {prompt.id} as the chat template writes it has places for {written}, and "
+                f"prompt {prompt.id} as the chat template writes it has markers for {written}, and "
                 f"its media are {shown}; its messages need one image or video part for each, and "
                 f"no text of theirs may write {' or '.join(kind_of)}"
             )
-        if found := [token for token in family.reserved if any(token in p for p in pieces[::2])]:
+        texts = pieces[::2]
+        if written := [token for token in family.reserved if any(token in t for t in texts)]:
             raise ValueError(
-                f"the text of prompt {prompt.id} must not write {', '.join(found)}, which "
+                f"the text of prompt {prompt.id} must not write {', '.join(written)}, which "
                 f"{self._path} takes for parts of an image; escape or remove it"
             )
 
@@ -161,19 +170,22 @@ class ChatTemplate:
             raise ValueError(
                 f"the chat template of {self._path} refuses prompt {prompt.id}: {error}"
             ) from error
+        # What the template leaves open is closed here, so that the sampled text starts the same
+        # way for every model: inside the think block, or after an empty one.
         if thinking:
             if text.endswith(OPEN):
                 return f"{text}\n"
             return text if text.endswith(f"{OPEN}\n") else f"{text}{OPEN}\n"
         if text.endswith((OPEN, f"{OPEN}\n")):
             return text.removesuffix("\n").removesuffix(OPEN) + EMPTY_BLOCK
-        # A template with the switch knows how its model is told to answer at once.
+        # A template with the switch knows how its model is told to answer at once, even if that is
+        # without any think block.
         return text if self._has_switch or text.endswith(EMPTY_BLOCK) else text + EMPTY_BLOCK
 
     def _apply(self, messages: Sequence[Any], thinking: bool) -> str:
         family = self._family
         if family is not None and not family.chat_takes_parts:
-            messages = [_as_text(message, family.markers) for message in messages]
+            messages = [_with_markers(message, family.markers) for message in messages]
         return self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=False,
@@ -196,7 +208,8 @@ def refuse_oversized(
     """
     limit = config.rollout.max_model_length
     too_long: dict[str, dict[str, int]] = defaultdict(dict)
-    # Held-out prompts are asked in every mode, training prompts only in the one they are pinned to.
+    # Held-out prompts are asked in every mode, whatever they are pinned to; training prompts only
+    # in the mode they are pinned to.
     asked = [(prompt, None) for prompt in stream.heldout(config.eval.prompts)]
     for prompt, pin in chain(asked, ((prompt, prompt.mode) for prompt in stream.checked())):
         seen = media_tokens(prompt)
@@ -215,13 +228,9 @@ def refuse_oversized(
         )
 
 
-def _model_type(path: Path) -> str:
-    config = path / "config.json"
-    return json.loads(config.read_text()).get("model_type", "") if config.is_file() else ""
-
-
-def _as_text(message: Mapping[str, Any], markers: Mapping[Any, str]) -> Mapping[str, Any]:
-    """The message with its parts joined as the published chat of MiniCPM-V joins them."""
+def _with_markers(message: Mapping[str, Any], markers: Mapping[Any, str]) -> Mapping[str, Any]:
+    """The message as one text, for chat templates that take no parts."""
+    # A line for each part, as in the published chat of MiniCPM-V.
     content = message["content"]
     if isinstance(content, str):
         return message
@@ -231,6 +240,7 @@ def _as_text(message: Mapping[str, Any], markers: Mapping[Any, str]) -> Mapping[
 
 def _end_tokens(path: Path, tokenizer: Any) -> set[int]:
     """The tokens at which an engine stops: the tokenizer's own and the generation config's."""
+    # Chat models often end a turn with another token than the tokenizer's end of sequence.
     ends = {tokenizer.eos_token_id} - {None}
     generation_config = path / "generation_config.json"
     if generation_config.is_file():

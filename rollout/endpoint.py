@@ -1,18 +1,20 @@
 """An OpenAI-compatible server as the source of responses, such as `vllm serve` of an export.
 
-What a server sends is put back together as engines/worker.py would have it: one text, split by
-rollout/chat.py. A server with a reasoning parser sends reasoning and answer apart, without the
-closing tag between them; one without sends the whole text.
+What a server sends is put back together as engines/worker.py would return it: one text, which
+rollout/chat.py splits. A server with a reasoning parser sends reasoning and answer apart, without
+the closing tag between them; a server without one sends the whole text.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from io import BytesIO
 from typing import Any
 
 import httpx
@@ -20,12 +22,11 @@ import numpy as np
 import openai
 from openai.types.chat import ChatCompletion
 
-from rl.data.media.names import MediaError
+from rl.data.media.names import MediaError, StillImage
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import CLOSE, split_response
-from rollout.image_messages import messages_with_images
 
 MAX_IN_FLIGHT = 128
 MAX_RETRIES = 4
@@ -50,7 +51,8 @@ async def served_model(url: str, wanted: str | None, max_tokens: int) -> str:
             models = {model.id: model async for model in client.models.list()}
     except openai.AuthenticationError as error:
         raise ValueError(f"endpoint {url} wants a key: set OPENAI_API_KEY ({error})") from error
-    # What is no such server answers in any form; the client passes that on as it comes.
+    # The URL may belong to some other web server. The OpenAI client then fails with whatever error
+    # its answer happens to cause.
     except (openai.APIError, httpx.InvalidURL, AttributeError, TypeError, ValueError) as error:
         raise _does_not_answer(url, error, CHECK_TIMEOUT_S) from error
     name = next(iter(models)) if wanted is None and len(models) == 1 else wanted
@@ -124,6 +126,7 @@ class Endpoint:
         Raises ValueError if the server refuses what every request has in it.
         """
         mode = max(self._thinking, key=self._thinking.__getitem__)
+        # One token is enough: with a parser it comes as reasoning, and the content stays empty.
         try:
             reply = await self._reply(RolloutRequest("probe", PROBE, mode, (), 1, 1, 0.0, None))
         except GenerationFailed as failure:
@@ -166,6 +169,7 @@ class Endpoint:
             async with asyncio.timeout(self._deadline_s):
                 reply = await self._ask(request, also_asked)
         except (TimeoutError, openai.APITimeoutError) as error:
+            # A server that answered others in the meantime is alive, and this request too long.
             if self._answered_at > asked_at:
                 raise GenerationFailed("timeout", "rollout.group_timeout_s passed") from None
             raise _does_not_answer(self._url, error, self._deadline_s) from error
@@ -181,6 +185,7 @@ class Endpoint:
     async def _ask(self, request: RolloutRequest, also_asked: Mapping[str, Any]) -> ChatCompletion:
         reply = await self._client.chat.completions.create(
             model=self._served_name,
+            # In a thread, because encoding pictures would hold up the other requests.
             messages=await asyncio.to_thread(messages_with_images, request.prompt, self._media),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -189,12 +194,13 @@ class Endpoint:
             extra_body=NO_DEFAULTS
             | {
                 "chat_template_kwargs": {"enable_thinking": self._thinking[request.mode]},
+                # As the engines' own text, so that leaks of tags are seen (rewards/text/format.py).
                 "skip_special_tokens": False,
                 "return_token_ids": True,
             },
             **also_asked,
         )
-        # The client does not look at what it was sent.
+        # The client does not validate what it was sent.
         if not isinstance(reply, ChatCompletion) or not reply.choices:
             raise ValueError(f"endpoint {self._url} sends no chat completions, but {reply!r:.200}")
         return reply
@@ -203,13 +209,22 @@ class Endpoint:
         choice = reply.choices[0]
         if choice.finish_reason not in ("stop", "length"):
             raise GenerationFailed("aborted", f"the server ended with {choice.finish_reason}")
-        token_ids = _token_ids(reply)
+        ids = (choice.model_extra or {}).get("token_ids")
+        if ids is None and reply.usage is None:
+            raise ValueError(
+                "the endpoint tells neither token_ids nor usage, so no tokens are counted"
+            )
+        if ids is None:
+            # Zeros, as many as the server counts: lengths are measured all the same.
+            ids = [0] * reply.usage.completion_tokens
+        token_ids = np.asarray(ids, np.int32)
         if not len(token_ids):
             raise GenerationFailed("empty", "the server returned no tokens")
         text = self._text(choice.message, thinking)
         reasoning, answer = split_response(text, thinking)
         return Trajectory(
             token_ids=token_ids,
+            # Nobody trains on an endpoint's samples, so log-probabilities and versions are empty.
             loss_mask=np.ones(len(token_ids), np.bool_),
             rollout_logprobs=np.zeros(len(token_ids), np.float32),
             versions=(0, 0),
@@ -235,33 +250,51 @@ class Endpoint:
         return str(self._client.base_url)
 
 
-def _token_ids(reply: ChatCompletion) -> np.ndarray:
-    """The response's token ids [L]; zeros, as many as the server counts, where it sends none."""
-    ids = (reply.choices[0].model_extra or {}).get("token_ids")
-    if ids is None and reply.usage is None:
-        raise ValueError("the endpoint tells neither token_ids nor usage, so no tokens are counted")
-    if ids is None:
-        return np.zeros(reply.usage.completion_tokens, np.int32)
-    return np.asarray(ids, np.int32)
-
-
 def _top_logprobs(reply: ChatCompletion, url: str) -> tuple[tuple[str, float], ...]:
-    """Of the first token; raises ValueError for a reply without them."""
+    """Log-probabilities of the first token; raises ValueError for a reply without them."""
     choice = reply.choices[0]
     try:
-        found = tuple((e.token, float(e.logprob)) for e in choice.logprobs.content[0].top_logprobs)
-    # The client passes on what is missing or of another form as it comes.
+        listed = tuple((e.token, float(e.logprob)) for e in choice.logprobs.content[0].top_logprobs)
+    # The client hands on what is missing or has another form as it came.
     except (AttributeError, IndexError, TypeError, ValueError):
-        found = ()
-    if not found:
+        listed = ()
+    if not listed:
         raise ValueError(
             f"endpoint {url} was asked for log-probabilities and sends none (logprobs: "
             f"{choice.logprobs!r:.200}); take a server that does (vLLM), or a model directory"
         )
-    # Rounding may lift a certain token a little above 0; a NaN is no number at all.
-    if wrong := [logprob for _, logprob in found if not logprob <= 1e-3]:
+    # Rounding may lift a certain token a little above 0. `not` and `<=` refuse NaN as well.
+    if wrong := [logprob for _, logprob in listed if not logprob <= 1e-3]:
         raise ValueError(f"endpoint {url} sends {wrong[0]} for a log-probability; mend the server")
-    return found
+    return listed
+
+
+def messages_with_images(prompt: Prompt, store: MediaStore) -> list[dict[str, Any]]:
+    """The prompt's messages as a chat server takes them, with the very pixels that training shows.
+
+    Raises MediaError, and ValueError for a video, of which a server would choose other frames.
+    """
+    media = iter(prompt.media)
+    messages = []
+    for message in prompt.messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [
+                part if part["type"] == "text" else _image_part(store.read(next(media)))
+                for part in content
+            ]
+        messages.append({**message, "content": content})
+    return messages
+
+
+def _image_part(medium: Any) -> dict[str, Any]:
+    if not isinstance(medium, StillImage):
+        raise ValueError("a video cannot be sent to a server; ask about images")
+    # PNG, because it loses nothing: the server must see the pixels that training shows.
+    written = BytesIO()
+    medium.pixels.save(written, "PNG")
+    address = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": address}}
 
 
 def _does_not_answer(url: str, error: Exception, deadline_s: float) -> ValueError:

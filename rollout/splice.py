@@ -1,8 +1,9 @@
-"""Puts a reference answer in a sampled answer's place, at an exact token boundary.
+"""Puts a reference answer in place of a sampled answer, at an exact token boundary.
 
-Context and reference are tokenised apart and joined as tokens, so where one ends and the other
-begins is known and not guessed. Sampled tokens are kept as they are as far as they reach, so the
-context is in the engine's prefix cache.
+Context and reference are tokenised apart and joined as token ids. Joined as text, the last token of
+one could merge with the first of the other, and which log-probabilities belong to the reference
+would be a guess. Sampled tokens are kept as they were sampled as far as possible: tokenising their
+text again may give others, and the engine's prefix cache then has nothing of the context.
 """
 
 from __future__ import annotations
@@ -20,17 +21,23 @@ class Splice:
         self._max_length = max_length
 
     def after_reasoning(
-        self, group: RolloutGroup, place: int, kept_text: str, reference: str
+        self, group: RolloutGroup, index: int, kept_text: str, reference: str
     ) -> ReferenceRequest | None:
-        """The reference after the start `kept_text` of trajectory `place`; None if too long."""
+        """The reference after `kept_text`, with which trajectory `index` of the group begins.
+
+        None if context and reference are too long for the engine.
+        """
         request = group.request
-        response = group.trajectories[place].response_token_ids.tolist()
-        text, moved = _move_space(kept_text)
+        response = group.trajectories[index].response_token_ids.tolist()
+        # Tokenizers write a space with the word that follows it, so one closing space goes over to
+        # the reference: a token of its own there is something no policy samples.
+        moved = " " if kept_text.endswith(" ") else ""
+        text = kept_text.removesuffix(" ")
         kept = self._tokens_within(response, text)
         rest = text.removeprefix(self._chat.raw_text(response[:kept]))
         context = (*request.prompt_token_ids, *response[:kept], *self._chat.token_ids(rest))
         return self._request(
-            f"reference/{request.group_id}/{place}",
+            f"reference/{request.group_id}/{index}",
             request.prompt,
             context,
             moved + reference,
@@ -41,7 +48,7 @@ class Splice:
     def without_reasoning(
         self, prompt: Prompt, reference: str, temperature: float
     ) -> ReferenceRequest | None:
-        """The reference right after the prompt, its think block empty; None if too long."""
+        """The reference right after the prompt, with an empty think block; None if too long."""
         context = self._chat.prompt_token_ids(prompt, thinking=False)
         request_id = f"baseline/{prompt.id}"
         return self._request(request_id, prompt, context, reference, temperature, None)
@@ -64,7 +71,8 @@ class Splice:
 
     def _tokens_within(self, response: Sequence[int], text: str) -> int:
         """How many sampled tokens, from the first, spell a start of `text`."""
-        # Counted from the end: the halves that are decoded add up to one whole.
+        # Halved, because decoding each start of a long response takes time that grows with its
+        # square. Counted from the end, so that what is decoded adds up to the response once.
         num_left_out = len(self._chat.raw_text(response)) - len(text)
         low, high = 0, len(response)
         while low < high:
@@ -73,12 +81,8 @@ class Splice:
                 low = middle
             else:
                 high = middle - 1
-        # A token that ends inside a character spells a replacement character until the next one.
+        # A token that ends inside a character decodes to a replacement character until the token
+        # with the rest of it follows.
         while not text.startswith(self._chat.raw_text(response[:low])):
             low -= 1
         return low
-
-
-def _move_space(text: str) -> tuple[str, str]:
-    """Take one closing space off the text: tokenizers write it with the word that follows."""
-    return (text[:-1], " ") if text.endswith(" ") else (text, "")

@@ -56,7 +56,7 @@ class Case:
 
     def question(self, config: Config, media: MediaStore) -> Question:
         from rl.export.vllm_answers import Question
-        from rollout.image_messages import messages_with_images
+        from rollout.endpoint import messages_with_images
 
         mode = config.modes[self.mode]
         return Question(

@@ -1,8 +1,8 @@
 """Images and videos of a data set's rows: what a cell names, and where in the text it goes.
 
-What cannot be used, or does not match its text, is a MediaError, for which its row is left out.
-Whether a medium can be used is told from its header, before a run; what only decoding finds is met
-where it is read.
+A medium that cannot be used, or does not match its text, is a MediaError, and its row is left out.
+Before a run only headers are read, since decoding a data set takes hours. A file with a good header
+and broken contents is met by the engine that reads it, and its group is dropped.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ def media_of_rows(
     if not kinds:
         yield from repeat(RowMedia(), len(table))
         return
-    # In Arrow's own form: nothing decodes an image column on the way.
+    # In Arrow's own form, because `datasets` would otherwise decode an image column on the way.
     stored = table.select_columns(list(kinds)).with_format("arrow")
     read = partial(_row_media, kinds=kinds, split=split, directory=directory, checked={})
     with ThreadPoolExecutor(CHECK_THREADS) as pool, _Progress(len(table)) as progress:
+        # Batch by batch, because a cell may hold a whole video as bytes.
         for first in range(0, len(table), BATCH_ROWS):
             rows = stored[first : first + BATCH_ROWS].to_pylist()
             yield from pool.map(read, range(first, first + len(rows)), rows)
@@ -98,13 +99,22 @@ def _row_media(
             cell = media_in(row[column])
         except ValueError as error:
             raise ValueError(f"column {column} {error}") from error
-        for place, content in enumerate(cell):
-            medium, source = MediaCell(kind, split, column, number, place), content or b""
+        for index, content in enumerate(cell):
+            medium, source = MediaCell(kind, split, column, number, index), content or b""
             if isinstance(source, str):
-                medium = MediaFile(kind, _absolute(source, directory))
+                # isfile, because a cell may hold anything, even what is no path at all.
+                below, given = os.path.join(directory, source), os.path.abspath(source)
+                is_given = os.path.isfile(given) and not os.path.isfile(below)
+                medium = MediaFile(kind, given if is_given else below)
+                # Two threads may check the same file; both then write the same.
                 if medium not in checked:
                     checked[medium] = _problem(medium, medium.path)
-                problems.append(_address_problem(source) or checked[medium])
+                if _ADDRESS.match(source):
+                    problems.append(
+                        f"missing: {source:.100} is an address, and media are files or bytes; "
+                        "download it"
+                    )
+                problems.append(checked[medium])
                 names[-1].append(source)
             else:
                 problems.append(_problem(medium, BytesIO(source)))
@@ -113,25 +123,12 @@ def _row_media(
     return RowMedia(tuple(media), tuple(names), next(filter(None, problems), None))
 
 
-def _absolute(path: str, directory: Path) -> str:
-    below = os.path.join(directory, path)
-    as_given = os.path.abspath(path)
-    # isfile, because a path may be anything, even no path.
-    return as_given if os.path.isfile(as_given) and not os.path.isfile(below) else below
-
-
 def _problem(medium: MediaFile | MediaCell, source: str | BytesIO) -> str | None:
     try:
         check(medium.kind, source, describe(medium))
     except MediaError as error:
         return str(error)
     return None
-
-
-def _address_problem(source: str) -> str | None:
-    if not _ADDRESS.match(source):
-        return None
-    return f"missing: {source:.100} is an address, and media are files or bytes; download it"
 
 
 class _Progress:
@@ -154,7 +151,7 @@ class _Progress:
         self._bar.stop()
 
 
-# Places.
+# Where media go in the text.
 
 
 def place_media(
@@ -162,23 +159,25 @@ def place_media(
 ) -> tuple[Messages, tuple[Medium, ...]]:
     """Return the messages with a content part for each medium, and the media in that order.
 
-    Places are content parts of type image or video and, with `has_tags`, the words <image> and
-    <video> in a text. Without any, media go in front of the first question, images first. Raises
-    MediaError where places and media do not match.
+    A medium goes where the messages have a content part of type image or video or, with `has_tags`,
+    the word <image> or <video> in a text. Messages without any show their media in front of the
+    first question, images first. Raises MediaError where the messages name other numbers of media
+    than there are.
     """
     contents = [_parts(message["content"], has_tags) for message in messages]
     if media and not any(map(_kinds, contents)):
-        asked = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
-        contents[asked] = [*({"type": medium.kind} for medium in media), *contents[asked]]
-    places = [kind for parts in contents for kind in _kinds(parts)]
-    wanted, given = Counter(places), Counter(medium.kind for medium in media)
+        # The order of the published chats: first the pictures, then the question about them.
+        first = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
+        contents[first] = [*({"type": medium.kind} for medium in media), *contents[first]]
+    kinds = [kind for parts in contents for kind in _kinds(parts)]
+    wanted, given = Counter(kinds), Counter(medium.kind for medium in media)
     if wanted != given:
         raise MediaError(
             f"places_differ: the text has places for {wanted['image']} images and "
             f"{wanted['video']} videos, the row has {given['image']} and {given['video']}"
         )
     by_kind = {kind: iter([m for m in media if m.kind == kind]) for kind in given}
-    ordered = tuple(next(by_kind[kind]) for kind in places)
+    ordered = tuple(next(by_kind[kind]) for kind in kinds)
     shown = (
         {**message, "content": parts} if _kinds(parts) else message
         for message, parts in zip(messages, contents, strict=True)
@@ -193,12 +192,18 @@ def _kinds(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 def _parts(content: Any, has_tags: bool) -> list[Mapping[str, Any]]:
     """Example: _parts("a <image>", True) == [{"type": "text", "text": "a "}, {"type": "image"}]"""
     if isinstance(content, str):
-        return _split(content) if has_tags else _text(content)
+        # With one group in the pattern, every second piece is what it matched.
+        pieces = enumerate(_TAG.split(content) if has_tags else [content])
+        typed = [
+            {"type": piece} if n % 2 else {"type": "text", "text": piece} for n, piece in pieces
+        ]
+        return [part for part in typed if part.get("text") != ""]
     parts: list[Mapping[str, Any]] = []
     for part in content or ():
         kind = part.get("type")
         if kind == "text":
             parts += _parts(part.get("text") or "", has_tags)
+        # A part that brings its own picture would be shown beside those of the columns, unchecked.
         elif kind in ("image", "video") and not any(part.get(key) for key in _OWN_CONTENT):
             parts.append({"type": kind})
         else:
@@ -207,13 +212,3 @@ def _parts(content: Any, has_tags: bool) -> list[Mapping[str, Any]]:
                 "medium; write {'type': 'image'} and name the medium in data.columns.images"
             )
     return parts
-
-
-def _split(text: str) -> list[Mapping[str, Any]]:
-    # With one group in the pattern, every second piece is what it matched.
-    pieces = enumerate(_TAG.split(text))
-    return [part for n, piece in pieces for part in ([{"type": piece}] if n % 2 else _text(piece))]
-
-
-def _text(text: str) -> list[Mapping[str, Any]]:
-    return [{"type": "text", "text": text}] if text else []

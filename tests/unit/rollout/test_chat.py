@@ -188,7 +188,7 @@ def test_media_are_one_marker_each_in_the_order_of_the_messages(tmp_path):
 )
 def test_markers_must_match_the_media(tmp_path, parts, media):
     chat = seeing_chat(tmp_path)
-    with pytest.raises(ValueError, match=r"prompt p/1 .* has places for"):
+    with pytest.raises(ValueError, match=r"prompt p/1 .* has markers for"):
         chat.prompt_token_ids(shown(parts, *media), thinking=False)
 
 
