@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,20 @@ class ChatTemplate:
     def _apply(self, messages: Sequence[Any], thinking: bool) -> str:
         family = self._family
         if family is not None and not family.chat_takes_parts:
-            messages = [_with_markers(message, family.markers) for message in messages]
+            # One text for each message, and a line for each part of it, as in the published chat of
+            # MiniCPM-V.
+            messages = [
+                message
+                if isinstance(message["content"], str)
+                else {
+                    **message,
+                    "content": "\n".join(
+                        part["text"] if part["type"] == "text" else family.markers[part["type"]]
+                        for part in message["content"]
+                    ),
+                }
+                for message in messages
+            ]
         return self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
             tokenize=False,
@@ -226,16 +239,6 @@ def refuse_oversized(
             "lower the budget, or remove the prompts. The first ids: "
             f"{', '.join(list(lengths)[:SHOWN_IDS])}"
         )
-
-
-def _with_markers(message: Mapping[str, Any], markers: Mapping[Any, str]) -> Mapping[str, Any]:
-    """The message as one text, for chat templates that take no parts."""
-    # A line for each part, as in the published chat of MiniCPM-V.
-    content = message["content"]
-    if isinstance(content, str):
-        return message
-    parts = [part["text"] if part["type"] == "text" else markers[part["type"]] for part in content]
-    return {**message, "content": "\n".join(parts)}
 
 
 def _end_tokens(path: Path, tokenizer: Any) -> set[int]:

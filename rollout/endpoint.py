@@ -46,6 +46,7 @@ async def served_model(url: str, wanted: str | None, max_tokens: int) -> str:
     wanted: None where the server has only one. Raises ValueError if it does not answer, or has no
     such model.
     """
+    # Without retries: at the start a person waits for the answer, and can mend the address.
     try:
         async with _client(url, CHECK_TIMEOUT_S, max_retries=0) as client:
             models = {model.id: model async for model in client.models.list()}
@@ -62,6 +63,7 @@ async def served_model(url: str, wanted: str | None, max_tokens: int) -> str:
             + (f", not {wanted}" if wanted else "")
             + "; name what it serves with served_name=NAME"
         )
+    # vLLM says how many tokens it takes, other servers do not, and then only asking tells.
     length = (models[name].model_extra or {}).get("max_model_len")
     if length is not None and length <= max_tokens:
         raise ValueError(

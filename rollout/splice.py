@@ -34,6 +34,7 @@ class Splice:
         moved = " " if kept_text.endswith(" ") else ""
         text = kept_text.removesuffix(" ")
         kept = self._tokens_within(response, text)
+        # What is left of the text after the last whole token has to be tokenised after all.
         rest = text.removeprefix(self._chat.raw_text(response[:kept]))
         context = (*request.prompt_token_ids, *response[:kept], *self._chat.token_ids(rest))
         return self._request(
@@ -62,6 +63,7 @@ class Splice:
         temperature: float,
         engine: int | None,
     ) -> ReferenceRequest | None:
+        # None and not a cut reference: a start of it would be another answer, and likelier.
         tokens = self._chat.token_ids(reference)
         # A greedy engine reports log-probabilities at temperature 1.
         temperature = temperature or 1.0

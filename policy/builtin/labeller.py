@@ -1,11 +1,11 @@
 """The built-in tiny labellers: models that say yes or no to a claim, made once on this machine.
 
 They stand in for a large model that judges claims where none can be downloaded. Each starts from a
-tiny policy, which adds, or sees and adds, already: a Qwen3 for claims about sums, and a Qwen2.5-VL
-for claims about the digits of a picture. Every question is asked twice in a batch, once with a
-right answer and once with a wrong one: after 900 steps of text, this contrast is the difference
-between a guess and two claims in three labelled right. Beside the verdict they learn to foresee the
-right answer within its own question, and to name each digit where it is seen.
+tiny policy that already adds, or sees and adds: a Qwen3 for claims about sums, and a Qwen2.5-VL for
+claims about the digits of a picture. Every question is asked twice in a batch, once with a right
+answer and once with a wrong one. After 900 steps of text, this contrast makes the difference
+between a guess and two claims in three that are labelled right. Beside the verdict, the labellers
+learn to foresee the right answer within its own question, and to name each digit where it is seen.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ YES, NO = "yes", "no"
 WORDING = ('Is it correct that the answer to "', '" is ', "? Please answer yes or no.")
 """What stands around question and answer in every claim; a token each."""
 PICTURE = "<|image_pad|>"
+"""The marker of the one policy with pictures that a labeller starts from."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class LabellerRecipe:
     """Per mistake, for the report."""
 
 
+# The largest shares are of the mistakes that the policies' own worked examples make: a sum that is
+# off by one, and a digit of a picture that is read as another.
 TEXT = LabellerRecipe(
     shares=(0.4, 0.2, 0.15, 0.1, 0.15),
     min_steps=2500,
@@ -261,6 +264,8 @@ def _ensure(
 
 def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """The policy, with rows for the tokens that it does not have."""
+    # The new rows are drawn like those of a new model. At the mean of the old rows, which is the
+    # default, yes and no would start alike.
     disable_progress_bar()
     family = model_family(read_config(policy).model_type)
     model = family.auto_class.from_pretrained(policy, dtype=torch.float32, local_files_only=True)
@@ -313,10 +318,12 @@ def labelling_loss(
 
     questions, wrong: N questions and a wrong answer to each.
     """
+    # One forward for both halves: the first N rows are right, the last N wrong.
     right = [question.answer for question in questions]
     token_ids, lengths, hidden = _states(model, task, [*questions, *questions], [*right, *wrong])
     head, count = model.get_output_embeddings(), len(questions)
     at_end = hidden[torch.arange(2 * count), lengths - 1]  # [2N, H]
+    # The verdict is sampled after the last token of a claim's prompt.
     yes, no = verdict_ids(task.tokenizer)
     loss = cross_entropy(head(at_end), torch.tensor([yes] * count + [no] * count))
 
@@ -330,6 +337,7 @@ def labelling_loss(
         loss = loss + recipe.foresight * cross_entropy(head(before), answer)
     if task.pictures is None:
         return loss
+    # Naming: at each visual token of the picture, the digit that is shown there.
     seen = hidden[token_ids == task.tokenizer.convert_tokens_to_ids(PICTURE)]  # [digits, H]
     digits = "".join(str(digit) for question in questions for digit in question.addends)
     names = torch.tensor(task.tokenizer(digits)["input_ids"])  # [digits]
@@ -366,6 +374,7 @@ def heldout_accuracy(
     model: PreTrainedModel, task: ClaimTask, num_questions: int
 ) -> dict[str, float]:
     """Share of claims about held-out questions labelled right: right ones, and by mistake."""
+    # Always the same wrong answers, so that two measurements differ by the model alone.
     questions, rng = task.heldout_questions(num_questions), np.random.default_rng(0)
     right = [question.answer for question in questions]
     labels = {"right": p_yes_and_no(model, task, questions, right)}
@@ -382,7 +391,8 @@ def heldout_accuracy(
 
 
 def balanced(accuracy: dict[str, float], shares: Sequence[float]) -> float:
-    """Share labelled right where half the claims are right, and the others err by `shares`."""
+    """Share labelled right where half the claims are right and the others err by `shares`."""
+    # As claims are in training. A labeller that always says yes gets a half.
     wrong = sum(share * accuracy[mistake] for share, mistake in zip(shares, MISTAKES, strict=True))
     return (accuracy["right"] + wrong) / 2
 

@@ -71,6 +71,7 @@ def builtin_reward_model(name: str) -> str:
 
 
 def _made(name: str, makers: Mapping[str, Callable[..., Path]]) -> str:
+    # No error here: whoever looks for a directory or a Hugging Face name has a better one.
     if name not in makers:
         return name
     chosen = os.environ.get(SEED_VARIABLE) or None

@@ -1,10 +1,10 @@
 """The built-in tiny reward model: prefers right sums to wrong ones, made once on this machine.
 
-It stands in for a reward model trained on human preferences where none can be downloaded. It is
-the tiny policy with a classification head, trained with TRL on pairs of answers to the questions
-of the built-in task: the policy adds already, and from random weights adding is not learned in the
-time. The training runs in a process of its own, because a TRL trainer decides for its whole
-process on which device accelerate computes.
+It stands in for a reward model trained on human preferences where none can be downloaded. It is the
+tiny policy with a classification head, trained with TRL on pairs of answers to the questions of the
+built-in task. It starts from the policy, which adds already, because from random weights adding is
+not learned in the time. The training runs in a process of its own, because a TRL trainer decides
+for its whole process on which device accelerate computes.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def ensure_tiny_reward_model(
 
 def _train_apart(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
     """Run `main` in a new process: one thread, no GPU, no network, no part of any training run."""
+    # The caller may be part of a distributed training, which accelerate would try to join.
     inherited = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     environment |= {
@@ -144,6 +145,7 @@ def _run_trainer(
     tokenizer: PreTrainedTokenizerFast,
     recipe: RewardModelRecipe,
 ) -> None:
+    # Imported on use: trl takes seconds, and whoever finds the model in the cache needs none of it.
     from trl import RewardConfig, RewardTrainer
 
     with tempfile.TemporaryDirectory() as aside, step_progress() as progress:
@@ -156,6 +158,7 @@ def _run_trainer(
             warmup_steps=recipe.rise_steps,
             weight_decay=recipe.weight_decay,
             adam_beta2=0.98,
+            # No pair is cut or left out for its length.
             max_length=None,
             use_cpu=True,
             bf16=False,
@@ -172,6 +175,7 @@ def _run_trainer(
             processing_class=tokenizer,
             callbacks=[_ShowProgress(progress, recipe.steps)],
         )
+        # It would print every loss on standard output.
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
@@ -237,6 +241,7 @@ def wrong_answer(rng: np.random.Generator, total: int, mistake: Mistake) -> str:
 
 def _ill_formed(rng: np.random.Generator, total: int) -> str:
     """No answer, too few or too many digits, or something else beside or in place of one."""
+    # All forms are drawn before one is taken, so the numbers drawn do not depend on the form.
     other = NOT_DIGITS[rng.integers(len(NOT_DIGITS))]
     forms = (
         "",
@@ -264,6 +269,7 @@ def heldout_accuracy(
     num_questions: int,
 ) -> float:
     """Share of held-out questions whose right answer scores above one with this mistake."""
+    # Always the same wrong answers, so that two models are measured on the same pairs.
     rng = np.random.default_rng(0)
     pairs = [_pair(rng, 0, index, True, mistake) for index in range(num_questions)]
     scores = []
@@ -278,6 +284,7 @@ def main() -> None:
     directory, policy, recipe = sys.argv[1:]
     disable_progress_bar()
     set_verbosity_error()
+    # JSON has no tuples.
     fields = json.loads(recipe)
     fields["shares"] = tuple(fields["shares"])
     train(Path(directory), Path(policy), RewardModelRecipe(**fields))

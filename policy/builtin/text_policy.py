@@ -112,6 +112,7 @@ class SumTask:
         return [question(self.seed, first + index, False) for index in range(count)]
 
     def heldout(self, count: int) -> list[list[ChainSumQuestion]]:
+        # Seed 0 whatever the policy's: held-out questions are the same for all.
         asked = (question(0, index, True) for index in range(count))
         by_length = sorted(asked, key=lambda one: len(one.numbers))
         return [list(alike) for _, alike in groupby(by_length, lambda one: len(one.numbers))]
@@ -147,6 +148,7 @@ class SumTask:
             prompts,
             attention_mask=torch.ones_like(prompts),
             max_new_tokens=MAX_RESPONSE_TOKENS[thinking],
+            # From the whole distribution, as the engines sample; transformers' default cuts it.
             do_sample=True,
             top_k=0,
             pad_token_id=self.tokenizer.pad_token_id,

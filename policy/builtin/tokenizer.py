@@ -37,10 +37,12 @@ def make_tokenizer(
     The think tags are ordinary added tokens, as in Qwen3, so decoding always keeps them.
     media_tokens: special tokens of a policy that sees.
     """
+    # The order decides the token ids, and so the weights of every model that is made.
     markers = [PAD, EOS, UNKNOWN, USER, ASSISTANT, THINK, END_THINK]
     words = [*markers, *CHARACTERS, *media_tokens]
     vocabulary = {token: place for place, token in enumerate(words)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    # Each character is a word of its own, so no digit ever hides inside a longer token.
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
     special = [*markers[:5], *media_tokens]
@@ -53,6 +55,7 @@ def make_tokenizer(
         unk_token=UNKNOWN,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
+        # Answers are sampled after the last token of a prompt, which then ends every row.
         padding_side="left",
     )
     tokenizer.chat_template = chat_template

@@ -1,7 +1,7 @@
 """The built-in tiny policies that see: a Qwen2.5-VL and a MiniCPM-V, made once on this machine.
 
-They stand in for pretrained models as text_policy.py does for text: each reads digits in a
-picture and adds them, well enough in both modes for GRPO to have something to strengthen.
+They stand in for pretrained models as text_policy.py does for text. Each reads digits in a picture
+and adds them, well enough in both modes for GRPO to have something to strengthen.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ QWEN_VL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+# The text policy's template, with contents that may be parts: the marker of each medium stands
+# between the tokens that frame it, as in the published template.
 QWEN_VL_CHAT_TEMPLATE = (
     "{%- macro shown(content) -%}"
     "{%- if content is string -%}{{ content }}"
@@ -74,6 +76,7 @@ QWEN_VL_SIZES: dict[str, Any] = {
         "intermediate_size": 192,
         "patch_size": PATCH_SIZE,
         "out_hidden_size": 64,
+        # Every layer sees the whole picture. Windows save time in large pictures only.
         "fullatt_block_indexes": [0, 1],
         "initializer_range": INITIALIZER_RANGE,
     },
@@ -137,7 +140,7 @@ def _write_policy(family: _Family, directory: Path, seed: int, recipe: VisionWar
     tokenizer = make_tokenizer(MAX_LENGTH, family.tokens, family.template)
     with reproducible(seed), shown_warmup(recipe.min_steps) as show:
         model = family.model(tokenizer)
-        # What the learner's side of media reads.
+        # The warm-up shows pictures as the learner does, and the learner's inputs read these files.
         model.config.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         settings = json.dumps(family.preprocessor, indent=2)
@@ -161,10 +164,6 @@ def _qwen_vl(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
             dtype="float32",
         )
     )
-
-
-def _minicpmv(tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    return MiniCPMV(MiniCPMVConfig(**MINICPMV_SIZES, **_vocabulary(tokenizer)))
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -207,6 +206,6 @@ _FAMILIES: dict[TinyVisionName, _Family] = {
             "norm_mean": [0.5, 0.5, 0.5],
             "norm_std": [0.5, 0.5, 0.5],
         },
-        _minicpmv,
+        lambda tokenizer: MiniCPMV(MiniCPMVConfig(**MINICPMV_SIZES, **_vocabulary(tokenizer))),
     ),
 }

@@ -89,6 +89,7 @@ def worked_example(scene: DigitsScene, thinking: bool, slips: Misreading | None 
     if not thinking:
         answer = int(scene.answer)
         return f"{slips.total(answer) if slips else answer:02d}"
+    # Reasoning goes on from what was read, right or wrong: the example errs in seeing alone.
     digits = [slips.read(digit) if slips else digit for digit in scene.digits]
     lines, total = ["".join(map(str, digits))], digits[0]
     for digit in digits[1:]:
@@ -109,6 +110,7 @@ def warm_up(
 
     directory: the policy's own, complete but for its weights.
     """
+    # Clearer and more orderly than the task's own pictures, so that seeing forms sooner.
     clean = TASK | {"jitter": recipe.clean_jitter, "noise": recipe.clean_noise}
     slips = Misreading(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
     examples = PictureTask.open(directory, tokenizer, clean, seed, slips)
@@ -188,6 +190,7 @@ class PictureTask:
         token_ids = torch.tensor([[*prompt, *response] for response in responses])  # [B, T]
         targets = token_ids.clone()
         targets[:, : len(prompt)] = IGNORED
+        # As samples of the learner, so that the warm-up lays pictures out as training will.
         samples = [
             picture_sample(picture, row, len(prompt))
             for picture, row in zip(asked, token_ids.tolist(), strict=True)
@@ -206,6 +209,7 @@ class PictureTask:
         for position in range(start, token_ids.shape[1]):
             # What is not written yet stands on the right, where causality hides it.
             logits = model(input_ids=token_ids, use_cache=False, **visual).logits[:, position - 1]
+            # As the engines sample: a visual token in an answer would read as a picture.
             logits[:, list(self.unsampled)] = -torch.inf  # [B, V]
             token_ids[:, position] = torch.multinomial(logits.softmax(dim=-1), 1)[:, 0]
         texts = self.tokenizer.batch_decode(token_ids[:, start:])

@@ -150,6 +150,8 @@ def imitation_loss(
     model: PreTrainedModel, task: ImitationTask[Asked], asked: Sequence[Asked], short_share: float
 ) -> Tensor:
     """Return the mean over examples, each mode weighing its own tokens equally."""
+    # A forward for each mode: long rows are several times as long as short ones, which would be
+    # mostly padding beside them.
     num_short = round(short_share * len(asked))
     loss = torch.zeros(())
     for thinking, part in ((False, asked[:num_short]), (True, asked[num_short:])):
@@ -171,6 +173,7 @@ def heldout_accuracy(model: PreTrainedModel, task: ImitationTask, num_questions:
         answers = [task.answer(one) for one in alike]
         for thinking in right:
             texts = task.sampled(model, alike, thinking)
+            # After the last tag; a text without one, in either mode, is all answer.
             given = (text.rpartition(END_THINK)[2].strip() for text in texts)
             right[thinking] += sum(map(eq, given, answers))
     return Accuracy(right[False] / num_questions, right[True] / num_questions)
@@ -217,6 +220,7 @@ def train_in_rounds(
     )
     step = 0
     while True:
+        # Nothing is measured before `min_steps`, because measuring takes as long as many steps.
         for _ in range(recipe.round_steps if step else recipe.min_steps):
             loss = loss_of(step * recipe.examples_per_step)
             step += 1
@@ -224,6 +228,7 @@ def train_in_rounds(
                 group["lr"] = learning_rate(recipe, step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            # At learning rates this high an unlucky batch could undo much of what was learned.
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             on_step(step, loss.item())

@@ -68,6 +68,7 @@ def refuse_longer_than_model(directory: Path, max_model_length: int) -> None:
     # Configurations of rotary scaling give the length before scaling, under one of two names.
     scaling = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     original = scaling.get("original_max_position_embeddings")
+    # Rotary scaling makes the model longer than it was made for by its factor.
     if original:
         longest = max(longest, int(original * scaling.get("factor", 1)))
     if max_model_length > longest:

@@ -99,6 +99,7 @@ TEXT_ONLY = ModelFamily()
 
 def model_family(model_type: str) -> ModelFamily:
     """The adapter for a config.json's `model_type`."""
+    # A model type that is no vision family is a text model; checks.py has refused what is neither.
     name = family_name(model_type)
     return TEXT_ONLY if name is None else MODEL_FAMILIES[name]
 

@@ -38,6 +38,7 @@ def resolve_model(name: str, untie: bool) -> Path:
 
     Raises ValueError if there is no such model.
     """
+    # Checked before it is copied: untying loads the whole model.
     directory = find_model(name, "policy.model")
     config = read_config(directory)
     refuse_unusable_weights(directory, config)
@@ -143,6 +144,7 @@ def _write_untied(directory: Path, target: Path) -> None:
 
 def copy_companions(source: Path, target: Path) -> None:
     """Copy what belongs to a model besides its weights: configuration, tokenizer, templates."""
+    # By what they are not: a processor, a template or a licence may have any name.
     for file in source.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
             shutil.copy(file, target / file.name)

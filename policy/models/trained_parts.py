@@ -31,6 +31,7 @@ def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedMo
             f"policy.lora adapts the language model, which policy.train={list(trained)} leaves as "
             "it is; add llm to policy.train or leave policy.lora out"
         )
+    # The adapter first: PEFT freezes the whole model when it adds one.
     policy = model if config.lora is None else _with_adapter(model, parts["llm"], config.lora)
     # PEFT has frozen all but its adapters; without it everything is trainable until here.
     for name, modules in parts.items():

@@ -16,6 +16,7 @@ VOCABULARY_GUESS = 152_000
 
 def count_parameters(model: str) -> int | None:
     """Parameters of a model directory by its safetensors headers; None if it is not here."""
+    # Headers alone are read, so a large model on a slow disk is counted at once.
     files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
     if not files:
         return None
@@ -34,6 +35,7 @@ def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
     3 everything (https://arxiv.org/abs/1910.02054, section 3). Under LoRA only weights count: the
     adapter is small beside them.
     """
+    # (weights, gradients, optimizer state) in bytes a parameter.
     is_half = policy.dtype == "bfloat16"
     weights, gradients, state = (2, 4, 12) if is_half else (4, 4, 8)
     stage = policy.effective_zero_stage

@@ -52,6 +52,7 @@ ENGINE_FAMILIES: dict[str, EngineFamily] = {
 
 def engine_family(directory: Path) -> EngineFamily | None:
     """The adapter for the model of a directory; None if it reads text only."""
+    # Read as JSON: transformers, which would read it too, need not know the model type here.
     name = family_name(json.loads((directory / "config.json").read_text())["model_type"])
     return None if name is None else ENGINE_FAMILIES[name]
 
@@ -89,6 +90,7 @@ class EngineMedia:
         if not read:
             return {}
         assert self._family is not None, "rollout/chat.py refuses media for a text model"
+        # vLLM takes each kind apart; the markers in the tokens keep the order of the prompt.
         stills = [medium for medium in read if isinstance(medium, StillImage)]
         videos = [medium for medium in read if isinstance(medium, Video)]
         return self._family.inputs(stills, videos)

@@ -1,7 +1,9 @@
 """Prompts from a data set: a .jsonl or .parquet file, a directory of them, or a Hugging Face name.
 
 Everything that can be wrong with the rows is found when the source is opened, before anything
-heavy starts. Rows whose media cannot be used are quarantined: left out, with a reason.
+heavy starts. A row whose media cannot be used is quarantined, which means left out with a reason:
+a large data set always has some, and one broken picture must not stop a run. Any other fault is
+refused, because a mistake in a recipe shows in all rows.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class DatasetSource:
         self._system_prompt = config.system_prompt
         rows = _Rows(train, "train", config.columns, modes)
         if heldout is None:
+            # One table serves both splits.
             self._heldout_rows = rows
             self._train, self._heldout = _divide(rows, config.heldout_share)
             self.quarantined = rows.quarantined
@@ -86,6 +89,7 @@ class DatasetSource:
     def _prompt(self, rows: _Rows, split: str, number: int) -> Prompt:
         row, columns = rows.table[number], self._columns
         messages, media = place_media(rows.asked(row), rows.media[number].media, rows.has_media)
+        # A row's own system message says more about it than the recipe's.
         if self._system_prompt is not None and messages[0]["role"] != "system":
             messages = (system_message(self._system_prompt), *messages)
         return Prompt(
@@ -115,7 +119,7 @@ class _Rows:
         self._refuse_missing_columns(whole.column_names)
         media = {columns.images, columns.videos} - {None}
         self.has_media = bool(media)
-        # Cells of media stay closed: datasets would decode an image column with each row.
+        # Without the columns of media, because `datasets` would decode a picture with each row.
         self.table = whole.select_columns([n for n in whole.column_names if n not in media])
         self._ids = [_text(i) for i in self.table[columns.id]] if columns.id else None
         self._refuse_bad_rows(modes)
@@ -149,7 +153,7 @@ class _Rows:
         return conversation(_text(row[self._columns.question]), None)
 
     def split_keys(self) -> list[str]:
-        """What decides a row's split: its content, so that equal questions never fall apart."""
+        """What decides a row's split: its content, so that equal questions share a split."""
         texts = self.table[self._columns.messages or self._columns.question]
         return [repr((text, *media.names)) for text, media in zip(texts, self.media, strict=True)]
 
@@ -157,9 +161,9 @@ class _Rows:
         """How many rows are quarantined for which reason, and the first of them."""
         if not self.quarantined:
             return "no row is quarantined for its media"
-        counts = Counter(one.reason.partition(":")[0] for one in self.quarantined)
+        counts = Counter(row.reason.partition(":")[0] for row in self.quarantined)
         counted = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        first = "; ".join(f"{one.id} {one.reason}" for one in self.quarantined[:SHOWN_IDS])
+        first = "; ".join(f"{row.id} {row.reason}" for row in self.quarantined[:SHOWN_IDS])
         return f"quarantined are {counted}; the first: {first}"
 
     def _problems(self) -> dict[int, str]:
@@ -197,6 +201,7 @@ class _Rows:
             empty = [n for n, value in enumerate(self.table[name]) if not _text(value).strip()]
             self._refuse(empty, f"with nothing in column {name}; fill or remove them")
         if columns.messages is not None:
+            # A conversation that ends with the assistant may hold the answer that is to be found.
             told = [
                 n for n, m in enumerate(self.table[columns.messages]) if m[-1]["role"] != "user"
             ]
@@ -218,7 +223,7 @@ class _Rows:
         )
 
     def _refuse_wrong_shapes(self) -> None:
-        """One row tells: all cells of a column have the same type."""
+        # One row is enough, because all cells of a column have the same type.
         row, columns = self.table[0], self._columns
         try:
             if _text(row[columns.reference]):
@@ -248,10 +253,12 @@ def _text(value: Any) -> str:
 
 
 def _divide(rows: _Rows, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row numbers of training and held out; a row's split depends on itself alone.
+    """Return the row numbers of training and held out.
 
-    A data set so small that no row falls into the held-out share gives up its nearest ones.
+    A row's split depends on itself alone, so rows that are added later move no others. A data set
+    so small that no row falls into the held-out share gives up those that come nearest to it.
     """
+    # Hashes spread evenly over 64 bits, so a share of the rows lies below that share of 2^64.
     keys = np.array([stable_hash(key) for key in rows.split_keys()], dtype=np.uint64)[rows.usable]
     is_heldout = keys <= max(np.uint64(share * 2**64), keys.min())
     if is_heldout.all():

@@ -56,9 +56,11 @@ class ChainSumSource(Procedural):
         self._task = config.task
         self._system_prompt = config.system_prompt
         self._seed = seed
-        chain_sum_question(seed, 0, False, self._lengths)  # refuses lengths out of range
+        # Asked once here, because it refuses lengths that are out of range.
+        chain_sum_question(seed, 0, False, self._lengths)
 
     def train(self, index: int) -> Prompt:
+        # By hash and not from a generator, so that a resumed run draws the same for each prompt.
         drawn = stable_hash(f"probability/{self._seed}/{index}") / 2**64
         task = "probability" if drawn < self._probability_share else self._task
         return self._prompt(self._seed, index, False, task)
@@ -85,6 +87,7 @@ class ReasoningGymSource(Procedural):
     """Draws for one prompt; a task that needs more has no question in the split."""
 
     def __init__(self, config: SourceConfig, seed: int) -> None:
+        # Imported on use: it loads all of its hundred tasks, which takes seconds.
         from reasoning_gym.factory import DATASETS, create_dataset
 
         self._name = config.path or ""
@@ -112,8 +115,10 @@ class ReasoningGymSource(Procedural):
 
     def _prompt(self, split: str, seed: int, index: int) -> Prompt:
         for attempt in range(self.MAX_TRIES):
-            # Some tasks seed numpy with the index, which takes no more than 32 bits.
+            # Cut to 31 bits, because some tasks seed numpy with the index, which takes at most 32.
             row = self._task[stable_hash(f"{split}/{seed}/{index}/{attempt}") >> 33]
+            # By the question itself, because a task with few questions draws the same one at many
+            # indices.
             is_heldout = stable_hash(row["question"]) % self.HELDOUT_ONE_IN == 0
             if is_heldout == (split == "heldout"):
                 messages = conversation(row["question"], self._system_prompt)
@@ -121,8 +126,5 @@ class ReasoningGymSource(Procedural):
                 return Prompt(prompt_id, messages, str(row["answer"]), self._accuracy_task)
         raise ValueError(
             f"reasoning-gym's {self._name} has no {split} question in {self.MAX_TRIES} draws with "
-            f"data.settings {self._settings_shown()}; widen the settings or take another task"
+            f"data.settings {vars(self._task.config)}; widen the settings or take another task"
         )
-
-    def _settings_shown(self) -> str:
-        return str(vars(self._task.config))

@@ -1,7 +1,8 @@
-"""The prompt stream: which prompt stands at each place of each step.
+"""The prompt stream: which prompt each group of each step is asked.
 
-Addressed by (step, place, attempt) and keyed on the seed, so a resumed run asks exactly what an
-uninterrupted one would have asked.
+A group is addressed by (step, place, attempt), where place is its number within the step. Prompts
+are a function of this address and the seed, and of nothing that depends on timing, so a resumed run
+asks exactly what an uninterrupted one would have asked.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class PromptStream:
         self._source = source
         self._seed = seed
         self._prompts_per_step = prompts_per_step
-        # The previous epoch's order stays: groups of an older step may still be asked for.
+        # Kept, because shuffling a large data set anew for each prompt would be slow. The previous
+        # epoch's order stays too, since groups of an older step may still be asked for.
         self._epoch_order = lru_cache(maxsize=2)(self._make_epoch_order)
         self._reserve_order = lru_cache(maxsize=8)(self._make_reserve_order)
 
@@ -65,6 +67,8 @@ class PromptStream:
         attempt: from 1. Every attempt walks the prompts in an order of its own, so that a place
         meets a new prompt each time.
         """
+        # The prompts of later steps stay as they are. Taking the next one of the epoch would move
+        # them all, and they would depend on when groups are dropped.
         number = step * self._prompts_per_step + place
         if self._source.train_count is None:
             return self._source.train(_RESERVE_START + number * _MAX_ATTEMPTS + attempt)
@@ -93,8 +97,7 @@ class PromptStream:
         return self._source.train(int(self._epoch_order(epoch, count)[position]))
 
     def _make_epoch_order(self, epoch: int, count: int) -> NDArray[np.int64]:
-        rng = np.random.default_rng((self._seed, epoch, _EPOCH_STREAM))
-        return rng.permutation(count)
+        return np.random.default_rng((self._seed, epoch, _EPOCH_STREAM)).permutation(count)
 
     def _make_reserve_order(self, attempt: int, mode: str) -> NDArray[np.int64]:
         rows = self._source.rows_for(mode)

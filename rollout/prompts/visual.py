@@ -1,4 +1,4 @@
-"""Prompts without end that show a picture: the procedural tasks of rl/visual.
+"""Prompts without end that show a picture: the procedural tasks of rl/data/tasks/pictures.
 
 A prompt names its picture; whoever needs the pixels paints them (rl/data/media/store.py).
 """
@@ -15,7 +15,7 @@ from rollout.prompts.row_media import place_media
 
 
 class VisualSource(Procedural):
-    """One task of rl/visual, named by `path`; `settings` are the task's own."""
+    """One task of rl/data/tasks/pictures, named by `path`; `settings` are the task's own."""
 
     def __init__(self, config: SourceConfig, seed: int) -> None:
         if config.path is None:

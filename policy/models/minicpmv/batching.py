@@ -72,6 +72,7 @@ def collate(prompts: Sequence[MediaPrompt], row_length: int) -> VisualBatch | No
     views = [view for _, (_, seen) in distinct.values() for view in seen]
     longest = max(view.patches.shape[-1] for view in views)
     channels, height, _ = views[0].patches.shape
+    # Padded to the longest view: the tower's mask leaves the padding out.
     patches = torch.zeros(len(views), channels, height, longest)
     for row, view in zip(patches, views, strict=True):
         row[..., : view.patches.shape[-1]] = torch.from_numpy(view.patches)

@@ -109,6 +109,7 @@ class MiniCPMVProcessor:
         return self._medium(token_ids, views, [(STILL,)] * len(views))
 
     def video(self, video: PackedVideo) -> MediumTokens:
+        # The number of groups alone decides the tokens, and the frames in them the views.
         views = frame_views(video.frames, self.settings)
         return self._medium(self.tokens.video(len(video.groups)), views, video.groups)
 

@@ -111,8 +111,9 @@ class CrossAttention(nn.Module):
             .transpose(1, 2)
             for part, weight, bias in zip(inputs, weights, biases, strict=True)
         )  # [G, heads, Q or K, 128]
+        # Groups are padded to the longest, whose padding must not be attended to.
         mask, longest = None, key.shape[-2]
-        # Without padding no mask: attention then has its fastest kernel.
+        # Without padding there is no mask: attention then has its fastest kernel.
         if min(lengths) < longest:
             counts = torch.tensor(lengths, device=key.device)  # [G]
             mask = torch.arange(longest, device=key.device) < counts[:, None]  # [G, K]

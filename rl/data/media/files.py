@@ -153,6 +153,7 @@ def _timeline(container: InputContainer, stream: VideoStream, name: str) -> _Tim
         if packet.is_keyframe
     )
     tick_s = float(stream.time_base or 1)
+    # Measured from the first frame to the last: n frames have n - 1 steps between them.
     span_s = (times[-1] - times[0]) * tick_s
     fps = (len(times) - 1) / span_s if span_s > 0 else float(stream.average_rate or 1)
     return _Timeline(times, starts or [(times[0], times[0])], tick_s, fps)

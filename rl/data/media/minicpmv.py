@@ -176,6 +176,7 @@ def image_views(image: Image.Image, settings: ImageSettings) -> list[View]:
 
 def frame_views(frames: NDArray[np.uint8], settings: ImageSettings) -> list[View]:
     """One view per frame, never sliced. frames: [N, H, W, 3]."""
+    # A video has many frames, and slices of each would fill the context.
     _, height, width, _ = frames.shape
     refuse_size(width, height)
     size = view_size(width, height, settings)
@@ -251,6 +252,7 @@ class MediaTokens:
     def __post_init__(self) -> None:
         vocabulary = self.tokenizer.get_vocab()
         wanted = [PLACEHOLDER, *BRACKET_TOKENS]
+        # Without one of them `convert_tokens_to_ids` would silently give the unknown token.
         if missing := [token for token in wanted if token not in vocabulary]:
             raise ValueError(
                 f"the tokenizer has no {', '.join(missing)}; take the one of MiniCPM-V 4.5"
@@ -267,6 +269,7 @@ class MediaTokens:
         the placeholders in the tokens, would take them for a medium.
         """
         tokens = self.encode(text)
+        # Brackets only: the placeholder is an ordinary word of the vocabulary.
         if own := {token for pair in self._brackets.values() for token in pair} & set(tokens):
             written = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(own)))
             raise ValueError(
@@ -315,6 +318,7 @@ class MediaTokens:
         return {name: (ids(f"<{name}>"), ids(f"</{name}>")) for name in _BRACKETS}
 
     def _block(self, name: str) -> list[int]:
+        # Every view takes the same number of tokens, whatever its shape: the resampler's queries.
         start, end = self._brackets[name]
         return [start, *[self.placeholder] * self.settings.tokens_per_view, end]
 

@@ -28,6 +28,7 @@ class MiniCPMVConfig(Qwen3Config):
     """Visual tokens per view of an image, and per group of video frames."""
     image_size: int = 448
     patch_size: int = 14
+    # The next two are read by nobody here, but belong to the published file and to copies of it.
     slice_mode: bool = True
     slice_config: dict | None = None
     drop_vision_last_layer: bool = False

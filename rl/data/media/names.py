@@ -1,8 +1,8 @@
 """Images and videos of prompts: named where a prompt travels, read where pixels are needed.
 
-A prompt holds `Medium` values, a few bytes each. Every process that needs the pixels, an engine's
-or a learner rank's, reads them itself through its own store (store.py), so no picture ever
-crosses the driver; the digest of what was read goes into the ledger.
+A prompt holds `Medium` values of a few bytes each. Every process that needs the pixels, such as an
+engine or a learner rank, reads them itself through its own store (store.py), so no picture ever
+crosses the driver. The digest of what was read goes into the ledger.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 MediumKind = Literal["image", "video"]
 
+# Far beyond real pictures. A file of a few kilobytes can claim a size that fills the memory.
 MAX_ASPECT_RATIO = 200
 MAX_PIXELS = 2**26
 
@@ -45,7 +46,7 @@ class MediaCell:
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """A picture of a procedural task (rl/visual), drawn with `data.settings` where it is needed."""
+    """A picture of a procedural task (rl/data/tasks/pictures), drawn where it is needed."""
 
     task: str
     seed: int
@@ -102,13 +103,15 @@ class Video:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """Upright by its EXIF tag, transparency over white, 8 bits a colour."""
+    # Cameras store pixels as the sensor has them, and in EXIF how to turn them.
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16"):
-        # Conversion would cut all but the darkest greys off at white.
+        # 16 bits a pixel: Pillow's conversion would show all but the darkest greys as white.
         shades = np.asarray(image).astype(np.uint16) >> 8
         image = Image.fromarray(shades.astype(np.uint8))
+    # White, as on a page; what lies under transparency in the file is often black or noise.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -135,8 +138,8 @@ def describe(medium: Medium) -> str:
         case MediaFile():
             return medium.path
         case MediaCell():
-            place = f"{medium.kind} {medium.place} of column {medium.column}"
-            return f"{place}, {medium.split} row {medium.row}"
+            cell = f"{medium.kind} {medium.place} of column {medium.column}"
+            return f"{cell}, {medium.split} row {medium.row}"
         case RenderedImage():
             split = "held-out" if medium.is_heldout else "training"
             return f"{medium.task}, {split} picture {medium.index} of seed {medium.seed}"
@@ -155,6 +158,7 @@ def to_json(media: Sequence[Medium]) -> str:
     Example: to_json([MediaFile("image", "/a.png")]) ==
     '[{"form": "file", "kind": "image", "path": "/a.png"}]'
     """
+    # By name, because these texts lie in ledgers, which outlive the names of classes.
     names = {form: name for name, form in _FORMS.items()}
     return json.dumps([{"form": names[type(medium)], **asdict(medium)} for medium in media])
 

@@ -55,6 +55,7 @@ def plan_frames(
         wanted = min(wanted, max_groups)
     else:
         wanted = min(round(duration_s * fps), max_groups * max_packing)
+    # A short video may have fewer frames than are wanted, and never more than all are taken.
     indices = spread(num_frames, min(max(wanted, 1), num_frames))
     ids = temporal_ids([index / native_fps for index in indices], duration_s)
     # The last group may be smaller.

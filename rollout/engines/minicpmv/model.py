@@ -15,10 +15,13 @@ from rollout.engines.minicpmv.processing import DummyMedia, MediaInfo, MediaProc
 
 @MULTIMODAL_REGISTRY.register_processor(MediaProcessor, info=MediaInfo, dummy_inputs=DummyMedia)
 class PackedMiniCPMV(MiniCPMV4_5):
+    """vLLM's class, which knows how to read groups but is never told of any by its processor."""
+
     def embed_multimodal(self, **fields: Any) -> list[torch.Tensor]:
         """Visual tokens [tokens, D] of each medium: images, then videos."""
         embedded: list[torch.Tensor] = []
         if "pixel_values" in fields:
+            # Each view of an image is a group of its own, without a time.
             views = fields["pixel_values"]
             stills = [[[STILL]] * len(patches) for patches in views]
             embedded += self._see(views, fields["tgt_sizes"], stills)
@@ -41,5 +44,6 @@ class PackedMiniCPMV(MiniCPMV4_5):
             "tgt_sizes": torch.cat(list(sizes)),
             "temporal_ids": groups,
         }
+        # All views together, so that the tower runs once for all images, or all videos, of a step.
         tokens = self.get_vision_hidden_states(inputs)  # [groups, Q, D]
         return [part.flatten(0, 1) for part in tokens.split([len(medium) for medium in groups])]

@@ -1,7 +1,9 @@
 """What vLLM does to a prompt with media before the model sees it.
 
-Prompts come as token ids with a marker in each medium's place, and vLLM replaces the marker's
-tokens by the medium's; all other tokens stay as they are.
+Prompts come as token ids with a marker where each medium goes. vLLM replaces the marker's tokens by
+the medium's, and all other tokens stay as they are. The classes and methods are those that vLLM's
+multi-modal processing calls; each does what rl/data/media/minicpmv.py says, so that the learner,
+which starts from there too, sees the same tokens and pixels.
 """
 
 from __future__ import annotations
@@ -71,22 +73,23 @@ class MediaParser(MultiModalDataParser):
     """Takes PIL images and packed videos; no precomputed embeddings."""
 
     def _parse_image_data(self, data: Any) -> ImageProcessorItems:
-        items = data if isinstance(data, list) else [data]
-        # None stands for an image that vLLM still holds under its hash.
-        return ImageProcessorItems([item if item is None else _rgb(item) for item in items])
+        images: list[Image.Image | None] = []
+        for item in data if isinstance(data, list) else [data]:
+            # vLLM's chat interface wraps an image together with its bytes.
+            image = getattr(item, "media", item)
+            if not (image is None or isinstance(image, Image.Image)):
+                raise ValueError(f"an image must be a PIL image, got {type(image).__name__}")
+            # None stands for an image that vLLM still holds under its hash.
+            images.append(None if image is None else as_rgb(image))
+        return ImageProcessorItems(images)
 
     def _parse_video_data(self, data: Any) -> PackedVideoItems:
         return PackedVideoItems(data if isinstance(data, list) else [data])
 
 
-def _rgb(item: Any) -> Image.Image:
-    image = getattr(item, "media", item)  # vLLM's chat interface wraps an image with its bytes.
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"an image must be a PIL image, got {type(image).__name__}")
-    return as_rgb(image)
-
-
 class MediaInfo(BaseProcessingInfo):
+    """What a checkpoint takes, and how much of it fits."""
+
     @cached_property
     def settings(self) -> ImageSettings:
         settings = ImageSettings.from_mapping(self.ctx.get_hf_image_processor_config())
@@ -120,11 +123,13 @@ class MediaInfo(BaseProcessingInfo):
         videos = max(mm_counts.get("video", 0), 1)
         image_tokens = len(self.tokens.image(*self.largest_image(), place=0))
         left = seq_len - mm_counts.get("image", 0) * image_tokens
-        per_group = self.settings.tokens_per_view + 3  # its brackets, and the line's end
+        # Two brackets and the line's end stand beside the tokens of a group.
+        per_group = self.settings.tokens_per_view + 3
         return min(max(left // per_group // videos, 1), MAX_PROFILED_GROUPS)
 
     def largest_image(self) -> tuple[int, int]:
         """(width, height) of an image that is cut into as many slices as any."""
+        # One column of slices, each of exactly the resolution's area.
         side = self.settings.scale_resolution
         return side, side * self.settings.max_slices
 
@@ -140,6 +145,7 @@ class DummyMedia(BaseDummyInputsBuilder[MediaInfo]):
         self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Mapping[str, Any]
     ) -> dict[str, Any]:
         side = self.info.settings.scale_resolution
+        # A frame to a group: packing more into each would not lengthen the prompt.
         num_frames = self.info.max_groups(seq_len, mm_counts)
         frames = np.full((num_frames, side, side, 3), 255, dtype=np.uint8)
         video = (frames, {"temporal_ids": [[time] for time in range(num_frames)]})
@@ -155,6 +161,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
         """Views of all media, under the names that model.py reads."""
+        # Refused and not ignored: the learner would not know of a setting that a request brings.
         if hf_kwargs:
             raise ValueError(
                 f"mm_processor_kwargs {dict(hf_kwargs)} have no effect on MiniCPM-V; the settings "
@@ -186,6 +193,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
+        # Sizes and times stay on the CPU, because they are read as numbers to lay out the views.
         batched = MultiModalFieldConfig.batched
         return {
             "pixel_values": batched("image"),
@@ -201,6 +209,9 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         hf_processor_mm_kwargs: Mapping[str, object],
         out_mm_kwargs: Any,
     ) -> list[PromptReplacement]:
+        # Markers are given as token ids, so that no token around them is touched. As text they
+        # would be replaced in a decoded prompt, which is then tokenised anew and may come out
+        # otherwise.
         tokens = self.info.tokens
 
         def image(index: int) -> PromptUpdateDetails:
@@ -217,6 +228,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         ]
 
     def _details(self, token_ids: list[int]) -> PromptUpdateDetails:
+        # Features go to the placeholders alone; brackets and numbers keep their own embeddings.
         return PromptUpdateDetails.select_token_id(token_ids, self.info.tokens.placeholder)
 
     def _recompute_cached_prompt_update(
@@ -225,6 +237,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         update = replace(cached_update, item_idx=new_item_idx)
         if update.modality != "image":
             return update
-        # An image that vLLM has seen before may have had another number.
+        # vLLM keeps what it made of an image, and the image may have had another number in an
+        # earlier prompt.
         renumbered = self.info.tokens.renumbered(update.content.full, new_item_idx)
         return update.with_content(self._details(renumbered))
