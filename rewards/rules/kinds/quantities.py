@@ -31,6 +31,7 @@ from rewards.rules.reading.units import (
     read_unit,
     spellings,
 )
+from rewards.rules.reading.wording import words
 
 MAX_QUANTITY_CHARS = 120
 MIN_CONVERTED_DIGITS = 3
@@ -73,17 +74,8 @@ _COUNTED = re.compile(
 )
 # 5ab is a product, 5 cm and 5pm are not.
 _PRODUCT = re.compile(r".*[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}", re.DOTALL)
-# No unit and no counted thing: these words change the number or compare it.
-_NOT_COUNTED = frozenset(
-    """more less fewer than times and or of to plus minus percent half squared cubed hundred
-    thousand million billion dozen dozens pairs over under between above below at about the a an
-    not is no but if by point only right wrong correct incorrect th st nd rd pi sqrt mod remainder
-    ish with digits""".split()
-)
-_FILLERS = frozenset(
-    """left total altogether remaining in all now old each together away there tall long wide high
-    deep thick heavy apart different distinct possible units unit""".split()
-)
+_NOT_COUNTED = frozenset(words("not_counted"))
+_FILLERS = frozenset(words("fillers"))
 _VERB = r"(?:is|are|was|were|do|does|did|can|will|would|could|should|has|have|had)\b"
 _HOW_MANY = re.compile(
     rf"\bhow many (?!{_VERB}|left\b)(\w+(?: (?!{_VERB}|and\b|how\b)\w+){{0,3}})", re.IGNORECASE

@@ -15,6 +15,7 @@ from rewards.rules.kinds.intervals import equal_intervals, is_inequality, is_int
 from rewards.rules.kinds.members import equal_members
 from rewards.rules.reading.notation import INNER_TEXT, plain, plain_words
 from rewards.rules.reading.numbers import number_literal
+from rewards.rules.reading.wording import any_of
 
 MAX_ITEMS = 32
 MAX_ITEM_WORDS = 8
@@ -47,48 +48,19 @@ _NAMES = re.compile(r"\(([a-z][a-z_0-9 ]{0,24}(?:,\s?[a-z][a-z_0-9 ]{0,24}){1,8}
 _NAMED_TUPLE = re.compile(r"(\([^()=0-9]{1,30}\)|[A-Za-z]{1,2})\s?=\s?(\(.*\))", re.DOTALL)
 _PLUS_MINUS = re.compile(r"(.*?)(?:\\pm|±|\+/-|\+-)\s?(.+)")
 _CHAIN = re.compile(r"[^<>=,]{1,20}(?:\s?(?:<|\\lt)\s?[^<>=,]{1,20}){1,31}")
-_ANY_ORDER = re.compile(
-    r"any order|regardless of (?:the )?order"
-    r"|order (?:does not|doesn't|is not|isn't) (?:matter|important)"
-    r"|in no particular order|unordered|顺序不限|任意顺序|不分(?:先后)?顺序|不计顺序|不考虑顺序"
-    r"|\b(?:find|list|give|name|determine|enter|what are|which|state"
-    r"|solve)\b(?: \w+){0,2} (?:all|both|every|each|the (?!first|order|last)\w+ (?:numbers"
-    r"|factors|divisors|primes|roots|solutions|zeros))\b"
-    r"|\b(?:all|both)\b[^.?]{0,60}\b(?:solutions|roots|zeros|factors|divisors|values|integers|pairs|numbers|primes|cubes|such)\b"
-    r"|\b(?:solutions|roots|zeros) of\b|\bsolve\b|select all|choose all|所有(?:的)?(?:解|根|因数"
-    r"|约数)"
-    r"|separated by commas|求\s?\w?\s?的?值|values? of",
-    re.IGNORECASE,
+_ANY_ORDER, _ORDERED, _ALL_OF = (
+    re.compile(any_of(name), re.IGNORECASE) for name in ("any_order", "ordered", "all_of")
 )
-_ASKS_FOR_SEVERAL = re.compile(
-    r"\b(?:which|what|name|list)\b(?: \w+){0,3}? \w{2,}s\b|哪些", re.IGNORECASE
-)
-_ORDERED = re.compile(
-    r"(?:in|from) [^.?]{0,20}\border\b|\bsort|\barrange|\brank|ascending|descending"
-    r"|increasing|decreasing|smallest to|largest to|chronological|respectively"
-    r"|\border of\b|left to right|first[,.?]|top to bottom|how many [^?]{1,40} and how many"
-    r"|first (?:two|three|four|five|six|\d)|in that order|sequence|next \w+ terms|\(x,|排序"
-    r"|从小到大|从大到小|顺序(?!不)|依次",
-    re.IGNORECASE,
-)
+_PLURAL = re.compile(r"\b(?:which|what|name|list)\b(?: \w+){0,3}? \w{2,}s\b", re.IGNORECASE)
 
 
 def is_any_order(question: str) -> bool:
     """Whether the order of the items carries no meaning for a question."""
     question = question[:4000]
-    if re.search(
-        r"any order|no particular order|order (?:does|is)|unordered|顺序不限|任意顺序|不分|不计顺序"
-        r"|不考虑顺序",
-        question,
-        re.I,
-    ):
+    if _ANY_ORDER.search(question):
         return True
-    if _ORDERED.search(question):
-        return False
-    return bool(
-        _ANY_ORDER.search(question)
-        or (_ASKS_FOR_SEVERAL.search(question) and " and " not in question)
-    )
+    is_plural = _PLURAL.search(question) and " and " not in question
+    return not _ORDERED.search(question) and bool(_ALL_OF.search(question) or is_plural)
 
 
 def is_tuple(reference: str, question: str = "") -> bool:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
+from rewards.rules.reading.wording import any_of
+
 MAX_CHARACTERS = 20_000
 """A longer answer text states nothing: no question is answered by a book."""
 MAX_BARE_CHARACTERS = 300
@@ -98,10 +100,10 @@ _OR = re.compile(r"\bor\b|或", re.IGNORECASE)
 # answer.
 _NOT = re.compile(r"(?:\bnot|n['’]t|\bnever|不是|并非)[\s$*(\\\[]*$", re.IGNORECASE)
 _DOUBTED = re.compile(
-    r"(?:\b(?:not|never|nobody|no one|might|may|doubt|wrong|false|untrue|cannot|unlikely|tempted"
-    r"|people|claims?|suppos\w+|assum\w+|unless)\b|n['’]t\b|并非|不认为)(?:(?!\b(?:so|thus|hence|therefore|then|but|because|and)\b)[^.,;:])*$"
-    r"|^\s*(?:if|unless|suppose|assume|in case)\b(?! (?:we|you|i)\b)(?!.*\b(?:then|so|hence"
-    r"|thus|therefore)\b)|^\s*(?:如果|假设|若)",
+    rf"(?:{any_of('doubts')}|n['’]t\b|并非|不认为)"
+    r"(?:(?!\b(?:so|thus|hence|therefore|then|but|because|and)\b)[^.,;:])*$"
+    r"|^\s*(?:if|unless|suppose|assume|in case)\b(?! (?:we|you|i)\b)"
+    r"(?!.*\b(?:then|so|hence|thus|therefore)\b)|^\s*(?:如果|假设|若)",
     re.IGNORECASE,
 )
 _WRONG = re.compile(
@@ -145,7 +147,6 @@ _DISPLAYED = re.compile(
     re.DOTALL,
 )
 _OPEN_LINE = re.compile(r"(?<=\b(?:is|be))\s?\n\s{0,8}|(?<=\bare)\s?\n\s{0,8}|(?<=为|是)\n\s{0,8}")
-_LIST = re.compile(r"(?:^|\n)[ \t]{0,3}(?:[-*•]|[0-9]{1,2}[.)])[ \t][^\n]{1,80}(?:\n|$)")
 
 
 def claimed(text: str) -> Candidate | None:

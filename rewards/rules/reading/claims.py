@@ -15,6 +15,7 @@ from rewards.rules.reading.candidates import claim_sentences
 from rewards.rules.reading.notation import plain
 from rewards.rules.reading.question import Question
 from rewards.rules.reading.units import read_unit
+from rewards.rules.reading.wording import any_of, words
 
 MAX_CLAIM_CHARS = 400
 """A longer candidate is only read as it stands."""
@@ -24,28 +25,8 @@ MAX_VERBS = 4
 Reading = tuple[str, ...]
 """Values that all have to be right: "1/2 = 0.5" and "twelve (12)" state two."""
 
-HEDGE = re.compile(
-    r"\b(?:or|either|maybe|perhaps|possibly|probably|alternatively|might|may be|could be"
-    r"|unsure|guess"
-    r"|unclear|uncertain|likely|depending|depends|not sure|between|somewhere|close to)\b"
-    r"|或|也许|可能|大概|要么|不确定|不一定|左右",
-    re.IGNORECASE,
-)
-# These deny, compare, suppose, or make the value beside them a part of something else.
-_CHANGES = re.compile(
-    r"\b(?:not|no|never|neither|nor|none|cannot|wrong|incorrect|false|unless|except|instead|rather"
-    r"|whether|if|but|however|although|though|would|should|than|less|more|fewer|twice|half|unlike"
-    r"|also|another|one of|part of|some|said|claim(?:s|ed)|someone|wanted|expected|doubt|mistakes?"
-    r"|errors?|nobody|second|third|complement|subset|superset|includ\w{1,3}|contain(?:s|ed)?|within"
-    r"|outside|exclud\w{2,3}|remov\w{2,3}|besides|others?|off|nearly|almost|at (?:least|most)|up to"
-    r"|under|until|around|missing|gained|lost|needs|short|later|earlier|faster|slower"
-    r"|avoided|near|next to|opposite|reverse|rival|tributary|multiple|digits|times|ends in|wait|too"
-    r"|with probability)\b|n['’]t\b|不|没|非|否|错|但|假|若|如果|未|除了|而是|一半|比|至少|至多"
-    r"|最多"
-    r"|超过"
-    r"|每",
-    re.IGNORECASE,
-)
+HEDGE = re.compile(any_of("hedges"), re.IGNORECASE)
+_CHANGES = re.compile(any_of("changes") + r"|n['’]t\b", re.IGNORECASE)
 _GRADER = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:reference|instructions?|rubric|rules)\b"
     r"|\b(?:mark|grade|score|rate|treat|accept|consider)\b (?:this|it|me|my)\b[^.\n]{0,30}"
@@ -56,39 +37,25 @@ _GRADER = re.compile(
     re.IGNORECASE,
 )
 _OPENING = re.compile(
-    r"(?:(?:so|therefore|thus|hence|finally|consequently|then|in (?:conclusion|total|short)|overall"
-    r"|altogether|answer|result|solution|final result|sure|ok|okay|well|only|both|just"
-    r"|yes(?=\s?,))\b"
-    r"\s?[,:：]?\s?|∴\s?|(?:因此|所以|故|即|综上所述?|于是|因而|结果|最后|那么|总之|解|答)\s?[,，:：]?\s?"
-    r"|(?:[a-z]{3,12}ing\b[^.;\n]{0,40}?)?(?:\bwe|\bi|\byou) (?:can |would |will )?(?:get"
-    r"|have|find|obtain"
-    r"|conclude|choose|pick|select|believe|think|see|know|say|answer|go with"
-    r"|are left with)\b(?: that)?\s?:?\s?"
-    r"|(?:this|which|it|that|\w+ing) (?:gives|yields|means|makes)(?: that)?\s?"
-    r"|(?:可得|得到|得出|得|我们得到|(?:本题)?(?:我?选)|我认为是?|解得|选择|选|应选|应该选)\s?[:：]?\s?)+",
+    rf"(?:(?:{any_of('openings')}|yes(?=\s?,))\s?[,:：]?\s?|∴\s?|{any_of('chinese_openings')}\s?[,，:：]?\s?"
+    rf"|(?:[a-z]{{3,12}}ing\b[^.;\n]{{0,40}}?)?\b(?:we|i|you) (?:can |would "
+    rf"|will )?{any_of('findings')}"
+    r"(?: that)?\s?:?\s?|(?:this|which|it|that|\w+ing) (?:gives|yields|means|makes)(?: that)?\s?"
+    r"|(?:可得|(?:我们)?得[到出]?|(?:本题)?(?:应该?|我)?选择?|我认为是?|解得)\s?[:：]?\s?)+",
     re.IGNORECASE,
 )
 _SUPPOSED = re.compile(
     r"(?:if|unless|suppose|assume|in case)\b(?! (?:we|you|i)\b)|如果|假设|假如|若", re.IGNORECASE
 )
 # In front of the main clause: "After giving away 9, ..." but not "If ...".
-_SUBORDINATE = re.compile(
-    r"(?:after|by|using|from|since|as|in|on|for|looking|reading|according|based|counting|adding)\b"
-    r"[^,=]{1,80}, ?(?=\S)",
-    re.IGNORECASE,
-)
+_SUBORDINATE = re.compile(any_of("subordinate") + r"[^,=]{1,80}, ?(?=\S)", re.IGNORECASE)
 _VERB = re.compile(
     r"(?<=\s)(?:(?:is|was|are|were) (?:called|named|made (?:up )?of|composed of|equal to|known as"
     r"|[a-z]{3,12}(?:ed|en|wn|nt|de|ng) by|(?:located|found) (?:in|at)|in|on|by|at)"
-    r"|(?:has|have) an? [a-z]{1,12} of|(?:comes?|came|amounts?|adds? up|sums?|converges?"
-    r"|rounds?|works? out) to"
-    r"|(?:ends? up|left) with|consists? of|is|are|was|were|equals?|becomes|costs?|has|have"
-    r"|had|takes|took"
-    r"|gets?|got|gives?|yields?|makes|says|reads|shows|weighs|measures|totals?|remains|holds"
-    r"|developed by|by|in|on|at|so)\b\s?(?:just|only|exactly|about to be|:|therefore|thus"
-    r"|then|simply)?\s{0,3}"
+    rf"|(?:has|have) an? [a-z]{{1,12}} of|{any_of('verbs')})"
+    r"\s?(?:just|only|exactly|about to be|:|therefore|thus|then|simply)?\s{0,3}"
     r"|^(?:it|that|this|there|he|she|they)(?:'s|'re)\s+"
-    r"|(?:还剩下?|剩下?|一共有?|总共有?|共有?|等于|应为|应是|约为|就是|是|为|有|需要?|花了?|[走跑骑飞用买卖]了?|全[程长]|在|叫做?|得)\s?",
+    r"|(?:还?剩下?|[一总]?共有?|等于|应?[为是]|约为|就是|有|需要?|花了?|[走跑骑飞用买卖]了?|全[程长]|在|叫做?|得)\s?",
     re.IGNORECASE,
 )
 _PLACES = frozenset({"to", "in", "on", "at", "by"})
@@ -98,31 +65,23 @@ _VALUE_FIRST = re.compile(
     re.IGNORECASE,
 )
 _OWNED = re.compile(r"['’]s (\w+)\s*$|^(?:so )?the (\w+) of\b", re.IGNORECASE)
-_GENERIC = frozenset(
-    """value number name sum product length area volume amount color colour price cost title size
-    height width speed time date year age capital quotient difference perimeter radius
-    mean""".split()
-)
+_GENERIC = frozenset(words("generic"))
 _REJECTED = re.compile(
     r"\s?[,;(（，]\s?(?:(?:and |but )?not|rather than|instead of|unlike|而不是"
     r"|不是)\b[^,;]{1,60}[)）]?$",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"\s?[,;，；]\s?(?:because|since|as|which|who|whose|where|with|by|at|the|and (?:that|it)"
-    r"|for|in all"
-    r"|altogether|so that|it is|this is|that is (?:all|why)|given|when|\w+(?:ing|ed)\b|因为|由于"
-    r"|共)(?![a-z]).*$"
-    r"|\s(?:because|since|due to|as (?:an?|the|we|it|required)\b).*$|(?:因为|由于).*$"
-    r"|\s?\((?:for|since|because|as|where|when|with)\b[^()]{0,80}\)$",
+    rf"\s?[,;，；]\s?{any_of('remarks')}.*$|\s(?:because|since|due to|as (?:an?|the|we|it"
+    rf"|required)\b).*$"
+    r"|(?:因为|由于).*$|\s?\((?:for|since|because|as|where|when|with)\b[^()]{0,80}\)$",
     re.IGNORECASE | re.DOTALL,
 )
 _CONCLUSION = re.compile(
-    r"\s?(?:[,;，；—–]|\s-\s)\s?(?:so|therefore|thus|hence|then|which means|namely|that is"
-    r"|i\.e\.|meaning"
-    r"|所以|因此|故|则|即)(?![a-z])\s?[,，:：]?\s?|\s?[;；—–]\s?|\s(?:so|hence|thus|therefore|i\.e\.),?\s"
+    rf"\s?(?:[,;，；—–]|\s-\s)\s?(?:{any_of('conclusions')}|i\.e\.|所以|因此|故|则|即)\s?[,，:：]?\s?"
+    r"|\s?[;；—–]\s?|\s(?:so|hence|thus|therefore|i\.e\.),?\s|[:：]\s"
     r"|[,，]\s?(?=(?:we (?:get|have|find|obtain)|the (?:answer|total|change|result|final"
-    r"|winner|host) ))|[:：]\s",
+    r"|winner|host) ))",
     re.IGNORECASE,
 )
 _COORDINATED = re.compile(

@@ -8,32 +8,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rewards.rules.reading.number_words import words_to_number
+from rewards.rules.reading.wording import words
 
 MAX_QUESTION_CHARS = 4000
 
-EMPTY_WORDS = frozenset(
-    """a an the is are was were be it its it's this that these there he she they him his her their
-    do does did will can has have had to in on at of by as for from with and so both total
-    altogether exactly only just after according table chart graph figure picture image row column
-    value entry cell order i.e ie also we""".split()
-)
-"""They say nothing of what is asked."""
-_VERDICTS = frozenset(
-    """answer option choic solution element result correct right one only her event happen occurr
-    tak plac locat point meet lie use""".split()
-)
-"""Stems of words that add nothing to what is asked."""
-_PAST = {
-    past: stem
-    for stem, pasts in {
-        **{"eat": "ate", "buy": "bought", "sell": "sold", "pay": "paid cost costs"},
-        **{"spend": "spent", "take": "took", "begin": "began", "go": "went", "make": "made"},
-        **{"get": "got", "win": "won winner winners", "lose": "lost", "write": "wrote author"},
-        **{"give": "gave", "leave": "left", "meet": "met", "run": "ran", "drive": "drove"},
-        **{"find": "found", "need": "needed", "paint": "painter"},
-    }.items()
-    for past in pasts.split()
-}
+_EMPTY = frozenset(words("empty"))
+_VERDICTS = frozenset(words("verdicts"))
+_SAME_STEM = dict(pair.split("=", 1) for pair in words("same_stem"))
 _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _OPTIONS = re.compile(r"(?:^|(?<=\s))[(（]?A\s?[.)）、．:：]\s")
@@ -51,8 +32,10 @@ class Question:
     @lru_cache(maxsize=64)
     def of(cls, question: str) -> Question:
         text = _OPTIONS.split(question[:MAX_QUESTION_CHARS], maxsplit=1)[0]
-        words = {str(words_to_number(word)) for word in _WORD.findall(text.casefold())}
-        return cls(text, tuple(stems(text)), frozenset({*_NUMBER.findall(text), *words} - {"None"}))
+        spelled = {str(words_to_number(word)) for word in _WORD.findall(text.casefold())}
+        return cls(
+            text, tuple(stems(text)), frozenset({*_NUMBER.findall(text), *spelled} - {"None"})
+        )
 
     def covers(self, words: str) -> bool:
         """Whether words add nothing to the question; without a question, always."""
@@ -68,7 +51,7 @@ class Question:
     def echoes(self, word: str) -> bool:
         """Whether a word is of the question, or says nothing."""
         bare = re.sub(r"['’]s$", "", word.strip("'\"“”,:—-*")).casefold()
-        if not bare or bare in EMPTY_WORDS:
+        if not bare or bare in _EMPTY:
             # "A" may be an option or a name, and an article that stays does no harm.
             return word.strip(",") != "A"
         number = str(words_to_number(bare) or bare)
@@ -81,12 +64,12 @@ class Question:
 
 def stems(text: str) -> list[str]:
     """The words of a text that say something, without their endings."""
-    words = _WORD.findall(text.casefold())
-    return [stem_of(word) for word in words if word not in EMPTY_WORDS]
+    found = _WORD.findall(text.casefold())
+    return [stem_of(word) for word in found if word not in _EMPTY]
 
 
 def stem_of(word: str) -> str:
-    word = _PAST.get(word, word)
+    word = _SAME_STEM.get(word, word)
     for ending in ("ing", "ers", "er", "ies", "es", "ed", "s", "e", "y"):
         if len(word) > len(ending) + 2 and word.endswith(ending):
             return word.removesuffix(ending)
