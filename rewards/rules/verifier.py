@@ -190,8 +190,12 @@ def _any_reading(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> boo
     if kind.takes_or and candidate.members:
         # One box for each member.
         texts.append(", ".join(candidate.members))
-    if candidate.is_marked and (unit := _unit_behind(candidate.after)):
-        texts.append(f"{candidate.text} {unit}")
+    if candidate.is_marked:
+        # The unit may stand right behind a box: $\\boxed{28}$ metres.
+        words = re.sub(r"^[$)\\\]\s,]{0,6}", "", candidate.after).split()[:3]
+        phrases = (" ".join(words[:size]).strip(".,;$") for size in (3, 2, 1))
+        units = [phrase for phrase in phrases if phrase and read_unit(plain(phrase))]
+        texts += [f"{candidate.text} {unit}" for unit in units[:1]]
     is_open = False
     budget = MAX_READINGS
     for text in texts:
@@ -204,10 +208,3 @@ def _any_reading(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> boo
             if not budget:
                 break
     return None if is_open else False
-
-
-def _unit_behind(after: str) -> str:
-    """The unit right behind a box: $\\boxed{28}$ metres."""
-    words = re.sub(r"^[$)\\\]\s,]{0,6}", "", after).split()[:3]
-    phrases = (" ".join(words[:size]).strip(".,;$") for size in (3, 2, 1))
-    return next((phrase for phrase in phrases if phrase and read_unit(plain(phrase))), "")

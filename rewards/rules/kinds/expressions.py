@@ -237,29 +237,25 @@ def _same_equation(wanted: Any, given: Any) -> bool:
 
 @lru_cache(maxsize=256)
 def parsed(text: str) -> list[Any]:
-    """Takes milliseconds, and a group of responses has one reference."""
+    """What math-verify reads: milliseconds, and kept, as a group of responses has one reference."""
     from math_verify import LatexExtractionConfig, parse  # as above
 
+    # It reads names of one letter with their index behind them, and drops what it cannot read.
+    text = INNER_TEXT.sub(r"\1", text).removeprefix("+")
+    text = _PRIMED.sub(r"_{\1prime}", _POWER_FIRST.sub(r"_\2^\1", text))
+    for form, replacement in _FIXES:
+        text = form.sub(replacement, text)
+    text = _SUBSCRIPT.sub(_numbered, text)
     extraction = LatexExtractionConfig()
     # The ab of 5ab is no unit to be dropped.
     normal = replace(extraction.normalization_config, units=False)
     # One pair of delimiters around the whole: no part of it can be picked out.
     return parse(
-        f"${_latex(text)}$",
+        f"${text}$",
         [replace(extraction, normalization_config=normal)],
         fallback_mode="no_fallback",
         parsing_timeout=None,  # pyright: ignore[reportArgumentType]  None is its documented "off"
     )
-
-
-def _latex(text: str) -> str:
-    """Spell as math-verify reads it: names of one letter, with their index behind them."""
-    text = INNER_TEXT.sub(r"\1", text).removeprefix("+")
-    text = _POWER_FIRST.sub(r"_\2^\1", text)
-    text = _PRIMED.sub(r"_{\1prime}", text)
-    for form, replacement in _FIXES:
-        text = form.sub(replacement, text)
-    return _SUBSCRIPT.sub(_numbered, text)
 
 
 def _numbered(match: re.Match[str]) -> str:

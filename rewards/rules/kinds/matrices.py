@@ -61,21 +61,27 @@ def read_matrix(text: str) -> Rows | None:
         text = constructor[1]
     factor = _FACTOR.match(text)
     text = text[factor.end() :] if factor else text
-    rows = _latex_rows(text) or _bracket_rows(text) or _semicolon_rows(text)
+    rows = _latex_rows(text) or _bracket_rows(text)
+    if rows is None and (match := _SEMICOLONS.fullmatch(text)):
+        # MATLAB's form: [1 2; 3 4]
+        rows = [re.split(r"\s?,\s?|\s+", line.strip()) for line in match[1].split(";")]
     if not rows or not rows[0] or len(rows) * len(rows[0]) > MAX_ENTRIES:
         return None
     if not all(len(row) == len(rows[0]) and all(row) for row in rows):
         return None
-    if factor:
-        rows = [[_scaled(factor[1], entry) for entry in row] for row in rows]
-    return rows
-
-
-def _scaled(factor: str, entry: str) -> str:
-    numbers = number_literal(f"{factor}1" if factor == "-" else factor), number_literal(entry)
-    if numbers[0] and numbers[1]:
-        return str(numbers[0].value * numbers[1].value)
-    return f"{factor} ({entry})"
+    if not factor:
+        return rows
+    # Numbers are multiplied here, where that is exact; the rest is left to sympy.
+    by = number_literal(f"{factor[1]}1" if factor[1] == "-" else factor[1])
+    return [
+        [
+            str(by.value * number.value)
+            if by and (number := number_literal(entry))
+            else f"{factor[1]} ({entry})"
+            for entry in row
+        ]
+        for row in rows
+    ]
 
 
 def _latex_rows(text: str) -> Rows | None:
@@ -100,10 +106,3 @@ def _bracket_rows(text: str) -> Rows | None:
             return None
         rows.append(entries)
     return rows
-
-
-def _semicolon_rows(text: str) -> Rows | None:
-    match = _SEMICOLONS.fullmatch(text)
-    if not match:
-        return None
-    return [re.split(r"\s?,\s?|\s+", line.strip()) for line in match[1].split(";")]

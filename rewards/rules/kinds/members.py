@@ -51,7 +51,8 @@ def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     if given is None and wanted.step:
         given = decimal_comma(answer)
     if given is not None and same_number(wanted, given):
-        return given.is_reduced or not asks_to_reduce(ask.question)
+        # 2/4 is 1/2, unless to reduce it was the task.
+        return given.is_reduced or not _REDUCED.search(ask.question[:4000])
     return equal_counts(reference, answer, ask.question) or _in_base(
         reference, answer, ask.question
     )
@@ -61,10 +62,6 @@ def names_differ(reference: str, answer: str) -> bool:
     """Whether both are set equal to a letter, and to different ones."""
     names = value_name(reference), value_name(answer)
     return all(names) and names[0] != names[1]
-
-
-def asks_to_reduce(question: str) -> bool:
-    return bool(_REDUCED.search(question[:4000]))
 
 
 def _in_base(reference: str, answer: str, question: str) -> bool:

@@ -160,19 +160,14 @@ def list_items(text: str) -> list[str] | None:
     if _CHAIN.fullmatch(text) and not re.search(r"[a-z]", text):
         text = re.sub(r"<|\\lt", ",", text)
     items = split_outside_brackets(_AND.sub(",", text).replace(",,", ","), ",")
-    if items is None:
-        return None
-    return [_unquoted(item) for item in items] if any(items) else []
+    if items is None or not any(items):
+        return items and []
+    items = [re.sub("^and ", "", item.strip(), flags=re.IGNORECASE) for item in items]
+    # Python writes its strings in quotes.
+    return [re.sub(r"^(['\"])(.+)\1$", r"\2", item) for item in items]
 
 
 _WIDE = str.maketrans({"，": ",", "、": ",", "；": ";"})
-
-
-def _unquoted(item: str) -> str:
-    item = item.strip()
-    if item.casefold().startswith("and "):
-        item = item[4:]
-    return item[1:-1] if len(item) > 2 and item[0] == item[-1] and item[0] in "'\"" else item
 
 
 def _unnamed(items: list[str]) -> list[str]:

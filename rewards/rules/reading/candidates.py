@@ -199,7 +199,11 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
     start = last.inner_start
     tail = text[last.end : last.end + MAX_CLAUSE]
     first = len(marks) - 1
-    while first and _are_beside(text, marks[first - 1], marks[first]):
+    # Go back over the answers that stand side by side: one sentence or list, and for statements,
+    # which run to the end of their line, one line each.
+    while first and _BESIDE.fullmatch(text, marks[first - 1].end, marks[first].start):
+        if last.how == "marker" and "\n" not in text[marks[first - 1].end : marks[first].start]:
+            break
         first -= 1
     sentence = _sentence_start(text, last.start)
     is_reserved = len(marks) > 1 and _RESERVED.search(
@@ -221,11 +225,6 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
     members = tuple(dict.fromkeys(_member(text, mark) for mark in others))
     inner = _answer_field(_unfenced(inner))
     return Candidate(inner, last.how, start, members if len(members) > 1 else (), tail[:40])
-
-
-def _are_beside(text: str, left: _Mark, right: _Mark) -> bool:
-    is_line = left.how != "marker" or "\n" in text[left.end : right.start]
-    return is_line and bool(_BESIDE.fullmatch(text, left.end, right.start))
 
 
 def _member(text: str, mark: _Mark) -> str:
@@ -259,11 +258,11 @@ def _marks(text: str, begin: int) -> list[_Mark]:
         return sorted(
             [*(filled or ([] if tags else boxes[-1:])), *inside], key=lambda mark: mark.start
         )
-    return [mark for mark in _statements(text, begin) if not _is_doubted(text, mark)]
-
-
-def _is_doubted(text: str, mark: _Mark) -> bool:
-    return bool(_DOUBTED.search(text[_sentence_start(text, mark.start) : mark.start]))
+    return [
+        mark
+        for mark in _statements(text, begin)
+        if not _DOUBTED.search(text[_sentence_start(text, mark.start) : mark.start])
+    ]
 
 
 def _thought_end(text: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import accumulate
 
 _SYMBOLS = str.maketrans(
     {
@@ -184,21 +185,14 @@ def _unwrapped(text: str) -> str:
         ):
             return inner
     inner = text[1:-1]
-    if text[:1] == "{" and text[-1:] == "}" and "\\" in inner and _is_group(inner):
-        # Braces around one expression group nothing; around a name or a number they are a set.
-        return inner
+    if text[:1] == "{" and text[-1:] == "}" and "\\" in inner and "," not in inner:
+        # Braces around one expression group nothing; around a name or a number they are a set. They
+        # belong together if no brace inside closes more than was opened before it.
+        depths = accumulate((sign == "{") - (sign == "}") for sign in inner)
+        if min(depths, default=0) >= 0:
+            return inner
     wrapped = _WRAPPER.fullmatch(text)
     return wrapped.group(1) if wrapped else text
-
-
-def _is_group(inner: str) -> bool:
-    """Whether the braces inside match, so that those around belong together; no list."""
-    depth = 0
-    for sign in inner:
-        depth += (sign == "{") - (sign == "}")
-        if depth < 0 or sign in ",;":
-            return False
-    return depth == 0
 
 
 def _naming(text: str) -> re.Match[str] | None:

@@ -42,7 +42,10 @@ def words_to_number(text: str) -> Fraction | None:
     if len(text) > 200:
         return None
     if match := _CHINESE_FRACTION.fullmatch(text):
-        return _chinese_fraction(match)
+        # 三分之二 names the denominator first.
+        under = _chinese_integer(match[2])
+        over = int(match[3]) if match[3].isascii() else _chinese_integer(match[3])
+        return Fraction(-over if match[1] else over, under) if under and over is not None else None
     if match := _CHINESE.fullmatch(text):
         return _chinese_number(match)
     return _english_number(text.casefold())
@@ -105,14 +108,6 @@ def _chinese_number(match: re.Match[str]) -> Fraction | None:
         decimals = "".join(str(_DIGITS[sign]) for sign in match[3])
         number += Fraction(int(decimals), 10 ** len(decimals))
     return -number if match[1] else number
-
-
-def _chinese_fraction(match: re.Match[str]) -> Fraction | None:
-    under = _chinese_integer(match[2])
-    over = int(match[3]) if match[3].isascii() else _chinese_integer(match[3])
-    if not under or over is None:
-        return None
-    return Fraction(-over if match[1] else over, under)
 
 
 def _chinese_integer(text: str) -> int | None:

@@ -151,7 +151,12 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
     if reference.is_fraction == answer.is_fraction:
         return _rounds_to(reference, answer)
     fraction = reference.value if reference.is_fraction else answer.value
-    return _repeats(fraction) and abs(reference.value - answer.value) <= _HALF_UNIT
+    rest = fraction.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    # The decimal form never ends where the denominator has another prime than 2 and 5.
+    return rest != 1 and abs(reference.value - answer.value) <= _HALF_UNIT
 
 
 def _rounds_to(reference: NumberLiteral, answer: NumberLiteral) -> bool:
@@ -199,12 +204,3 @@ def _fraction_literal(match: re.Match[str]) -> NumberLiteral | None:
             return None
         value += int(match["whole"])
     return NumberLiteral(-value if match["sign"] == "-" else value, True, is_reduced=is_reduced)
-
-
-def _repeats(value: Fraction) -> bool:
-    """Whether the decimal form never ends: the denominator has a prime other than 2 and 5."""
-    rest = value.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    return rest != 1
