@@ -1,8 +1,8 @@
-"""Turns pydantic's findings into one line per problem: the key, what it got, what to do."""
+"""Turns what pydantic finds wrong into one line per problem: the key, what it got, what to do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -26,46 +26,32 @@ def problems(
     origins: the layer that set each dotted key last, for people to find it.
     """
     keys = valid_keys(model, tree)
-    return [_line(finding, keys, origins) for finding in error.errors()]
-
-
-def _line(finding: Mapping[str, Any], keys: Sequence[str], origins: Mapping[str, str]) -> str:
-    key = _dotted(finding["loc"])
-    where = _where(key, origins)
-    got = _shown(finding["input"])
-    if finding["type"] == "extra_forbidden":
-        advice = nearest(key, keys) or f"the valid ones here are {', '.join(_siblings(key, keys))}"
-        return f"{key}: no such key, got {got}{where}; {advice}"
-    if finding["type"] == "missing" and isinstance(finding["loc"][-1], int):
-        return f"{key}: a value is missing from the list, got {got}{where}"
-    if finding["type"] == "missing":
-        return f"{key}: is required; set it in the recipe, by a scale=NAME, or as {key}=VALUE"
-    if finding["type"] == "value_error":
+    lines = []
+    for finding in error.errors():
+        # A union adds the name of the member that it tried, which is no key of the recipe.
+        parts = [str(p) for p in finding["loc"] if isinstance(p, int) or "[" not in p]
+        key = ".".join(parts).removesuffix(".str")
+        setters = [name for set_key, name in origins.items() if f"{set_key}.".startswith(f"{key}.")]
+        where = f" ({setters[-1]})" if key and setters else ""
+        got = repr(finding["input"])
+        got = got if len(got) <= 80 else f"{got[:77]}..."
         message = finding["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}{where}" if key else message
-    message = finding["msg"].replace("Input should be", "must be", 1)
-    return f"{key}: {message}, got {got}{where}"
-
-
-def _dotted(location: Iterable[str | int]) -> str:
-    # A union adds the name of the member it tried, which is no key of the recipe.
-    return ".".join(
-        str(part) for part in location if isinstance(part, int) or "[" not in part
-    ).removesuffix(".str")
-
-
-def _where(key: str, origins: Mapping[str, str]) -> str:
-    names = [origin for set_key, origin in origins.items() if f"{set_key}.".startswith(f"{key}.")]
-    return f" ({names[-1]})" if key and names else ""
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _siblings(key: str, keys: Sequence[str]) -> list[str]:
-    section = key.rpartition(".")[0]
-    prefix = f"{section}." if section else ""
-    inside = [valid[len(prefix) :] for valid in keys if valid.startswith(prefix)]
-    return sorted({name.partition(".")[0] for name in inside})
+        if finding["type"] == "extra_forbidden":
+            section = key.rpartition(".")[0]
+            prefix = f"{section}." if section else ""
+            inside = {k[len(prefix) :].partition(".")[0] for k in keys if k.startswith(prefix)}
+            advice = nearest(key, keys) or f"the valid ones here are {', '.join(sorted(inside))}"
+            lines.append(f"{key}: no such key, got {got}{where}; {advice}")
+        elif finding["type"] == "missing" and isinstance(finding["loc"][-1], int):
+            lines.append(f"{key}: a value is missing from the list, got {got}{where}")
+        elif finding["type"] == "missing":
+            lines.append(
+                f"{key}: is required; set it in the recipe, by a scale=NAME, or as {key}=VALUE"
+            )
+        elif finding["type"] == "value_error":
+            # Our own messages, which say what was got. One about several keys names them itself.
+            lines.append(f"{key}: {message}{where}" if key else message)
+        else:
+            message = message.replace("Input should be", "must be", 1)
+            lines.append(f"{key}: {message}, got {got}{where}")
+    return lines

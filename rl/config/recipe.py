@@ -6,8 +6,8 @@ A recipe says what is trained; a scale says where and how large. Later layers wi
 
     extends: other.yaml   <   the recipe   <   scale: NAME   <   key=value on the command line
 
-A recipe may say `scales: vision`: names of scales are then looked up in scale/vision/ first, since
-a policy that sees is another one at every size.
+A recipe may say `scales: vision`: names of scales are then looked up in scale/vision/ first,
+because a vision-language policy has other settings at every size.
 
 A layer that names `data.kind` replaces the `data` of the layers before it as a whole, since the
 settings of one kind of data mean nothing to another.
@@ -33,8 +33,8 @@ from rl.config.visible_gpus import count_visible_gpus
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SCALES = CONFIGS / "scale"
 COMMAND_LINE = "the command line"
-# Keys that direct the reading and are no part of the configuration.
 LOADER_KEYS = ("config", "scale")
+"""Keys that direct the reading and are no part of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Loaded:
     """A configuration, and how it came about."""
 
     config: Config
-    notes: tuple[str, ...] = ()
-    """What a person should know about how the layers met."""
+    notes: tuple[str, ...]
+    """What a person should know: which of their settings have no effect, and which GPUs no use."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,6 @@ class Layer:
     name: str
     tree: DictConfig
     is_shipped: bool = False
-
-    def leaves(self) -> dict[str, Any]:
-        """Every leaf by its dotted key."""
-        return dotted_leaves(OmegaConf.to_container(self.tree))
 
 
 def load(arguments: Sequence[str]) -> Loaded:
@@ -70,31 +66,21 @@ def load(arguments: Sequence[str]) -> Loaded:
             "config=NAME is missing; name a recipe of the working directory or one of "
             f"{', '.join(recipe_names())}"
         )
-    recipe_path = find_recipe(str(directives["config"]))
-    layers = _read_chain(recipe_path)
+    recipe = find_recipe(str(directives["config"]))
+    layers = _read_chain(recipe)
     if any("recipe" in layer.tree for layer in layers):
         raise RecipeError(
-            f"{recipe_path.name} is a sweep, not a recipe; run it with python -m rl.sweep "
+            f"{recipe.name} is a sweep, not a recipe; run it with python -m rl.sweep "
             f"config={directives['config']}"
         )
-    own_scale, folder = _last(layers, "scale"), _last(layers, "scales")
+    own_scale, folder = _take(layers, "scale"), _take(layers, "scales")
     scale = directives.get("scale", own_scale)
     if scale is not None:
         layers += _read_chain(find_scale(str(scale), str(folder or "")))
-    num_files = len(layers)
     layers.append(Layer(COMMAND_LINE, overrides))
-    config = _checked(layers, {"run": f"runs/{recipe_path.stem}"})
-    notes = (*_notes(layers[:num_files]), *_unused_gpus(config))
-    return Loaded(config, notes)
-
-
-def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
-    tree = defaults | _merge(layers)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        origins = {key: layer.name for layer in layers for key in layer.leaves()}
-        raise RecipeError("\n".join(problems(error, tree, origins))) from None
+    # The name of the recipe is the run's, so that the same command finds its run again.
+    config = _checked(layers, {"run": f"runs/{recipe.stem}"})
+    return Loaded(config, tuple(_notes(layers, config)))
 
 
 def load_over(
@@ -110,8 +96,9 @@ def load_over(
     over: list[Layer] = []
     if "config" in directives:
         over += _read_chain(find_recipe(str(directives["config"])))
+    # The recipe's own scale is left out: it would say how large, and the stored run knows that.
     if "scale" in directives:
-        folder = _last(over, "scales") or ""
+        folder = _take(over, "scales") or ""
         over += _read_chain(find_scale(str(directives["scale"]), str(folder)))
     layers = _read_chain(stored) + [
         Layer(layer.name, OmegaConf.masked_copy(layer.tree, [section]))
@@ -124,14 +111,23 @@ def load_over(
     return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})
 
 
-def recipe_names() -> list[str]:
-    """The installed recipes and sweeps."""
-    return _yaml_names(CONFIGS)
+def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
+    tree = defaults | _merge(layers)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        origins = {key: layer.name for layer in layers for key in dotted_leaves(layer.tree)}
+        raise RecipeError("\n".join(problems(error, tree, origins))) from None
 
 
 def dump(config: Config) -> str:
     """Return the whole tree as YAML, which `load` reads back to an equal Config."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def recipe_names() -> list[str]:
+    """The installed recipes and sweeps."""
+    return sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
 def find_recipe(name: str) -> Path:
@@ -144,18 +140,29 @@ def find_scale(name: str, folder: str = "") -> Path:
 
     A name without .yaml is one of the installed scales. folder: under these, looked into first.
     """
-    if name == "auto":
-        return _largest_that_fits(SCALES / folder, count_visible_gpus())
-    if Path(name).suffix != ".yaml":
+    if Path(name).suffix == ".yaml":
+        return _find(name, [Path(), SCALES / folder, SCALES], "scale")
+    if name != "auto":
         return _find(f"{name}.yaml", [SCALES / folder, SCALES], "scale")
-    return _find(name, [Path(), SCALES / folder, SCALES], "scale")
+    visible = count_visible_gpus()
+    fitting: dict[int, Path] = {}
+    for path in sorted((SCALES / folder).glob("*.yaml")):
+        resources = _merge(_read_chain(path)).get("resources", {})
+        gpus = int(resources.get("gpus", 0))
+        if resources.get("nodes", 1) == 1 and gpus <= visible:
+            fitting[gpus] = path
+    if not fitting:
+        raise RecipeError(
+            f"scale=auto: no scale in {SCALES / folder} fits {visible} GPUs; name one, scale=NAME"
+        )
+    return fitting[max(fitting)]
 
 
 def _find(name: str, directories: Sequence[Path], key: str) -> Path:
     for directory in directories:
         if (path := directory / name).is_file():
             return path
-    installed = _yaml_names(directories[-1])
+    installed = sorted(path.name for path in directories[-1].glob("*.yaml"))
     # Without the ending, which would make every name look alike.
     stems = [Path(other).stem for other in installed]
     near = difflib.get_close_matches(Path(name).stem, stems, n=1, cutoff=0.5)
@@ -164,45 +171,6 @@ def _find(name: str, directories: Sequence[Path], key: str) -> Path:
         f"{key}={name}: no such file in {' or '.join(str(d.resolve()) for d in directories)}; "
         f"{advice}the installed ones are {', '.join(installed)}"
     )
-
-
-def _yaml_names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.glob("*.yaml"))
-
-
-def _largest_that_fits(scales: Path, visible: int) -> Path:
-    """The one-node scale with the most GPUs, of those that need at most `visible`."""
-    fitting: dict[int, Path] = {}
-    for path in sorted(scales.glob("*.yaml")):
-        resources = _merge(_read_chain(path)).get("resources", {})
-        gpus = int(resources.get("gpus", 0))
-        if resources.get("nodes", 1) == 1 and gpus <= visible:
-            fitting[gpus] = path
-    if not fitting:
-        raise RecipeError(
-            f"scale=auto: no scale in {scales} fits {visible} GPUs; name one, scale=NAME"
-        )
-    return fitting[max(fitting)]
-
-
-def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
-    """Return the loader's own keys and the tree of overrides."""
-    directives: dict[str, Any] = {}
-    overrides = OmegaConf.create()
-    for argument in arguments:
-        key, value = split_argument(argument)
-        try:
-            tree = OmegaConf.from_dotlist([argument])
-        except yaml.YAMLError:
-            raise RecipeError(
-                f"{key}: cannot read the value {value!r} as YAML; quote it, and leave a space "
-                "after each colon of a mapping"
-            ) from None
-        if key in LOADER_KEYS:
-            directives[key] = tree[key]
-        else:
-            overrides = _join(overrides, tree)
-    return directives, overrides
 
 
 def split_argument(argument: str) -> tuple[str, str]:
@@ -214,6 +182,27 @@ def split_argument(argument: str) -> tuple[str, str]:
             "the equals sign)"
         )
     return key, value
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
+    """Return the loader's own keys and the tree of overrides."""
+    directives: dict[str, Any] = {}
+    overrides = OmegaConf.create()
+    for argument in arguments:
+        key, value = split_argument(argument)
+        try:
+            # Not PyYAML alone, which reads 1e-6 as a text.
+            tree = OmegaConf.from_dotlist([argument])
+        except yaml.YAMLError:
+            raise RecipeError(
+                f"{key}: cannot read the value {value!r} as YAML; quote it, and leave a space "
+                "after each colon of a mapping"
+            ) from None
+        if key in LOADER_KEYS:
+            directives[key] = tree[key]
+        else:
+            overrides = _join(overrides, tree)
+    return directives, overrides
 
 
 def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
@@ -240,7 +229,7 @@ def read_tree(path: Path) -> DictConfig:
     return tree
 
 
-def _last(layers: Sequence[Layer], key: str) -> Any:
+def _take(layers: Sequence[Layer], key: str) -> Any:
     """Take `key` out of every layer; return the value of the last that has it."""
     values = [layer.tree.pop(key) for layer in layers if key in layer.tree]
     return values[-1] if values else None
@@ -261,43 +250,53 @@ def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
 
 
 def _join(under: DictConfig, over: DictConfig) -> DictConfig:
-    data = over.get("data")
-    if isinstance(data, DictConfig) and "kind" in data:
+    # Settings of one kind of data mean nothing to another, and would be refused there.
+    if isinstance(data := over.get("data"), DictConfig) and "kind" in data:
         under = OmegaConf.masked_copy(under, [str(key) for key in under if key != "data"])
     joined = OmegaConf.merge(under, over)
     assert isinstance(joined, DictConfig)
     return joined
 
 
-def _notes(files: Sequence[Layer]) -> tuple[str, ...]:
-    """Say where a shipped file, which is the scale, replaces what a person's own file sets."""
+def _notes(layers: Sequence[Layer], config: Config) -> list[str]:
+    """Which settings of a person have no effect, and which GPUs no use."""
     notes = []
-    for place, own in enumerate(files):
-        over = {
-            key: (layer.name, value)
-            for layer in files[place + 1 :]
-            if layer.is_shipped
-            for key, value in layer.leaves().items()
-        }
-        replaced = [
-            f"{key} {value!r} by {over[key][1]!r}"
-            for key, value in own.leaves().items()
-            if not own.is_shipped and key in over and over[key][1] != value
-        ]
-        if replaced:
-            scale = files[-1].name
-            notes.append(
-                f"{scale} replaces settings of {own.name}: {', '.join(replaced)}; to keep yours, "
-                "give them on the command line or take a scale of your own"
-            )
-    return tuple(notes)
-
-
-def _unused_gpus(config: Config) -> list[str]:
+    # The last layer that sets a key decides it. A person learns of it only where that layer is one
+    # of ours, a scale, and where the value that they wrote is not the one that the run has.
+    mine = {
+        key: value
+        for layer in layers
+        if not layer.is_shipped
+        for key, value in dotted_leaves(layer.tree).items()
+    }
+    last = {key: layer for layer in layers for key in dotted_leaves(layer.tree)}
+    final = dotted_leaves(_merge(layers))
+    replaced: dict[str, str] = {}
+    for key, value in mine.items():
+        layer = last[key]
+        if key.startswith("data.") and key not in final:
+            # It went with the rest of `data`, to a layer that names the kind.
+            layer = last.get("data.kind", layer)
+        if layer.is_shipped and final.get(key) != value:
+            replaced[f"{key} {value!r} by {final.get(key)!r}"] = layer.name
+    if replaced:
+        notes.append(
+            f"{', '.join(dict.fromkeys(replaced.values()))} replaces settings of yours: "
+            f"{', '.join(replaced)}; to keep yours, give them on the command line or take a scale "
+            "of your own"
+        )
+    share = config.data.settings.get("probability_share")
+    if config.data.kind == "chain_sum" and share and config.reward.probability is None:
+        notes.append(
+            f"data.settings.probability_share={share} has no effect, because reward.probability "
+            "is off: rules score every answer"
+        )
     gpus, taken = config.resources.gpus, config.num_gpus_taken
-    if gpus == taken:
-        return []
-    return [f"of resources.gpus={gpus} the run takes {taken}; more engines or ranks use the rest"]
+    if gpus != taken:
+        notes.append(
+            f"of resources.gpus={gpus} the run takes {taken}; more engines or ranks use the rest"
+        )
+    return notes
 
 
 def dotted_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -305,6 +304,9 @@ def dotted_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
     Example: dotted_leaves({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
     """
+    if isinstance(tree, DictConfig):
+        # As they are written: what an interpolation stands for is known only after the merge.
+        tree = OmegaConf.to_container(tree)
     if not isinstance(tree, Mapping) or not tree:
         return {prefix: tree} if prefix else {}
     leaves: dict[str, Any] = {}

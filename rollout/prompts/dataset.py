@@ -1,9 +1,9 @@
 """Prompts from a data set: a .jsonl or .parquet file, a directory of them, or a Hugging Face name.
 
 Everything that can be wrong with the rows is found when the source is opened, before anything
-heavy starts. A row whose media cannot be used is quarantined, which means left out with a reason:
-a large data set always has some, and one broken picture must not stop a run. Any other fault is
-refused, because a mistake in a recipe shows in all rows.
+heavy starts. A row whose media cannot be used, or whose reward is turned off, is quarantined, which
+means left out with a reason: a large data set always has some, and one broken picture must not stop
+a run. Any other fault is refused, because a mistake in a recipe shows in all rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rl.config.data import ColumnsConfig
 from rl.config.run import SourceConfig
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import MediaError
@@ -36,13 +35,16 @@ class Quarantined:
     id: str
     """As a prompt's; the split is that of the table that holds the row."""
     reason: str
-    """What an rl.data.media.names.MediaError says: `reason: what is wrong with which medium`."""
+    """Such as `missing: ...`; what an rl.data.media.names.MediaError says, or `unrewarded: ...`."""
 
 
 class DatasetSource:
     """Rows are shuffled by rollout/prompts/stream.py; here they keep the order of the data set."""
 
-    def __init__(self, config: SourceConfig, modes: Collection[str]) -> None:
+    def __init__(
+        self, config: SourceConfig, modes: Collection[str], unrewarded: Collection[str] = ()
+    ) -> None:
+        """modes: that rows may be pinned to. unrewarded: tasks whose rows are left out."""
         train, heldout = train_location(config), heldout_location(config)
         if train is None:
             raise ValueError(
@@ -52,14 +54,14 @@ class DatasetSource:
         self._columns = config.columns
         self._task = config.task
         self._system_prompt = config.system_prompt
-        rows = _Rows(train, "train", config.columns, modes)
+        rows = _Rows(train, "train", config, modes, unrewarded)
         if heldout is None:
             # One table serves both splits.
             self._heldout_rows = rows
             self._train, self._heldout = _divide(rows, config.heldout_share)
             self.quarantined = rows.quarantined
         else:
-            self._heldout_rows = _Rows(heldout, "heldout", config.columns, modes)
+            self._heldout_rows = _Rows(heldout, "heldout", config, modes, unrewarded)
             self._train = _not_among(rows, self._heldout_rows)
             self._heldout = self._heldout_rows.usable
             self.quarantined = rows.quarantined + self._heldout_rows.quarantined
@@ -109,11 +111,14 @@ class _Rows:
         self,
         location: Location,
         split: Literal["train", "heldout"],
-        columns: ColumnsConfig,
+        config: SourceConfig,
         modes: Collection[str],
+        unrewarded: Collection[str],
     ) -> None:
+        columns = config.columns
         self.name = Path(location.path).stem
         self._columns = columns
+        self._task = config.task
         self._path = location.path
         whole = read_table(location)
         self._refuse_missing_columns(whole.column_names)
@@ -127,7 +132,7 @@ class _Rows:
             self.media = list(media_of_rows(whole, columns, split, location.directory))
         except ValueError as error:
             raise ValueError(f"{self._path}: {error}") from error
-        problems = self._problems()
+        problems = self._problems(unrewarded)
         self.usable = np.array([n for n in range(len(self)) if n not in problems], dtype=int)
         self.quarantined = tuple(
             Quarantined(f"{self.name}/{split}/{self.id_of(n)}", why) for n, why in problems.items()
@@ -160,14 +165,14 @@ class _Rows:
     def left_out(self) -> str:
         """How many rows are quarantined for which reason, and the first of them."""
         if not self.quarantined:
-            return "no row is quarantined for its media"
+            return "no row is quarantined"
         counts = Counter(row.reason.partition(":")[0] for row in self.quarantined)
         counted = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         first = "; ".join(f"{row.id} {row.reason}" for row in self.quarantined[:SHOWN_IDS])
         return f"quarantined are {counted}; the first: {first}"
 
-    def _problems(self) -> dict[int, str]:
-        """Why rows cannot be used for their media, by number."""
+    def _problems(self, unrewarded: Collection[str]) -> dict[int, str]:
+        """Why rows cannot be used, by number: for their media, or because nothing scores them."""
         asked = self._columns.messages or self._columns.question
         problems = {}
         rows = zip(self.table[asked], self.media, strict=True)
@@ -178,7 +183,13 @@ class _Rows:
                 place_media(self.asked({asked: content}), row.media, self.has_media)
             except MediaError as error:
                 problems[number] = str(error)
-        return problems
+        tasks = self.table[self._columns.task] if self._columns.task else [None] * len(self)
+        for number, own in enumerate(tasks):
+            task = own or self._task
+            if task in unrewarded:
+                why = f"unrewarded: reward.{task} is off, which its task names; set it, or the task"
+                problems.setdefault(number, why)
+        return dict(sorted(problems.items()))
 
     def _refuse_missing_columns(self, present: Sequence[str]) -> None:
         mapped = self._columns.model_dump()

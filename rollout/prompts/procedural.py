@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 
 from rl.config.run import SourceConfig
 from rl.data.fingerprint import stable_hash
 from rl.data.tasks.chain_sum import LENGTHS
 from rl.data.tasks.chain_sum import question as chain_sum_question
-from rl.loop.stages import Prompt
+from rl.loop.stages import PROBABILITY, Prompt
 from rollout.prompts.conversation import conversation
 
 # The held-out prompts of a procedural task are the same whatever the run's seed, so that runs
@@ -31,10 +32,11 @@ class ChainSumSource(Procedural):
     """The built-in addition task (rl/data/tasks/chain_sum.py).
 
     `settings` takes `lengths`, and `probability_share`: the share of training prompts whose answer
-    is rewarded by its probability instead of by rules, as an answer in words would be.
+    is rewarded by its probability instead of by rules, as an answer in words would be. It has no
+    effect where that reward is turned off.
     """
 
-    def __init__(self, config: SourceConfig, seed: int) -> None:
+    def __init__(self, config: SourceConfig, seed: int, unrewarded: Collection[str] = ()) -> None:
         settings = dict(config.settings)
         lengths = settings.pop("lengths", list(LENGTHS))
         share = settings.pop("probability_share", 0.0)
@@ -52,7 +54,8 @@ class ChainSumSource(Procedural):
                 f"data.settings.probability_share must be between 0 and 1, got {share!r}"
             )
         self._lengths = tuple(lengths)
-        self._probability_share = share
+        # Rules can score every sum, so where the other reward is off they score all of them.
+        self._probability_share = 0.0 if PROBABILITY in unrewarded else share
         self._task = config.task
         self._system_prompt = config.system_prompt
         self._seed = seed
@@ -62,7 +65,7 @@ class ChainSumSource(Procedural):
     def train(self, index: int) -> Prompt:
         # By hash and not from a generator, so that a resumed run draws the same for each prompt.
         drawn = stable_hash(f"probability/{self._seed}/{index}") / 2**64
-        task = "probability" if drawn < self._probability_share else self._task
+        task = PROBABILITY if drawn < self._probability_share else self._task
         return self._prompt(self._seed, index, False, task)
 
     def heldout(self, index: int) -> Prompt:

@@ -27,7 +27,7 @@ class Source(Protocol):
 
     @property
     def quarantined(self) -> Sequence[Quarantined]:
-        """Rows of both splits that are left out, because their media cannot be used."""
+        """Rows of both splits that are left out: nothing can show their media or score them."""
         ...
 
     def train(self, index: int) -> Prompt: ...
@@ -39,15 +39,18 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: SourceConfig, seed: int, modes: Collection[str]) -> Source:
+def open_source(
+    config: SourceConfig, seed: int, modes: Collection[str], unrewarded: Collection[str] = ()
+) -> Source:
     """Return the source that `data` names; raises ValueError for data that cannot be used.
 
-    modes: the names a row may be pinned to.
+    modes: the names a row may be pinned to. unrewarded: tasks whose reward is turned off; their
+    prompts are never asked, since nothing could score the answers.
     """
     if config.kind == "chain_sum":
-        return ChainSumSource(config, seed)
+        return ChainSumSource(config, seed, unrewarded)
     if config.kind == "reasoning_gym":
         return ReasoningGymSource(config, seed)
     if config.kind == "visual":
         return VisualSource(config, seed)
-    return DatasetSource(config, modes)
+    return DatasetSource(config, modes, unrewarded)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.config.run import Config
-from rl.loop.stages import Prompt
+from rl.loop.stages import PROBABILITY, Prompt
 from rollout.prompts.dataset import Quarantined
 from rollout.prompts.sources import Source, open_source
 
@@ -43,12 +43,13 @@ class PromptStream:
     def open(cls, config: Config) -> PromptStream:
         """Open the configured source; raises ValueError for data that cannot be used."""
         seed = config.seed if config.data.seed is None else config.data.seed
-        source = open_source(config.data, seed, config.modes)
+        unrewarded = () if config.reward.probability else (PROBABILITY,)
+        source = open_source(config.data, seed, config.modes, unrewarded)
         return cls(source, seed, config.rollout.prompts_per_step)
 
     @property
     def quarantined(self) -> Sequence[Quarantined]:
-        """Rows that are left out, because their images or videos cannot be used."""
+        """Rows that are left out, because nothing can show their media or score an answer."""
         return self._source.quarantined
 
     @property

@@ -1,9 +1,11 @@
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from rl.config.recipe import load
 from rl.config.run import SourceConfig
 from rl.data.tasks.chain_sum import is_heldout
 from rl.loop.stages import Prompt
@@ -306,3 +308,35 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         dataset("someone/nothing")
     with pytest.raises(ValueError, match=r"data\.path is required"):
         DatasetSource(SourceConfig(kind="dataset"), MODES)
+
+
+# Prompts whose reward is off
+
+
+def recipe(*settings: str) -> PromptStream:
+    return PromptStream.open(load(["config=hybrid_50_50.yaml", "scale=cpu_tiny", *settings]).config)
+
+
+def test_a_sum_is_left_to_the_rules_where_the_probability_reward_is_off():
+    tasks = Counter(prompt.task for prompt in recipe().checked())
+    assert 16 < tasks["probability"] < 64
+    by_rules = recipe("reward.probability=null")
+    assert {prompt.task for prompt in by_rules.checked()} == {"auto"}
+    # The questions stand where they stood.
+    assert questions(by_rules.checked()) == questions(recipe().checked())
+
+
+def test_rows_that_no_reward_scores_are_left_out_and_counted(tmp_path):
+    path = write_jsonl(
+        tmp_path / "rows.jsonl",
+        [row | {"task": "probability" if n % 4 == 0 else None} for n, row in enumerate(rows(40))],
+    )
+    data = ["data.kind=dataset", f"data.path={path}", "data.columns.task=task"]
+    assert len(list(recipe(*data).checked())) + len(recipe(*data).heldout(40)) == 40
+    without = recipe(*data, "reward.probability=null")
+    asked = [*without.checked(), *without.heldout(40)]
+    assert {prompt.task for prompt in asked} == {"auto"} and len(asked) == 30
+    assert len(without.quarantined) == 10
+    assert {row.reason.partition(":")[0] for row in without.quarantined} == {"unrewarded"}
+    with pytest.raises(ValueError, match="no row that can be used; quarantined are 40 unrewarded"):
+        recipe(*data, "data.task=probability", "data.columns.task=null", "reward.probability=null")

@@ -104,6 +104,32 @@ def test_a_scale_that_replaces_what_a_person_set_is_noted():
     assert load(["config=mine.yaml", "scale=null"]).notes == ()
 
 
+def test_a_value_that_a_scale_of_the_users_sets_again_is_theirs():
+    write("mine.yaml", "extends: hybrid_50_50.yaml\ndata: {kind: dataset, path: rows.jsonl}\n")
+    write(
+        "laptop.yaml",
+        "extends: scale/cpu_tiny.yaml\n"
+        "data: {kind: dataset, path: rows.jsonl}\nmodes: {long: {max_tokens: 99}}\n",
+    )
+    loaded = load(["config=mine.yaml", "scale=laptop.yaml"])
+    assert (loaded.config.data.path, loaded.config.modes["long"].max_tokens) == ("rows.jsonl", 99)
+    assert loaded.notes == ()
+    (note,) = load(["config=mine.yaml", "scale=cpu_tiny"]).notes
+    assert "data.kind 'dataset' by 'chain_sum', data.path 'rows.jsonl' by None" in note
+    given = ["data.kind=dataset", "data.path=rows.jsonl"]
+    assert load(["config=mine.yaml", "scale=cpu_tiny", *given]).notes == ()
+
+
+def test_a_value_that_the_scale_repeats_is_not_replaced():
+    write("mine.yaml", "extends: hybrid_50_50.yaml\npolicy: {dtype: bfloat16}\n")
+    assert load(["config=mine.yaml", "scale=one_gpu"]).notes == ()
+
+
+def test_a_share_of_prompts_for_a_reward_that_is_off_is_noted():
+    (note,) = load([HYBRID, "scale=cpu_tiny", "reward.probability=null"]).notes
+    assert "probability_share=0.125 has no effect" in note
+
+
 def test_one_line_per_problem_with_key_value_layer_and_nearest_key():
     write("mine.yaml", "extends: hybrid_50_50.yaml\nrollout: {group_size: 1}\n")
     lines = refused("config=mine.yaml", "rollout.grup_size=4", "policy.dtype=fp16").splitlines()
