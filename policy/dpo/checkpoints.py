@@ -1,4 +1,7 @@
-"""Trainer's checkpoints of a stage: which one to resume from."""
+"""Trainer's checkpoints of a training: which one to resume from.
+
+Apart from the trainer, because the driver needs this and must not wait for TRL to load.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ _log = logging.getLogger(__name__)
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that is complete."""
-    found = {
+    by_step = {
         int(path.parent.name.rpartition("-")[2]): path.parent
         for path in directory.glob(f"checkpoint-*/{COMPLETE}")
     }
-    return found[max(found)] if found else None
+    return by_step[max(by_step)] if by_step else None
 
 
 def remove_torn_checkpoints(directory: Path) -> None:

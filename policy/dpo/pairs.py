@@ -18,10 +18,10 @@ from rl.data.media.names import Medium, from_json, to_json
 from rl.loop.batching import reference_sample
 from rl.loop.stages import Prompt, ReferenceRequest, TrainSample
 
+# Pairs that an error names; the others are counted.
 MAX_NAMED = 5
-"""Pairs that an error names; it counts the others."""
+# Key of a batch's media. No model takes an argument of this name, so none gets it by accident.
 MEDIA = "media"
-"""Key of a batch's media; no model takes an argument of this name."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
             "to train on these from the start"
         )
     if not target.exists():
+        # Renamed when it is whole: a kill must not leave a part of it under its name.
         aside = directory / f".{target.name}.partial"
         shutil.rmtree(aside, ignore_errors=True)
         disable_progress_bars()
@@ -111,18 +112,22 @@ def _row(pair: DpoPair) -> dict[str, Any]:
     }
 
 
-def training_order(num_pairs: int, num_places: int, seed: int) -> list[int]:
-    """The pair at each place of training: all of them in a random order, then in another one."""
-    num_rounds = -(-num_places // num_pairs)
+def training_order(num_pairs: int, count: int, seed: int) -> list[int]:
+    """The pairs of `count` places of training: all in a random order, then all in another one.
+
+    A longer training begins like a shorter one.
+    """
+    num_rounds = -(-count // num_pairs)
+    # A generator for each round, because its order must not depend on how many rounds there are.
     rounds = [np.random.default_rng([seed, r]).permutation(num_pairs) for r in range(num_rounds)]
-    return np.concatenate(rounds)[:num_places].tolist()
+    return np.concatenate(rounds)[:count].tolist()
 
 
 class PairCollator:
     """Rows of `keep_pairs` -> a batch of TRL's trainer: chosen rows, then rejected ones."""
 
     def __init__(self, pad_token_id: int, inputs: VisualInputs | None, max_length: int) -> None:
-        # Brings TRL, which the driver needs nothing of.
+        # TRL takes seconds to load, and the driver, which checks pairs, needs nothing of it.
         from trl.trainer.dpo_trainer import DataCollatorForPreference
 
         self._pad = DataCollatorForPreference(pad_token_id=pad_token_id)
@@ -138,9 +143,10 @@ class PairCollator:
         seen = [self._expanded(row, media) for row, media in zip(rows, shown, strict=True)]
         batch = self._pad(seen)
         if self._inputs is not None:
+            # In the order of the batch's rows: all that are chosen, then all that are rejected.
             samples = [
-                _sample(row, media, side)
-                for side in ("chosen_ids", "rejected_ids")
+                _sample(row, media, column)
+                for column in ("chosen_ids", "rejected_ids")
                 for row, media in zip(seen, shown, strict=True)
             ]
             batch[MEDIA] = BatchMedia(self._inputs(samples, batch["input_ids"]))
@@ -162,8 +168,8 @@ class PairCollator:
         return {**row, "prompt_ids": prompt}
 
 
-def _sample(row: Mapping[str, Any], media: tuple[Medium, ...], side: str) -> TrainSample:
-    context, response = tuple(row["prompt_ids"]), tuple(row[side])
+def _sample(row: Mapping[str, Any], media: tuple[Medium, ...], column: str) -> TrainSample:
+    context, response = tuple(row["prompt_ids"]), tuple(row[column])
     prompt = Prompt(row["id"], (), "", media=media)
-    request = ReferenceRequest(f"{row['id']}/{side}", prompt, context, response, temperature=1.0)
+    request = ReferenceRequest(f"{row['id']}/{column}", prompt, context, response, temperature=1.0)
     return reference_sample(request, context)

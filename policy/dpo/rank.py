@@ -61,7 +61,7 @@ class DpoRank:
             torch.set_num_threads(policy_config.threads)
             leave_out_shared_memory()
         join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
-        # The same initial adapter on every rank.
+        # LoRA adapters start with random weights, which must be the same on every rank.
         torch.manual_seed(self._task.config.seed)
         policy = load_policy(self._task.source, policy_config)
         weights = FullWeights(
@@ -69,35 +69,34 @@ class DpoRank:
             DTYPES[policy_config.dtype],
             is_partitioned=policy_config.effective_zero_stage == 3,
         )
+        # After the policy is loaded: see training_arguments.
         trainer = self._trainer(policy)
         checkpoint = last_checkpoint(self._task.directory)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        # Every rank takes part, because under ZeRO-3 each holds a share of every weight.
         write_model_directory(weights, self._task.source, target, is_writer=self._rank == 0)
         torch.distributed.barrier()
 
     def _trainer(self, policy: PreTrainedModel | PeftModel) -> PairTrainer:
-        # Brings TRL, which takes seconds: the driver imports this module too and needs none of it.
+        # TRL takes seconds to load. The driver imports this module too and needs none of it.
         from policy.dpo.trainer import MetricsLog, PairTrainer, training_arguments
 
         task = self._task
         tokenizer = AutoTokenizer.from_pretrained(
             task.source, trust_remote_code=False, local_files_only=True
         )
-        # Padding is masked wherever it counts, so any token serves.
+        # Padding is masked in attention and in the loss, so any token serves.
         pad_token_id = tokenizer.pad_token_id or 0
         max_length = task.config.rollout.max_model_length
         inputs = open_visual_inputs(task.source, task.config.data)
         return PairTrainer(
             policy,
             task.config.align.dpo,
-            on_batch=self._beat,
+            # One rank is enough: the others wait for it in every collective.
+            on_batch=(task.directory / HEARTBEAT).touch if self._rank == 0 else lambda: None,
             args=training_arguments(task.config, task.directory, self._use_cuda),
             train_dataset=load_from_disk(str(task.pairs)),
             data_collator=PairCollator(pad_token_id, inputs, max_length),
             processing_class=tokenizer,
             callbacks=[MetricsLog(task.directory / "metrics.jsonl", is_writer=self._rank == 0)],
         )
-
-    def _beat(self) -> None:
-        if self._rank == 0:
-            (self._task.directory / HEARTBEAT).touch()

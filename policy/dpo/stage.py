@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from policy.dpo.pairs import DpoPair, keep_pairs, refuse_bad_pairs
 from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
 from policy.learner.rank_actor import rank_actor
 from rl.config.run import Config
+from rl.run.sinks import read_metrics
 from rl.system.actors import call, call_all
 from rl.system.cluster import Cluster
 
 START_TIMEOUT_S = 900.0
+# Longest time without a micro-batch: loading, a checkpoint or the result take less.
 STALL_TIMEOUT_S = 3600.0
-"""Longest time without a micro-batch: loading, a checkpoint or the result take less."""
+# Time between two looks at the steps that were made.
+REPORT_S = 1.0
 QUIET = {
     "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
     "TQDM_DISABLE": "1",
@@ -35,19 +38,22 @@ QUIET = {
 }
 
 
-def train_dpo(
+async def train_dpo(
     config: Config,
     source: Path,
     pairs: Sequence[DpoPair],
     directory: Path,
     cluster: Cluster,
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
 ) -> Path:
     """Optimise the policy of `source` on the pairs, as align.dpo says; return `directory`/model.
 
-    Blocks until it is there. Called again on a directory where it was cut short, it goes on from
-    the last complete checkpoint, and where it ended, it returns at once. `metrics.jsonl` has the
-    curves. Raises ValueError for pairs and settings that cannot be trained, RuntimeError naming a
-    rank that failed, TimeoutError if nothing has moved for STALL_TIMEOUT_S.
+    Called again on a directory where it was cut short, it goes on from the last complete
+    checkpoint, and where it ended, it returns at once. `metrics.jsonl` has the curves. on_step:
+    told of every step and its metrics once, also of those that an earlier process made.
+
+    Raises ValueError for pairs and settings that cannot be trained, RuntimeError naming a rank that
+    failed, TimeoutError if nothing has moved for STALL_TIMEOUT_S.
     """
     config.align.dpo.accumulation(config.policy.ranks)
     refuse_bad_pairs(pairs, config.rollout.max_model_length)
@@ -55,24 +61,42 @@ def train_dpo(
     directory.mkdir(parents=True, exist_ok=True)
     kept = keep_pairs(pairs, directory)
     model = directory / "model"
-    if model.exists():
-        _remove_checkpoints(directory)
-        return model
-    aside = directory / ".model.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    remove_torn_checkpoints(directory)
-    task = DpoTask(config, source.absolute(), kept, directory)
-    ranks = [
-        rank_actor(DpoRank, config, cluster, rank, QUIET).remote(task, rank)
-        for rank in range(config.policy.ranks)
-    ]
-    try:
-        asyncio.run(_train(ranks, aside, directory / HEARTBEAT))
-    finally:
-        for rank in ranks:
-            ray.kill(rank)
-    aside.rename(model)
-    _remove_checkpoints(directory)
+    told = 0
+
+    def report() -> None:
+        nonlocal told
+        # Rank 0 writes this file in any case. It is read here rather than sent, because a step may
+        # have been made by a process that was killed before anyone heard of it.
+        metrics = read_metrics(directory / "metrics.jsonl")
+        for step in (step for step in metrics if step > told):
+            on_step(step, metrics[step])
+        told = max(metrics, default=0)
+
+    if not model.exists():
+        aside = directory / ".model.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        remove_torn_checkpoints(directory)
+        task = DpoTask(config, source.absolute(), kept, directory)
+        ranks = [
+            rank_actor(DpoRank, config, cluster, rank, QUIET).remote(task, rank)
+            for rank in range(config.policy.ranks)
+        ]
+        training = asyncio.ensure_future(_train(ranks, aside, directory / HEARTBEAT))
+        try:
+            while not training.done():
+                await asyncio.wait([training], timeout=REPORT_S)
+                report()
+            training.result()
+        finally:
+            training.cancel()
+            for rank in ranks:
+                ray.kill(rank)
+        # The name says that it is whole, so it comes last.
+        aside.rename(model)
+    report()
+    # The result makes them needless. Removed here too, where a kill came before they were.
+    for checkpoint in directory.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
     return model
 
 
@@ -100,9 +124,3 @@ async def _train(ranks: Sequence[Any], target: Path, heartbeat: Path) -> None:
         last_sign=last_beat,
         refusal=ValueError,
     )
-
-
-def _remove_checkpoints(directory: Path) -> None:
-    """What the result makes needless."""
-    for checkpoint in directory.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)

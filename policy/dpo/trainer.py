@@ -1,7 +1,8 @@
 """TRL's DPO trainer over token ids and our visual inputs.
 
-The loss, the reference pass and the step are TRL's and accelerate's own. PairTrainer replaces what
-would tokenise texts, load pictures or write what is not needed here.
+The loss (https://arxiv.org/abs/2305.18290, eq. 7), the pass over the reference and the step are
+TRL's and accelerate's own. PairTrainer replaces what would tokenise texts, load pictures or write
+files that nothing here needs.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from policy.learner.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
 from policy.learner.learning_rate import learning_rate_at
 from policy.models.family import model_family
 from rl.config.align import DpoConfig
-from rl.config.run import Config, PolicyConfig
+from rl.config.run import Config
 from rl.run.files import write_text
 from rl.run.sinks import JsonlSink
 
 REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
+# Two, because the one before must stay until the newest is complete.
 KEPT_CHECKPOINTS = 2
-"""The one before stays until the newest is complete."""
 METRICS = {
     "loss": "dpo/loss",
     "rewards/margins": "dpo/margin",
@@ -58,22 +59,24 @@ class PairTrainer(DPOTrainer):
         self._on_batch = on_batch
         _show_backbone(model)
         super().__init__(model=model, **arguments)
+        # Trainer adds it by itself where progress bars are off; the driver shows the steps.
         self.remove_callback(PrinterCallback)
-        places = training_order(len(self.train_dataset), dpo.steps * dpo.batch_size, self.args.seed)
-        self.train_dataset = self.train_dataset.select(places)
+        # The data set is laid out in the order of training and read from front to end. So a resumed
+        # run, and one with other ranks or micro-batches, trains on the same pairs in each step.
+        # Only after TRL has added the reference log-probabilities, which it computes once a row.
+        order = training_order(len(self.train_dataset), dpo.steps * dpo.batch_size, self.args.seed)
+        self.train_dataset = self.train_dataset.select(order)
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         """Rows are token ids already; TRL would tokenise texts."""
         return dataset
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """On the device, the media as arguments of the model.
-
-        Trainer brings every float to DeepSpeed's type. In bfloat16 that would round reference
-        log-probabilities of some hundreds to whole numbers, so these stay as they are.
-        """
+        """The batch on the device, with the media as arguments of the model."""
         self._on_batch()
         known = {**inputs}
+        # Trainer would bring every float to DeepSpeed's type. In bfloat16 that rounds a
+        # log-probability of some hundreds to a whole number, more than the margin of a pair.
         references = {name: known.pop(name) for name in REFERENCES if name in known}
         media = known.pop(MEDIA, None)
         prepared = super()._prepare_inputs(known)
@@ -84,7 +87,7 @@ class PairTrainer(DPOTrainer):
         return prepared
 
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Reference batches come without Trainer's own preparation."""
+        # TRL's pass over the reference hands batches on without Trainer's own preparation.
         return super().compute_ref_log_probs(model, self._prepare_inputs(inputs))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
@@ -97,17 +100,17 @@ class PairTrainer(DPOTrainer):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Nothing: a checkpoint is DeepSpeed's state, and the result is written by the rank."""
+    def _nothing(self, *_: Any, **__: Any) -> None:
+        """Takes the place of what a run does without."""
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: that of an export says what was trained, and how."""
-
-    def _send_telemetry(self) -> None:
-        """None: a run reports to nobody."""
+    # A checkpoint is DeepSpeed's state, and the result is written by the rank. The model card of an
+    # export says what was trained. A run reports to nobody.
+    save_model = create_model_card = _send_telemetry = _nothing
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        # The mark comes last, when every rank has written its share: a checkpoint without it is
+        # torn and not resumed from.
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -135,6 +138,7 @@ class MetricsLog(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **_: Any
     ) -> None:
+        # Trainer also logs a summary at the end, which belongs to no step.
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
@@ -143,8 +147,8 @@ class MetricsLog(TrainerCallback):
                 "align.dpo.optimizer.learning_rate"
             )
         if self._sink is not None:
-            found = {ours: logs[theirs] for theirs, ours in METRICS.items() if theirs in logs}
-            self._sink.write(state.global_step, found)
+            metrics = {ours: logs[theirs] for theirs, ours in METRICS.items() if theirs in logs}
+            self._sink.write(state.global_step, metrics)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._sink is not None:
@@ -154,8 +158,9 @@ class MetricsLog(TrainerCallback):
 def training_arguments(config: Config, directory: Path, use_cuda: bool) -> DPOConfig:
     """What Trainer, TRL, accelerate and DeepSpeed are told.
 
-    To be made after the policy is loaded: under ZeRO-3 transformers loads what comes later in
-    parts. Raises ValueError if the batch is not a whole number of micro-batches.
+    Make them after the policy is loaded: under ZeRO-3 they tell transformers to load every model
+    from then on in shares, one a rank. Raises ValueError if the batch is not a whole number of
+    micro-batches.
     """
     policy, dpo = config.policy, config.align.dpo
     optimizer = dpo.optimizer
@@ -173,16 +178,25 @@ def training_arguments(config: Config, directory: Path, use_cuda: bool) -> DPOCo
         weight_decay=optimizer.weight_decay,
         max_grad_norm=optimizer.max_grad_norm,
         optim="adamw_torch_fused" if use_cuda else "adamw_torch",
-        deepspeed=_deepspeed(policy, dpo),
+        # The learner's configuration. Micro-batches are accelerate's affair here: it marks and
+        # counts them, and these are the sizes that it goes by.
+        deepspeed=deepspeed_config(policy.model_copy(update={"optimizer": dpo.optimizer}))
+        | {
+            "train_micro_batch_size_per_gpu": dpo.micro_batch_pairs,
+            "gradient_accumulation_steps": dpo.accumulation(policy.ranks),
+            "gradient_clipping": dpo.optimizer.max_grad_norm,
+        },
         bf16=policy.dtype == "bfloat16",
         gradient_checkpointing=policy.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
+        # The order is that of the data set: see PairTrainer.
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         dataloader_pin_memory=use_cuda,
         save_steps=dpo.checkpoint_every,
         save_total_limit=KEPT_CHECKPOINTS,
         logging_steps=1,
+        # A loss that is not a number must reach MetricsLog, which ends the training.
         logging_nan_inf_filter=False,
         report_to="none",
         disable_tqdm=True,
@@ -190,12 +204,3 @@ def training_arguments(config: Config, directory: Path, use_cuda: bool) -> DPOCo
         seed=config.seed,
         ddp_timeout=int(COLLECTIVE_TIMEOUT.total_seconds()),
     )
-
-
-def _deepspeed(policy: PolicyConfig, dpo: DpoConfig) -> dict[str, Any]:
-    """The learner's configuration, with what accelerate marks and counts itself."""
-    return deepspeed_config(policy.model_copy(update={"optimizer": dpo.optimizer})) | {
-        "train_micro_batch_size_per_gpu": dpo.micro_batch_pairs,
-        "gradient_accumulation_steps": dpo.accumulation(policy.ranks),
-        "gradient_clipping": dpo.optimizer.max_grad_norm,
-    }

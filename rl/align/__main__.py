@@ -15,15 +15,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rich.console
 from pydantic import Field, model_validator
 
 from rl.align.console import AlignmentConsole
-from rl.align.directory import AlignmentDirectory
+from rl.align.directory import AlignmentDirectory, Origin
 from rl.config.recipe import load, load_over
 from rl.config.run import Config
+from rl.data.fingerprint import stamp, stamp_of_model
 from rl.run.checkpoints import MANIFEST, Checkpoint, find_checkpoint
 from rl.run.command import (
     Command,
@@ -36,10 +37,6 @@ from rl.run.command import (
 )
 from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 from rl.system.memory_estimate import count_parameters
-
-if TYPE_CHECKING:
-    from rl.align.parts import Origin
-    from rl.assembly import Material
 
 SECTION = "align"
 COPIES = 4
@@ -116,32 +113,27 @@ async def run_alignment(
             "was trained with log.ledger=true"
         )
     checkpoint = None if model else find_checkpoint(run.root, step, console.note)
-    from rl.align.assistants import DIVIDER, LABELLER, assistant_source
+    # torch and vLLM take long to load, so whatever a person can mend is refused before.
+    from rl.align.assistants import check_assistants
     from rl.align.iterations import align as align_policy
-    from rl.align.parts import Parts
     from rl.assembly import gather_material
 
-    material = gather_material(config)
-    origin = _origin(material, run, checkpoint)
-    labeller = await assistant_source(config, LABELLER, origin.model)
-    divider = await assistant_source(config, DIVIDER, origin.model)
-    assert labeller is not None, "a labeller has a default"
+    inputs = gather_material(config)
+    origin = _origin(inputs.model, config.policy.model, run, checkpoint)
+    assistants = await check_assistants(config, origin.model)
     with directory.open(config, origin.identity):
-        size = (count_parameters(str(material.model)) or 0) * CHECKPOINT_BYTES
+        size = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES
         run.check_room(NEEDED_BYTES + COPIES * size)
         console.note(f"aligning {origin.name}; all of it is left in {directory.root}")
-        await align_policy(Parts(material, origin, labeller, divider, directory, console))
+        await align_policy(inputs, origin, assistants, directory, console)
 
 
-def _origin(material: Material, run: RunDirectory, checkpoint: Checkpoint | None) -> Origin:
-    from rl.align.parts import Origin
-    from rl.data.fingerprint import stamp, stamp_of_model
-
+def _origin(model: Path, name: str, run: RunDirectory, checkpoint: Checkpoint | None) -> Origin:
+    """model, name: of the policy that is aligned where there is no checkpoint."""
     if checkpoint is None:
-        name = material.config.policy.model
-        identity = {"model": name, "weights": stamp_of_model(material.model)}
+        identity = {"model": name, "weights": stamp_of_model(model)}
         untrained = {"progress": {"trained_tokens": {}}, "before": {}}
-        return Origin(material.model, name, identity, untrained, 0, run.ledger_path)
+        return Origin(model, name, identity, untrained, 0, run.ledger_path)
     manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
     return Origin(
         checkpoint.path / "model",

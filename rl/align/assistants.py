@@ -1,147 +1,288 @@
-"""Opens the models that divide answers and label claims: engines in the run's places, or a server.
+"""Language models that divide answers or label claims: in engines of the project, or on a server.
 
-Whether they can be used is checked first, before anything heavy runs.
+Both are asked in the chat of the model, without reasoning. A label is read from one token: how
+probable "yes" and "no" are as the next one, in any of their spellings. `check_assistants` makes
+sure that the configured models can do this before anything heavy runs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from policy.builtin.names import builtin_policy
 from policy.models.checks import refuse_longer_than_model
 from policy.models.loading import resolve_model
-from rl.align.assistant import ASK, EndpointAssistant, EngineAssistant, yes_no_tokens
+from rl.align.claims.types import Label
 from rl.align.judging import DIVIDER_TOKENS, Assistant
 from rl.config.align import AssistantConfig
 from rl.config.run import Config
 from rl.data.fingerprint import stamp, stamp_of_model
+from rl.data.media.names import Medium
 from rl.data.media.store import MediaStore
+from rl.evaluate.evaluation import Sampler
 from rl.loop.interfaces import GenerationFailed
+from rl.loop.stages import NextTokenRequest, Prompt, RolloutRequest
 from rl.system.cluster import Cluster
 from rollout.chat import ChatTemplate
-from rollout.endpoint import open_endpoint, served_model
+from rollout.endpoint import Endpoint, open_endpoint, served_model
 from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
+from rollout.prompts.row_media import place_media
 
-LABELLER, DIVIDER = "labeller", "divider"
+ASK = "ask"
+"""The mode of every request here: engine and endpoint are opened with thinking={ASK: False}."""
+WORDS = ("yes", "no")
 PROBE = "Is 2 an even number? Please answer yes or no."
+
+# One count for the whole process: labeller and divider may share an engine, and an engine confuses
+# two requests of one id.
+_request_numbers = itertools.count()
+
+
+class EngineAssistant:
+    """Implements rl.align.judging.Assistant by a model in the project's engines."""
+
+    def __init__(self, name: str, engine: EnginePool, chat: ChatTemplate) -> None:
+        """chat: of the model that the engine serves."""
+        self.name = name
+        self._engine = engine
+        self._chat = chat
+
+    async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
+        """The likeliest reply; None if the token budget cut it off. Raises GenerationFailed."""
+        prompt = _prompt(messages)
+        return await _reply(self._engine, prompt, self._encoded(prompt), max_tokens)
+
+    async def label(self, question: str, media: Sequence[Medium]) -> Label:
+        """How probable yes and no are, of the softmax over the whole vocabulary.
+
+        Raises GenerationFailed, and ValueError for a model that cannot label or cannot see.
+        """
+        if media and not self._chat.shows_media:
+            raise ValueError(
+                f"labeller {self.name} sees no images or videos, and is shown {len(media)} with "
+                f"{question!r:.100}; take a vision-language model, or data without media"
+            )
+        prompt = _question(question, media)
+        # Not when it is made, because a divider may well have a tokenizer that cannot label.
+        tokens = yes_no_tokens(self.name, self._chat)
+        request = NextTokenRequest(prompt.id, prompt, self._encoded(prompt), tuple(tokens))
+        logprobs = await self._engine.next_token_logprobs(request)
+        return label_of(zip(tokens.values(), logprobs, strict=True))
+
+    def _encoded(self, prompt: Prompt) -> tuple[int, ...]:
+        try:
+            return self._chat.prompt_token_ids(prompt, thinking=False)
+        except ValueError as error:
+            # A claim may hold text that writes a special token. That fails this request alone.
+            raise GenerationFailed("request_refused", error) from error
+
+
+class EndpointAssistant:
+    """Implements rl.align.judging.Assistant by an OpenAI-compatible server."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.name = endpoint.name
+        self._endpoint = endpoint
+
+    async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
+        """The likeliest reply; None if the token budget cut it off.
+
+        Raises GenerationFailed if the request is at fault, ValueError if the server is.
+        """
+        return await _reply(self._endpoint, _prompt(messages), (), max_tokens)
+
+    async def label(self, question: str, media: Sequence[Medium]) -> Label:
+        """How probable yes and no are, as far as they are among the 20 likeliest tokens.
+
+        Raises GenerationFailed if the request is at fault, ValueError if the server is, and for
+        videos.
+        """
+        if any(medium.kind == "video" for medium in media):
+            raise ValueError(
+                f"labeller {self.name} is a server, which would choose other frames of a video; "
+                "take a model directory as the labeller, or data without videos"
+            )
+        return label_of(await self._endpoint.next_token_logprobs(_question(question, media), ASK))
+
+
+def label_of(logprobs: Iterable[tuple[str, float]]) -> Label:
+    """The label of next tokens, given as text and log-probability; others than yes and no count 0.
+
+    Example: label_of([("Yes", log(0.5)), (" yes", log(0.2)), ("No.", log(0.1))]) == Label(0.7, 0.0)
+    """
+    probabilities: dict[str, list[float]] = {word: [] for word in WORDS}
+    for text, logprob in logprobs:
+        if (word := _word(text)) in probabilities:
+            probabilities[word].append(math.exp(logprob))
+    # fsum, so that the order of the tokens does not change the last bit of a label.
+    p_yes, p_no = map(math.fsum, probabilities.values())
+    return Label(p_yes, p_no)
+
+
+@cache
+def yes_no_tokens(name: str, chat: ChatTemplate) -> dict[int, str]:
+    """The tokens that spell yes or no whole, with the text of each.
+
+    Those are the words in lower case, capitalised and in capitals, with and without a space in
+    front. name: the labeller's, for errors. Raises ValueError if there is none of yes, or none of
+    no.
+    """
+    tokens: dict[str, dict[int, str]] = {word: {} for word in WORDS}
+    # Some tokenizers put a space in front of any text; after a line break the bare word shows.
+    line_break = chat.token_ids("\n")
+    for word, spelling in ((w, s) for w in WORDS for s in (w, w.capitalize(), w.upper())):
+        for text in (spelling, f" {spelling}"):
+            after_break = chat.token_ids(f"\n{text}")[len(line_break) :]
+            for ids in (chat.token_ids(text), after_break):
+                # The unknown token is one token too, and a normaliser may have changed the word.
+                if len(ids) == 1 and _word(chat.raw_text(ids)) == word:
+                    tokens[word][ids[0]] = chat.raw_text(ids)
+    if missing := [word for word, known in tokens.items() if not known]:
+        raise ValueError(
+            f"the tokenizer of labeller {name} has no token that spells {' or '.join(missing)}, so "
+            "no label can be read from the next token; take a labeller whose tokenizer has both "
+            "words, as those of Qwen and MiniCPM do"
+        )
+    return {token: text for known in tokens.values() for token, text in known.items()}
+
+
+def _word(text: str) -> str:
+    return text.strip().casefold()
+
+
+def _question(question: str, media: Sequence[Medium]) -> Prompt:
+    """One user message: the media in order, then the question."""
+    messages = place_media(({"role": "user", "content": question},), media, has_tags=False)
+    return _prompt(*messages)
+
+
+def _prompt(messages: Sequence[Mapping[str, Any]], media: Sequence[Medium] = ()) -> Prompt:
+    name = f"{ASK}/{next(_request_numbers)}"
+    return Prompt(name, tuple(messages), reference="", media=tuple(media))
+
+
+async def _reply(
+    sampler: Sampler, prompt: Prompt, token_ids: tuple[int, ...], max_tokens: int
+) -> str | None:
+    request = RolloutRequest(prompt.id, prompt, ASK, token_ids, 1, max_tokens, 0.0, None)
+    (trajectory,) = (await sampler.generate(request)).trajectories
+    return None if trajectory.finish_reason == "length" else trajectory.text
 
 
 @dataclass(frozen=True)
 class AssistantSource:
-    """A checked assistant; nothing of it runs before it is opened."""
+    """A model that was checked and can be opened; nothing of it runs before."""
 
     config: Config
-    asked: AssistantConfig
+    settings: AssistantConfig
     model: Path | None
     """None for the policy that is aligned, and for an endpoint."""
     served_name: str | None
-    """None for what runs in engines here."""
+    """Its name on the endpoint; None for a model that runs in engines here."""
 
     @asynccontextmanager
     async def open(self, policy: Path, cluster: Cluster | None) -> AsyncIterator[Assistant]:
         """policy: directory of the policy that is aligned. cluster: where engines go, if any."""
+        config = self.config
         if self.served_name is not None:
-            assert self.asked.endpoint is not None
+            assert self.settings.endpoint is not None
+            deadline_s, media = config.rollout.group_timeout_s, MediaStore(config.data)
             async with open_endpoint(
-                self.asked.endpoint,
-                self.served_name,
-                {ASK: False},
-                self.config.rollout.group_timeout_s,
-                MediaStore(self.config.data),
+                self.settings.endpoint, self.served_name, {ASK: False}, deadline_s, media
             ) as endpoint:
                 yield EndpointAssistant(endpoint)
             return
-        assert cluster is not None, "engines need a place"
+        assert cluster is not None, "a model in engines needs a cluster"
         model = self.model or policy
-        engine = EnginePool.of_run(
-            self.config, self._settings(model), cluster.group, cluster.placement.engine_bundles
-        )
-        try:
-            await engine.start()
-            yield EngineAssistant(self._name(model), engine, ChatTemplate(str(model)))
-        finally:
-            # What ends the wait for a stuck engine must not hide what went wrong.
-            await asyncio.gather(engine.close(), return_exceptions=True)
-
-    def _name(self, model: Path) -> str:
-        """Tells it from any other whose answers may differ."""
-        settings = self._settings(model)
-        deciding = [settings.dtype, settings.max_model_length, self.asked.engine]
-        weights = stamp_of_model(model)
-        return f"{model.resolve().name}@{weights}/{stamp(json.dumps(deciding, default=str))}"
-
-    def _settings(self, model: Path) -> WorkerSettings:
-        config, asked = self.config, self.asked
-        return WorkerSettings(
+        worker = WorkerSettings(
             model=str(model.absolute()),
-            dtype=asked.dtype or config.policy.dtype,
-            max_model_length=asked.max_model_length or config.rollout.max_model_length,
+            dtype=self.settings.dtype or config.policy.dtype,
+            max_model_length=self.settings.max_model_length or config.rollout.max_model_length,
             tensor_parallel=config.rollout.tensor_parallel,
             transport=config.transport,
             thinking={ASK: False},
             seed=config.seed,
-            engine=config.rollout.engine | asked.engine,
+            engine=config.rollout.engine | self.settings.engine,
             data=config.data,
         )
-
-
-async def assistant_source(config: Config, role: str, policy: Path) -> AssistantSource | None:
-    """The assistant of a role as `config.align` names it; None where it names none.
-
-    role: LABELLER or DIVIDER. policy: directory of the policy that is aligned first. Raises
-    ValueError for one that cannot be asked what its role asks.
-    """
-    asked: AssistantConfig | None = getattr(config.align, role)
-    if asked is None:
-        return None
-    if asked.endpoint is not None:
-        _refuse_videos(config, role)
-        budget = 1 if role == LABELLER else DIVIDER_TOKENS
-        name = await served_model(asked.endpoint, asked.served_name, budget)
-        source = AssistantSource(config, asked, None, name)
-        if role == LABELLER:
-            await _refuse_without_logprobs(source, policy)
-        return source
-    model = None
-    if asked.model is not None:
-        model = resolve_model(builtin_policy(asked.model), untie=False)
-    _refuse_unfit(config, asked, role, model or policy)
-    return AssistantSource(config, asked, model, None)
-
-
-async def _refuse_without_logprobs(source: AssistantSource, policy: Path) -> None:
-    async with source.open(policy, cluster=None) as labeller:
+        # Labels are kept under this name, so it holds all that may change an answer.
+        deciding = json.dumps(
+            [worker.dtype, worker.max_model_length, self.settings.engine], default=str
+        )
+        name = f"{model.resolve().name}@{stamp_of_model(model)}/{stamp(deciding)}"
+        engine = EnginePool.of_run(config, worker, cluster.group, cluster.placement.engine_bundles)
         try:
-            await labeller.label(PROBE, ())
-        except GenerationFailed as failure:
-            raise ValueError(
-                f"align.labeller.endpoint {source.asked.endpoint} cannot be asked for the "
-                f"probabilities of yes and no: {failure}"
-            ) from failure
+            await engine.start()
+            yield EngineAssistant(name, engine, ChatTemplate(str(model)))
+        finally:
+            # The error of an engine that is stuck must not hide what went wrong before.
+            await asyncio.gather(engine.close(), return_exceptions=True)
 
 
-def _refuse_videos(config: Config, role: str) -> None:
-    if role == LABELLER and config.data.columns.videos:
+@dataclass(frozen=True)
+class Assistants:
+    labeller: AssistantSource
+    divider: AssistantSource | None
+    """None where rules divide."""
+
+
+async def check_assistants(config: Config, policy: Path) -> Assistants:
+    """The assistants that `config.align` names.
+
+    policy: directory of the policy that is aligned first. Raises ValueError for a model that cannot
+    do its task.
+    """
+    align = config.align
+    if align.labeller.endpoint is not None and config.data.columns.videos:
         raise ValueError(
             "align.labeller.endpoint is a server, which would choose other frames of the videos in "
             "data.columns.videos; name a model, align.labeller.model=DIR_OR_NAME"
         )
+    labeller = await _checked_source(config, align.labeller, policy, max_tokens=1)
+    if labeller.served_name is not None:
+        async with labeller.open(policy, cluster=None) as assistant:
+            try:
+                await assistant.label(PROBE, ())
+            except GenerationFailed as failure:
+                raise ValueError(
+                    f"align.labeller.endpoint {align.labeller.endpoint} cannot be asked for the "
+                    f"probabilities of yes and no: {failure}"
+                ) from failure
+    else:
+        model = labeller.model or policy
+        chat = ChatTemplate(str(model))
+        if config.data.shows_media and not chat.shows_media:
+            raise ValueError(
+                f"the labeller {model} sees no images, and the prompts show some; set "
+                "align.labeller.model to a vision-language model"
+            )
+        yes_no_tokens(str(model), chat)
+    divider = None
+    if align.divider is not None:
+        divider = await _checked_source(config, align.divider, policy, DIVIDER_TOKENS)
+    return Assistants(labeller, divider)
 
 
-def _refuse_unfit(config: Config, asked: AssistantConfig, role: str, model: Path) -> None:
-    refuse_longer_than_model(model, asked.max_model_length or config.rollout.max_model_length)
-    chat = ChatTemplate(str(model))
-    if role != LABELLER:
-        return
-    if config.data.shows_media and not chat.shows_media:
-        raise ValueError(
-            f"the labeller {model} sees no images, and the prompts show some; set "
-            "align.labeller.model to a vision-language model"
-        )
-    yes_no_tokens(str(model), chat)
+async def _checked_source(
+    config: Config, settings: AssistantConfig, policy: Path, max_tokens: int
+) -> AssistantSource:
+    """max_tokens: the most that it is asked to write at once."""
+    if settings.endpoint is not None:
+        name = await served_model(settings.endpoint, settings.served_name, max_tokens)
+        return AssistantSource(config, settings, None, name)
+    model = None
+    if settings.model is not None:
+        model = resolve_model(builtin_policy(settings.model), untie=False)
+    max_length = settings.max_model_length or config.rollout.max_model_length
+    refuse_longer_than_model(model or policy, max_length)
+    return AssistantSource(config, settings, model, None)

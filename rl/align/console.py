@@ -12,13 +12,11 @@ import rich.console
 from rich.table import Table
 from rich.text import Text
 
-from rl.align.gate import as_measurement
+from rl.align.gate import Measurement, as_measurement
 from rl.run.terminal import duration, progress_bars
 
+# Often enough to see that the pass is alive, seldom enough for a log file.
 LINE_EVERY_S = 60.0
-
-Advance = Callable[[], None]
-"""Told of each piece of work that is done."""
 
 
 class AlignmentConsole:
@@ -33,10 +31,10 @@ class AlignmentConsole:
         self._screen.print(Text(f"[{elapsed}] {text}"), soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Advance]:
+    def stage(self, name: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar of `total` pieces of work, or a line a minute where there is no terminal.
 
-        Yields what moves it by one.
+        Yields a function, to be called for each piece that is done.
         """
         self.note(f"{name}: {total:,}")
         with progress_bars(self._screen) as bars:
@@ -65,16 +63,16 @@ class AlignmentConsole:
         for mode in before.modes:
             table.add_column(f"{mode} before", justify="right")
             table.add_column("after", justify="right")
-        figures = (
+        rows = (
             ("accuracy", lambda m, mode: f"{m.modes[mode].accuracy:.1%}"),
             ("tokens", lambda m, mode: f"{m.modes[mode].tokens_mean:.1f}"),
             ("wrong claims a response", lambda m, mode: _rate(m, mode, "wrong_claims", ".3f")),
             ("responses with one", lambda m, mode: _rate(m, mode, "wrong_responses", ".1%")),
             ("claims a response", lambda m, mode: _rate(m, mode, "claims", ".2f")),
         )
-        for name, cell in figures:
-            sides = (cell(side, mode) for mode in before.modes for side in (before, after))
-            table.add_row(name, *sides)
+        for name, text in rows:
+            cells = (text(figures, mode) for mode in before.modes for figures in (before, after))
+            table.add_row(name, *cells)
         self._screen.print(table)
         if verdict["is_accepted"]:
             self.note("accepted")
@@ -82,8 +80,9 @@ class AlignmentConsole:
             self.note(f"not accepted, the policy before it stays: {'; '.join(verdict['reasons'])}")
 
 
-def _rate(measurement: Any, mode: str, figure: str, form: str) -> str:
-    rate = measurement.hallucination.get(mode)
+def _rate(measured: Measurement, mode: str, figure: str, form: str) -> str:
+    # A mode in which no response could be judged has no rates.
+    rate = measured.hallucination.get(mode)
     return "-" if rate is None else format(getattr(rate, figure), form)
 
 

@@ -32,7 +32,11 @@ def draw_alignment(directory: AlignmentDirectory, verdicts: Sequence[Mapping[str
     """Draw the picture from metrics.jsonl and the verdicts of the iterations; return its path."""
     logged = read_metrics(directory.metrics)
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor="white")
-    figure.suptitle(_title(directory, verdicts), x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
+    name = directory.root.resolve().parent.name
+    accepted = sum(verdict["is_accepted"] for verdict in verdicts)
+    iterations = "1 iteration" if len(verdicts) == 1 else f"{len(verdicts)} iterations"
+    title = f"{name}, RLAIF-V  ·  {iterations}, {accepted} accepted"
+    figure.suptitle(title, x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
     axes = figure.subplots(2, 2)
     figure.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
     for panel, (title, curves) in zip(axes[0], _CURVES, strict=True):
@@ -41,23 +45,23 @@ def draw_alignment(directory: AlignmentDirectory, verdicts: Sequence[Mapping[str
         axes[1, 0],
         verdicts,
         "Held-out accuracy",
+        lambda measured, mode: (measured.modes[mode].accuracy, measured.modes[mode].half_width),
+    )
+    _draw_modes(
+        axes[1, 1],
+        verdicts,
+        "Held-out responses with a wrong claim",
+        # A mode in which no response could be judged has no point.
         lambda measured, mode: (
-            measured.modes[mode].accuracy,
-            measured.modes[mode].half_width,
+            (rate.wrong_responses, rate.wrong_responses_half_width)
+            if (rate := measured.hallucination.get(mode))
+            else (np.nan, np.nan)
         ),
     )
-    _draw_modes(axes[1, 1], verdicts, "Held-out responses with a wrong claim", _wrong_responses)
     path = directory.root / "curves.png"
     with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
     return path
-
-
-def _title(directory: AlignmentDirectory, verdicts: Sequence[Mapping[str, Any]]) -> str:
-    accepted = sum(verdict["is_accepted"] for verdict in verdicts)
-    name = directory.root.resolve().parent.name
-    iterations = "1 iteration" if len(verdicts) == 1 else f"{len(verdicts)} iterations"
-    return f"{name}, RLAIF-V  ·  {iterations}, {accepted} accepted"
 
 
 def _draw_curves(
@@ -71,17 +75,10 @@ def _draw_curves(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     plain(axes)
     for (key, label), color in zip(curves.items(), MODE_COLORS, strict=False):
-        points = [(step, found[key]) for step, found in logged.items() if key in found]
+        points = [(step, metrics[key]) for step, metrics in logged.items() if key in metrics]
         if points:
             axes.plot(*zip(*points, strict=True), color=color, linewidth=2, label=label)
     legend_above(axes)
-
-
-def _wrong_responses(measured: Measurement, mode: str) -> tuple[float, float]:
-    rate = measured.hallucination.get(mode)
-    if rate is None:
-        return np.nan, np.nan
-    return rate.wrong_responses, rate.wrong_responses_half_width
 
 
 def _draw_modes(
@@ -98,12 +95,12 @@ def _draw_modes(
         (as_measurement(verdict["before"]), as_measurement(verdict["after"]))
         for verdict in verdicts
     ]
-    labels = []
-    for place, mode in enumerate(pairs[0][0].modes):
-        color = MODE_COLORS[place % len(MODE_COLORS)]
+    for index, mode in enumerate(pairs[0][0].modes):
+        color = MODE_COLORS[index % len(MODE_COLORS)]
         for number, (verdict, measured) in enumerate(zip(verdicts, pairs, strict=True)):
-            x = np.array([2 * number, 2 * number + 1]) + 0.06 * place
-            y, width = np.array([figure(one, mode) for one in measured]).T
+            # Beside each other, so that the intervals of two modes do not hide one another.
+            x = np.array([2 * number, 2 * number + 1]) + 0.06 * index
+            y, width = np.array([figure(measurement, mode) for measurement in measured]).T
             is_accepted = verdict["is_accepted"]
             axes.errorbar(
                 x,
@@ -118,9 +115,10 @@ def _draw_modes(
                 capsize=4,
                 label=mode if number == 0 else None,
             )
-    for number in range(1, len(verdicts) + 1):
-        suffix = f" {number}" if len(verdicts) > 1 else ""
-        labels += [f"before{suffix}", f"after{suffix}"]
+    suffixes = (
+        [f" {number}" for number in range(1, len(verdicts) + 1)] if len(verdicts) > 1 else [""]
+    )
+    labels = [f"{when}{suffix}" for suffix in suffixes for when in ("before", "after")]
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.set_ylim(bottom=0)

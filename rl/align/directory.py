@@ -45,48 +45,42 @@ UNTIL: Mapping[str, tuple[str, ...]] = {
 """Settings that may differ until an iteration holds such a file, by its pattern."""
 
 
+CLAIMS, LABELS = "claims.parquet", "labels.parquet"
+"""Claims and labels of the responses that lie in the same directory."""
+
+
 @dataclass(frozen=True)
+class Origin:
+    """The policy that a pass begins with."""
+
+    model: Path
+    name: str
+    identity: Mapping[str, Any]
+    """What tells it from any other policy."""
+    progress: Mapping[str, Any]
+    """What its checkpoint knows of its training."""
+    step: int
+    """RL steps that it was trained for here."""
+    ledger: Path
+    """Where its run kept trajectories, if it did."""
+
+
 class IterationFiles:
     """Where the stages of one iteration leave what they made."""
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.responses = root / "responses.parquet"
+        self.pairs = root / "pairs.parquet"
+        self.pair_counts = root / "pairs.json"
+        self.dpo = root / "dpo"
+        self.gate = root / "gate.json"
+        self.before = root / "before"
+        self.after = root / "after"
 
-    @property
-    def responses(self) -> Path:
-        return self.root / "responses.parquet"
-
-    @property
-    def pairs(self) -> Path:
-        return self.root / "pairs.parquet"
-
-    @property
-    def pair_counts(self) -> Path:
-        return self.root / "pairs.json"
-
-    @property
-    def dpo(self) -> Path:
-        return self.root / "dpo"
-
-    @property
-    def gate(self) -> Path:
-        return self.root / "gate.json"
-
-    @property
-    def before(self) -> Path:
-        return self.root / "before"
-
-    @property
-    def after(self) -> Path:
-        return self.root / "after"
-
-
-def claims_path(root: Path) -> Path:
-    """Of the responses that lie in `root`."""
-    return root / "claims.parquet"
-
-
-def labels_path(root: Path) -> Path:
-    return root / "labels.parquet"
+    def verdict(self) -> dict[str, Any]:
+        """What the gate decided, and by which figures."""
+        return json.loads(self.gate.read_text(encoding="utf-8"))
 
 
 class AlignmentDirectory(OwnedDirectory):
@@ -94,18 +88,9 @@ class AlignmentDirectory(OwnedDirectory):
         """run: directory of the run whose policy is aligned."""
         super().__init__(run / NAME, "run=PATH")
         self.checkpoints = Checkpoints(self.root / "checkpoints")
-
-    @property
-    def labels(self) -> Path:
-        return self.root / "labels.sqlite"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
+        self.labels = self.root / "labels.sqlite"
+        self.metrics = self.root / "metrics.jsonl"
+        self.summary = self.root / "summary.json"
 
     def iteration(self, number: int) -> IterationFiles:
         """number: from 1."""
@@ -117,55 +102,40 @@ class AlignmentDirectory(OwnedDirectory):
 
         origin: what tells the policy that the pass begins with from any other.
         """
+        origin_path = self.root / "origin.json"
         with self.hold():
             if self.iteration(1).root.exists():
-                self._refuse_others(config, origin)
-            else:
-                self._refuse_leftovers()
-            write_text(self._config_path, dump(config))
-            write_text(self._origin_path, json.dumps(dict(origin), indent=1) + "\n")
+                self.refuse_other_settings(
+                    json.loads(origin_path.read_text(encoding="utf-8")),
+                    origin,
+                    content="was begun with another policy",
+                    advice="Name the one before with step= or model=, another directory with run= "
+                    "for a model, or remove it",
+                )
+                # A stage that has not begun yet may still be set otherwise.
+                later = (
+                    f"align.{key}"
+                    for pattern, keys in UNTIL.items()
+                    if not any(self.root.glob(f"iteration_*/{pattern}"))
+                    for key in keys
+                )
+                self.refuse_other_settings(
+                    RunDirectory(self.root).stored_config().model_dump(mode="json"),
+                    config.model_dump(mode="json"),
+                    (*MAY_DIFFER, *later),
+                    content="was begun with other settings",
+                    advice="Give the old ones to go on. To start again with these, remove all in "
+                    "it but labels.sqlite, which keeps what was asked",
+                )
+            elif self.checkpoints.steps() or (
+                self.metrics.exists() and self.metrics.stat().st_size
+            ):
+                # Steps and figures of two passes would stand in one file.
+                raise ValueError(
+                    f"{self.root} has checkpoints or metrics of a pass whose iterations are gone; "
+                    "remove or rename it"
+                )
+            write_text(self.root / "config.yaml", dump(config))
+            write_text(origin_path, json.dumps(dict(origin), indent=1) + "\n")
             self.checkpoints.remove_partials()
             yield
-
-    @property
-    def _config_path(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def _origin_path(self) -> Path:
-        return self.root / "origin.json"
-
-    def _refuse_others(self, config: Config, origin: Mapping[str, Any]) -> None:
-        begun = json.loads(self._origin_path.read_text(encoding="utf-8"))
-        self.refuse_other_settings(
-            begun,
-            origin,
-            content="was begun with another policy",
-            advice="Name the one before with step= or model=, another directory with run= for a "
-            "model, or remove it",
-        )
-        self.refuse_other_settings(
-            RunDirectory(self.root).stored_config().model_dump(mode="json"),
-            config.model_dump(mode="json"),
-            self._may_differ(),
-            content="was begun with other settings",
-            advice="Give the old ones to go on. To start again with these, remove all in it but "
-            "labels.sqlite, which keeps what was asked",
-        )
-
-    def _may_differ(self) -> tuple[str, ...]:
-        unused = (
-            f"align.{key}"
-            for pattern, keys in UNTIL.items()
-            if not any(self.root.glob(f"iteration_*/{pattern}"))
-            for key in keys
-        )
-        return (*MAY_DIFFER, *unused)
-
-    def _refuse_leftovers(self) -> None:
-        """A pass from the start must not meet what another one made."""
-        if self.checkpoints.steps() or (self.metrics.exists() and self.metrics.stat().st_size):
-            raise ValueError(
-                f"{self.root} has checkpoints or metrics of a pass whose iterations are gone; "
-                "remove or rename it"
-            )

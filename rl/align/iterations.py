@@ -1,40 +1,89 @@
-"""The pass as a whole: its iterations, what the gate decides of each, and what is kept."""
+"""A pass from start to end: its iterations, what the gate decides of each, and what is kept.
+
+    policy -> sample -> divide -> judge -> pair -> learn -> measure -> gate        an iteration
+
+Each stage is a function of values in a module of its own. Here alone its result is written to the
+file of the stage, and a stage whose file is there is not done again. What models answer one by one
+is kept as it comes. So, killed at any moment, the same command does only what is missing.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from rl.align.assistants import Assistants
+from rl.align.claims.files import read_stage, write_stage
+from rl.align.claims.label_cache import LabelCache
+from rl.align.claims.types import DividedResponse, JudgedResponse, PreferencePair, Response
+from rl.align.console import AlignmentConsole, listed
 from rl.align.curves import draw_alignment
-from rl.align.directory import AlignmentDirectory
-from rl.align.gate import refusals
-from rl.align.heldout import gate_config, measurement
-from rl.align.judging import ask_assistants
+from rl.align.directory import CLAIMS, LABELS, AlignmentDirectory, IterationFiles, Origin
+from rl.align.gate import (
+    Measurement,
+    answer_heldout,
+    as_modes,
+    as_responses,
+    gate_config,
+    hallucination_rates,
+    refusals,
+)
+from rl.align.judging import divide, divider_of, judge, refuse_unfit_labeller
 from rl.align.learning import learn
-from rl.align.pairs import make_pairs
-from rl.align.parts import Iteration, Parts
-from rl.align.sampling import ask_aligned, ask_policy
+from rl.align.pairing import mine_pairs, newest_rows, refuse_no_pairs, select_pairs
+from rl.align.sampling import sample, sampling_requests
+from rl.assembly import Material, System, open_engines
+from rl.config.run import Config
+from rl.data.media.store import MediaStore
+from rl.evaluate.directory import open_evaluation
+from rl.evaluate.evaluation import questions
+from rl.loop.stages import Prompt, RolloutRequest
 from rl.run.directory import RunDirectory
 from rl.run.files import stack_versions, write_text
-from rl.run.sinks import Sinks
-from rl.system.cluster import open_cluster
+from rl.run.jsonl import Journal
+from rl.run.ledger import LedgerRow
+from rl.run.sinks import Sinks, read_metrics
+from rl.system.cluster import Cluster, open_cluster
 
 
-async def align(parts: Parts) -> None:
+async def align(
+    inputs: Material,
+    origin: Origin,
+    assistants: Assistants,
+    directory: AlignmentDirectory,
+    console: AlignmentConsole,
+) -> None:
     """Run the pass, or what is left of it."""
-    directory = parts.directory
-    numbers = range(1, parts.material.config.align.iterations + 1)
+    config = inputs.config
+    numbers = range(1, config.align.iterations + 1)
     if not all(directory.iteration(number).gate.exists() for number in numbers):
-        await _iterate(parts, numbers)
-    verdicts = [_verdict(directory, number) for number in numbers]
+        cluster = open_cluster(config)
+        try:
+            with closing(Sinks(config.log, RunDirectory(directory.root), console.note)) as sinks:
+                for number in numbers:
+                    files = directory.iteration(number)
+                    if not files.gate.exists():
+                        console.note(f"iteration {number} of {config.align.iterations}")
+                        await _run_iteration(
+                            number, inputs, origin, assistants, directory, console, cluster, sinks
+                        )
+                    if files.verdict()["is_accepted"]:
+                        # The checkpoint has a copy. Removed here and not right after the verdict,
+                        # because a kill between the two would leave it for good.
+                        shutil.rmtree(files.dpo / "model", ignore_errors=True)
+        finally:
+            cluster.close()
+    verdicts = [directory.iteration(number).verdict() for number in numbers]
     for number, verdict in zip(numbers, verdicts, strict=True):
-        parts.console.verdict(number, verdict)
+        console.verdict(number, verdict)
     accepted = [verdict for verdict in verdicts if verdict["is_accepted"]]
     summary = {
-        "origin": dict(parts.origin.identity),
+        "origin": dict(origin.identity),
         "before": verdicts[0]["before"],
         "after": accepted[-1]["after"] if accepted else verdicts[0]["before"],
         "iterations": [
@@ -44,51 +93,72 @@ async def align(parts: Parts) -> None:
         "versions": stack_versions(),
     }
     write_text(directory.summary, json.dumps(summary, indent=1) + "\n")
-    parts.console.note(f"curves: {draw_alignment(directory, verdicts)}")
+    console.note(f"curves: {draw_alignment(directory, verdicts)}")
 
 
-async def _iterate(parts: Parts, numbers: Iterable[int]) -> None:
-    """Every iteration that is not over, each from the last policy that was accepted."""
-    config, directory = parts.material.config, parts.directory
-    cluster = open_cluster(config)
-    model, num_accepted = parts.origin.model, 0
-    sinks = None
-    try:
-        sinks = Sinks(config.log, RunDirectory(directory.root), parts.console.note)
-        for number in numbers:
-            if not directory.iteration(number).gate.exists():
-                parts.console.note(f"iteration {number} of {config.align.iterations}")
-                await _run(Iteration(parts, cluster, sinks, number, model, num_accepted))
-            if _verdict(directory, number)["is_accepted"]:
-                num_accepted += 1
-                model = directory.checkpoints.path(number) / "model"
-                # A kill right after the verdict leaves the copy that the checkpoint was made of.
-                shutil.rmtree(directory.iteration(number).dpo / "model", ignore_errors=True)
-    finally:
-        if sinks is not None:
-            sinks.close()
-        cluster.close()
-
-
-def _verdict(directory: AlignmentDirectory, number: int) -> dict[str, Any]:
-    return json.loads(directory.iteration(number).gate.read_text(encoding="utf-8"))
-
-
-async def _run(iteration: Iteration) -> None:
-    """An iteration, or what is left of it."""
-    align, files = iteration.config.align, iteration.files
+async def _run_iteration(
+    number: int,
+    inputs: Material,
+    origin: Origin,
+    assistants: Assistants,
+    directory: AlignmentDirectory,
+    console: AlignmentConsole,
+    cluster: Cluster,
+    sinks: Sinks,
+) -> None:
+    """Go from the policy that was accepted last to the verdict on the next one."""
+    config, align, stream = inputs.config, inputs.config.align, inputs.stream
+    files = directory.iteration(number)
     files.root.mkdir(exist_ok=True)
-    if align.mine is not None:
-        # Nothing is asked where there are none.
-        make_pairs(iteration)
-    _take_over_measurement(iteration)
-    await ask_policy(iteration)
-    await ask_assistants(iteration, files.before)
-    pairs = make_pairs(iteration)
-    aligned = await learn(iteration, pairs)
-    await ask_aligned(iteration, aligned)
-    await ask_assistants(iteration, files.after)
-    before, after = measurement(files.before), measurement(files.after)
+    accepted = [n for n in range(1, number) if directory.iteration(n).verdict()["is_accepted"]]
+    policy = directory.checkpoints.path(accepted[-1]) / "model" if accepted else origin.model
+    heldout = stream.heldout(align.gate.prompts)
+
+    def open_policy(model: Path) -> AbstractAsyncContextManager[System]:
+        scorer_state = origin.progress.get("scorer")
+        return open_engines(inputs, console.note, model, scorer_state, cluster)
+
+    async def judged(responses: Mapping[Path, Sequence[Response]]) -> None:
+        # As an assistant the policy is always the one before the pass, so that rates compare.
+        await _divide_and_judge(
+            config, responses, assistants, origin.model, cluster, directory.labels, console
+        )
+
+    is_mined = align.mine is not None
+    if is_mined:
+        # Needs no model, so a ledger without a usable pair is refused before any is started.
+        _pair(inputs, origin, files, console)
+    _reuse_measurement(directory, number)
+    needs_responses = not is_mined and not files.responses.exists()
+    if needs_responses or not _is_answered(files.before):
+        async with open_policy(policy) as system:
+            await _answer_heldout(inputs, system, heldout, files.before, console)
+            if needs_responses:
+                requests = sampling_requests(config, stream, inputs.encode, number)
+                await _sample(config, requests, system, files, console)
+    # One start of the assistants serves both, because an engine takes minutes to start.
+    responses = {files.before: _heldout_responses(files.before, heldout)}
+    if not is_mined:
+        responses[files.root] = read_stage(files.responses, Response)
+    await judged(responses)
+    pairs = _pair(inputs, origin, files, console)
+    first = (number - 1) * align.dpo.steps
+    # An earlier process may have logged steps before it was killed.
+    logged = max(read_metrics(directory.metrics), default=0)
+    with console.stage(f"DPO steps on {len(pairs):,} pairs", align.dpo.steps) as advance:
+
+        def on_step(step: int, metrics: Mapping[str, float]) -> None:
+            advance()
+            if first + step > logged:
+                sinks.write(first + step, metrics)
+
+        aligned = await learn(config, policy, pairs, inputs.encode, files.dpo, cluster, on_step)
+    if not _is_answered(files.after):
+        async with open_policy(aligned) as system:
+            await _answer_heldout(inputs, system, heldout, files.after, console)
+    await judged({files.after: _heldout_responses(files.after, heldout)})
+    before, after = _measurement(files.before), _measurement(files.after)
+    sinks.write(number * align.dpo.steps, after.as_metrics())
     reasons = refusals(before, after, align.gate)
     verdict = {
         "is_accepted": not reasons,
@@ -97,36 +167,160 @@ async def _run(iteration: Iteration) -> None:
         "before": before.as_record(),
         "after": after.as_record(),
     }
-    iteration.sinks.write(iteration.number * align.dpo.steps, after.as_metrics())
     if not reasons:
-        _keep(iteration, aligned, verdict)
-    # Last: with it the iteration is over.
+        gate = gate_config(config).eval.model_dump(mode="json")
+        told = {"accepted": len(accepted) + 1, "origin": dict(origin.identity), "asked": gate}
+        progress = {**origin.progress, "align": verdict | told}
+        with directory.checkpoints.writer(number, progress, align.iterations) as path:
+            shutil.copytree(aligned, path / "model")
+    # Last, because an iteration that has a verdict is over.
     write_text(files.gate, json.dumps(verdict, indent=1) + "\n")
 
 
-def _take_over_measurement(iteration: Iteration) -> None:
-    """The policy was measured already, when the iteration before this one ended."""
-    number, files, directory = iteration.number, iteration.files, iteration.parts.directory
+def _reuse_measurement(directory: AlignmentDirectory, number: int) -> None:
+    """Take the measurement of the policy from the iteration that gave it, which made it last."""
+    files = directory.iteration(number)
     if number == 1 or files.before.exists():
         return
     last = directory.iteration(number - 1)
+    # A copy that was cut short must not pass for a whole one, so it gets its name at the end.
     aside = files.root / ".before.partial"
     shutil.rmtree(aside, ignore_errors=True)
-    is_accepted = _verdict(directory, number - 1)["is_accepted"]
-    shutil.copytree(last.after if is_accepted else last.before, aside)
+    shutil.copytree(last.after if last.verdict()["is_accepted"] else last.before, aside)
     aside.rename(files.before)
 
 
-def _keep(iteration: Iteration, aligned: Path, verdict: Mapping[str, Any]) -> None:
-    """Make a checkpoint of the aligned policy, with what led to it."""
-    origin, config = iteration.parts.origin, iteration.config
-    alignment = {
-        **verdict,
-        "accepted": iteration.num_accepted + 1,
-        "origin": dict(origin.identity),
-        "asked": gate_config(config).eval.model_dump(mode="json"),
-    }
-    progress = {**origin.progress, "align": alignment}
-    checkpoints = iteration.parts.directory.checkpoints
-    with checkpoints.writer(iteration.number, progress, config.align.iterations) as path:
-        shutil.copytree(aligned, path / "model")
+def _is_answered(root: Path) -> bool:
+    return (root / "result.json").exists()
+
+
+async def _answer_heldout(
+    inputs: Material,
+    system: System,
+    prompts: Sequence[Prompt],
+    root: Path,
+    console: AlignmentConsole,
+) -> None:
+    """Leave held-out samples and their figures in `root`, unless they are there."""
+    if _is_answered(root):
+        return
+    config = gate_config(inputs.config)
+    settings = {"eval": config.eval.model_dump(mode="json"), "prompts": len(prompts)}
+    num_responses = len(questions(config, prompts))
+    with (
+        open_evaluation(root, settings) as evaluation,
+        console.stage(f"held-out responses {root.name}", num_responses) as advance,
+    ):
+        results = await answer_heldout(
+            config, inputs.encode, system.engine, system.scorer, prompts, evaluation, advance
+        )
+        evaluation.write_result({"modes": {mode: asdict(r) for mode, r in results.items()}})
+
+
+def _heldout_responses(root: Path, prompts: Sequence[Prompt]) -> list[Response]:
+    """What `_answer_heldout` left in `root`."""
+    settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
+    with open_evaluation(root, settings) as evaluation:
+        return as_responses(prompts, evaluation.samples)
+
+
+async def _sample(
+    config: Config,
+    requests: Sequence[RolloutRequest],
+    system: System,
+    files: IterationFiles,
+    console: AlignmentConsole,
+) -> None:
+    if len(requests) < config.align.prompts:
+        console.note(f"there are {len(requests)} of align.prompts={config.align.prompts}")
+    with (
+        Journal(files.root / "responses.jsonl") as journal,
+        console.stage("prompts sampled", len(requests)) as advance,
+    ):
+        responses, failures = await sample(config, requests, system.engine, journal, advance)
+        if not responses:
+            raise RuntimeError(f"no prompt was answered; failures: {dict(failures)}")
+        write_stage(files.responses, Response, responses)
+        journal.remove()
+    console.note_counts("prompts without responses", failures)
+
+
+async def _divide_and_judge(
+    config: Config,
+    responses: Mapping[Path, Sequence[Response]],
+    assistants: Assistants,
+    policy: Path,
+    cluster: Cluster,
+    labels: Path,
+    console: AlignmentConsole,
+) -> None:
+    """Leave claims and labels beside the responses of each directory, unless they are there.
+
+    policy: what answers as an assistant where none other is named.
+    """
+    if undivided := [root for root in responses if not (root / CLAIMS).exists()]:
+        source = assistants.divider
+        async with source.open(policy, cluster) if source else nullcontext() as assistant:
+            for root in undivided:
+                with (
+                    Journal(root / "claims.jsonl") as journal,
+                    console.stage(
+                        f"responses divided ({root.name})", len(responses[root])
+                    ) as advance,
+                ):
+                    divider = divider_of(assistant)
+                    divided = await divide(config, responses[root], divider, journal, advance)
+                    write_stage(root / CLAIMS, DividedResponse, divided)
+                    journal.remove()
+                fallbacks = Counter(each.fallback for each in divided if each.fallback)
+                console.note_counts("responses divided by rules instead", fallbacks)
+                if not any(each.claims for each in divided):
+                    console.note(f"none of the {len(divided)} responses states a fact")
+    if unjudged := [root for root in responses if not (root / LABELS).exists()]:
+        cache = LabelCache(labels)
+        async with assistants.labeller.open(policy, cluster) as labeller:
+            for root in unjudged:
+                divided = read_stage(root / CLAIMS, DividedResponse)
+                num_claims = sum(len(each.claims) for each in divided)
+                with console.stage(f"claims judged ({root.name})", num_claims) as advance:
+                    media = MediaStore(config.data)
+                    judged, reasons = await judge(config, divided, labeller, media, cache, advance)
+                console.note_counts("claims without a label", reasons)
+                refuse_unfit_labeller(labeller.name, judged, reasons)
+                write_stage(root / LABELS, JudgedResponse, judged)
+
+
+def _pair(
+    inputs: Material, origin: Origin, files: IterationFiles, console: AlignmentConsole
+) -> list[PreferencePair]:
+    """Make the pairs, unless they are there; raises ValueError where there are none."""
+    align, seed = inputs.config.align, inputs.config.seed
+    if not files.pairs.exists():
+        if align.mine is None:
+            judged = read_stage(files.root / LABELS, JudgedResponse)
+            selection = select_pairs(judged, seed, align.gap, align.pairs_per_prompt)
+        else:
+
+            def encode(row: LedgerRow) -> tuple[int, ...]:
+                is_ended = row.finish_reason == "stop"
+                return inputs.chat.response_token_ids(row.text, is_ended=is_ended)
+
+            rows = newest_rows(origin.ledger, origin.step, align.prompts)
+            selection = mine_pairs(
+                rows, encode, seed, align.gap, align.mine, align.pairs_per_prompt
+            )
+        balance = selection.balance and asdict(selection.balance)
+        counts = {"counts": dict(selection.counts), "balance": balance}
+        write_text(files.pair_counts, json.dumps(counts, indent=1) + "\n")
+        console.note(f"pairs: {listed(selection.counts)}")
+        refuse_no_pairs(selection.counts)
+        write_stage(files.pairs, PreferencePair, selection.pairs)
+    return read_stage(files.pairs, PreferencePair)
+
+
+def _measurement(root: Path) -> Measurement:
+    """Of the policy whose judged held-out responses lie in `root`."""
+    stored = json.loads((root / "result.json").read_text(encoding="utf-8"))["modes"]
+    return Measurement(
+        as_modes(stored), hallucination_rates(read_stage(root / LABELS, JudgedResponse))
+    )

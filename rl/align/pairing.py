@@ -15,19 +15,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations, groupby, pairwise
+from pathlib import Path
 from typing import Literal
 
-from rl.align.claims.types import JudgedResponse, PreferencePair, Response, RewardedResponse
+from rl.align.claims.types import (
+    JudgedResponse,
+    PreferencePair,
+    Response,
+    RewardedResponse,
+    ScoredResponse,
+)
+from rl.align.console import listed
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import from_json
 from rl.loop.stages import Prompt
-from rl.run.ledger import LedgerRow
+from rl.run.ledger import LedgerRow, read_rows
 
 PER_PROMPT = 2
 RATIOS = tuple(Fraction(percent, 100) for percent in range(0, 100, 2))
-"""By how much of the rejected response a chosen one may be shorter: what is searched."""
+"""By what share of the rejected response a chosen one may be shorter: the values that are tried.
+Exact fractions, so that a length right at the limit is decided the same way on every machine."""
 
-Side = JudgedResponse | RewardedResponse
 # A Chinese or Japanese character, or a run of others.
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
@@ -65,17 +73,30 @@ def select_pairs(
     claims: to say nothing would be the best choice. Raises ValueError where two responses have one
     prompt id, mode and index.
     """
+    ordered = sorted(judged, key=lambda each: each.response.key)
+    for each, following in pairwise(ordered):
+        response = each.response
+        if response.key == following.response.key:
+            raise ValueError(
+                f"two responses are number {response.index} of prompt {response.prompt.id} "
+                f"in mode {response.mode}; give prompts ids of their own, and number responses"
+            )
     counts: Counter[str] = Counter()
     usable = []
-    for one in _in_order(judged):
-        why = _unusable(one)
-        counts[f"responses/{why or 'used'}"] += 1
-        if why is None:
-            usable.append(one)
+    for each in ordered:
+        if each.response.answer is None:
+            counts["responses/no_answer"] += 1
+        elif not each.claims:
+            counts["responses/no_claims"] += 1
+        elif not each.is_complete:
+            counts["responses/no_label"] += 1
+        else:
+            counts["responses/used"] += 1
+            usable.append(each)
     candidates = [
         pair
-        for _, group in groupby(usable, key=lambda one: one.response.key[:2])
-        for pair in _candidates(list(group), gap, lambda one: one.response.answer, counts)
+        for _, group in groupby(usable, key=lambda each: each.response.key[:2])
+        for pair in _candidates(list(group), gap, lambda each: each.response.answer, counts)
     ]
     return _selection(candidates, seed, per_prompt, counts)
 
@@ -90,31 +111,56 @@ def mine_pairs(
 ) -> PairSelection:
     """Return pairs of trajectories of one group that an RL run rewarded differently.
 
-    rows: of any number of whole steps, as read_rows gives them. encode: the tokens of a
-    row's text, with the end of sequence where it was sampled, because the ledger keeps texts; asked
-    of the rows of the pairs alone. gap: the least difference between the rewards, or accuracies, of
-    a pair.
+    rows: of any number of whole steps (newest_rows). encode: the tokens of a row's text, with the
+    end of sequence where it was sampled, because the ledger keeps texts; called for the rows of the
+    pairs alone. gap: the least difference between the rewards, or accuracies, of a pair.
     """
     counts: Counter[str] = Counter()
     candidates: list[PreferencePair] = []
-    groups = _groups(rows)
+    groups: defaultdict[str, list[LedgerRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.group_id].append(row)
     for group_id, group in groups.items():
         rewarded = []
         for index, row in enumerate(group):
             score = row.reward if by == "reward" else row.parts.get("accuracy")
             counts["responses/no_score" if score is None else "responses/used"] += 1
             if score is not None:
-                rewarded.append(RewardedResponse(_logged(row, index), group_id, score))
-        candidates += _candidates(rewarded, gap, lambda one: one.response.text, counts)
+                rewarded.append(RewardedResponse(_response(row, index), group_id, score))
+        candidates += _candidates(rewarded, gap, lambda each: each.response.text, counts)
 
-    def encoded(side: Side) -> Side:
-        assert isinstance(side, RewardedResponse)
-        row = groups[side.group_id][side.response.index]
-        return replace(side, response=replace(side.response, token_ids=encode(row)))
+    # Only now, because tokenising every response of a ledger would take minutes.
+    def encoded(scored: ScoredResponse) -> ScoredResponse:
+        assert isinstance(scored, RewardedResponse)
+        row = groups[scored.group_id][scored.response.index]
+        return replace(scored, response=replace(scored.response, token_ids=encode(row)))
 
     selection = _selection(candidates, seed, per_prompt, counts)
     pairs = (PreferencePair(encoded(p.chosen), encoded(p.rejected)) for p in selection.pairs)
     return replace(selection, pairs=tuple(pairs))
+
+
+def newest_rows(ledger: Path, last_step: int, num_groups: int) -> list[LedgerRow]:
+    """The rows of the newest whole steps up to `last_step` that hold at least so many groups."""
+    rows: list[LedgerRow] = []
+    for path in sorted(ledger.glob("step_*.parquet"), reverse=True):
+        # The run may have gone on after the checkpoint whose policy is aligned.
+        if int(path.stem.removeprefix("step_")) > last_step:
+            continue
+        rows += read_rows(path)
+        if len({row.group_id for row in rows}) >= num_groups:
+            break
+    return rows
+
+
+def refuse_no_pairs(counts: Mapping[str, int]) -> None:
+    """Raise ValueError if no preference pair is left; counts: PairSelection.counts."""
+    if not counts.get("pairs/kept"):
+        raise ValueError(
+            f"no preference pair is left: {listed(counts)}; lower align.gap, or start again with "
+            "more align.prompts, more align.responses or a higher align.temperature. All that was "
+            "sampled and labelled is kept until then"
+        )
 
 
 def balanced(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], Balance | None]:
@@ -127,19 +173,26 @@ def balanced(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], Bal
         (num_words(pair.chosen.response.text), num_words(pair.rejected.response.text))
         for pair in pairs
     ]
-    found: tuple[Fraction, Fraction] | None = None
+
+    def mean_lengths(numbers: Sequence[int]) -> tuple[Fraction, Fraction]:
+        totals = (sum(lengths[number][side] for number in numbers) for side in (0, 1))
+        chosen, rejected = (Fraction(total, len(numbers)) for total in totals)
+        return chosen, rejected
+
+    best: tuple[Fraction, Fraction, list[int]] | None = None
+    # From the largest ratio down, so that of equal ones the first, which keeps the most, stays.
     for ratio in reversed(RATIOS):
-        kept = [(c, r) for c, r in lengths if _is_long_enough(c, r, ratio)]
-        apart = _imbalance(kept)
-        if apart is not None and (found is None or apart < found[0]):
-            found = apart, ratio
-    if found is None:
+        kept = [n for n, (c, r) in enumerate(lengths) if r - c <= ratio * r]
+        if kept:
+            chosen, rejected = mean_lengths(kept)
+            imbalance = abs(chosen - rejected) / (rejected or 1)
+            if best is None or imbalance < best[0]:
+                best = imbalance, ratio, kept
+    if best is None:
         return [], None
-    ratio = found[1]
-    are_kept = [_is_long_enough(chosen, rejected, ratio) for chosen, rejected in lengths]
-    kept = [length for length, is_kept in zip(lengths, are_kept, strict=True) if is_kept]
-    balance = Balance(float(ratio), *_means(lengths), *_means(kept))
-    return [pair for pair, is_kept in zip(pairs, are_kept, strict=True) if is_kept], balance
+    _, ratio, kept = best
+    means = (*mean_lengths(range(len(pairs))), *mean_lengths(kept))
+    return [pairs[number] for number in kept], Balance(float(ratio), *map(float, means))
 
 
 def num_words(text: str) -> int:
@@ -150,105 +203,57 @@ def num_words(text: str) -> int:
     return sum(1 for _ in _WORD.finditer(text))
 
 
-def _in_order(judged: Iterable[JudgedResponse]) -> list[JudgedResponse]:
-    ordered = sorted(judged, key=lambda one: one.response.key)
-    for one, following in pairwise(ordered):
-        if one.response.key == following.response.key:
-            raise ValueError(
-                f"two responses are number {one.response.index} of prompt {one.response.prompt.id} "
-                f"in mode {one.response.mode}; give prompts ids of their own, and number responses"
-            )
-    return ordered
-
-
-def _unusable(judged: JudgedResponse) -> str | None:
-    """Why a response cannot be one of a pair."""
-    if judged.response.answer is None:
-        return "no_answer"
-    if not judged.claims:
-        return "no_claims"
-    return None if judged.is_complete else "no_label"
-
-
 def _candidates(
-    sides: Sequence[Side], gap: float, compared: Callable[[Side], str | None], counts: Counter[str]
+    responses: Sequence[ScoredResponse],
+    gap: float,
+    compared: Callable[[ScoredResponse], str | None],
+    counts: Counter[str],
 ) -> list[PreferencePair]:
     """All pairs of responses to one prompt in one mode that differ enough.
 
     compared: the text whose equality makes a pair worthless.
     """
-    found = []
-    for one, other in combinations(sides, 2):
-        if compared(one) == compared(other):
+    pairs = []
+    for first, second in combinations(responses, 2):
+        if compared(first) == compared(second):
             counts["pairs/identical_text"] += 1
-        elif one.score == other.score or abs(one.score - other.score) < gap:
+        # Equal scores make no pair, even where the gap is 0.
+        elif first.score == second.score or abs(first.score - second.score) < gap:
             counts["pairs/gap_too_small"] += 1
         else:
-            better, worse = (one, other) if one.score > other.score else (other, one)
-            found.append(PreferencePair(better, worse))
-    return found
+            is_first = first.score > second.score
+            pairs.append(PreferencePair(*((first, second) if is_first else (second, first))))
+    return pairs
 
 
 def _selection(
     candidates: Sequence[PreferencePair], seed: int, per_prompt: int, counts: Counter[str]
 ) -> PairSelection:
-    drawn = _drawn(candidates, seed, per_prompt)
-    pairs, balance = balanced(drawn)
+    """At most so many pairs of each prompt, then those of like length."""
+    by_prompt: defaultdict[str, list[PreferencePair]] = defaultdict(list)
+    for pair in candidates:
+        by_prompt[pair.prompt.id].append(pair)
+
+    # The lowest hashes rather than a generator's draw: the same pairs whatever the order, and
+    # those of one prompt do not change when another prompt is added.
+    def draw(pair: PreferencePair) -> int:
+        return stable_hash(json.dumps([seed, "pair", pair.id]))
+
+    def position(pair: PreferencePair) -> tuple[str, str, str, int, int]:
+        chosen, rejected = pair.chosen, pair.rejected
+        group_id = chosen.group_id if isinstance(chosen, RewardedResponse) else ""
+        indices = chosen.response.index, rejected.response.index
+        return pair.prompt.id, pair.mode, group_id, *indices
+
+    drawn = [pair for of in by_prompt.values() for pair in sorted(of, key=draw)[:per_prompt]]
+    pairs, balance = balanced(sorted(drawn, key=position))
     counts["pairs/over_limit"] += len(candidates) - len(drawn)
     counts["pairs/chosen_too_short"] += len(drawn) - len(pairs)
     counts["pairs/kept"] += len(pairs)
     return PairSelection(tuple(pairs), dict(sorted((+counts).items())), balance)
 
 
-def _drawn(pairs: Iterable[PreferencePair], seed: int, per_prompt: int) -> list[PreferencePair]:
-    """At most so many of each prompt: those with the lowest hashes, which no order changes."""
-    of_prompt: defaultdict[str, list[PreferencePair]] = defaultdict(list)
-    for pair in pairs:
-        of_prompt[pair.prompt.id].append(pair)
-    drawn = [
-        pair
-        for prompt_id in sorted(of_prompt)
-        for pair in sorted(of_prompt[prompt_id], key=lambda pair: _draw(seed, pair))[:per_prompt]
-    ]
-    return sorted(drawn, key=_place)
-
-
-def _draw(seed: int, pair: PreferencePair) -> int:
-    return stable_hash(json.dumps([seed, "pair", pair.id]))
-
-
-def _place(pair: PreferencePair) -> tuple[str, str, str, int, int]:
-    chosen, rejected = pair.chosen, pair.rejected
-    group_id = chosen.group_id if isinstance(chosen, RewardedResponse) else ""
-    return pair.prompt.id, pair.mode, group_id, chosen.response.index, rejected.response.index
-
-
-def _is_long_enough(chosen: int, rejected: int, ratio: Fraction) -> bool:
-    return (rejected - chosen) * ratio.denominator <= ratio.numerator * rejected
-
-
-def _imbalance(lengths: Sequence[tuple[int, int]]) -> Fraction | None:
-    """|mean chosen - mean rejected| / mean rejected; None without any pair."""
-    if not lengths:
-        return None
-    chosen, rejected = sum(c for c, _ in lengths), sum(r for _, r in lengths)
-    return Fraction(abs(chosen - rejected), rejected or 1)
-
-
-def _means(lengths: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    count = len(lengths)
-    return sum(c for c, _ in lengths) / count, sum(r for _, r in lengths) / count
-
-
-def _groups(rows: Iterable[LedgerRow]) -> dict[str, list[LedgerRow]]:
-    """Rows by group, each group in the order of the ledger."""
-    groups: defaultdict[str, list[LedgerRow]] = defaultdict(list)
-    for row in rows:
-        groups[row.group_id].append(row)
-    return groups
-
-
-def _logged(row: LedgerRow, index: int) -> Response:
+def _response(row: LedgerRow, index: int) -> Response:
     """The response of a row, its tokens yet to come."""
     prompt = Prompt(
         id=row.prompt_id,
@@ -257,11 +262,4 @@ def _logged(row: LedgerRow, index: int) -> Response:
         task=row.task,
         media=from_json(row.media) if row.media else (),
     )
-    return Response(
-        prompt=prompt,
-        mode=row.mode,
-        index=index,
-        token_ids=(),
-        text=row.text,
-        answer=row.answer,
-    )
+    return Response(prompt, row.mode, index, token_ids=(), text=row.text, answer=row.answer)

@@ -127,10 +127,9 @@ class _Training:
     async def _check_alignment(self) -> None:
         """Refuse now what the pass after the last step could not work with."""
         if self._config.align.enabled:
-            from rl.align.assistants import DIVIDER, LABELLER, assistant_source
+            from rl.align.assistants import check_assistants
 
-            for role in (LABELLER, DIVIDER):
-                await assistant_source(self._config, role, self._material.model)
+            await check_assistants(self._config, self._material.model)
 
     def _report_quarantined(self) -> None:
         """Rows that are never asked, with the reason of each in the run directory."""

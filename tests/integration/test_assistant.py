@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from rl.align.assistant import ASK, EngineAssistant
+from rl.align.assistants import ASK, EngineAssistant
 from rl.align.claims.types import Label
 from rl.config.run import SourceConfig
 from rl.data.media.names import MediaFile

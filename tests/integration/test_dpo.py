@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 import threading
@@ -140,7 +141,8 @@ def train(config: Config, dpo: DpoConfig, source: Path, pairs: list[DpoPair], ta
     group = placement_group([bundle.resources for bundle in placement.bundles])
     assert group.wait(30)
     try:
-        return train_dpo(config, source, pairs, target, Cluster(placement, group, False))
+        cluster = Cluster(placement, group, False)
+        return asyncio.run(train_dpo(config, source, pairs, target, cluster))
     finally:
         remove_placement_group(group)
 

@@ -1,8 +1,8 @@
 """Claims by a language model: what it is asked, and what of its replies is taken.
 
-Two requests a response, one for the claims of its answer and one for their questions. A reply is
-read strictly; what cannot be read is divided by rules instead, and the result says why. Nothing
-here asks a model: `divide` is given a function that does.
+A response takes two requests, one for the claims of its answer and one for their questions. A reply
+is read strictly: what cannot be read is divided by rules instead, and the result says why. Nothing
+here talks to a model; `divide` is given a function that does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 from rl.align.claims import rules
 from rl.align.claims.rules import REQUEST
 from rl.align.claims.types import Claim, DividedResponse, Response
+from rl.loop.stages import Failed
 
 DIVIDER = "language_model/1"
+# An answer does not state more facts than this: the model repeats itself.
 MAX_CLAIMS = 64
-"""More than this an answer does not state: the model repeats itself."""
+# In characters; a longer text is no single fact.
 MAX_CLAIM_LENGTH = 600
-"""Characters; what is longer is no atomic claim."""
 NOTHING = "NONE"
 
 Message = Mapping[str, Any]
@@ -55,6 +56,8 @@ the cup not red?"
 Number the questions as the statements are numbered and write nothing else."""
 
 _THOUGHT = "</think>"
+# What a reply may be wrapped in although the task forbids it. Models do so often, and reading it
+# costs less than dividing by rules. Every repetition is bounded: a reply may be anything.
 _FENCE = re.compile(r"```[a-zA-Z]{0,12}\s{0,4}\n(?P<content>.*?)\n?\s{0,4}```\s{0,20}", re.DOTALL)
 _NUMBERED = re.compile(r"\s{0,12}\(?(?P<number>\d{1,3})(?:[.):]\s{1,8}|、\s{0,8})(?P<text>\S.*)")
 _BULLET = re.compile(r"\s{0,12}[-*•–]\s{1,8}(?P<text>\S.*)")
@@ -71,16 +74,11 @@ _NOTHING = re.compile(
 _REQUESTED = re.compile(r"\s{0,4}\(?please answer (?:with )?yes or no\.?\)?\s{0,4}$", re.IGNORECASE)
 
 
-class Unreadable(ValueError):
-    """A reply that cannot be taken. Its message is `reason: what is wrong`.
+class Unreadable(Failed):
+    """A reply that cannot be taken; such replies are counted by their reason.
 
-    Example: Unreadable("refusal: I'm sorry, but")
+    Example: Unreadable("refusal", "I'm sorry, but")
     """
-
-    @property
-    def reason(self) -> str:
-        """What such replies are counted by."""
-        return str(self).partition(":")[0]
 
 
 async def divide(response: Response, ask: Ask) -> DividedResponse:
@@ -92,31 +90,24 @@ async def divide(response: Response, ask: Ask) -> DividedResponse:
     if response.answer is None or not response.answer.strip():
         return DividedResponse(response, (), DIVIDER)
     question = rules.asked_text(response.prompt)
+    shown = f"Question:\n{question}\n\nAnswer:\n{response.answer}\n\nFacts that the answer states:"
     try:
-        texts = parse_claims(await ask(messages_for_claims(question, response.answer)))
+        texts = parse_claims(await ask(_messages(_CLAIMS_TASK, shown)))
     except Unreadable as error:
-        return rules.divide(response, fallback=f"claims/{error.reason}")
+        return rules.divide(response, fallback=f"claims/{error.failure.reason}")
     if not texts:
         return DividedResponse(response, (), DIVIDER)
+    # A line each, because the reply is matched with the claims by number.
+    lines = (f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts, start=1))
+    shown = "\n".join(["Statements:", *lines, "", "Questions:"])
     try:
-        questions = parse_questions(await ask(messages_for_questions(texts)), len(texts))
+        questions = parse_questions(await ask(_messages(_QUESTIONS_TASK, shown)), len(texts))
         fallback = None
     except Unreadable as error:
+        # The claims are good, and a question by rules is stiff but asks the same thing.
         questions = [rules.question(text) for text in texts]
-        fallback = f"questions/{error.reason}"
+        fallback = f"questions/{error.failure.reason}"
     return DividedResponse(response, tuple(map(Claim, texts, questions)), DIVIDER, fallback)
-
-
-def messages_for_claims(question: str, answer: str) -> tuple[Message, ...]:
-    """What a model is asked for the claims of an answer."""
-    asked = f"Question:\n{question}\n\nAnswer:\n{answer}\n\nFacts that the answer states:"
-    return _messages(_CLAIMS_TASK, asked)
-
-
-def messages_for_questions(claims: Sequence[str]) -> tuple[Message, ...]:
-    """What a model is asked for the yes/no questions of claims, all of one response at once."""
-    lines = (f"{number}. {' '.join(claim.split())}" for number, claim in enumerate(claims, start=1))
-    return _messages(_QUESTIONS_TASK, "\n".join(["Statements:", *lines, "", "Questions:"]))
 
 
 def parse_claims(reply: str | None) -> list[str]:
@@ -135,12 +126,13 @@ def parse_claims(reply: str | None) -> list[str]:
             or len(claim) > MAX_CLAIM_LENGTH
             or not _says_something(claim)
         ):
-            raise Unreadable(f"not_a_claim: {claim:.80}")
+            raise Unreadable("not_a_claim", f"{claim:.80}")
+    # The same claim twice would count twice in the score.
     unique: dict[str, str] = {}
     for claim in claims:
         unique.setdefault(claim.casefold(), claim)
     if len(unique) > MAX_CLAIMS:
-        raise Unreadable(f"too_many: {len(unique)} claims, at most {MAX_CLAIMS} are believed")
+        raise Unreadable("too_many", f"{len(unique)} claims, at most {MAX_CLAIMS} are believed")
     return list(unique.values())
 
 
@@ -151,31 +143,31 @@ def parse_questions(reply: str | None, count: int) -> list[str]:
     """
     items = [_REQUESTED.sub("", _plain(item)) for item in _items(_content(reply), "questions")]
     if len(items) != count:
-        raise Unreadable(f"count: {len(items)} questions for {count} claims")
+        raise Unreadable("count", f"{len(items)} questions for {count} claims")
     for item in items:
         if not item.endswith(("?", "？")) or not _says_something(item):
-            raise Unreadable(f"not_a_question: {item:.80}")
+            raise Unreadable("not_a_question", f"{item:.80}")
     return [f"{item} {REQUEST}" for item in items]
 
 
-def _messages(task: str, asked: str) -> tuple[Message, ...]:
-    return {"role": "system", "content": task}, {"role": "user", "content": asked}
+def _messages(task: str, shown: str) -> tuple[Message, ...]:
+    return {"role": "system", "content": task}, {"role": "user", "content": shown}
 
 
 def _content(reply: str | None) -> str:
     """The reply without reasoning and code fences."""
     if reply is None:
-        raise Unreadable("truncated: the reply ran into its token budget")
+        raise Unreadable("truncated", "the reply ran into its token budget")
     _, thought, after = reply.rpartition(_THOUGHT)
     if not thought and "<think>" in reply:
-        raise Unreadable("truncated: its reasoning does not end")
+        raise Unreadable("truncated", "its reasoning does not end")
     text = (after if thought else reply).strip()
     fenced = _FENCE.fullmatch(text)
     text = fenced["content"].strip() if fenced else text
     if not text:
-        raise Unreadable("empty: the reply says nothing")
+        raise Unreadable("empty", "the reply says nothing")
     if _REFUSAL.match(text):
-        raise Unreadable(f"refusal: {text:.80}")
+        raise Unreadable("refusal", f"{text:.80}")
     return text
 
 
@@ -187,16 +179,18 @@ def _items(text: str, key: str) -> list[str]:
     if text.startswith(("[", "{")):
         return list(_json_items(text, key))
     lines = [line for line in text.splitlines() if line.strip()]
+    # "Here are the facts:"
     if len(lines) > 1 and lines[0].rstrip().endswith((":", "：")) and not _marked(lines[0]):
         lines = lines[1:]
     items = [_marked(line) for line in lines]
     if None in items:
-        raise Unreadable(f"no_list: {lines[items.index(None)]:.80}")
-    found = [item for item in items if item is not None]
-    numbers = [int(item["number"]) for item in found if "number" in item.re.groupindex]
-    if numbers and numbers != list(range(1, len(found) + 1)):
-        raise Unreadable(f"numbering: {numbers[:20]} should count from 1 to {len(found)}")
-    return [item["text"] for item in found]
+        raise Unreadable("no_list", f"{lines[items.index(None)]:.80}")
+    marked = [item for item in items if item is not None]
+    numbers = [int(item["number"]) for item in marked if "number" in item.re.groupindex]
+    # A gap means that a line was lost or that the reply was cut at its beginning.
+    if numbers and numbers != list(range(1, len(marked) + 1)):
+        raise Unreadable("numbering", f"{numbers[:20]} should count from 1 to {len(marked)}")
+    return [item["text"] for item in marked]
 
 
 def _marked(line: str) -> re.Match[str] | None:
@@ -208,14 +202,14 @@ def _json_items(text: str, key: str) -> Iterator[str]:
     try:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"json: {error}") from error
+        raise Unreadable("json", f"{error}") from error
     items = stored.get(key) if isinstance(stored, dict) else stored
     if not isinstance(items, list):
-        raise Unreadable(f"json: no list of {key} in {text:.80}")
+        raise Unreadable("json", f"no list of {key} in {text:.80}")
     for item in items:
         inner = next(iter(item.values())) if isinstance(item, dict) and len(item) == 1 else item
         if not isinstance(inner, str):
-            raise Unreadable(f"json: {item!s:.80} is no text")
+            raise Unreadable("json", f"{item!s:.80} is no text")
         yield inner
 
 

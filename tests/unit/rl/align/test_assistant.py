@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rl.align.assistant import (
+from rl.align.assistants import (
     ASK,
     EndpointAssistant,
     EngineAssistant,

@@ -9,10 +9,9 @@ import pytest
 
 from rl.align import __main__ as align
 from rl.align.__main__ import COMMAND, config_of
-from rl.align.assistant import ASK, EndpointAssistant
-from rl.align.assistants import LABELLER, assistant_source
+from rl.align.assistants import ASK, EndpointAssistant, check_assistants
 from rl.align.claims import rules
-from rl.align.claims.label_cache import LabelCache, label_key
+from rl.align.claims.label_cache import LabelCache
 from rl.align.claims.types import Response
 from rl.align.judging import judge
 from rl.config.errors import RecipeError
@@ -107,7 +106,7 @@ def test_a_sweep_refuses_the_pass():
 
 def source(policy: Path, labeller: dict, **data: object) -> None:
     settings = config(align={"labeller": labeller}, data={"kind": "chain_sum", **data})
-    asyncio.run(assistant_source(settings, LABELLER, policy))
+    asyncio.run(check_assistants(settings, policy))
 
 
 def test_a_labeller_that_sees_nothing_is_refused_where_prompts_show_pictures(tmp_path):
@@ -180,8 +179,8 @@ def test_what_was_labelled_before_a_server_went_down_is_not_asked_again(tmp_path
             await judge(
                 one_at_a_time,
                 divided,
-                EndpointAssistant(opened).label,
-                lambda prompt, question: label_key("labeller", [], question),
+                EndpointAssistant(opened),
+                store,
                 LabelCache(tmp_path / "labels"),
                 lambda: None,
             )

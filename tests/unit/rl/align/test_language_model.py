@@ -10,8 +10,6 @@ from rl.align.claims.language_model import (
     MAX_CLAIMS,
     Unreadable,
     divide,
-    messages_for_claims,
-    messages_for_questions,
     parse_claims,
     parse_questions,
 )
@@ -69,7 +67,7 @@ def test_a_reply_may_say_that_there_are_no_claims(reply):
 def test_what_cannot_be_read_says_why(reply, reason):
     with pytest.raises(Unreadable) as caught:
         parse_claims(reply)
-    assert caught.value.reason == reason
+    assert caught.value.failure.reason == reason
 
 
 def test_questions_end_with_the_request_once():
@@ -84,15 +82,7 @@ def test_questions_end_with_the_request_once():
 def test_questions_that_cannot_be_taken(reply, reason):
     with pytest.raises(Unreadable) as caught:
         parse_questions(reply, 2)
-    assert caught.value.reason == reason
-
-
-def test_what_a_model_is_asked():
-    system, user = messages_for_claims("What is seen?", "A red cup.")
-    assert (system["role"], user["role"]) == ("system", "user")
-    assert user["content"].startswith("Question:\nWhat is seen?\n\nAnswer:\nA red cup.\n")
-    _, user = messages_for_questions(["The cup\nis red.", "A dog runs."])
-    assert user["content"] == "Statements:\n1. The cup is red.\n2. A dog runs.\n\nQuestions:"
+    assert caught.value.failure.reason == reason
 
 
 def divided(replies, answer="A red cup."):
@@ -111,10 +101,16 @@ def test_a_response_is_divided_by_two_requests():
     result, asked = divided(["1. The cup is red.", "1. Is the cup red?"])
     assert result.claims == (Claim("The cup is red.", f"Is the cup red?{ASK}"),)
     assert (result.divider, result.fallback) == (DIVIDER, None)
-    assert asked == [
-        messages_for_claims("What is seen?", "A red cup."),
-        messages_for_questions(["The cup is red."]),
-    ]
+    for messages, shown in zip(
+        asked,
+        (
+            "Question:\nWhat is seen?\n\nAnswer:\nA red cup.\n\nFacts that the answer states:",
+            "Statements:\n1. The cup is red.\n\nQuestions:",
+        ),
+        strict=True,
+    ):
+        assert [message["role"] for message in messages] == ["system", "user"]
+        assert messages[1]["content"] == shown
 
 
 def test_an_unreadable_reply_leaves_it_to_the_rules():
@@ -143,6 +139,6 @@ def test_any_reply_is_read_or_refused_with_a_reason(reply):
     try:
         claims = parse_claims(reply)
     except Unreadable as error:
-        assert error.reason.replace("_", "").isalpha()
+        assert error.failure.reason.replace("_", "").isalpha()
     else:
         assert all(claim == " ".join(claim.split()) and claim for claim in claims)

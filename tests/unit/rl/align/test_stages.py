@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from rl.align.claims import rules
-from rl.align.claims.label_cache import LabelCache, label_key
+from rl.align.claims.label_cache import LabelCache
 from rl.align.claims.types import DividedResponse, Label, Response
 from rl.align.judging import LEAST_MASS, divide, judge, refuse_unfit_labeller
-from rl.align.pairs import refuse_no_pairs
+from rl.align.pairing import refuse_no_pairs
 from rl.align.sampling import sample
+from rl.config.run import SourceConfig
 from rl.data.media.names import Medium
+from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rl.run.jsonl import Journal
@@ -137,6 +139,8 @@ def test_equal_answers_are_divided_once_and_never_after_a_restart(tmp_path: Path
 
 
 class Labeller:
+    name = "labeller"
+
     def __init__(self, stop: int | None = None) -> None:
         self.asked: list[str] = []
         self._stop = stop
@@ -158,8 +162,8 @@ def judged(labeller: Labeller, path: Path, answers: Sequence[str]) -> tuple[list
         judge(
             SLOTS,
             divided,
-            labeller.label,
-            lambda asked, question: label_key("labeller", [], question),
+            labeller,
+            MediaStore(SourceConfig()),
             LabelCache(path),
             lambda: None,
         )
