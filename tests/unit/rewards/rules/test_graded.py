@@ -17,6 +17,7 @@ from rewards.rules.verifier import (
     verify_quickly,
 )
 from rewards.service import takes_probability
+from rl.data.references import reference_text
 from rl.loop.stages import Prompt, Route
 
 LINE = "The library of Velden was opened on 3 May 1887."
@@ -112,3 +113,53 @@ def test_runs_of_combining_marks_are_cut_before_they_are_ordered():
     flood = "a" + "\u0315\u0300" * 9_999
     assert len(normalised(flood)) <= 31
     assert normalised("e\u0301" * 200) == "\u00e9" * 200
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "score"),
+    [
+        ("Acme Ltd", "acme ltd.", 1.0),
+        # One letter of eight is wrong.
+        ("12 March", "12 Match", 7 / 8),
+        # Half of the letters are wrong: the similarity has to be above one half.
+        ("abcd", "abxx", 0.0),
+        ("abcd", "abcx", 0.75),
+        ("abcd", "unrelated words", 0.0),
+    ],
+)
+def test_anls_is_the_similarity_where_it_is_above_one_half(reference, answer, score):
+    assert verify_quickly(reference, answer, "anls").accuracy == pytest.approx(score)
+
+
+def test_anls_takes_the_nearest_of_the_accepted_answers():
+    reference = reference_text(["Acme Limited", "Acme"])
+    assert verify_quickly(reference, "<answer>acme</answer>", "anls").accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "question", "score"),
+    [
+        ("100", "105", "", 1.0),
+        ("100", "95", "", 1.0),
+        ("100", "105.1", "", 0.0),
+        ("-20", "-20.9", "", 1.0),
+        ("0", "0.01", "", 0.0),
+        ("12%", "0.12", "", 1.0),
+        ("1,000", "1040", "", 1.0),
+        ("Light blue", "light blue", "", 1.0),
+        ("Asia", "Africa", "", 0.0),
+        ("2010", "2008", "In which year was the peak?", 0.0),
+        ("2010", "The answer is 2010.", "In which year was the peak?", 1.0),
+    ],
+)
+def test_relaxed_accuracy_allows_five_per_cent(reference, answer, question, score):
+    assert verify_quickly(reference, answer, "relaxed", question).accuracy == score
+
+
+def test_vqa_accuracy_counts_annotators_and_leaves_out_each_in_turn():
+    said = reference_text(["red"] * 2 + ["blue"] * 8)
+    # red: 2 times one other agrees, 8 times two: (2 * 1/3 + 8 * 2/3) / 10
+    assert verify_quickly(said, "Red.", "vqa").accuracy == pytest.approx(0.6)
+    assert verify_quickly(said, "the blue", "vqa").accuracy == 1.0
+    assert verify_quickly(said, "green", "vqa").accuracy == 0.0
+    assert verify_quickly("2", "two", "vqa").accuracy == 1.0

@@ -14,7 +14,7 @@ from rewards.rules.routes import ROUTES
 from rewards.rules.verifier import NotScorable, route_of, verify_quickly
 from tests.unit.rewards.rules.test_rules import verify
 
-PAIRS = Path(__file__).parents[3] / "data" / "answer_pairs.jsonl"
+DATA = Path(__file__).parents[3] / "data"
 
 
 @pytest.mark.parametrize(
@@ -246,9 +246,9 @@ def test_quick_verdicts_load_neither_sympy_nor_pint():
     assert printed.stdout.decode().strip() == "[]"
 
 
-@pytest.mark.skipif(not PAIRS.exists(), reason="the labelled pairs are not there")
-def test_labelled_pairs_are_judged_as_people_do():
-    rows = [json.loads(line) for line in PAIRS.read_text().splitlines()]
+@pytest.mark.parametrize("name", ["answer_pairs.jsonl", "answer_kinds.jsonl"])
+def test_labelled_pairs_are_judged_as_people_do(name):
+    rows = [json.loads(line) for line in (DATA / name).read_text().splitlines()]
     wrong = {True: 0, False: 0}
     for row in rows:
         accuracy = verify(

@@ -181,6 +181,17 @@ def test_clean_long_reasoning_is_free_and_a_loop_is_not():
     assert {ngram(one, 20) for one in examples} == {window(one) for one in examples} == {0.0}
 
 
+@pytest.mark.parametrize("between", [" ", " & ", ", "])
+def test_matrices_and_tables_are_free_and_a_loop_of_rows_is_not(between):
+    def rows(count, cell):
+        return "\n".join(between.join(str(cell(i, j)) for j in range(6)) for i in range(count))
+
+    identity = rows(6, lambda i, j: int(i == j))
+    zeros = rows(6, lambda i, j: 0)
+    assert ngram(identity, 20) == window(identity) == ngram(zeros, 20) == window(zeros) == 0.0
+    assert ngram(rows(300, lambda i, j: 0), 20) < -0.8
+
+
 def test_writing_with_long_words_is_free():
     rng = random.Random(0)
     steps = [
