@@ -193,21 +193,12 @@ def _same_value(left: Any, right: Any) -> bool:
     return True
 
 
+# Fractions of large primes: a small number is likely to be a root of what is compared there.
+_PRIMES = (31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 _POINTS = (
-    ((7, 5), (13, 11), (19, 8), (23, 17), (5, 3), (29, 19), (31, 23), (37, 41), (43, 47), (53, 59)),
-    (
-        (31, 13),
-        (27, 17),
-        (41, 9),
-        (52, 11),
-        (61, 7),
-        (67, 21),
-        (71, 12),
-        (79, 10),
-        (83, 14),
-        (89, 6),
-    ),
-    tuple((-number, 7) for number in (3, 4, 8, 9, 11, 12, 13, 15, 16, 17)),
+    tuple((prime, 29) for prime in _PRIMES),
+    tuple((prime, 23) for prime in reversed(_PRIMES)),
+    tuple((-prime, 19) for prime in _PRIMES),
 )
 """Values for letters, the last point negative: x is not |x|."""
 

@@ -40,24 +40,15 @@ _UNDETERMINED = re.compile(
     r"| is (?:given|available|provided)| available)?",
     re.IGNORECASE,
 )
-_ROMAN = {
-    "i": 1,
-    "ii": 2,
-    "iii": 3,
-    "iv": 4,
-    "v": 5,
-    "vi": 6,
-    "vii": 7,
-    "viii": 8,
-    "ix": 9,
-    "x": 10,
-}
-_ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth".split()
-_NUMERALS = {roman: str(number) for roman, number in _ROMAN.items()}
-_NUMERALS |= {word: str(number) for number, word in enumerate(_ORDINALS, start=1)}
-_NUMERALS |= {
-    word: str(n)
-    for n, word in enumerate("one two three four five six seven eight nine ten".split(), 1)
+# World War I is World War One, and the First World War.
+_NUMERALS = {
+    word: str(number)
+    for line in (
+        "i ii iii iv v vi vii viii ix x",
+        "one two three four five six seven eight nine ten",
+        "first second third fourth fifth sixth seventh eighth ninth tenth",
+    )
+    for number, word in enumerate(line.split(), start=1)
 }
 _SHORT_WORDS = {"mt": "mount", "st": "saint", "ft": "fort"}
 _ASKS_PERSON = re.compile(

@@ -11,33 +11,11 @@ import unicodedata
 from functools import lru_cache
 from itertools import accumulate
 
-_SYMBOLS = str.maketrans(
-    {
-        **dict.fromkeys("−–‐‑", "-"),
-        **dict.fromkeys("\u00a0", " "),
-        **dict.fromkeys("\u2009\u202f\u200b\ufeff", ""),
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "÷": "/",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\neq ",
-        "≈": r"\approx ",
-        "∈": r"\in ",
-        "∪": r"\cup ",
-        "∅": r"\emptyset ",
-        "±": r"\pm ",
-        "π": r"\pi ",
-        "θ": r"\theta ",
-        "∞": r"\infty ",
-        "º": "°",
-        "℃": "°C",
-        "℉": "°F",
-        "¥": "¥",
-        "∶": ":",
-    }
-)
+# Signs beside what they become: LaTeX, or the plain sign that they look like.
+_LOOKALIKES = {"−": "-", "–": "-", "‐": "-", "‑": "-", "\u00a0": " ", "º": "°", "¥": "¥", "∶": ":"}
+_LOOKALIKES |= {"÷": "/", "℃": "°C", "℉": "°F"} | dict.fromkeys("\u2009\u202f\u200b\ufeff", "")
+_MACROS = "×times ·cdot ⋅cdot ≤le ≥ge ≠neq ≈approx ∈in ∪cup ∅emptyset ±pm πpi θtheta ∞infty".split()
+_SYMBOLS = str.maketrans(_LOOKALIKES | {macro[0]: rf"\{macro[1:]} " for macro in _MACROS})
 # NFKC would turn these into plain digits: 5² into 52, 1½ into 11/2.
 _RAISED = re.compile(r"[\u00b2\u00b3\u00b9\u2070-\u207b]+")
 _LOWERED = re.compile(r"[\u2080-\u2089]+")
