@@ -28,7 +28,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -151,6 +151,7 @@ def audit(keys: AuditKeys) -> int:
                 ours = finding.parts.get("accuracy")
                 if keys.against and row.reference and finding.math_verify != ours:
                     differences.append((row, finding))
+        # The rows that are written are whole lines in order, so they are worth keeping.
         except KeyboardInterrupt:
             print("stopped; the rows that were done are kept", file=sys.stderr)
             code = 130
@@ -177,6 +178,7 @@ def _outcome(row: Row, finding: Finding) -> str:
     if finding.failure is not None:
         return "failures"
     accepted = finding.parts["accuracy"] == 1.0
+    # A response that cannot be evaluated agrees with the label "wrong".
     if accepted == row.correct:
         return "agrees"
     if (finding.why or "").startswith(UNVERIFIABLE):
@@ -224,6 +226,7 @@ class Judge:
 
     def judge(self, row: Row) -> Finding | Future[Finding]:
         started = time.perf_counter()
+        # A bad row keeps its place, so that output and input stay side by side.
         if row.problem:
             return Finding(failure=Failure("bad_row", row.problem))
         finding = Finding(parts={} if row.sampled is None else _form(row.sampled, row.thinking))
@@ -243,8 +246,13 @@ class Judge:
             if verdict.accuracy is not None:
                 finding = _scored(finding, verdict.accuracy, verdict.why)
         except NotScorable as error:
-            finding = replace(finding, route=_route(row), failure=not_scorable(error))
+            # The route is known even of a reference in natural language, which it cannot score.
+            with suppress(NotScorable):
+                route = route_of(row.reference, row.task, row.question)
+                finding = replace(finding, route=route)
+            finding = replace(finding, failure=not_scorable(error))
         finding = replace(finding, seconds=time.perf_counter() - started)
+        # Only these wait for a thread; the others are judged while the file is read.
         is_open = verdict is not None and verdict.accuracy is None
         if is_open or self._against:
             return self._threads.submit(self._slowly, row, finding, verdict if is_open else None)
@@ -266,6 +274,7 @@ class Judge:
         if self._against:
             references = accepted_answers(row.reference)
             try:
+                # Any accepted answer is enough, for math-verify as for the rules.
                 theirs = max(
                     self._pool.call(math_verify_verdict, text, row.answer) for text in references
                 )
@@ -285,14 +294,6 @@ def _form(sampled: Trajectory, thinking: bool) -> dict[str, float]:
         "format": format_reward(sampled, thinking),
         "repetition": repetition_penalty(sampled.text, form.form, form.words, form.times),
     }
-
-
-def _route(row: Row) -> str | None:
-    """The route of a reference that cannot be scored here."""
-    try:
-        return route_of(row.reference or "", row.task, row.question)
-    except NotScorable:
-        return None
 
 
 @contextmanager
@@ -325,6 +326,7 @@ def _in_order(rows: Iterator[Row], judge: Judge) -> Iterator[tuple[Row, Finding]
             or waiting[0][1].done()
         ):
             yield first()
+    # The file is read; what is left is waited for in its order.
     while waiting:
         yield first()
 

@@ -82,6 +82,7 @@ def _same_words(reference: str, answer: str, ask: Ask) -> bool:
 
 
 ROUTES: dict[str, Kind] = {
+    # Order matters: the first kind that claims a reference takes it.
     "yes_no": Kind(2, is_yes_no, equal_yes_no),
     "choice": Kind(2, is_letters, equal_choices, claims=is_choice),
     "quantity": Kind(2, is_quantity, _with_option(equal_quantities), claims=is_measured),

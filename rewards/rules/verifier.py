@@ -66,6 +66,7 @@ def verify_quickly(reference: str, answer: str, task: str = "auto", question: st
     in natural language that the answer does not repeat.
     """
     name = route_of(reference, task, question)
+    # Read even where it decides nothing: people want to see what was read.
     candidate = claimed(answer)
     verdict = Verdict(0.0, Route(name, ROUTES[name].version))
     if candidate is not None:
@@ -105,6 +106,7 @@ def reference_answer(reference: str) -> str:
 
     Raises NotScorable for a reference that states none.
     """
+    # A reference that long is a document, and no answer.
     if len(reference) > MAX_CHARACTERS:
         raise NotScorable(f"the reference is {len(reference)} characters long, without an answer")
     # GSM8K writes its answers so.
@@ -151,6 +153,7 @@ def _decide(
             return 1.0, ""
         if is_too_large(wanted):
             raise NotScorable("the reference holds a number too large to evaluate")
+        # What makes a claim no answer is the same for all kinds.
         why = _refusal(ROUTES[name], wanted, candidate, ask.question)
         if candidate is None or why:
             found.append((0.0, why))
@@ -164,6 +167,7 @@ def _decide(
         )
         if verdict:
             break
+    # Any accepted answer is enough; an open one may still be right.
     return max(found, key=lambda decided: 0.5 if decided[0] is None else decided[0])
 
 
@@ -191,12 +195,13 @@ def _any_reading(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> boo
         # One box for each member.
         texts.append(", ".join(candidate.members))
     if candidate.is_marked:
-        # The unit may stand right behind a box: $\\boxed{28}$ metres.
+        # The unit may stand right behind a box: $\boxed{28}$ metres.
         words = re.sub(r"^[$)\\\]\s,]{0,6}", "", candidate.after).split()[:3]
         phrases = (" ".join(words[:size]).strip(".,;$") for size in (3, 2, 1))
         units = [phrase for phrase in phrases if phrase and read_unit(plain(phrase))]
         texts += [f"{candidate.text} {unit}" for unit in units[:1]]
     is_open = False
+    # Bounded, since each reading may take sympy some milliseconds.
     budget = MAX_READINGS
     for text in texts:
         for values in readings(text, ask.question):

@@ -43,6 +43,7 @@ def repetition_penalty(
     counts, is_table = _window_counts(_words(text), words)
     if not len(counts):
         return 0.0
+    # A window that is no table's counts once, however often it occurs.
     free = np.where(is_table, FREE_ROWS, 1)
     if form == "ngram":
         return int(np.minimum(counts, free).sum()) / int(counts.sum()) - 1.0
@@ -79,6 +80,7 @@ def _window_counts(words: list[str], size: int) -> tuple[NDArray[np.int64], NDAr
     prints = np.zeros(total, np.uint64)
     for offset in range(size):
         prints = prints * _BASE + values[offset : offset + total]  # wraps round at 2^64
+    # Judged once for each distinct word: a text of a megabyte has few of them.
     is_cell = np.fromiter((_CELL.fullmatch(word) is not None for word in numbers), np.bool_)[index]
     num_cells = np.concatenate(([0], np.cumsum(is_cell)))
     _, first, counts = np.unique(prints, return_index=True, return_counts=True)

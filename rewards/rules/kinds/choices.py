@@ -105,11 +105,13 @@ def equal_choices(reference: str, answer: str, ask: Ask) -> bool:
     options = read_options(ask.question)
     reference, answer = _plain(reference), _plain(answer)
     wanted, letter = _letters(reference), _letter_of(reference)
+    # Several letters: all of them and no other, in any order.
     if wanted and len(wanted) > 1:
         return sorted(wanted) == sorted(set(_letters(answer) or ()))
     if letter is None or len(answer) > MAX_CHOICE_CHARS:
         return False
     if match := _LETTER_ONLY.fullmatch(answer):
+        # "a" alone may be an article, "A" cannot.
         is_article = match["letter"] == answer and answer in "ai"
         return match["letter"].upper() == letter and not is_article
     own = _LETTER_AND_TEXT.fullmatch(reference)
@@ -120,6 +122,7 @@ def equal_choices(reference: str, answer: str, ask: Ask) -> bool:
             rest = match["text"]
             is_right_text = _gives(text, rest) if text else not _ANOTHER_LETTER.search(rest)
             return match["letter"].upper() == letter and is_right_text
+    # Only a letter that the sentence calls an option; "A" and "I" are also words.
     if called := _CALLED.findall(answer):
         return called[-1] == letter
     return bool(text) and same_text(text, answer)

@@ -17,7 +17,7 @@ from rewards.rules.reading.number_words import words_to_number
 
 MAX_DATE_CHARS = 60
 
-_MONTHS: list[str] = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+_MONTHS: tuple[str, ...] = tuple("jan feb mar apr may jun jul aug sep oct nov dec".split())
 _MONTH = (
     r"(?P<month>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
     r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
@@ -94,11 +94,13 @@ def read_date(text: str) -> Date | None:
     date = _digits_only(match["rest"]) or _in_words(match["rest"])
     if not date or not match["weekday"] or None in (date.year, date.month, date.day):
         return date
+    # A weekday that does not fit makes the date a wrong one.
     number = datetime.date(date.year or 1, date.month or 1, date.day or 1).weekday()
     return date if match["weekday"].startswith(_WEEKDAYS[number]) else None
 
 
 def is_date(reference: str, question: str = "") -> bool:
+    # 4:30 is a ratio to a question about ratios.
     is_ratio = "ratio" in question or "比" in question
     return read_date(reference) is not None or (
         not is_ratio
@@ -136,6 +138,7 @@ def _clock(text: str) -> tuple[int, int, bool] | None:
     hour, half = int(match["hour"]), match["half"]
     if half and not 1 <= hour <= 12:
         return None
+    # 12 a.m. is midnight.
     hour = hour % 12 + 12 * (half == "p") if half else hour
     return hour, int(match["minute"] or 0), bool(half)
 
@@ -153,6 +156,7 @@ def _spoken(text: str) -> tuple[int, int, bool] | None:
         return None
     day = match["day"] or ""
     whole = int(hour) % 12 + 12 * any(part in day for part in ("after", "even", "night"))
+    # Quarter to nine is in the hour before.
     if match["side"] == "to":
         whole, minute = (whole - 1) % 24, 60 - minute
     return whole, int(minute), bool(day)

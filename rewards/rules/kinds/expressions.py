@@ -111,6 +111,7 @@ def equal_expressions(reference: str, answer: str, ask: Ask) -> bool | None:
     # 12\pi \text{ cm}^2: the unit stays with the reader where the reference has none.
     if (unit := _UNIT_BEHIND.search(answer)) and not _UNIT_BEHIND.search(reference):
         answer = answer[: unit.start()]
+    # Most right answers repeat the reference, and need no worker.
     if _squeeze(reference) == _squeeze(answer):
         return True
     if not reads_as_expression(answer):
@@ -138,13 +139,16 @@ def _same_by_sympy(reference: str, answer: str, question: str) -> bool:
     given = parsed(plain_value(answer))
     if not given:
         return False
+    # The second element is the text that was read, which is no answer.
     left, right = wanted[0], given[0]
     if isinstance(left, Expr) and isinstance(right, Expr):
+        # To expand a product undoes what "factor" asked for, though the value is the same.
         if _FACTORED.search(question) and left.is_Mul != right.is_Mul and not right.is_Pow:
             return False
         return _same_value(left, right)
     if "=" in reference and "=" in answer and not isinstance(right, Eq | Expr):
         return False
+    # Named values were compared above without their names; now as equations, each in any form.
     if "=" in plain(reference) and "=" in plain(answer):
         sides = [parsed(plain(text))[:1] for text in (reference, answer)]
         if all(side and isinstance(side[0], Eq) for side in sides):
@@ -157,18 +161,19 @@ def _same_by_sympy(reference: str, answer: str, question: str) -> bool:
 
 def _same_value(left: Any, right: Any) -> bool:
     """Exactly for numbers; at points drawn once for all for expressions with letters in them."""
-    from sympy import Float, Pow, Rational, log  # as above
-    from sympy.core.numbers import ImaginaryUnit
+    from sympy import Float, I, Pow, Rational, log  # as above
 
     if left == right:
         return True
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     if symbols and all(str(symbol) == "i" for symbol in symbols):
         # Where i is the only letter it is the imaginary unit.
-        left, right = (side.subs(dict.fromkeys(symbols, ImaginaryUnit())) for side in (left, right))
+        left, right = (side.subs(dict.fromkeys(symbols, I)) for side in (left, right))
         symbols = []
+    # Floats cannot tell 1/2^98 from 1/2^99 beside 0; rationals can.
     if left.is_Rational and right.is_Rational:
         return left.doit() == right.doit()
+    # A decimal answer to an irrational reference can only be near it.
     is_float = bool(left.atoms(Float) | right.atoms(Float))
     tolerance = FLOAT_TOLERANCE if is_float else 10.0 ** (5 - MANY_DIGITS)
     # Letters stand for counts, lengths and rates, so roots and logarithms need only agree where
@@ -206,6 +211,7 @@ _POINTS = (
 def _same_equation(wanted: Any, given: Any) -> bool:
     """Whether one equation is the other times a number, which has the same solutions."""
     left, right = (equation.lhs - equation.rhs for equation in (wanted, given))
+    # An equation in other letters is another line, and one without letters says nothing.
     if left.free_symbols != right.free_symbols or not left.free_symbols:
         return False
     from sympy import Rational  # as above

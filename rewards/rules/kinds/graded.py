@@ -99,6 +99,7 @@ def vqa_score(references: Sequence[str], answer: str, question: str = "") -> flo
     said = [_vqa_words(reference) for reference in references]
     if len(said) == 1:
         return float(said[0] == given)
+    # The reference keeps repetitions: three annotators of ten are enough for the full score.
     matches = said.count(given)
     # Leaving out one annotator at a time, as the evaluation code does: m of them matched.
     with_one_less = min(max(matches - 1, 0) / VQA_ANNOTATORS, 1.0)
@@ -145,6 +146,7 @@ def _short(answer: str) -> str:
     """The answer that a text gives: all of it, without emphasis and a closing full stop."""
     if len(answer) > MAX_CHARACTERS:
         return ""
+    # A marked answer stands alone; without a mark the whole text is what was answered.
     candidate = claimed(answer)
     text = candidate.text if candidate and candidate.is_marked else without_reasoning(answer)
     return plain(text.strip())

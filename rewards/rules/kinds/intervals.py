@@ -60,6 +60,7 @@ def claims_interval(reference: str, question: str) -> bool:
     pieces = read_intervals(reference)
     if pieces is None:
         return False
+    # (1, 2) may be a pair and [1, 2] a list; only half-open, infinite or several pieces are sure.
     first = pieces[0]
     is_pair = len(pieces) == 1 and not first.letter and first.has_low == first.has_high
     is_infinite = _MINUS_INFINITY in (first.low, first.high) or _INFINITY in (first.low, first.high)
@@ -87,6 +88,7 @@ def equal_intervals(reference: str, answer: str, ask: Ask) -> bool | None:
 def read_intervals(text: str) -> list[Interval] | None:
     """The pieces of an interval, an inequality or a union, or None for anything else."""
     text = INNER_TEXT.sub(r" \1 ", plain(text)) if len(text) <= MAX_INTERVAL_CHARS else ""
+    # The whole line: it has no ends to be read.
     if _ALL.fullmatch(text):
         return [Interval(_MINUS_INFINITY, _INFINITY, False, False)]
     if builder := _SET_BUILDER.fullmatch(text):
@@ -114,6 +116,7 @@ def _bracketed(text: str) -> list[Interval] | None:
     if low is None or high is None or low == _INFINITY or high == _MINUS_INFINITY:
         return None
     has_low, has_high = match[1] == "[", match[4] == "]"
+    # [∞ does not exist, so whoever wrote it made a mistake that counts.
     if (has_low and low == _MINUS_INFINITY) or (has_high and high == _INFINITY):
         return None
     bounds = [number_literal(end) for end in (low, high)]
@@ -128,6 +131,7 @@ def _end(text: str) -> str | None:
     squeezed = _INFINITE.sub(r"\\infty", text).replace(" ", "").removeprefix("+")
     if squeezed in (_INFINITY, _MINUS_INFINITY):
         return squeezed
+    # An end is an expression; three letters in a row are prose.
     words = re.search(r"[A-Za-z]{3,}", re.sub(r"\\[a-z]+|pi|sqrt|log", "", text))
     return text if text and not words else None
 
@@ -194,6 +198,7 @@ def _half_line(letter: str, sign: str, end: str) -> list[Interval]:
 
 
 def _same(wanted: Interval, given: Interval, ask: Ask) -> bool | None:
+    # Whether an end belongs to it is most of what a task on intervals asks.
     if (wanted.has_low, wanted.has_high) != (given.has_low, given.has_high):
         return False
     if wanted.letter and given.letter and wanted.letter != given.letter:
@@ -233,6 +238,7 @@ def _solved(wanted: list[Interval], answer: str) -> bool:
                 return False
             ends.append(sympify(read[0]))
         ranges.append(Range(ends[0], ends[1], not piece.has_low, not piece.has_high))
+    # math-verify reads capital letters as small ones.
     if wanted[0].letter and wanted[0].letter.casefold() != str(symbol).casefold():
         return False
     try:

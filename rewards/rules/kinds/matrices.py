@@ -59,6 +59,7 @@ def read_matrix(text: str) -> Rows | None:
     text = _NAME.sub("", text, count=1) if _NAME.match(text) else text
     if constructor := _CONSTRUCTOR.fullmatch(text):
         text = constructor[1]
+    # A common factor is a habit of writing, and not the task.
     factor = _FACTOR.match(text)
     text = text[factor.end() :] if factor else text
     rows = _latex_rows(text) or _bracket_rows(text)
@@ -88,6 +89,7 @@ def _latex_rows(text: str) -> Rows | None:
     match = _LATEX.fullmatch(text)
     if not match or "\\begin" in match["body"]:
         return None
+    # Lines and a last line break are typography.
     body = match["body"].replace("\\hline", "").strip().removesuffix("\\\\")
     lines = re.split(r"\\\\(?:\[[^\]]{0,8}\])?|\\cr(?![a-z])", body)
     return [[entry.strip() for entry in line.split("&")] for line in lines]

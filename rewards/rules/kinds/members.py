@@ -32,6 +32,7 @@ def equal_members(reference: str, answer: str, ask: Ask) -> bool | None:
         return False
     if number_literal(reference) is not None:
         return equal_numbers(reference, answer, ask)
+    # Expressions before dates and quantities: 5m is 5 times m until a question names a unit.
     if is_expression(reference):
         return equal_expressions(reference, answer, ask)
     if is_date(reference):
@@ -48,6 +49,7 @@ def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
         return False
     if wanted.is_percent:
         return equal_quantities(reference, answer, ask) is True
+    # A decimal comma is read only where a decimal is wanted: else it parts members of a list.
     if given is None and wanted.step:
         given = decimal_comma(answer)
     if given is not None and same_number(wanted, given):

@@ -106,6 +106,8 @@ def read_quantity(text: str) -> Quantity | None:
     text = plain_value(text) if len(text) <= 4 * MAX_QUANTITY_CHARS else ""
     if not 0 < len(text) <= MAX_QUANTITY_CHARS:
         return None
+    # Money comes first, because its sign stands in front; compounds before single units, because
+    # "2 h 15 min" would else be 2 of something.
     if special := _read_money(text) or _read_compound(text) or _read_radians(text):
         return special
     percent = number_literal(text)
@@ -114,6 +116,7 @@ def read_quantity(text: str) -> Quantity | None:
     for number, unit in _divisions(text):
         literal = number_literal(number)
         found = _with_unit(literal, unit) if literal and not literal.is_percent else None
+        # "5ab" reads as 5 of a thing called "ab", and is a product.
         if found and not (found.noun and _PRODUCT.fullmatch(text)):
             return found
     return None
@@ -138,6 +141,7 @@ def equal_quantities(reference: str, answer: str, ask: Ask) -> bool | None:
     if given is None:
         bare = number_literal(answer)
         return bare is not None and _may_lack_unit(wanted, bare, ask.question)
+    # A thing that is counted has no other unit to be converted to.
     if given.noun or wanted.noun:
         is_same_thing = (
             _singular(given.noun) == _singular(wanted.noun) and given.unit == wanted.unit
@@ -145,6 +149,7 @@ def equal_quantities(reference: str, answer: str, ask: Ask) -> bool | None:
         return is_same_thing and same_number(wanted.number, given.number)
     units = {wanted.unit, given.unit}
     pounds: set[Unit] = {(("pound", 1),), (("GBP", 1),)}
+    # "£" and "pounds" may be money or weight, and both texts mean the same one.
     if len(units) == 1 or units == pounds:
         return same_number(wanted.number, given.number)
     return _converts(wanted, given) if ask.may_load else None
@@ -161,6 +166,7 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
         return False
     if given.unit == _PERCENT:
         may_differ = bool(_ASKS_PERCENT.search(question))
+        # The question asks for a percentage, so 20 and 20% are one answer to it.
         hundredfold = NumberLiteral(given.number.value * 100, given.number.is_fraction)
         return may_differ and wanted.value == hundredfold.value
     # What is left is another number than what there was.
@@ -173,6 +179,7 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
         is_asked = not counted or not words or any(word in counted for word in words)
         is_known = all(word in asked or word in question for word in words)
         return not question or (is_asked and is_known)
+    # Dropping or adding a dollar sign is a habit of writing; other units have to be the question's.
     is_known = not question or is_money(given.unit) or _mentions(question, given.unit)
     return is_known or not (_counted_in(question) or _units_in(question))
 
@@ -199,6 +206,7 @@ def _read_money(text: str) -> Quantity | None:
 
 def _read_compound(text: str) -> Quantity | None:
     """2 hours 30 minutes, 5 ft 3 in, 2h15m, 2:15 hours: an amount in the smallest of the units."""
+    # h:mm is a duration only with the word hours behind it; else it is a time of day.
     if clock := _CLOCK_HOURS.fullmatch(text):
         return Quantity(
             NumberLiteral(Fraction(60 * int(clock[1]) + int(clock[2] or clock[3])), False),
@@ -234,14 +242,17 @@ def _divisions(text: str) -> list[tuple[str, str]]:
     """Where the number may end and the unit begin."""
     if match := _DIGITS_FIRST.fullmatch(text):
         return [(match["number"].strip(" ,"), match["unit"].strip())]
+    # Chinese numerals run into the unit without a space: 三千克.
     if match := _CHINESE_FIRST.fullmatch(text):
         return [(match["number"], match["unit"])]
     words = text.split()
+    # Number words: the longest one that leaves a unit is the number.
     ends = range(min(len(words) - 1, 8), 0, -1)
     return [(" ".join(words[:end]), " ".join(words[end:])) for end in ends]
 
 
 def _with_unit(number: NumberLiteral, text: str) -> Quantity | None:
+    # A known unit wins over a noun of the same spelling.
     if unit := read_unit(text):
         return Quantity(number, unit)
     noun = " ".join(plain(text).split()).removesuffix(" of them")
@@ -267,12 +278,14 @@ def _may_lack_unit(wanted: Quantity, bare: NumberLiteral, question: str) -> bool
         return same_number(wanted.number, bare)
     if not same_number(wanted.number, bare):
         return False
+    # A bare count is only right where the question says what is counted.
     if wanted.noun:
         words = [_singular(word) for word in wanted.noun.split() if word != "of"]
         asked = _words(question)
         return bool(question) and all(word in asked or word in question for word in words)
     if is_money(wanted.unit) and wanted.unit[0][0] in _BARE_MONEY:
         return True
+    # Degrees are left out as a rule; other units only where the question has them.
     return wanted.unit == _DEGREE or _mentions(question, wanted.unit)
 
 
@@ -338,6 +351,7 @@ def _converts(wanted: Quantity, given: Quantity) -> bool:
         there = registry.Quantity(wanted.number.value, registry.Unit(source)).to(target)
     except DimensionalityError:
         return False
+    # Fractions all the way, so that 1 km is 1000 m to the last digit.
     exact = Fraction(there.magnitude)
     difference = abs(exact - given.number.value)
     if difference <= abs(exact) * Fraction(1, 10**12):

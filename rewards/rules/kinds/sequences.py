@@ -59,6 +59,7 @@ def is_any_order(question: str) -> bool:
     question = question[:4000]
     if _ANY_ORDER.search(question):
         return True
+    # "Which countries ..." wants a set; "the mean and the median" names an order.
     is_plural = _PLURAL.search(question) and " and " not in question
     return not _ORDERED.search(question) and bool(_ALL_OF.search(question) or is_plural)
 
@@ -82,6 +83,7 @@ def is_list(reference: str, question: str = "") -> bool:
     items = list_items(reference)
     if items is None or not 1 < len(items) <= MAX_ITEMS or number_literal(reference) is not None:
         return False
+    # A reference needs a comma or brackets to be a list.
     # "rock and roll" is no list.
     if not _COMMA.search(plain(reference)) and not _COMMA.search(reference):
         return False
@@ -127,6 +129,7 @@ def equal_lists(reference: str, answer: str, ask: Ask) -> bool | None:
     if wanted is None or given is None:
         return False
     if any("=" in item for item in wanted):
+        # "x = 2, y = 3" is ordered by its letters, however it is written.
         named = [_assigned_items(text, len(wanted), ask.question) for text in (reference, answer)]
         wanted, given = named[0] or wanted, named[1] or given
     return _nested(wanted, given, ask, ordered=True)
@@ -157,6 +160,7 @@ def list_items(text: str) -> list[str] | None:
     text = " ".join(INNER_TEXT.sub(r" \1 ", plain(text.strip().translate(_WIDE))).split())
     if len(text) > 1 and text[0] + text[-1] == "[]" and split_outside_brackets(text, ",") == [text]:
         text = text[1:-1]
+    # "1 < 2 < 3" shows the sorted list that was asked for.
     if _CHAIN.fullmatch(text) and not re.search(r"[a-z]", text):
         text = re.sub(r"<|\\lt", ",", text)
     items = split_outside_brackets(_AND.sub(",", text).replace(",,", ","), ",")
@@ -182,6 +186,7 @@ def _answer_items(reference: str, answer: str) -> list[str] | None:
     """An answer in brackets of another kind is another thing: [1, 2] is not (1, 2)."""
     given = plain(answer) if len(answer) <= MAX_LIST_CHARS else ""
     inner = _tuple_items(answer)
+    # Brackets of another kind make it another thing.
     is_other = inner is not None or _SET_BRACES.fullmatch(given) is not None
     if is_other and plain(reference)[:1] == "[":
         return None
@@ -221,6 +226,7 @@ def _assigned_items(text: str, count: int, question: str) -> list[str] | None:
     values = {match[1].casefold(): match[2] for match in named if match}
     if len(values) != count:
         return None
+    # Without an order in the question that of the alphabet holds, as in (x, y).
     letters = sorted(set(values) & set("abcmnpqrstuvwxyz"))
     asked = [
         [name.strip() for name in names.split(",")]
@@ -235,6 +241,7 @@ def _set_items(text: str) -> list[str] | None:
     text = INNER_TEXT.sub(r" \1 ", plain(text)) if len(text) <= MAX_LIST_CHARS else ""
     named = _ARGUMENT.fullmatch(text)
     inner = named[2].strip() if named else text
+    # A union of finite sets is one set.
     if "\\cup" in inner and "{" in inner:
         parts = [_set_items(part) for part in inner.split("\\cup")]
         return [item for part in parts for item in part or []] if all(parts) else None
@@ -262,6 +269,7 @@ def _solutions(text: str) -> list[str] | None:
         and all(number_literal(part) for part in parts)
     ):
         return parts if re.search(r"\bor\b|或", text) else None
+    # x_1 and x_2 are values of one letter; x and y are a point.
     if named[0] is None or len(letters) != 1:
         return None
     return _without_signs(
@@ -295,6 +303,7 @@ def _distinct(items: list[str]) -> list[str]:
     found: dict[object, str] = {}
     for item in items[: 2 * MAX_ITEMS]:
         literal = number_literal(item)
+        # 0.5 and 1/2 are one member.
         found.setdefault(literal.value if literal else plain_words(item), item)
     return list(found.values())
 
@@ -306,6 +315,7 @@ def _nested(
 
     def equal(reference: str, answer: str) -> bool | None:
         opening = plain(reference)[:1]
+        # The depth is bounded, because a reference is data from anywhere.
         if depth < MAX_DEPTH and is_tuple(reference):
             items = _tuple_items(reference) or [], _tuple_items(answer) or []
             return _nested(*items, ask, ordered=True, depth=depth + 1)

@@ -98,6 +98,7 @@ def equal_texts(reference: str, answer: str, ask: Ask) -> bool:
     if _is_formula(formulas[0]) and formulas[0].casefold() == formulas[1].casefold():
         # The case of a formula carries its meaning; so does the charge of an ion.
         return formulas[0] == formulas[1] or not is_chemical(reference, ask.question)
+    # Names that no rule connects, such as water and H2O.
     of_one_thing = _GROUPS.get(_key(reference), set()) & _GROUPS.get(_key(answer), set())
     if wanted == given or of_one_thing or not given:
         return bool(given)
@@ -154,14 +155,17 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
         and longer_text[:-1] == shorter_text
         and longer_text[-1] in _PLACE_ENDINGS
     )
+    # In both directions: the reference may be the short form.
     is_short_form = _abbreviates(answer, wanted) or _abbreviates(reference, given)
     if is_place or is_short_form or not wanted or not given:
         return is_place or is_short_form
+    # First and last name agree, and an initial stands for the name between them.
     if len(wanted) == len(given) > 1 and wanted[-1] == given[-1] and wanted[0] == given[0]:
         return all(
             left == right or (1 in (len(left), len(right)) and left[0] == right[0])
             for left, right in zip(wanted, given, strict=True)
         )
+    # A surname is enough for a person, and a first name is not.
     is_person = _ASKS_PERSON.search(question) and reference[:1].isupper() and 1 < len(wanted) <= 4
     if is_person and len(given) == 1:
         return given[0] == wanted[-1] and len(given[0]) > 2 and not _numeral(wanted[-1]).isdigit()
@@ -183,6 +187,7 @@ def _abbreviates(text: str, words: list[str]) -> bool:
     letters = re.sub(r"[.\s]", "", text)
     if not 2 <= len(letters) <= 6 or not letters[:2].isupper() or len(words) < 2:
         return False
+    # Both with and without small words: USA, and U of T.
     initials = "".join(word[0] for word in words if word not in _SMALL_WORDS)
     every = "".join(word[0] for word in words)
     head = "".join(word[0] for word in words[:-1]) + _numeral(words[-1])

@@ -75,12 +75,14 @@ def _answer_side(text: str, question: str) -> bool | None:
         text = text[stated.end() :]
     if _DENIAL.fullmatch(text):
         return False
+    # The last clause decides: "no problem, so yes".
     if concluded := _CONCLUDED.fullmatch(text):
         text = "" if _OPEN.search(text) else concluded["word"]
     match = _FIRST_WORD.fullmatch(text)
     if not match:
         return _affirms(text, question)
     word, reason = match[1].casefold(), match[2] or ""
+    # A reason that turns, or a condition, takes the reply back.
     if _TURN.search(reason) or _CONDITION.match(reason):
         return None
     if word in _ANSWER_YES:
@@ -94,6 +96,7 @@ def _affirms(text: str, question: str) -> bool | None:
     """What a sentence says that repeats the question: "97 is prime." """
     asked = Question.of(question)
     said = [stem for stem in stems(_NO_WORDS.sub(" ", text)) if stem]
+    # Every word that says something has to be of the question, else it says another thing.
     is_whole = bool(said) and len(text) <= 200 and bool(asked.stems) and set(said) <= {*asked.stems}
     if not is_whole or not _ASKS_WHETHER.fullmatch(question.strip()) or _TURN.search(text):
         return None

@@ -154,6 +154,7 @@ def claimed(text: str) -> Candidate | None:
 
     Example: claimed("so \\\\boxed{12}").text == "12"
     """
+    # Bounds come first: a response is whatever a policy writes.
     if len(text) > MAX_CHARACTERS:
         return None
     begin = _thought_end(text)
@@ -206,9 +207,11 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
             break
         first -= 1
     sentence = _sentence_start(text, last.start)
+    # "If this is wrong, then \boxed{12}" keeps two answers open.
     is_reserved = len(marks) > 1 and _RESERVED.search(
         text[_sentence_start(text, marks[-2].start) : last.start]
     )
+    # It says that this is not the answer, so the whole sentence is what it claims.
     if _NOT.search(text[max(0, last.start - 12) : last.start]) or _WRONG.match(tail):
         inner = text[sentence : last.end] + tail[:40]
     elif is_reserved:
@@ -221,6 +224,7 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
     if len(members) > 1:
         joined = " or " if _OR.search(text, marks[first].end, last.start) else ", "
         return Candidate(joined.join(members), last.how, marks[first].inner_start, members)
+    # The boxes of one sentence may be the members of one answer; the kind of the reference decides.
     others = [mark for mark in marks if mark.start >= sentence]
     members = tuple(dict.fromkeys(_member(text, mark) for mark in others))
     inner = _answer_field(_unfenced(inner))
@@ -244,6 +248,7 @@ def _marks(text: str, begin: int) -> list[_Mark]:
     """The markers of the most trusted kind that the text has, by where they start."""
     boxes = [mark for mark in _boxes(text) if mark.start >= begin]
     tags = [mark for mark in _tags(text) if mark.start >= begin]
+    # The blank of an exercise is quoted, and claims nothing.
     filled = [
         mark
         for mark in boxes
@@ -286,6 +291,7 @@ def _boxes(text: str) -> list[_Mark]:
             if start and start.start() > innermost_end:
                 found.append(_Mark(start.start(), brace.end(), start.end(), brace.start(), "box"))
                 innermost_end = start.start()
+    # A response that ends without its last brace still says what is in the box.
     left_open = [brace for brace in opened if brace]
     if left_open and (not found or left_open[-1].start() > found[-1].start):
         box = left_open[-1]
@@ -355,6 +361,7 @@ def _last_claim(text: str, begin: int) -> Candidate | None:
     joined = _OPEN_LINE.sub(
         " ", _DISPLAYED.sub(lambda shown: " ".join(shown.group().split()), bare)
     )
+    # What is said out of politeness is no claim.
     pieces = [piece for piece in sentences(joined) if not _POLITE.search(piece)]
     if len(pieces) < 2 or len(pieces[-1]) > MAX_BARE_CHARACTERS:
         return None
@@ -383,6 +390,7 @@ def _answer_field(text: str) -> str:
         keys = [key.casefold() for key, _ in pairs]
     except (ValueError, RecursionError, TypeError):
         return text
+    # Two answers, or a key that is no working, make the object a text like any other.
     answers = [value for (_, value), key in zip(pairs, keys, strict=True) if key in _ANSWER_KEYS]
     if len(answers) != 1 or {*keys} - _ANSWER_KEYS - _WORKING_KEYS:
         return text

@@ -206,12 +206,14 @@ def _sentence(claim: str) -> tuple[str, Reading]:
     is_bare = (
         len(first.split()) <= 3 and not first.endswith(("?", ",", ":")) and len(last.split()) > 1
     )
+    # A bare answer first, and remarks without a number behind it: the first is the answer.
     if is_bare and not re.search(r"\d", rest) and not _CHANGES.search(rest):
         return first, ()
     bare = [piece for piece in pieces[:-1] if _is_bare(piece)]
     if any(piece.startswith("|") for piece in pieces) or len(bare) > 1 < len(last.split()):
         # The lines of a table, or of a calculation.
         return last, ()
+    # "The width is 4. The length is 10." speaks of two things, which do not contradict.
     subjects = {_subject(piece) for piece in (*bare, last)} - {""}
     verbs = [_VERB.search(piece) for piece in bare]
     values = [
@@ -246,6 +248,7 @@ def _clauses(sentence: str, asked: Question) -> Iterator[str]:
     yield text
     main = _main_clause(text)
     yield main
+    # Behind "so" and ";" stands what the rest was said for.
     parts = [part for part in _CONCLUSION.split(text) if part and part.strip()]
     ends = [main]
     if len(parts) > 1:
@@ -272,6 +275,7 @@ def _relevant(clauses: Sequence[str], asked: Question) -> Sequence[str]:
     """Of clauses side by side the one that speaks of what is asked; none if that is open."""
     if len(clauses) < 2:
         return clauses
+    # The clause with most words of the question speaks of what is asked.
     said = [sum(stem in clause.casefold() for stem in set(asked.stems)) for clause in clauses]
     best = [clause for clause, count in zip(clauses, said, strict=True) if count == max(said)]
     return best if len(best) == 1 else []
@@ -290,6 +294,7 @@ def _values(clause: str, asked: Question) -> Iterator[Reading]:
         yield (both[1], both[2])
         if not changes and re.fullmatch(r"[a-z ]+", both[2]):
             yield (both[1],)
+    # From here on parts of the clause are read, which such a word would make say the opposite.
     if changes or HEDGE.search(text) or text.endswith("?"):
         return
     for value in _spans(text, asked):
@@ -302,6 +307,7 @@ def _values(clause: str, asked: Question) -> Iterator[Reading]:
 def _sides(text: str, asked: Question) -> Iterator[Reading]:
     """The values that an equation puts side by side; the last one alone behind working."""
     parts = [_side(part) for part in _EQUALS.split(text)]
+    # "720 ways to arrange the books" names 720 ways.
     placed = _PLACED.fullmatch(parts[-1])
     if placed and not _CHANGES.search(parts[-1]) and asked.covers(placed[2] or ""):
         parts[-1] = placed[1]
@@ -314,6 +320,7 @@ def _sides(text: str, asked: Question) -> Iterator[Reading]:
         # The working may stay undone on the way, but no other number may.
         others = (part for part in parts[:-1] if _BARE_NUMBER.fullmatch(part))
         yield (*others, parts[-1])
+    # 3 = x
     if len(parts) == 2 and re.fullmatch(r"[A-Za-z]", parts[1]):
         yield (parts[0],)
 
@@ -361,6 +368,7 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
 def _only_number(text: str, asked: Question) -> Iterator[str]:
     """The one number of a clause that the question does not have, with the words behind it."""
     numbers = list(_NUMBER.finditer(text))
+    # A number of the question is repeated from it.
     if len(numbers) > 1:
         numbers = [
             one for one in numbers if re.sub(r"[^\d.]", "", one.group()) not in asked.numbers
@@ -390,6 +398,7 @@ def _beside_question(clause: str, asked: Question) -> str:
         return _beside_chinese(clause, asked)
     words = clause.split()
     start, end = 0, len(words)
+    # Take the question's words off at both ends; what is left is what the clause adds.
     while start < end and asked.echoes(words[start]):
         start += 1
     while start < end and asked.echoes(words[end - 1]):
@@ -411,6 +420,7 @@ def _beside_question(clause: str, asked: Question) -> str:
     is_compound = last in _SOURCES and not is_number
     if is_aside or is_joined or is_compound or following in _RATES:
         return ""
+    # The order of the words tells who beat whom.
     in_order = asked.in_order(before) and asked.in_order(after)
     return value if last == "by" or in_order or _SEVERAL.search(value) else ""
 

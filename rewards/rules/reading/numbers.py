@@ -103,6 +103,7 @@ def number_literal(text: str) -> NumberLiteral | None:
 
 
 def _literal(text: str) -> NumberLiteral | None:
+    # The commonest form first: this runs for every member of every reading.
     if match := _DECIMAL_NUMBER.fullmatch(text):
         return _decimal_literal(match)
     if match := _FRACTION.fullmatch(text):
@@ -144,6 +145,7 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
     A fraction without a finite decimal form equals a decimal that agrees to six places. A
     fraction of whole value is a division left undone, unless the reference is written so too.
     """
+    # 24/2 for 12 repeats the question.
     if answer.is_fraction and answer.value.denominator == 1 and not reference.is_fraction:
         return False
     if reference.value == answer.value:
@@ -162,6 +164,7 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
 def _rounds_to(reference: NumberLiteral, answer: NumberLiteral) -> bool:
     if not (reference.step and answer.step) or reference.step == answer.step:
         return False
+    # Only decimals are rounded, and the coarser one shows how far.
     coarser = max(reference, answer, key=lambda literal: literal.step)
     enough = MIN_ROUNDED_DIGITS if coarser is reference else ENOUGH_DIGITS
     is_near = abs(reference.value - answer.value) <= coarser.step / 2

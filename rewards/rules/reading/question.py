@@ -54,6 +54,7 @@ class Question:
         if not bare or bare in _EMPTY:
             # "A" may be an option or a name, and an article that stays does no harm.
             return word.strip(",") != "A"
+        # The question may say three where the sentence says 3.
         number = str(words_to_number(bare) or bare)
         return number in self.numbers or bool(_WORD.fullmatch(bare) and stem_of(bare) in self.stems)
 

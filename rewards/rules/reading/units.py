@@ -58,11 +58,13 @@ def read_unit(text: str) -> Unit | None:
     """
     if not 0 < len(text) <= MAX_UNIT_CHARS:
         return None
+    # Most units are one word, and need none of this.
     if not text.isalpha():
         for form, replacement in _LATEX:
             text = form.sub(replacement, text)
     powers: dict[str, int] = {}
     pieces = _PER.split(text.replace("(", "").replace(")", "").strip())
+    # m/s/s is a unit, more slashes are a path or a date.
     if len(pieces) > 3 or not all(pieces):
         return None
     for index, piece in enumerate(pieces):
