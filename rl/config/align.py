@@ -13,6 +13,7 @@ from rl.config.section import Section, Share
 class DpoConfig(Section):
     """Direct preference optimisation; MiniCPM-V 4.5's settings (arXiv 2509.18154, appendix A)."""
 
+    # The log-ratio is a sum over tokens, so answers of a few tokens need a far larger beta.
     beta: float = Field(default=0.1, gt=0)
     """Weight of the log-ratio against the reference: the larger, the closer the policy stays."""
     batch_size: int = Field(default=256, gt=0)
@@ -57,6 +58,7 @@ class AssistantConfig(Section):
 
     @model_validator(mode="after")
     def _is_one_model(self) -> AssistantConfig:
+        # Neither is fine: the policy that is aligned then does the work itself.
         if self.model is not None and self.endpoint is not None:
             raise ValueError(
                 f"model={self.model} and endpoint={self.endpoint} are two models; name one"
@@ -73,6 +75,7 @@ class GateConfig(Section):
     """Held-out prompts, each asked in every mode before and after."""
     samples: int = Field(default=1, gt=0)
     """Responses per prompt and mode."""
+    # Not 0: with the default number of prompts, accuracy varies by about this much by chance.
     max_accuracy_drop: Share = 0.02
     """The most accuracy that any mode may lose."""
 
@@ -88,6 +91,7 @@ class AlignConfig(Section):
     """Training prompts of an iteration."""
     responses: int = Field(default=10, gt=1)
     """Responses per prompt, all of one mode."""
+    # As RLAIF-V samples. Pairs need responses that differ, but not ones that fall apart.
     temperature: float = Field(default=0.7, gt=0)
     """Sampling temperature of the responses that pairs are made of."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -103,6 +107,7 @@ class AlignConfig(Section):
     """The model that says whether a claim is true."""
     gap: float = Field(default=1, gt=0)
     """The least difference between the scores of a pair."""
+    # Few, so that a prompt with many wrong claims does not rule the pass.
     pairs_per_prompt: int = Field(default=2, gt=0)
     """The most pairs that are made of one prompt's responses."""
     dpo: DpoConfig = DpoConfig()

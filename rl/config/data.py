@@ -36,6 +36,7 @@ class VideoConfig(Section):
 
     fps: float = Field(default=3, gt=0)
     """Frames that are taken per second of video."""
+    # 180 groups of three frames, as in the model's own example.
     max_frames: int = Field(default=540, gt=0)
     """The most frames that are taken of one video; a longer one gives fewer per second."""
     frames_per_group: int = Field(default=3, ge=1, le=6)
@@ -50,6 +51,8 @@ class VideoConfig(Section):
 
     @model_validator(mode="after")
     def _groups_are_whole(self) -> VideoConfig:
+        # Frames are planned in whole groups (rl/data/media/video_frames.py): a rest would never be
+        # taken, and max_frames would promise what no video gets.
         if self.max_frames % self.frames_per_group:
             raise ValueError(
                 f"video.max_frames={self.max_frames} must be a multiple of "
@@ -62,6 +65,7 @@ class VideoConfig(Section):
 class SourceConfig(Section):
     """Where prompts come from. A layer that names `kind` replaces the layers before it here."""
 
+    # One class for all kinds, because a layer may set the path of a kind that another layer names.
     kind: Literal["chain_sum", "reasoning_gym", "visual", "dataset"] = "dataset"
     """`chain_sum` is the built-in addition task, `reasoning_gym` one of that library's procedural
     tasks, `visual` a task with drawn pictures (rl/data/tasks/pictures), and `dataset` a file or a
@@ -77,12 +81,14 @@ class SourceConfig(Section):
     """Of a `dataset`: the file or dataset with held-out rows; by default a share of `path`."""
     heldout_split: str | None = None
     """Split of a Hugging Face dataset with the held-out rows."""
+    # Which rows are held out depends on their content alone, so equal questions never fall apart.
     heldout_share: float = Field(default=0.05, gt=0, lt=1)
     """Share of the rows that are kept out of training where no held-out rows are named."""
     columns: ColumnsConfig = ColumnsConfig()
     """Which column of a dataset holds what."""
     video: VideoConfig = VideoConfig()
     """Which frames of its videos the model sees."""
+    # The task checks them itself: only it knows which it has.
     settings: dict[str, Any] = {}
     """Settings of a procedural task, which are passed to it as they are."""
     seed: int | None = None

@@ -36,6 +36,7 @@ def problems(
         got = repr(finding["input"])
         got = got if len(got) <= 80 else f"{got[:77]}..."
         message = finding["msg"].removeprefix("Value error, ")
+        # pydantic says that extra inputs are not permitted; a person wants to know which are.
         if finding["type"] == "extra_forbidden":
             section = key.rpartition(".")[0]
             prefix = f"{section}." if section else ""

@@ -43,6 +43,7 @@ def keys_of(section: type[BaseModel], prefix: str = "") -> list[Key]:
     keys = []
     for name, field in section.model_fields.items():
         dotted = f"{prefix}{field.alias or name}"
+        # A field holds one kind of section at most, with or without null beside it.
         inner, wildcard = next(sections_of(field.annotation), (None, ""))
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if field.examples and default is None:
@@ -80,6 +81,7 @@ def find_key(section: type[BaseModel], dotted: str) -> Key | None:
     """
     parts = dotted.split(".")
     for key in all_keys(section):
+        # `modes` alone stands for modes.NAME.
         pattern = key.name.split(".")
         if len(parts) == len(pattern) - 1 and pattern[-1] in WILDCARDS:
             pattern.pop()
@@ -98,6 +100,7 @@ def matching_keys(section: type[BaseModel], word: str) -> list[Key]:
     matching = [key for key in keys if word in f"{key.name} {key.help}".lower()]
     if matching:
         return matching
+    # People remember the name of a setting and not its section.
     last = {key: [p for p in key.name.split(".") if p not in WILDCARDS][-1] for key in keys}
     close = difflib.get_close_matches(word, set(last.values()), n=1)
     return [key for key in keys if last[key] in close]
@@ -110,6 +113,7 @@ def nearest(key: str, keys: Sequence[str]) -> str:
     """
     last = key.rpartition(".")[2]
     same_name = [valid for valid in keys if valid.rpartition(".")[2] == last and valid != last]
+    # Any similarity will do among keys of the same name, whose sections alone differ.
     close = difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)
     close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     if not close:

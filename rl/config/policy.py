@@ -19,6 +19,7 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
+    # PyTorch's own defaults; the papers that this follows publish none.
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -56,6 +57,8 @@ class PolicyConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What DeepSpeed divides over the ranks: 1 the optimizer's state, 2 gradients too, 3 weights
     too. bfloat16 runs at least 1."""
+    # In tokens and not in rows, since responses of one batch differ in length by far: this bounds
+    # memory, whatever was sampled.
     micro_batch_tokens: int = Field(default=16384, gt=0)
     """The most tokens, padding included, that a rank forwards at once."""
     logprob_chunk_tokens: int = Field(default=2048, gt=0)
@@ -63,6 +66,7 @@ class PolicyConfig(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass in place of keeping them: less memory, more
     time."""
+    # Null and not all three by name, so that a text policy needs no other setting.
     train: list[Part] | None = Field(default=None, min_length=1)
     """The parts of a vision-language model that are trained, while the others stay as they are;
     null trains all of them or, with `lora`, the adapters on the language model alone."""
@@ -72,6 +76,7 @@ class PolicyConfig(Section):
     """The optimizer of RL; the RLAIF-V pass has its own, `align.dpo.optimizer`."""
     threads: int = Field(default=1, gt=0)
     """Torch threads of a rank on CPU."""
+    # DeepSpeed checks its own keys; a second list of them here would fall behind.
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the learner builds (offload, bucket sizes)."""
 
@@ -90,6 +95,8 @@ class AlgorithmConfig(Section):
     """Divide the centred rewards by the group's standard deviation; false is Dr. GRPO."""
     clip_low: float = Field(default=0.2, ge=0, lt=1)
     """The importance ratio is clipped below at 1 - clip_low."""
+    # Wider above than below: a likely token can hardly grow by 20 %, an unlikely one must grow by
+    # more to be explored (DAPO, arXiv 2503.14476, section 3.1).
     clip_high: float = Field(default=0.27, ge=0)
     """The importance ratio is clipped above at 1 + clip_high (RLPR; DAPO's clip-higher is 0.28)."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
@@ -99,10 +106,13 @@ class AlgorithmConfig(Section):
     """Divisor of `constant` aggregation, in tokens."""
     updates_per_batch: int = Field(default=1, gt=0)
     """Optimizer steps on one batch, which is cut into this many parts."""
+    # Engine and learner compute in another order and precision, so their probabilities differ even
+    # for equal weights. Without a cap one token with a tiny sampled probability could rule a step.
     rollout_weight_cap: float | None = Field(default=2.0, gt=0)
     """Cap of the truncated importance weight of a token against the engine that sampled it; null
     turns the weight off."""
     drop_zero_variance: bool = False
     """Replace groups whose rewards are all equal (dynamic sampling of DAPO, arXiv 2503.14476)."""
+    # The baseline is the mean of the scored trajectories, which too few of them make a poor one.
     max_unscored_share: float = Field(default=0.5, ge=0, lt=1)
     """A group in which a larger share of the trajectories has no score is dropped."""

@@ -73,6 +73,7 @@ def load(arguments: Sequence[str]) -> Loaded:
             f"{recipe.name} is a sweep, not a recipe; run it with python -m rl.sweep "
             f"config={directives['config']}"
         )
+    # `scale` names a file, so it cannot be merged like a setting: the last layer's is the one read.
     own_scale, folder = _take(layers, "scale"), _take(layers, "scales")
     scale = directives.get("scale", own_scale)
     if scale is not None:
@@ -144,6 +145,7 @@ def find_scale(name: str, folder: str = "") -> Path:
         return _find(name, [Path(), SCALES / folder, SCALES], "scale")
     if name != "auto":
         return _find(f"{name}.yaml", [SCALES / folder, SCALES], "scale")
+    # Scales say themselves how many GPUs they need, so one that is added here is found by `auto`.
     visible = count_visible_gpus()
     fitting: dict[int, Path] = {}
     for path in sorted((SCALES / folder).glob("*.yaml")):
@@ -213,6 +215,7 @@ def _read_chain(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     tree = read_tree(path)
     layers: list[Layer] = []
     if "extends" in tree:
+        # Relative to the file first, so that a directory of recipes can be moved as a whole.
         beneath = _find(str(tree.pop("extends")), [path.parent, CONFIGS], "extends")
         layers = _read_chain(beneath, chain)
     return [*layers, Layer(str(path), tree, CONFIGS in path.resolve().parents)]
@@ -241,6 +244,7 @@ def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
     try:
         for layer in layers:
             merged = _join(merged, layer.tree)
+        # Interpolations such as ${steps} may point into other layers.
         tree = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, TypeError) as error:
         why = " ".join(str(error).split())
@@ -291,6 +295,7 @@ def _notes(layers: Sequence[Layer], config: Config) -> list[str]:
             f"data.settings.probability_share={share} has no effect, because reward.probability "
             "is off: rules score every answer"
         )
+    # No error: a machine may have three GPUs where a recipe can use two.
     gpus, taken = config.resources.gpus, config.num_gpus_taken
     if gpus != taken:
         notes.append(

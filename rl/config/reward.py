@@ -15,6 +15,7 @@ UNWEIGHTED_PARTS = ("probability", "baseline", "preference_raw", "leak", "unveri
 class RewardWeights(Section):
     """The weight of each part; the reward is their weighted sum (arXiv 2509.18154, eq. 1)."""
 
+    # None has a bound: a negative weight turns a part around, and 0 only records it.
     accuracy: float = 1.0
     """Weight of the part that says whether the answer is right, by rules or by probability."""
     format: float = 0.1
@@ -33,6 +34,7 @@ class RepetitionConfig(Section):
     form: Literal["ngram", "window"] = "ngram"
     """`ngram` gives minus the share of repeated n-grams (arXiv 2502.03373); `window` gives -1 if
     some window of words occurs `times` times (RLPR: 10 words, 10 times)."""
+    # Reasoning repeats short phrases for good reasons ("so we have"), but not 20 words in a row.
     words: int = Field(default=20, gt=1)
     """Words in an n-gram or window; 20 leave clean reasoning at 0."""
     times: int = Field(default=10, gt=1)
@@ -49,6 +51,7 @@ class ProbabilityConfig(Section):
     """In modes that reason, subtract the probability that the reference has without reasoning."""
     invalid: Literal["zero", "not_scorable"] = "zero"
     """What a response without a well-formed answer gets: 0, as in RLPR, or no score."""
+    # Probabilities are never all equal, so a group without any signal is known by its small spread.
     filter_beta: float | None = Field(default=0.5, gt=0)
     """Replace groups of reasoning modes whose rewards have a standard deviation below this multiple
     of its running mean; null keeps them."""
@@ -78,6 +81,7 @@ class PreferenceConfig(Section):
 class PluginConfig(Section):
     """A part of your own, computed by a function of yours; NAME is the part's."""
 
+    # A file and not an import path, so that a function of yours needs no package around it.
     file: str
     """Python file with the function, which runs in the killable reward workers."""
     function: str = "score"
@@ -107,6 +111,7 @@ class RewardConfig(Section):
     overlong_window: dict[str, int] = {}
     """By mode, the tokens before the end of its budget in which length is punished (DAPO); a mode
     that is not named has no such window."""
+    # Processes and not threads: sympy can compute for ever, and only a process can be killed.
     workers: int = Field(default=1, gt=0)
     """Processes that verify answers; each can be killed without the others noticing."""
     timeout_s: float = Field(default=5.0, gt=0)

@@ -18,6 +18,8 @@ class ModeConfig(Section):
     """Whether the model reasons before it answers; decides how the generation prompt ends."""
     max_tokens: int = Field(gt=0)
     """Token budget of one response, reasoning included."""
+    # One number for both sides: with another divisor than the engine's, the importance ratio would
+    # differ from 1 although the weights are the same.
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature in training; the learner divides its logits by the same number."""
 
@@ -36,11 +38,13 @@ class RolloutConfig(Section):
 
     prompts_per_step: int = Field(default=128, gt=0)
     """Groups per step, which are prompts with all their trajectories."""
+    # Two at least: the advantage of a trajectory is what it has over the others of its group.
     group_size: int = Field(default=8, gt=1)
     """Trajectories per prompt."""
     max_staleness: int = Field(default=0, ge=0)
     """The most versions that a sample may be behind the learner when it is trained on; 0 is
     synchronous training."""
+    # Exact shares keep the number of long responses, and so the cost of a step, from varying.
     draw: Literal["stratified", "bernoulli"] = "stratified"
     """How modes are drawn: `stratified` gives every step exactly its shares, in random places;
     `bernoulli` draws independently for each prompt."""
@@ -50,8 +54,10 @@ class RolloutConfig(Section):
     """GPUs per engine."""
     max_model_length: int = Field(gt=0)
     """Tokens of prompt and response that an engine accepts."""
+    # A generator for each request makes vLLM sample them one after the other.
     seed_requests: bool = False
     """Give every group a seed of its own, so that sampling is reproducible; costs speed on GPU."""
+    # vLLM checks its own arguments; a second list of them here would fall behind.
     engine: dict[str, Any] = {}
     """Passed to vLLM's engine arguments as they are."""
     start_timeout_s: float = Field(default=600, gt=0)
@@ -76,6 +82,7 @@ class EvalConfig(Section):
 
     @model_validator(mode="after")
     def _samples_differ(self) -> EvalConfig:
+        # pass@k of equal responses would be accuracy by another name, at k times the cost.
         if self.samples > 1 and self.temperature == 0:
             raise ValueError(
                 f"eval.samples={self.samples} greedy responses would be copies of one; set "

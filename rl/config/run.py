@@ -75,6 +75,7 @@ class Config(Section):
 
     run: str
     """The run's directory; by default runs/ and the name of the recipe."""
+    # 31 bits are what every library that is seeded with it can take.
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Decides prompts, modes and, with rollout.seed_requests, samples."""
     steps: int = Field(gt=0)
@@ -111,8 +112,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _modes_fit(self) -> Config:
         """Shares add up, budgets leave room for the prompt, and no section names another mode."""
+        # The shares of two layers do not add up by themselves, so this is the commonest mistake.
         _check_shares("modes.*.share", {name: mode.share for name, mode in self.modes.items()})
         for index, point in enumerate(self.share_schedule):
+            # Also a mode with a share of 0, because between points shares are interpolated.
             if unknown := set(point.shares) ^ set(self.modes):
                 raise ValueError(
                     f"share_schedule[{index}].shares must name every mode and no other: "
@@ -122,6 +125,7 @@ class Config(Section):
         steps = [point.step for point in self.share_schedule]
         if steps != sorted(set(steps)):
             raise ValueError(f"share_schedule steps must increase, got {steps}")
+        # Long prompts are found later, when the data are read; here some room must be left at all.
         for name, mode in self.modes.items():
             if mode.max_tokens >= self.rollout.max_model_length:
                 raise ValueError(
@@ -170,6 +174,7 @@ class Config(Section):
                 "decode speculatively; leave rollout.engine.speculative_config out, or set "
                 "reward.probability.scorer=learner"
             )
+        # A batch is cut into as many parts, and each needs one group at least.
         if self.rollout.prompts_per_step < self.algorithm.updates_per_batch:
             raise ValueError(
                 "algorithm.updates_per_batch must not exceed rollout.prompts_per_step, got "
@@ -184,6 +189,7 @@ class Config(Section):
         gpus = self.resources.gpus
         preference = self.reward.preference
         preference_gpus = preference.actors * preference.gpus if preference else 0
+        # A judge is a vLLM engine, which takes the memory of a whole GPU for its cache.
         if preference and preference.kind == "judge" and gpus and not preference.gpus:
             raise ValueError(
                 "a judge on a machine with GPUs needs one of its own; set "
@@ -215,6 +221,7 @@ class Config(Section):
                 f"(rollout.workers x tensor_parallel), {ranks} for learner ranks and "
                 f"{preference_gpus} for the preference model make {self.num_gpus_taken}, got {gpus}"
             )
+        # CUDA IPC hands memory from one process to another on the same GPU, so they go in pairs.
         if gpus and self.resources.colocate and engines != ranks:
             raise ValueError(
                 "resources.colocate needs as many learner ranks as engine GPUs, got policy.ranks="
@@ -237,6 +244,7 @@ class Config(Section):
         if self.resources.gpus == 0:
             return 0
         engines = self.rollout.workers * self.rollout.tensor_parallel
+        # Colocated, an engine and a rank share each GPU.
         policy = max(engines, self.policy.ranks)
         if not self.resources.colocate:
             policy = engines + self.policy.ranks
@@ -255,11 +263,13 @@ class Config(Section):
     def canary_tolerance(self) -> float:
         if self.sync.canary_tolerance is not None:
             return self.sync.canary_tolerance
+        # bfloat16 keeps 8 bits of a number, and engine and learner round at other places.
         return 1e-4 if self.policy.dtype == "float32" else 0.35
 
 
 def _check_shares(key: str, shares: dict[str, float]) -> None:
     total = sum(shares.values())
+    # Thirds cannot be written exactly.
     if not math.isclose(total, 1.0, abs_tol=1e-6):
         listed = " + ".join(f"{name} {share}" for name, share in shares.items())
         raise ValueError(f"{key} must sum to 1, got {total:g} ({listed})")

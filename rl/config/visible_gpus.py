@@ -12,7 +12,15 @@ _ASK_TIMEOUT_S = 20
 
 def count_visible_gpus() -> int:
     """Return the machine's NVIDIA GPUs, no more than CUDA_VISIBLE_DEVICES lists where it is set."""
-    count = _count_installed()
+    # Not by torch, which takes seconds to import, and which a dry run on a laptop need not load.
+    if (command := shutil.which("nvidia-smi")) is not None:
+        answer = subprocess.run(
+            [command, "-L"], capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=False
+        )
+        count = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    else:
+        # Containers may have the devices without the tool.
+        count = sum(path.name[len("nvidia") :].isdigit() for path in Path("/dev").glob("nvidia*"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return count
@@ -23,12 +31,3 @@ def count_visible_gpus() -> int:
             break
         listed.append(name)
     return min(count, len(listed))
-
-
-def _count_installed() -> int:
-    if (command := shutil.which("nvidia-smi")) is not None:
-        answer = subprocess.run(
-            [command, "-L"], capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=False
-        )
-        return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
-    return sum(path.name[len("nvidia") :].isdigit() for path in Path("/dev").glob("nvidia*"))

@@ -65,18 +65,16 @@ class Command(Generic[K]):
 # Types of keys that several commands have
 
 
-def _step(text: Any) -> Any:
-    # pydantic alone would read 4.0 as 4.
-    if isinstance(text, str) and not re.fullmatch("[0-9]+", text):
-        raise ValueError(f"must be the number of a step, got {text!r}")
-    return text
+def _spelled(pattern: str, what: str) -> BeforeValidator:
+    """Refuses text that is not written like this, before pydantic reads it."""
 
+    # pydantic alone would read 4.0 as the step 4, and 1, y or on as true.
+    def check(text: Any) -> Any:
+        if isinstance(text, str) and not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {what}, got {text!r}")
+        return text
 
-def _switch(text: Any) -> Any:
-    # pydantic alone would take 1, yes and on, which the same key in a recipe refuses.
-    if isinstance(text, str) and text.lower() not in ("true", "false"):
-        raise ValueError(f"must be true or false, got {text!r}")
-    return text
+    return BeforeValidator(check)
 
 
 def require_run(path: Path) -> Path:
@@ -90,12 +88,12 @@ def require_run(path: Path) -> Path:
     return path
 
 
-Step = Annotated[int, BeforeValidator(_step)]
-Switch = Annotated[bool, BeforeValidator(_switch)]
+Step = Annotated[int, _spelled("[0-9]+", "the number of a step")]
+Switch = Annotated[bool, _spelled("(?i)true|false", "true or false")]
 RunPath = Annotated[Path, AfterValidator(require_run), Field(examples=["runs/NAME"])]
+INSTALLED = ", ".join(recipe_names())
 RECIPE = Field(
-    description="The recipe: a file of the working directory, or an installed one: "
-    f"{', '.join(recipe_names())}.",
+    description=f"The recipe: a file of the working directory, or an installed one: {INSTALLED}.",
     examples=["NAME.yaml"],
 )
 RecipeName = Annotated[str, RECIPE]
@@ -118,15 +116,19 @@ def run_command(command: Command[K], arguments: Sequence[str]) -> int:
 
     0 is success, 2 an error that a user can mend, which is printed as one line, and 130 Ctrl-C.
     """
+    # Before anything is checked: who asks for help need not have the rest right.
     asks_help = [a for a in arguments if re.fullmatch("-h|--help|help|--help=.*", a)]
     try:
         if asks_help:
             print_help(command, asks_help[0].partition("=")[2])
             return 0
         ended = command.act(read(command, arguments))
+        # Commands that start engines are asynchronous; the others need no event loop.
         if isinstance(ended, Coroutine):
             ended = asyncio.run(ended)
         return ended or 0
+    # By this project's rule a ValueError is for people, and says what, got and what to do. Anything
+    # else is a fault of ours and keeps its traceback.
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -208,8 +210,8 @@ def print_help(command: Command[Any], topic: str = "") -> None:
         screen.print(f"\nKeys of {command.name}:\n")
         _print_keys(screen, [key for key in keys_of(command.keys) if key.name != "settings"])
         for section in command.settings:
-            names = ", ".join(key.name for key in keys_of(section))
-            screen.print(f"And {SETTINGS[section.__name__]}:\n\n{_indented(screen, names)}\n")
+            names = _indented(screen, ", ".join(key.name for key in keys_of(section)))
+            screen.print(f"And {SETTINGS[section.__name__]}:\n\n{names}\n")
         if command.settings:
             explained = "--help=KEY explains one, or all of a section; --help=WORD searches."
             screen.print(f"python -m {command.name} {explained}")
@@ -238,7 +240,8 @@ def _print_keys(screen: Console, keys: Iterable[Key]) -> None:
         default = f"={key.default}" if key.default else ""
         screen.print(Text.assemble((key.name, "bold"), f"{default}   ", (key.type, "dim")))
         inner = f"Its keys: --help={key.name}" if key.section is not None else ""
-        screen.print(_indented(screen, f"{key.help} {inner}".strip()) + "\n")
+        about = _indented(screen, f"{key.help} {inner}".strip())
+        screen.print(about + "\n")
 
 
 def _indented(screen: Console, text: str) -> str:
