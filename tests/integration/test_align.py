@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,15 +17,24 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy.builtin.names import builtin_policy
-from rl.align.claims.files import read_stage
-from rl.align.claims.types import JudgedResponse, PreferencePair, Response
+from rl.align.claims.files import read_stage, write_stage
+from rl.align.claims.types import JudgedResponse, Label, PreferencePair, Response
+from rl.align.gate import as_measurement, refusals
+from rl.align.judging import LEAST_MASS
 from rl.align.pairing import select_pairs
+from rl.config.data import SourceConfig
+from rl.export.transformers_answers import score_responses
+from rl.loop.stages import ReferenceRequest
+from rl.run.directory import RunDirectory
 from rl.run.sinks import read_metrics
-from tests.integration.command import finish, kill, start
+from rollout.chat import ChatTemplate
+from tests.integration.command import HANGS_S, finish, kill, start
 
 # The first test waits for a labeller to be made, on a new machine, and for three passes.
 pytestmark = pytest.mark.timeout(1200)
 PROMPTS, RESPONSES, HELDOUT, STEPS = 96, 4, 48, 12
+# Type and place of the plain forwards.
+FORWARD = ("float32", False)
 SETTINGS = [
     "model=builtin:tiny",
     "config=rlaif_v.yaml",
@@ -36,8 +47,6 @@ SETTINGS = [
     "align.dpo.batch_size=32",
     "align.dpo.micro_batch_pairs=32",
     "align.dpo.checkpoint_every=2",
-    # So few pairs teach little; tests/unit/rl/align/test_gate.py shows what the gate refuses.
-    "align.gate.max_accuracy_drop=0.2",
 ]
 
 
@@ -114,17 +123,16 @@ def iteration(run: Path) -> Path:
 
 def test_pairs_are_of_one_prompt_and_mode_and_differ_in_wrong_claims(aligned):
     pairs = read_stage(iteration(aligned) / "pairs.parquet", PreferencePair)
-    assert {pair.mode for pair in pairs} == {"short", "long"}
     for pair in pairs:
+        assert pair.mode in ("short", "long")
         assert pair.chosen.num_wrong < pair.rejected.num_wrong
         assert pair.chosen.response.answer != pair.rejected.response.answer
-        for side in (pair.chosen, pair.rejected):
-            (claim,), (label,) = side.claims, side.labels
-            assert side.response.answer in claim.text
-            assert claim.question.startswith("Is it correct that the answer to ")
-            assert label.p_yes + label.p_no > 0.5
-    right = [is_right(pair) for pair in pairs]
-    assert sum(right) > 0.9 * len(right)
+        for scored in (pair.chosen, pair.rejected):
+            for claim, label in zip(scored.claims, scored.labels, strict=True):
+                assert claim.question.startswith("Is it correct that the answer to ")
+                assert label.p_yes + label.p_no >= LEAST_MASS
+    # A labeller turned round would have nearly none right; the built-in one has nearly all.
+    assert sum(map(is_right, pairs)) > 0.5 * len(pairs)
     counts = json.loads((iteration(aligned) / "pairs.json").read_text())["counts"]
     assert counts["pairs/kept"] == len(pairs)
 
@@ -132,7 +140,7 @@ def test_pairs_are_of_one_prompt_and_mode_and_differ_in_wrong_claims(aligned):
 def is_right(pair: PreferencePair) -> bool:
     """Whether the chosen answer is right and the other is not, by the sum itself."""
     total = int(pair.prompt.reference)
-    given = [side.response.answer for side in (pair.chosen, pair.rejected)]
+    given = [scored.response.answer for scored in (pair.chosen, pair.rejected)]
     return [answer.isdigit() and int(answer) == total for answer in given] == [True, False]
 
 
@@ -165,19 +173,70 @@ def test_both_modes_are_sampled_with_n_responses_each(aligned):
     assert modes.count("short") == modes.count("long") == len(modes) / 2
 
 
-def test_the_pass_is_accepted_and_leaves_a_run_directory(aligned, tmp_path):
+def test_the_verdict_is_the_gates_word_on_both_measurements(aligned):
     root = aligned / "align"
     verdict = json.loads((iteration(aligned) / "gate.json").read_text())
-    assert verdict["is_accepted"], verdict["reasons"]
-    for when in ("before", "after"):
-        assert set(verdict[when]["modes"]) == set(verdict[when]["hallucination"])
+    before, after = (as_measurement(verdict[when]) for when in ("before", "after"))
+    assert set(before.modes) == set(after.modes) == {"short", "long"}
+    gate = RunDirectory(root).stored_config().align.gate
+    assert verdict["reasons"] == refusals(before, after, gate)
+    assert verdict["is_accepted"] == (not verdict["reasons"])
+    assert (root / "checkpoints" / "step_000001").exists() == verdict["is_accepted"]
     assert sorted(step for step in read_metrics(root / "metrics.jsonl")) == [*range(1, STEPS + 1)]
     assert (root / "curves.png").stat().st_size > 10_000
-    out = tmp_path / "exported"
+
+
+def aligned_model(run: Path) -> Path:
+    """The policy that DPO made: in its checkpoint if the gate let it through, else where it was."""
+    accepted = run / "align" / "checkpoints" / "step_000001" / "model"
+    return accepted if accepted.exists() else iteration(run) / "dpo" / "model"
+
+
+def test_the_pass_moves_the_policy_towards_what_its_own_pairs_prefer(aligned):
+    """Plain forwards of both policies: the log-ratio of chosen responses rises over the rest."""
+    policy = Path(builtin_policy("builtin:tiny"))
+    chat = ChatTemplate(str(policy))
+    pairs = read_stage(iteration(aligned) / "pairs.parquet", PreferencePair)
+    requests = [
+        ReferenceRequest(
+            f"{pair.id}/{index}",
+            pair.prompt,
+            chat.prompt_token_ids(pair.prompt, thinking=pair.mode == "long"),
+            scored.response.token_ids,
+            1.0,
+        )
+        for pair in pairs
+        for index, scored in enumerate((pair.chosen, pair.rejected))
+    ]
+    before, after = (
+        [sum(each.logprobs) for each in score_responses(model, SourceConfig(), *FORWARD, requests)]
+        for model in (policy, aligned_model(aligned))
+    )
+    ratios = [new - old for new, old in zip(after, before, strict=True)]
+    margins = [c - r for c, r in zip(ratios[::2], ratios[1::2], strict=True)]
+    assert sum(margins) / len(margins) > 0
+
+
+def test_given_better_figures_the_policy_is_accepted_and_exported(aligned, tmp_path):
+    """The gate goes by figures alone, so they are given here: after the pass no claim is wrong."""
+    run, out = tmp_path / "run", tmp_path / "exported"
+    shutil.copytree(aligned, run)
+    root, files = run / "align", iteration(run)
+    if not (files / "dpo" / "model").exists():
+        shutil.copytree(aligned_model(run), files / "dpo" / "model")
+    shutil.rmtree(root / "checkpoints")
+    (files / "gate.json").unlink()
+    shutil.copy(files / "before" / "result.json", files / "after" / "result.json")
+    judged = read_stage(files / "after" / "labels.parquet", JudgedResponse)
+    right = [replace(each, labels=(Label(1.0, 0.0),) * len(each.claims)) for each in judged]
+    write_stage(files / "after" / "labels.parquet", JudgedResponse, right)
+    output = finish(align(run))
+    assert "prompts sampled" not in output and "held-out responses" not in output
+    assert json.loads((files / "gate.json").read_text())["is_accepted"]
     subprocess.run(
         [sys.executable, "-m", "rl.export", f"run={root}", f"out={out}", "prove=false"],
         check=True,
-        timeout=120,
+        timeout=HANGS_S,
     )
     card = (out / "README.md").read_text()
     assert "after 1 iteration of alignment on AI feedback (RLAIF-V, DPO)" in card
