@@ -47,7 +47,7 @@ _CALLED = re.compile(
     r"(?!\s?(?:is (?:in|not|wrong|too)|不|错|项不))"
 )
 _SEVERAL = re.compile(
-    r"[(（]?[A-J][)）]?(?:\s?(?:,|，|、|;|&|/|\band\b|和|与|\s)\s?(?:and\s)?[(（]?[A-J][)）]?)+|[A-J]{2,8}"
+    r"[(（]?[A-J][)）]?(?:\s?(?:,|，|、|;|&|/|\band\b|和|与|\s)\s?(?:and\s)?[(（]?[A-J][)）]?)+|(?:[(（][A-J][)）]\s?){2,8}|[A-J]{2,8}"
 )
 _ASKS_SEVERAL = re.compile(
     r"\b(?:select|choose|all|statements|options|letters)\b|选", re.IGNORECASE

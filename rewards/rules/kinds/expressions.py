@@ -177,8 +177,7 @@ def _same_value(left: Any, right: Any) -> bool:
     is_float = bool(left.atoms(Float) | right.atoms(Float))
     tolerance = FLOAT_TOLERANCE if is_float else 10.0 ** (5 - MANY_DIGITS)
     # Letters stand for counts, lengths and rates, so roots and logarithms need only agree where
-    # they
-    # are real; without them the last point, which is negative, tells x from |x|.
+    # they are real; without them the last point, which is negative, tells x from |x|.
     powers = left.atoms(Pow, log) | right.atoms(Pow, log)
     has_roots = any(not power.is_Pow or not power.exp.is_integer for power in powers)
     points = _POINTS[:1] if not symbols else _POINTS[:-1] if has_roots else _POINTS

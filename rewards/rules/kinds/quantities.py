@@ -180,7 +180,8 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
         is_known = all(word in asked or word in question for word in words)
         return not question or (is_asked and is_known)
     # Dropping or adding a dollar sign is a habit of writing; other units have to be the question's.
-    is_known = not question or is_money(given.unit) or _mentions(question, given.unit)
+    is_free = is_money(given.unit) and not any(map(is_money, _units_in(question)))
+    is_known = not question or is_free or _mentions(question, given.unit)
     return is_known or not (_counted_in(question) or _units_in(question))
 
 

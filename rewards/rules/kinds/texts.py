@@ -167,6 +167,8 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
         )
     # A surname is enough for a person, and a first name is not.
     is_person = _ASKS_PERSON.search(question) and reference[:1].isupper() and 1 < len(wanted) <= 4
+    if is_person and len(given) == 2 and given[0] in ("da", "de", "di", "van", "von", "la", "le"):
+        return given == wanted[-2:]
     if is_person and len(given) == 1:
         return given[0] == wanted[-1] and len(given[0]) > 2 and not _numeral(wanted[-1]).isdigit()
     # "Pacific" answers which ocean: the noun at the end, or the words in front, are the question's.

@@ -18,7 +18,8 @@ _FIRST_WORD = re.compile(
 )
 # "该说法正确" judges the statement that was given.
 _STATEMENT = re.compile(
-    r"(?:(?:the|this|that) (?:statement|claim|assertion|proposition|answer) is|it is"
+    r"(?:indeed|of course|well|so|thus|hence|therefore),?\s|(?:(?:the|this|that) (?:statement"
+    r"|claim|assertion|proposition|answer) is|it is"
     r"|that is)\s|(?:该|这个?|此|本|题目|上述|以上)?(?:说法|命题|判断|结论|陈述|叙述|句话)(?:是"
     r"|为)?",
     re.IGNORECASE,

@@ -96,8 +96,8 @@ _BESIDE = re.compile(
     rf"[\s,;.&$|\\()\[\]、，；。*-]*(?:\band\b|或者?|\bor\b|和|及)?[\s,$\\(\[*]*{_NAME}?[\s$\\(\[]*"
 )
 _OR = re.compile(r"\bor\b|或", re.IGNORECASE)
-# Right in front of a marked answer, or in the clause of a statement: it is said not to be the
-# answer.
+# Right in front of a marked answer, or in the clause of a statement: it is said
+# not to be the answer.
 _NOT = re.compile(r"(?:\bnot|n['’]t|\bnever|不是|并非)[\s$*(\\\[]*$", re.IGNORECASE)
 _DOUBTED = re.compile(
     rf"(?:{any_of('doubts')}|n['’]t\b|并非|不认为)"

@@ -165,6 +165,8 @@ _CHINESE_NAME = re.compile(
 def hedges(claim: str, reference: str) -> bool:
     """Whether a claim leaves open which of several it gives; words of the reference do not."""
     known = reference.casefold()
+    # "Not B or C, so A": what was open before the conclusion is not open behind it.
+    claim = _CONCLUSION.split(claim)[-1] or claim
     return any(found.casefold() not in known for found in HEDGE.findall(claim))
 
 
@@ -288,7 +290,9 @@ def _values(clause: str, asked: Question) -> Iterator[Reading]:
     yield from _sides(text, asked)
     known = asked.text.casefold()
     changes = [
-        found.group() for found in _CHANGES.finditer(text) if found.group().casefold() not in known
+        found.group()
+        for found in _CHANGES.finditer(text)
+        if found.group().casefold().removesuffix("s") not in known
     ]
     if both := _PARENTHESIS.fullmatch(text):
         yield (both[1], both[2])

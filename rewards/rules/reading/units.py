@@ -29,6 +29,10 @@ _BY_NAME, _BY_SYMBOL = (
     for is_exact, tables in ((False, (_TABLES["names"], CURRENCIES)), (True, (_TABLES["symbols"],)))
 )
 _LATEX = (
+    (
+        re.compile(r"\\[dt]?frac\s?\{(.{1,20})\}\s?\{(.{1,20})\}"),
+        r"\1/\2",
+    ),
     (re.compile(r"\\(?:rm|,|;|!)(?![a-zA-Z])|~|\{\}"), " "),
     (re.compile(r"\^\s?\{\s?([-+]?[1-4])\s?\}"), r"^\1"),
     (INNER_TEXT, r" \1 "),
