@@ -9,13 +9,14 @@ import logging
 import shutil
 from pathlib import Path
 
+# Last file of a checkpoint: one without it was being written when its process ended.
 COMPLETE = "complete"
-"""Last file of a checkpoint: one without it was being written when its process ended."""
 _log = logging.getLogger(__name__)
 
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that is complete."""
+    # By number and not by name, as `checkpoint-10` sorts before `checkpoint-2`.
     by_step = {
         int(path.parent.name.rpartition("-")[2]): path.parent
         for path in directory.glob(f"checkpoint-*/{COMPLETE}")

@@ -66,11 +66,13 @@ def refuse_bad_pairs(pairs: Sequence[DpoPair], max_length: int) -> None:
 
 def _fault(pair: DpoPair, max_length: int) -> str | None:
     """Why a pair cannot be trained on."""
+    # An empty prompt leaves nothing that the first token of a response could be predicted from.
     if not pair.prompt_token_ids:
         return "its prompt is empty"
     for name in ("chosen", "rejected"):
         if not getattr(pair, f"{name}_token_ids"):
             return f"its {name} response is empty"
+    # Their margin is zero whatever the policy learns, so the pair would only dilute the batch.
     if pair.chosen_token_ids == pair.rejected_token_ids:
         return "its responses are the same"
     longest = max(len(pair.chosen_token_ids), len(pair.rejected_token_ids))
@@ -85,6 +87,7 @@ def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
     directory holds others.
     """
     rows = [_row(pair) for pair in pairs]
+    # Named by its content, so that checkpoints of other pairs can never be resumed with these.
     target = directory / ("pairs-" + digest("\n".join(map(repr, rows))))
     if others := [path.name for path in directory.glob("pairs-*") if path != target]:
         raise ValueError(

@@ -27,8 +27,9 @@ from rl.config.run import Config
 if TYPE_CHECKING:
     from policy.dpo.trainer import PairTrainer
 
+# A file whose time says when rank 0 last began a micro-batch. A file, because the rank cannot
+# answer a call of the driver while it trains.
 HEARTBEAT = "heartbeat"
-"""File whose time says when rank 0 last began a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,12 @@ class DpoRank:
         )
         # After the policy is loaded: see training_arguments.
         trainer = self._trainer(policy)
+        # Every rank looks by itself and finds the same: the driver has removed torn ones before.
         checkpoint = last_checkpoint(self._task.directory)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         # Every rank takes part, because under ZeRO-3 each holds a share of every weight.
         write_model_directory(weights, self._task.source, target, is_writer=self._rank == 0)
+        # No rank may report success before the writer has finished.
         torch.distributed.barrier()
 
     def _trainer(self, policy: PreTrainedModel | PeftModel) -> PairTrainer:

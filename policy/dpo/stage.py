@@ -31,6 +31,7 @@ START_TIMEOUT_S = 900.0
 STALL_TIMEOUT_S = 3600.0
 # Time between two looks at the steps that were made.
 REPORT_S = 1.0
+# Every rank would write the same warnings and bars into the driver's terminal.
 QUIET = {
     "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
     "TQDM_DISABLE": "1",

@@ -39,8 +39,8 @@ from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 from rl.system.memory_estimate import count_parameters
 
 SECTION = "align"
+# Two checkpoints of DPO, the result and its copy in checkpoints/, in sizes of a checkpoint.
 COPIES = 4
-"""Checkpoints of DPO, the result and its copy in checkpoints/, in sizes of a checkpoint."""
 
 
 class AlignKeys(Keys):
@@ -97,6 +97,7 @@ async def run_alignment(
     console = AlignmentConsole(screen or rich.console.Console(highlight=False))
     run = RunDirectory(Path(config.run))
     directory = AlignmentDirectory(run.root)
+    # A pass asks for no rewards but accuracy, and a preference model would take memory from it.
     config = config.without_preference()
     # The pass is a run of its own, in a directory within the run's.
     changes: dict[str, Any] = {"run": str(directory.root)}
@@ -134,6 +135,7 @@ def _origin(model: Path, name: str, run: RunDirectory, checkpoint: Checkpoint | 
         identity = {"model": name, "weights": stamp_of_model(model)}
         untrained = {"progress": {"trained_tokens": {}}, "before": {}}
         return Origin(model, name, identity, untrained, 0, run.ledger_path)
+    # The manifest has the digest of every file of the checkpoint.
     manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
     return Origin(
         checkpoint.path / "model",

@@ -174,6 +174,7 @@ def _prompt(messages: Sequence[Mapping[str, Any]], media: Sequence[Medium] = ())
 async def _reply(
     sampler: Sampler, prompt: Prompt, token_ids: tuple[int, ...], max_tokens: int
 ) -> str | None:
+    # At temperature 0: the same answer is divided the same way in every pass.
     request = RolloutRequest(prompt.id, prompt, ASK, token_ids, 1, max_tokens, 0.0, None)
     (trajectory,) = (await sampler.generate(request)).trajectories
     return None if trajectory.finish_reason == "length" else trajectory.text
@@ -250,6 +251,7 @@ async def check_assistants(config: Config, policy: Path) -> Assistants:
         )
     labeller = await _checked_source(config, align.labeller, policy, max_tokens=1)
     if labeller.served_name is not None:
+        # Only an answer shows whether a server sends log-probabilities.
         async with labeller.open(policy, cluster=None) as assistant:
             try:
                 await assistant.label(PROBE, ())

@@ -45,6 +45,7 @@ class AlignmentConsole:
                 nonlocal done, said
                 done += 1
                 bars.advance(bar)
+                # Without a terminal there is no bar, and a log should still show progress.
                 if bars.disable and time.monotonic() - said > LINE_EVERY_S:
                     said = time.monotonic()
                     self.note(f"{name}: {done:,} of {total:,}")
@@ -58,6 +59,7 @@ class AlignmentConsole:
     def verdict(self, number: int, verdict: Mapping[str, Any]) -> None:
         """Both measurements of an iteration side by side, and what became of its policy."""
         before, after = (as_measurement(verdict[when]) for when in ("before", "after"))
+        # Side by side for each mode, because a reader compares before with after.
         table = Table(title=f"iteration {number}", title_justify="left")
         table.add_column("held-out")
         for mode in before.modes:

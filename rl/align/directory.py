@@ -29,10 +29,14 @@ from rl.run.files import write_text
 
 NAME = "align"
 MAY_DIFFER = (
-    # The gate's responses are asked as evaluations are; the pass is what must not differ.
+    # Of what a run may change on a resume, these two decide the figures of a pass: how the gate's
+    # responses are sampled, and the pass itself.
     *(key for key in MAY_DIFFER_ON_RESUME if key not in ("align", "eval")),
+    # These three change no figure of an iteration.
     *("align.enabled", "align.iterations", "align.dpo.checkpoint_every"),
 )
+# Settings of `align` that may differ until an iteration holds such a file, by its pattern. So a
+# person can mend the labeller after sampling, which is the longest stage, without losing it.
 UNTIL: Mapping[str, tuple[str, ...]] = {
     "responses.*": ("prompts", "responses", "temperature", "top_p", "mix"),
     "**/claims.*": ("divider",),
@@ -42,11 +46,11 @@ UNTIL: Mapping[str, tuple[str, ...]] = {
     "before": ("gate.prompts", "gate.samples"),
     "gate.json": ("gate.max_accuracy_drop",),
 }
-"""Settings that may differ until an iteration holds such a file, by its pattern."""
 
 
+# Claims and labels of the responses that lie in the same directory: those of an iteration itself,
+# and the held-out ones below it.
 CLAIMS, LABELS = "claims.parquet", "labels.parquet"
-"""Claims and labels of the responses that lie in the same directory."""
 
 
 @dataclass(frozen=True)

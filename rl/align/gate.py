@@ -85,6 +85,7 @@ class Measurement:
 def gate_config(config: Config) -> Config:
     """The run's configuration with the gate's prompts in place of the evaluation's."""
     gate, run = config.align.gate, config.eval
+    # Sampled as the run's evaluations are, so that the figures of both can be compared.
     settings = EvalConfig(
         prompts=gate.prompts,
         samples=gate.samples,
@@ -108,6 +109,7 @@ async def answer_heldout(
     config: with the gate's prompts (gate_config). evaluation: keeps each sample as it comes, and
     what it holds already is not asked for again. `advance` is called for every response.
     """
+    # A row of the data may have been edited since; then its old sample does not count.
     known = answered_before(questions(config, prompts), evaluation.samples)
     for _ in known:
         advance()
@@ -123,6 +125,7 @@ def as_responses(prompts: Iterable[Prompt], samples: Iterable[Sample]) -> list[R
     """Held-out samples as responses. They are judged and not trained on, so they have no tokens."""
     prompt_of = {prompt.id: prompt for prompt in prompts}
     responses = []
+    # Samples come in the order in which they were answered, which differs from run to run.
     for sample in sorted(samples, key=lambda sample: sample.key):
         assert sample.text is not None, "an open evaluation holds what was answered"
         answer = final_answer(sample.answer, sample.finish_reason)
@@ -190,6 +193,7 @@ def refusals(before: Measurement, after: Measurement, gate: GateConfig) -> list[
     that is wrong than before.
     """
     reasons = []
+    # In each mode by itself: a gain in one must not pay for a loss in another.
     for mode, result in before.modes.items():
         drop = result.accuracy - after.modes[mode].accuracy
         if drop > gate.max_accuracy_drop:

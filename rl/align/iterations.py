@@ -62,6 +62,8 @@ async def align(
     config = inputs.config
     numbers = range(1, config.align.iterations + 1)
     if not all(directory.iteration(number).gate.exists() for number in numbers):
+        # One for the whole pass: engines, labeller and learner take turns on the places that it
+        # reserves, which no other job can take in between.
         cluster = open_cluster(config)
         try:
             with closing(Sinks(config.log, RunDirectory(directory.root), console.note)) as sinks:
@@ -107,6 +109,7 @@ async def _run_iteration(
     sinks: Sinks,
 ) -> None:
     """Go from the policy that was accepted last to the verdict on the next one."""
+    # What came before is read from the disk and not remembered, so a resumed pass sees the same.
     config, align, stream = inputs.config, inputs.config.align, inputs.stream
     files = directory.iteration(number)
     files.root.mkdir(exist_ok=True)
@@ -115,8 +118,7 @@ async def _run_iteration(
     heldout = stream.heldout(align.gate.prompts)
 
     def open_policy(model: Path) -> AbstractAsyncContextManager[System]:
-        scorer_state = origin.progress.get("scorer")
-        return open_engines(inputs, console.note, model, scorer_state, cluster)
+        return open_engines(inputs, console.note, model, origin.progress.get("scorer"), cluster)
 
     async def judged(responses: Mapping[Path, Sequence[Response]]) -> None:
         # As an assistant the policy is always the one before the pass, so that rates compare.
@@ -142,6 +144,7 @@ async def _run_iteration(
         responses[files.root] = read_stage(files.responses, Response)
     await judged(responses)
     pairs = _pair(inputs, origin, files, console)
+    # The curves of all iterations stand in one file, each behind the one before it.
     first = (number - 1) * align.dpo.steps
     # An earlier process may have logged steps before it was killed.
     logged = max(read_metrics(directory.metrics), default=0)
@@ -202,6 +205,7 @@ async def _answer_heldout(
     console: AlignmentConsole,
 ) -> None:
     """Leave held-out samples and their figures in `root`, unless they are there."""
+    # Before the engines are asked anything, as one start may have to answer other prompts only.
     if _is_answered(root):
         return
     config = gate_config(inputs.config)
@@ -240,6 +244,7 @@ async def _sample(
         responses, failures = await sample(config, requests, system.engine, journal, advance)
         if not responses:
             raise RuntimeError(f"no prompt was answered; failures: {dict(failures)}")
+        # The file first: killed between the two, the next process finds it and asks for nothing.
         write_stage(files.responses, Response, responses)
         journal.remove()
     console.note_counts("prompts without responses", failures)
@@ -277,6 +282,7 @@ async def _divide_and_judge(
                 if not any(each.claims for each in divided):
                     console.note(f"none of the {len(divided)} responses states a fact")
     if unjudged := [root for root in responses if not (root / LABELS).exists()]:
+        # The labels of all iterations in one file: equal questions come again.
         cache = LabelCache(labels)
         async with assistants.labeller.open(policy, cluster) as labeller:
             for root in unjudged:
@@ -309,6 +315,7 @@ def _pair(
             selection = mine_pairs(
                 rows, encode, seed, align.gap, align.mine, align.pairs_per_prompt
             )
+        # Written before the refusal, because these counts say what to change.
         balance = selection.balance and asdict(selection.balance)
         counts = {"counts": dict(selection.counts), "balance": balance}
         write_text(files.pair_counts, json.dumps(counts, indent=1) + "\n")

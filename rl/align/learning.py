@@ -27,6 +27,8 @@ async def learn(
     training keeps what it resumes from. on_step: told of every step and its metrics, also of those
     that an earlier, killed process made.
     """
+    # The tokens that were sampled, and no text tokenised anew: another spelling of the same text in
+    # tokens is another response to the policy.
     examples = [
         DpoPair(
             id=pair.id,

@@ -73,6 +73,7 @@ def select_pairs(
     claims: to say nothing would be the best choice. Raises ValueError where two responses have one
     prompt id, mode and index.
     """
+    # Sorted, because groupby below joins neighbours only.
     ordered = sorted(judged, key=lambda each: each.response.key)
     for each, following in pairwise(ordered):
         response = each.response
@@ -120,6 +121,7 @@ def mine_pairs(
     groups: defaultdict[str, list[LedgerRow]] = defaultdict(list)
     for row in rows:
         groups[row.group_id].append(row)
+    # Within a group only: the policy changes from step to step, and so do its rewards.
     for group_id, group in groups.items():
         rewarded = []
         for index, row in enumerate(group):
@@ -136,6 +138,7 @@ def mine_pairs(
         return replace(scored, response=replace(scored.response, token_ids=encode(row)))
 
     selection = _selection(candidates, seed, per_prompt, counts)
+    # The length rule counts words, so it does not need the tokens either.
     pairs = (PreferencePair(encoded(p.chosen), encoded(p.rejected)) for p in selection.pairs)
     return replace(selection, pairs=tuple(pairs))
 

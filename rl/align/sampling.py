@@ -28,12 +28,14 @@ def sampling_requests(
     """
     align = config.align
     wanted = min(align.prompts, stream.num_train or align.prompts)
+    # As many steps of the prompt stream as an iteration uses up, unless prompts repeat.
     num_steps = -(-wanted // config.rollout.prompts_per_step)
     shares = align.mix or {name: mode.share for name, mode in config.modes.items()}
     drawn: dict[str, tuple[Prompt, str]] = {}
     step = config.steps + (iteration - 1) * num_steps
     while len(drawn) < wanted:
         prompts = stream.prompts(step)
+        # A row of the data may prescribe its mode, which then counts towards the share.
         pinned = [prompt.mode for prompt in prompts]
         modes = draw_step(config.seed, step, shares, pinned, "stratified")
         for prompt, mode in zip(prompts, modes, strict=True):
@@ -100,4 +102,5 @@ async def sample(
         advance()
 
     await for_each(config, requests, ask)
+    # Groups finish in any order; that of the requests makes two passes of one seed equal.
     return [r for request in requests for r in known.get(request.group_id, [])], failures

@@ -105,6 +105,7 @@ _ROWS: Mapping[type, type] = {
     JudgedResponse: _JudgedRow,
     PreferencePair: _PairRow,
 }
+# Numbers as small as they may be: token ids make up most of a file.
 _ARROW_TYPES = {str: pa.string(), int: pa.int32(), float: pa.float64()}
 
 
@@ -196,6 +197,7 @@ def to_row(item: Item) -> dict[str, Any]:
     return _storable(row)
 
 
+# A data set read from JSON may hold half a surrogate pair, which Parquet's UTF-8 cannot.
 def _storable(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: storable_text(v) if isinstance(v, str) else v for k, v in row.items()}
 

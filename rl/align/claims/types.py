@@ -123,6 +123,7 @@ class RewardedResponse:
     """The figure that the pair was chosen by: the reward, or its accuracy part."""
 
 
+# What a pair is made of; both have a score, and only one of them has claims.
 ScoredResponse = JudgedResponse | RewardedResponse
 
 
