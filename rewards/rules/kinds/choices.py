@@ -91,7 +91,8 @@ def is_choice(reference: str, question: str) -> bool:
     if letters and len(letters) > 1:
         is_asked = not options and bool(_ASKS_SEVERAL.search(question[:MAX_QUESTION_CHARS]))
         return is_asked or set(letters) <= set(options)
-    given = _letter_of(text)
+    # J. K. Rowling is a name.
+    given = None if re.match(r"[A-Z]\.\s?[A-Z]\.", text) else _letter_of(text)
     return given is not None and (not options or given in options)
 
 

@@ -64,7 +64,9 @@ def claims_interval(reference: str, question: str) -> bool:
     first = pieces[0]
     is_pair = len(pieces) == 1 and not first.letter and first.has_low == first.has_high
     is_infinite = _MINUS_INFINITY in (first.low, first.high) or _INFINITY in (first.low, first.high)
-    return not is_pair or is_infinite or bool(_ASKS.search(question[:4000]))
+    # x is a number, so it can only be a member of an interval.
+    is_member = "\\in" in plain(reference) and "\\infty" not in reference
+    return not is_pair or is_infinite or is_member or bool(_ASKS.search(question[:4000]))
 
 
 def is_inequality(text: str) -> bool:

@@ -60,6 +60,7 @@ _TITLES = re.compile(
     re.I,
 )
 _PLACE_ENDINGS = "市省县国区州"
+_PARTICLES = frozenset({"da", "de", "di", "van", "von", "la", "le"})
 _SMALL_WORDS = frozenset({"of", "the", "and", "for"})
 
 
@@ -144,11 +145,11 @@ def _is_formula(text: str) -> bool:
 def _same_name(reference: str, answer: str, question: str) -> bool:
     """Abbreviations, numerals, surnames, and nouns that the question says."""
     wanted, given = (plain_words(_TITLES.sub("", text)).split() for text in (reference, answer))
-    if wanted == given or sorted(map(_numeral, wanted)) == sorted(map(_numeral, given)):
-        # "First World War" is World War I; other words keep their order.
-        return wanted == given or any(
-            word in _NUMERALS or word in _SHORT_WORDS for word in wanted + given
-        )
+    # "First World War" is World War I; other words keep their order.
+    has_numeral = any(word in _NUMERALS or word in _SHORT_WORDS for word in wanted + given)
+    same_words = sorted(map(_numeral, wanted)) == sorted(map(_numeral, given))
+    if wanted == given or (has_numeral and same_words):
+        return True
     shorter_text, longer_text = sorted((reference, answer), key=len)
     is_place = (
         len(shorter_text) > 1
@@ -159,18 +160,10 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
     is_short_form = _abbreviates(answer, wanted) or _abbreviates(reference, given)
     if is_place or is_short_form or not wanted or not given:
         return is_place or is_short_form
-    # First and last name agree, and an initial stands for the name between them.
-    if len(wanted) == len(given) > 1 and wanted[-1] == given[-1] and wanted[0] == given[0]:
-        return all(
-            left == right or (1 in (len(left), len(right)) and left[0] == right[0])
-            for left, right in zip(wanted, given, strict=True)
-        )
-    # A surname is enough for a person, and a first name is not.
-    is_person = _ASKS_PERSON.search(question) and reference[:1].isupper() and 1 < len(wanted) <= 4
-    if is_person and len(given) == 2 and given[0] in ("da", "de", "di", "van", "von", "la", "le"):
-        return given == wanted[-2:]
-    if is_person and len(given) == 1:
-        return given[0] == wanted[-1] and len(given[0]) > 2 and not _numeral(wanted[-1]).isdigit()
+    # "Monday and Tuesday" names two things, in no order.
+    both = [sorted(" ".join(names).split(" and ")) for names in (wanted, given)]
+    if both[0] == both[1] or _same_person(wanted, given, question):
+        return True
     # "Pacific" answers which ocean: the noun at the end, or the words in front, are the question's.
     asked = Question.of(question)
     longer, shorter = (wanted, given) if len(wanted) > len(given) else (given, wanted)
@@ -178,6 +171,26 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
     rest = longer[len(shorter) :] if is_first else longer[: -len(shorter)]
     is_part = is_first or shorter == longer[-len(shorter) :]
     return is_part and asked.says(rest) and asked.in_order(rest)
+
+
+def _same_person(wanted: list[str], given: list[str], question: str) -> bool:
+    """Initials for names anywhere; to a question for a person a surname, and nothing but names."""
+    if wanted[-1] != given[-1]:
+        return False
+    if len(wanted) == len(given) > 1:
+        return all(
+            left == right or (1 in (len(left), len(right)) and left[0] == right[0])
+            for left, right in zip(wanted, given, strict=True)
+        )
+    # A surname is enough for a person, and a first name is not.
+    shorter, longer = sorted((wanted, given), key=len)
+    is_surname = len(shorter) == 1 or (len(shorter) == 2 and shorter[0] in _PARTICLES)
+    if "".join(shorter[:-1]) == "".join(name[0] for name in longer[:-1]):
+        # J. K. Rowling and JK Rowling.
+        return len(shorter) > 1
+    is_name = len(longer) <= 4 and len(shorter[-1]) > 2 and not _numeral(shorter[-1]).isdigit()
+    asks = _ASKS_PERSON.search(question) and not re.search(r"\b(?:where|when)\b", question, re.I)
+    return bool(asks) and is_surname and is_name and not _SMALL_WORDS & {*longer}
 
 
 def _numeral(word: str) -> str:

@@ -285,7 +285,7 @@ def _relevant(clauses: Sequence[str], asked: Question) -> Sequence[str]:
 
 def _values(clause: str, asked: Question) -> Iterator[Reading]:
     """What a clause may say its value is; itself at least."""
-    text = re.sub(r"[.。]$", "", clause.strip())
+    text = re.sub(r"[.。]$|(?<= [0-9]{2})!$", "", clause.strip())
     yield (text,)
     yield from _sides(text, asked)
     known = asked.text.casefold()

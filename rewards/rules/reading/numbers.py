@@ -94,7 +94,8 @@ def number_literal(text: str) -> NumberLiteral | None:
     text = plain_value(text)
     if text.endswith("}"):
         text = INNER_TEXT.sub(lambda inner: inner[1] if "percent" in inner[1] else inner[0], text)
-    text = _UNIT.sub("", text).strip().removesuffix("!")
+    # 101! is a cry: nobody means so large a factorial. 5! is one.
+    text = re.sub(r"(?<=[0-9]{3})!$", "", _UNIT.sub("", text).strip())
     if approximate := _APPROXIMATELY.match(text):
         found = _literal(text[approximate.end() :])
         # "About 12" leaves open which integer; a rounded decimal is what it is.

@@ -50,6 +50,13 @@ _POWER_WORDS = (
 _PER = re.compile(r"\s?(?:/|\bper\b|每)\s?")
 _PRODUCT = re.compile(r"\s?(?:\\cdot|[*⋅·.-](?![0-9]))\s?|\s+")
 
+_PREFIXES = {"k": "kilo", "M": "mega", "G": "giga", "T": "tera", "m": "milli"}
+_PREFIXES |= {"μ": "micro", "u": "micro", "n": "nano", "p": "pico"}
+_SI_UNITS = frozenset(
+    """meter gram second ampere volt watt joule newton pascal hertz coulomb farad tesla liter mole
+    electron_volt henry siemens weber""".split()
+)
+
 Unit = tuple[tuple[str, int], ...]
 """Names with their exponents, sorted: km/h is (("hour", -1), ("kilometer", 1))."""
 
@@ -127,4 +134,6 @@ def _name(text: str) -> str | None:
     for candidate in (word, word.removesuffix("s"), word.removesuffix("es")):
         if candidate in _BY_NAME:
             return _BY_NAME[candidate]
-    return None
+    # The table has the common multiples; μC and pF are made of their parts.
+    prefix, base = _PREFIXES.get(text[:1]), _BY_SYMBOL.get(text[1:])
+    return f"{prefix}{base}" if prefix and base in _SI_UNITS else None
