@@ -62,8 +62,8 @@ class LabelCache:
     def get(self, key: str) -> Label | None:
         """The label, whichever process put it there; None if there is none."""
         query = "SELECT p_yes, p_no FROM labels WHERE key = ?"
-        found = self._database.execute(query, (key,)).fetchone()
-        return Label(*found) if found else None
+        row = self._database.execute(query, (key,)).fetchone()
+        return Label(*row) if row else None
 
     def put(self, key: str, label: Label) -> None:
         """Keep a label by its `label_key`; once it returns, the label outlives this process."""

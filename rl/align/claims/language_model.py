@@ -89,7 +89,7 @@ async def divide(response: Response, ask: Ask) -> DividedResponse:
     """
     if response.answer is None or not response.answer.strip():
         return DividedResponse(response, (), DIVIDER)
-    question = rules.asked_text(response.prompt)
+    question = rules.last_question(response.prompt)
     shown = f"Question:\n{question}\n\nAnswer:\n{response.answer}\n\nFacts that the answer states:"
     try:
         texts = parse_claims(await ask(_messages(_CLAIMS_TASK, shown)))

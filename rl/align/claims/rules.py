@@ -103,20 +103,20 @@ def divide(response: Response, fallback: str | None = None) -> DividedResponse:
     fallback: why rules divide it in place of the divider that was configured.
     """
     answer = response.answer
-    texts = [] if answer is None else claims(asked_text(response.prompt), answer)
+    texts = [] if answer is None else claims(last_question(response.prompt), answer)
     divided = tuple(Claim(text, question(text)) for text in texts)
     return DividedResponse(response, divided, DIVIDER, fallback)
 
 
-def asked_text(prompt: Prompt) -> str:
+def last_question(prompt: Prompt) -> str:
     """What the user asked last, on one line."""
     return " ".join(question_text(prompt).split())
 
 
-def claims(asked: str, answer: str) -> list[str]:
+def claims(asked_question: str, answer: str) -> list[str]:
     """Return the statements of fact of an answer, in its order, each once.
 
-    asked: the question, which a bare answer needs to be a statement.
+    asked_question: which a bare answer needs to be a statement.
 
     Example: claims("a2b9?", "11") == ['The answer to "a2b9?" is 11.']
     """
@@ -133,7 +133,7 @@ def claims(asked: str, answer: str) -> list[str]:
         is_rest = is_item and lead is not None and not _VERB.search(line)
         lead = lead if is_item else None
         for sentence in [f"{lead} {line}"] if is_rest else _sentences(line):
-            claim = _claim(sentence, asked, is_first, is_first and is_alone)
+            claim = _claim(sentence, asked_question, is_first, is_first and is_alone)
             is_first = False
             if claim is not None:
                 unique.setdefault(claim.casefold(), claim)
@@ -156,7 +156,7 @@ def question(claim: str) -> str:
 
 def _lines(answer: str) -> list[tuple[str, bool]]:
     """Lines without mark-up, and whether each is a list item; no code, headings or rulers."""
-    found: list[tuple[str, bool]] = []
+    kept: list[tuple[str, bool]] = []
     in_code = False
     lines = answer.splitlines()
     for line in lines:
@@ -164,8 +164,8 @@ def _lines(answer: str) -> list[tuple[str, bool]]:
             in_code = not in_code
         elif _RULE.fullmatch(line):
             # The ruler under the head of a table: the names of columns state nothing.
-            if line.startswith("|") and "-" in line and found:
-                found.pop()
+            if line.startswith("|") and "-" in line and kept:
+                kept.pop()
         elif not in_code and not (line.startswith("#") and len(lines) > 1):
             item = _LIST_ITEM.match(line)
             text = line[item.end() :] if item else line.lstrip("# ")
@@ -173,8 +173,8 @@ def _lines(answer: str) -> list[tuple[str, bool]]:
                 text = ", ".join(cell.strip() for cell in text.strip("| ").split("|"))
             text = " ".join(_EMPHASIS.sub("", _BOXED.sub(r"\1", text)).split())
             if text:
-                found.append((text, item is not None))
-    return found
+                kept.append((text, item is not None))
+    return kept
 
 
 def _sentences(line: str) -> list[str]:
@@ -192,7 +192,7 @@ def _sentences(line: str) -> list[str]:
     return [sentence for sentence in (*sentences, line[start:].strip()) if sentence]
 
 
-def _claim(sentence: str, asked: str, is_first: bool, is_alone: bool) -> str | None:
+def _claim(sentence: str, asked_question: str, is_first: bool, is_alone: bool) -> str | None:
     """The claim that a sentence makes; None if it states no fact.
 
     is_first: whether nothing stands before it, so that "It is 27." speaks of the question.
@@ -215,7 +215,7 @@ def _claim(sentence: str, asked: str, is_first: bool, is_alone: bool) -> str | N
     answer = next(filter(None, stated.groups())) if stated else text
     answer = answer.strip().rstrip(".。!！,，;； ") or answer
     quoted = answer.replace('"', "'")
-    to = ' to "{}"'.format(asked.replace('"', "'")) if asked else ""
+    to = ' to "{}"'.format(asked_question.replace('"', "'")) if asked_question else ""
     if stated or is_alone:
         return f"The answer{to} is {answer.lower() if answer in ('Yes', 'No') else answer}."
     return f'The answer{to} includes "{quoted}".'

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.align.claims.rules import DIVIDER, asked_text, claims, divide, question
+from rl.align.claims.rules import DIVIDER, claims, divide, last_question, question
 from rl.align.claims.types import Response
 from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt
@@ -110,7 +110,7 @@ def test_a_question_keeps_tense_and_denial(claim, expected):
     assert question(claim) == f"Is it correct that {expected}? Please answer yes or no."
 
 
-def test_a_response_is_divided_by_its_answer_and_asked_text():
+def test_a_response_is_divided_by_its_answer_and_last_question():
     content = [{"type": "image"}, {"type": "text", "text": "How\nmany?"}]
     messages = (
         {"role": "system", "content": "Be brief."},
@@ -119,7 +119,7 @@ def test_a_response_is_divided_by_its_answer_and_asked_text():
         {"role": "user", "content": content},
     )
     prompt = Prompt("a", messages, "", media=(MediaFile("image", "/a.png"),))
-    assert asked_text(prompt) == "How many?"
+    assert last_question(prompt) == "How many?"
     divided = divide(Response(prompt, "long", 0, (1,), "<think>8</think>7", "7"), "claims/empty")
     (claim,) = divided.claims
     assert claim.text == 'The answer to "How many?" is 7.'
@@ -128,7 +128,7 @@ def test_a_response_is_divided_by_its_answer_and_asked_text():
     )
     assert (divided.divider, divided.fallback) == (DIVIDER, "claims/empty")
     assert divide(Response(prompt, "long", 0, (1,), "<think>8", None)).claims == ()
-    assert asked_text(Prompt("a", (), "")) == ""
+    assert last_question(Prompt("a", (), "")) == ""
 
 
 ALPHABET = st.text(st.sampled_from("aT .,:;!?\n-*|#`\"'()是。1=[]{}\\it and"), max_size=60)
