@@ -60,6 +60,8 @@ _TITLES = re.compile(
     re.I,
 )
 _PLACE_ENDINGS = "市省县国区州"
+# "Rome beat Naples" is no full name.
+_ALL_NAMES = re.compile(r"(?:(?:[A-Z][\w.'’-]*|da|de|di|van|von|la|le|president|sir|dr) ?)+")
 _PARTICLES = frozenset({"da", "de", "di", "van", "von", "la", "le"})
 _SMALL_WORDS = frozenset({"of", "the", "and", "for"})
 
@@ -162,7 +164,8 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
         return is_place or is_short_form
     # "Monday and Tuesday" names two things, in no order.
     both = [sorted(" ".join(names).split(" and ")) for names in (wanted, given)]
-    if both[0] == both[1] or _same_person(wanted, given, question):
+    are_names = len(wanted) == len(given) or _ALL_NAMES.fullmatch(longer_text)
+    if both[0] == both[1] or (are_names and _same_person(wanted, given, question)):
         return True
     # "Pacific" answers which ocean: the noun at the end, or the words in front, are the question's.
     asked = Question.of(question)
@@ -179,7 +182,8 @@ def _same_person(wanted: list[str], given: list[str], question: str) -> bool:
         return False
     if len(wanted) == len(given) > 1:
         return all(
-            left == right or (1 in (len(left), len(right)) and left[0] == right[0])
+            left == right
+            or (1 in (len(left), len(right)) and left[0] == right[0] and (left + right).isalpha())
             for left, right in zip(wanted, given, strict=True)
         )
     # A surname is enough for a person, and a first name is not.
