@@ -121,7 +121,7 @@ _PARENTHESIS = re.compile(r"([^()]{1,120}?)\s?[(（]([^()]{1,80})[)）]")
 _EQUALS = re.compile(r"=|\\approx(?![a-z])|≈|\\equiv(?![a-z])")
 _NAME = re.compile(
     r"\$?(?:[A-Za-z]{1,16} ?){1,3}(?:\([^()]{1,8}\))?|\\[a-z]+"
-    r"|[-−]?[A-Za-z](?:\s?[-+*/^]\s?\(?[A-Za-z]\)?){0,6}"
+    r"|(?:[-−](?=[A-Za-z]\s?[-+*/^]))?[A-Za-z](?:\s?[-+*/^]\s?\(?[A-Za-z]\)?){0,6}"
 )
 _WORKING = re.compile(
     r"\\(?:int|det|lim|sum|binom)(?![a-z]).*|[A-Za-z\\]?[A-Za-z]{0,12}\([A-Za-z0-9.,\s]{1,12}\)"
@@ -380,7 +380,7 @@ def _only_number(text: str, asked: Question) -> Iterator[str]:
     if len(numbers) != 1 or "=" in text:
         return
     before, behind = text[: numbers[0].start()], text[numbers[0].end() :]
-    if _NOT_ALONE.search(before) or re.match(r"\s?[\^_}\\(*/+-]|\w", behind):
+    if _NOT_ALONE.search(before) or re.match(r"\s?[\^_}\\(*/+<>=|-]|\w", behind):
         return
     if re.match(r"\s?[^\s.,;]{1,20} (?:an?|per|each|every)\s", behind):
         # "48 pages a day" is no number of pages.
