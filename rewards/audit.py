@@ -43,13 +43,13 @@ from rich.table import Table
 
 from rewards.rules.bare import math_verify_verdict
 from rewards.rules.verifier import UNVERIFIABLE, NotScorable, route_of, verify_quickly
-from rewards.text.format import CLOSE, format_reward
+from rewards.text.format import format_reward
 from rewards.text.repetition import repetition_penalty
 from rewards.text.verification import verify_slowly
 from rewards.text.workers import SampleFailed, WorkerPool
 from rl.config.reward import RewardConfig
 from rl.data.references import accepted_answers, reference_text
-from rl.loop.stages import Failure, Trajectory, not_scorable
+from rl.loop.stages import Failure, Trajectory, not_scorable, split_response
 from rl.run.command import Command, Keys, run_command
 from rl.run.files import atomic_write
 
@@ -397,7 +397,7 @@ def _row(fields: Any, number: int) -> Row:
 def _sampled(fields: Mapping[str, Any], thinking: bool) -> Trajectory:
     """The trajectory of a sampled text, taken apart as in training; it has no tokens."""
     text = _text(fields, "text")
-    reasoning, closed, after = text.partition(CLOSE) if thinking else (None, CLOSE, text)
+    reasoning, answer = split_response(text, thinking)
     return Trajectory(
         token_ids=np.zeros(0, np.int32),
         loss_mask=np.zeros(0, np.bool_),
@@ -406,7 +406,7 @@ def _sampled(fields: Mapping[str, Any], thinking: bool) -> Trajectory:
         finish_reason=_choice(fields, "finish_reason", FINISH_REASONS, "stop"),
         text=text,
         reasoning=reasoning,
-        answer=after if closed else None,
+        answer=answer,
     )
 
 

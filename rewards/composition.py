@@ -6,10 +6,10 @@ R = sum over parts of weight x part,  the preference part being z over the group
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewards.preference.preference import PreferenceInput, group_preferences
+from rewards.preference.preference import group_preferences
 from rl.config.run import RewardConfig
 from rl.loop.stages import Claimed, Failure, Prompt, Route, Score, not_scorable
 
@@ -45,17 +45,6 @@ class Preference:
     answer: str | None
     """None where the trajectory has no answer, which the model is not asked about."""
     raw: float | None
-
-
-def paired(
-    shown: Sequence[PreferenceInput | None], raws: Iterable[float | None]
-) -> list[Preference]:
-    """One preference per trajectory; raws: the scores of those that had an answer to show."""
-    scores = iter(raws)
-    return [
-        Preference(None, None) if one is None else Preference(one.answer, next(scores))
-        for one in shown
-    ]
 
 
 def compose_group(

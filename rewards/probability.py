@@ -73,7 +73,7 @@ class ProbabilityReward:
         if thinking and self._config.debias and means:
             baseline = await self._baseline(group, reference)
         return [
-            self._accuracy(means[_key(one)], baseline) if isinstance(one, ReferenceRequest) else one
+            one if isinstance(one, Accuracy) else probability_accuracy(means[_key(one)], baseline)
             for one in asked
         ]
 
@@ -90,10 +90,8 @@ class ProbabilityReward:
     ) -> ReferenceRequest | Accuracy:
         """The splice of one trajectory, or what it gets where there is no answer to replace."""
         trajectory = group.trajectories[place]
-        if not format_reward(trajectory, thinking):
-            if self._config.invalid == "zero":
-                return Accuracy(0.0, ROUTE)
-            return Accuracy(None, ROUTE, not_scorable("no well-formed answer to replace"))
+        if invalid := unanswered(self._config, trajectory, thinking):
+            return invalid
         kept = _text_before_answer(trajectory)
         if kept is None:
             return Accuracy(None, ROUTE, not_scorable("no final answer is found in the answer"))
@@ -144,15 +142,30 @@ class ProbabilityReward:
             self._baselines[name] = mean
         return mean
 
-    def _accuracy(self, mean: float | Failure, baseline: float | Failure | None) -> Accuracy:
-        for one in (mean, baseline):
-            if isinstance(one, Failure):
-                return Accuracy(None, ROUTE, one)
-        assert isinstance(mean, float)
-        made_of = {"probability": mean}
-        if isinstance(baseline, float):
-            made_of["baseline"] = baseline
-        return Accuracy(debiased(**made_of), ROUTE, made_of=made_of)
+
+def unanswered(
+    config: ProbabilityConfig, trajectory: Trajectory, thinking: bool
+) -> Accuracy | None:
+    """What a trajectory gets that has no well-formed answer to replace; None where it has one."""
+    if format_reward(trajectory, thinking):
+        return None
+    if config.invalid == "zero":
+        return Accuracy(0.0, ROUTE)
+    return Accuracy(None, ROUTE, not_scorable("no well-formed answer to replace"))
+
+
+def probability_accuracy(
+    probability: float | Failure, baseline: float | Failure | None
+) -> Accuracy:
+    """The accuracy from r and r'; baseline: None leaves r as it is."""
+    for measured in (probability, baseline):
+        if isinstance(measured, Failure):
+            return Accuracy(None, ROUTE, measured)
+    assert isinstance(probability, float)
+    made_of = {"probability": probability}
+    if isinstance(baseline, float):
+        made_of["baseline"] = baseline
+    return Accuracy(debiased(**made_of), ROUTE, made_of=made_of)
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:

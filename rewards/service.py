@@ -4,7 +4,9 @@
           -> probability reward, for natural language         -> compose_group -> scores
           -> preference model, question and answer only     /
 
-The three sources work side by side; rewards/composition.py alone weighs what they give.
+The three sources work side by side; rewards/composition.py alone weighs what they give. In a run
+they are models and worker processes; rl.rescore puts the scores of a ledger in their place, and an
+evaluation over an endpoint a probability that cannot be had.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from rewards.composition import Accuracy, Preference, TextParts, compose_group, paired
+from rewards.composition import Accuracy, Preference, TextParts, compose_group
 from rewards.preference.preference import PreferenceModel, preference_input
 from rewards.probability import ProbabilityReward
 from rewards.rules.routes import NATURAL, ROUTES
@@ -29,6 +31,34 @@ class TextSource(Protocol):
     async def parts(self, group: RolloutGroup, by_rules: bool) -> Sequence[TextParts]: ...
 
 
+class ProbabilitySource(Protocol):
+    async def accuracies(self, group: RolloutGroup, thinking: bool) -> Sequence[Accuracy]:
+        """One accuracy per trajectory; thinking: whether the group's mode reasons."""
+        ...
+
+
+class PreferenceSource(Protocol):
+    async def preferences(self, group: RolloutGroup) -> Sequence[Preference]:
+        """What the preference model was shown of each trajectory, and its raw score."""
+        ...
+
+
+class PreferredAnswers:
+    """Implements PreferenceSource: shows a model the final answers of a group."""
+
+    def __init__(self, model: PreferenceModel) -> None:
+        self._model = model
+
+    async def preferences(self, group: RolloutGroup) -> Sequence[Preference]:
+        prompt = group.request.prompt
+        shown = [preference_input(prompt, trajectory) for trajectory in group.trajectories]
+        scores = iter(await self._model.score([one for one in shown if one is not None]))
+        return [
+            Preference(None, None) if one is None else Preference(one.answer, next(scores))
+            for one in shown
+        ]
+
+
 class RewardService:
     """Implements rl.loop.interfaces.Scorer."""
 
@@ -37,8 +67,8 @@ class RewardService:
         config: RewardConfig,
         modes: Mapping[str, ModeConfig],
         text: TextSource,
-        probability: ProbabilityReward | None = None,
-        preference: PreferenceModel | None = None,
+        probability: ProbabilitySource | None = None,
+        preference: PreferenceSource | None = None,
     ) -> None:
         self._config = config
         self._modes = dict(modes)
@@ -55,18 +85,22 @@ class RewardService:
             self._probabilities(group, by_rules),
             self._preferences(group),
         )
-        accuracies = probabilities or [_by_rules(one) for one in texts]
+        accuracies = probabilities
+        if accuracies is None:
+            accuracies = [text.accuracy for text in texts if text.accuracy is not None]
         return compose_group(
             self._config, request.prompt, request.mode, accuracies, texts, preferences
         )
 
     @property
     def state(self) -> dict[str, Any]:
-        """What a resumed run must know, for a checkpoint."""
-        return {} if self._probability is None else {"probability": self._probability.state}
+        """What a resumed run must know, for a checkpoint: only a probability reward has any."""
+        if not isinstance(self._probability, ProbabilityReward):
+            return {}
+        return {"probability": self._probability.state}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        if self._probability is not None and "probability" in state:
+        if isinstance(self._probability, ProbabilityReward) and "probability" in state:
             self._probability.load(state["probability"])
 
     async def _probabilities(
@@ -77,19 +111,11 @@ class RewardService:
         thinking = self._modes[group.request.mode].thinking
         return await self._probability.accuracies(group, thinking)
 
-    async def _preferences(self, group: RolloutGroup) -> list[Preference] | None:
+    async def _preferences(self, group: RolloutGroup) -> Sequence[Preference] | None:
         # One response has no group to be preferred in.
         if self._preference is None or len(group.trajectories) == 1:
             return None
-        prompt = group.request.prompt
-        shown = [preference_input(prompt, trajectory) for trajectory in group.trajectories]
-        raws = await self._preference.score([one for one in shown if one is not None])
-        return paired(shown, raws)
-
-
-def _by_rules(text: TextParts) -> Accuracy:
-    assert text.accuracy is not None, "asked for above"
-    return text.accuracy
+        return await self._preference.preferences(group)
 
 
 def takes_probability(prompt: Prompt) -> bool:

@@ -28,7 +28,7 @@ from rewards.preference.preference import PreferenceModel
 from rewards.preference.reward_model import check_reward_model
 from rewards.probability import ProbabilityReward
 from rewards.rules.routes import ROUTES
-from rewards.service import RewardService, accuracy_route
+from rewards.service import PreferredAnswers, RewardService, accuracy_route
 from rewards.text.actor import TextRewardClient
 from rewards.text.plugins import with_checked_plugins
 from rl.config.run import Config, RewardConfig, SourceConfig
@@ -264,7 +264,8 @@ async def start_system(
             engine.canary = await _sample_canary(material, engine)
             await learner.connect_engines(engine.actors, engine.canary)
         probability = _probability(material, engine, learner)
-        scorer = RewardService(config.reward, config.modes, text, probability, preference)
+        preferred = None if preference is None else PreferredAnswers(preference)
+        scorer = RewardService(config.reward, config.modes, text, probability, preferred)
     except BaseException:
         await asyncio.gather(*(close() for close in closers), return_exceptions=True)
         cluster.close()

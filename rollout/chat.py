@@ -18,31 +18,17 @@ from jinja2 import TemplateError
 
 from rl.config.run import Config
 from rl.data.media.families import VisionFamily, unsampled_token_ids, vision_family
-from rl.loop.stages import Prompt
+from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt
 from rollout.prompts.stream import PromptStream
 
-OPEN, CLOSE = "<think>", "</think>"
-EMPTY_BLOCK = f"{OPEN}\n\n{CLOSE}\n\n"
+EMPTY_BLOCK = f"{OPEN_THINK}\n\n{CLOSE_THINK}\n\n"
 SHOWN_IDS = 5
-
-
-def split_response(text: str, thinking: bool) -> tuple[str | None, str | None]:
-    """Return (reasoning, answer) of a sampled text, with their white space.
-
-    Without thinking all of it is the answer. With it, what stands before the first closing tag is
-    the reasoning; a text that never closes it has no answer.
-    """
-    if not thinking:
-        return None, text
-    reasoning, closed, answer = text.partition(CLOSE)
-    return reasoning, answer if closed else None
 
 
 class ChatTemplate:
     def __init__(self, path: str) -> None:
         """Load the tokenizer of a model directory; raises ValueError if it has no chat template."""
-        # Imported on use: transformers takes seconds, and commands that only read a run need
-        # nothing of this module but split_response.
+        # Imported on use: transformers takes seconds, and commands that only read a run make none.
         from transformers import AutoTokenizer
 
         self._path = path
@@ -173,11 +159,11 @@ class ChatTemplate:
         # What the template leaves open is closed here, so that the sampled text starts the same
         # way for every model: inside the think block, or after an empty one.
         if thinking:
-            if text.endswith(OPEN):
+            if text.endswith(OPEN_THINK):
                 return f"{text}\n"
-            return text if text.endswith(f"{OPEN}\n") else f"{text}{OPEN}\n"
-        if text.endswith((OPEN, f"{OPEN}\n")):
-            return text.removesuffix("\n").removesuffix(OPEN) + EMPTY_BLOCK
+            return text if text.endswith(f"{OPEN_THINK}\n") else f"{text}{OPEN_THINK}\n"
+        if text.endswith((OPEN_THINK, f"{OPEN_THINK}\n")):
+            return text.removesuffix("\n").removesuffix(OPEN_THINK) + EMPTY_BLOCK
         # A template with the switch knows how its model is told to answer at once, even if that is
         # without any think block.
         return text if self._has_switch or text.endswith(EMPTY_BLOCK) else text + EMPTY_BLOCK

@@ -25,8 +25,14 @@ from openai.types.chat import ChatCompletion
 from rl.data.media.names import MediaError, StillImage
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
-from rollout.chat import CLOSE, split_response
+from rl.loop.stages import (
+    CLOSE_THINK,
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    Trajectory,
+    split_response,
+)
 
 MAX_IN_FLIGHT = 128
 MAX_RETRIES = 4
@@ -245,7 +251,7 @@ class Endpoint:
             return reasoning or ""
         # A parser gives no reasoning where the text begins with the closing tag.
         is_closed = reasoning is not None or (thinking and self._splits_reasoning)
-        return f"{reasoning or ''}{CLOSE}{content}" if is_closed else content
+        return f"{reasoning or ''}{CLOSE_THINK}{content}" if is_closed else content
 
     @property
     def _url(self) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from rl.loop.stages import CLOSE_THINK, OPEN_THINK
+
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 USER, ASSISTANT = "<user>", "<asst>"
-THINK, END_THINK = "<think>", "</think>"
 CHARACTERS = "\n" + "".join(sorted(c for c in string.printable if c.isprintable()))
 
 # A system message is accepted and left out: the policy has never seen one.
@@ -38,7 +39,7 @@ def make_tokenizer(
     media_tokens: special tokens of a policy that sees.
     """
     # The order decides the token ids, and so the weights of every model that is made.
-    markers = [PAD, EOS, UNKNOWN, USER, ASSISTANT, THINK, END_THINK]
+    markers = [PAD, EOS, UNKNOWN, USER, ASSISTANT, OPEN_THINK, CLOSE_THINK]
     words = [*markers, *CHARACTERS, *media_tokens]
     vocabulary = {token: place for place, token in enumerate(words)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -47,7 +48,7 @@ def make_tokenizer(
     core.decoder = decoders.Fuse()
     special = [*markers[:5], *media_tokens]
     core.add_special_tokens([AddedToken(marker, special=True) for marker in special])
-    core.add_tokens([AddedToken(marker, normalized=False) for marker in (THINK, END_THINK)])
+    core.add_tokens([AddedToken(marker, normalized=False) for marker in (OPEN_THINK, CLOSE_THINK)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

@@ -27,7 +27,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from policy.builtin.tokenizer import END_THINK, EOS
+from policy.builtin.tokenizer import EOS
+from rl.loop.stages import CLOSE_THINK
 
 IGNORED = -100
 """The target of a token that is not learned."""
@@ -174,7 +175,7 @@ def heldout_accuracy(model: PreTrainedModel, task: ImitationTask, num_questions:
         for thinking in right:
             texts = task.sampled(model, alike, thinking)
             # After the last tag; a text without one, in either mode, is all answer.
-            given = (text.rpartition(END_THINK)[2].strip() for text in texts)
+            given = (text.rpartition(CLOSE_THINK)[2].strip() for text in texts)
             right[thinking] += sum(map(eq, given, answers))
     return Accuracy(right[False] / num_questions, right[True] / num_questions)
 

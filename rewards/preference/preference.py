@@ -12,9 +12,7 @@ from typing import Any, Protocol
 
 from rl.data.media.names import Medium
 from rl.loop.advantages import group_advantages, has_zero_variance
-from rl.loop.stages import Prompt, Trajectory
-
-OPEN, CLOSE = "<think>", "</think>"
+from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt, Trajectory
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def final_answer(answer: str | None, finish_reason: str | None) -> str | None:
     """
     if answer is None or finish_reason != "stop":
         return None
-    return answer.rpartition(CLOSE)[2].partition(OPEN)[0].strip() or None
+    return answer.rpartition(CLOSE_THINK)[2].partition(OPEN_THINK)[0].strip() or None
 
 
 def group_preferences(raw: Sequence[float | None]) -> list[float]:

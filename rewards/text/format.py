@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import re
 
-from rl.loop.stages import Trajectory
+from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Trajectory
 
-OPEN, CLOSE = "<think>", "</think>"
 # Bounded gaps keep the search linear in the text.
 _TAG = re.compile(
     r"[<\[]\s{0,4}/?\s{0,4}think(?:ing)?(?:\s[^<>\[\]]{0,40})?\s{0,4}/?\s{0,4}[>\]]", re.IGNORECASE
@@ -43,7 +42,7 @@ def violations(trajectory: Trajectory, thinking: bool) -> tuple[str, ...]:
     and `several_closings`; in one without reasoning `leak`, a think tag.
     """
     text = trajectory.text
-    openings, closings = text.count(OPEN), text.count(CLOSE)
+    openings, closings = text.count(OPEN_THINK), text.count(CLOSE_THINK)
     broken = {
         "truncated": trajectory.finish_reason != "stop",
         "no_answer": not (trajectory.answer or "").strip(),

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewards.composition import Accuracy
 from rl.config.run import Config
 from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.families import vision_family
 from rl.data.media.store import MediaStore
 from rl.evaluate.evaluation import Encode, Sampler
 from rl.loop.interfaces import ReferenceScorer, Scorer
-from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, Score, not_scorable
+from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, not_scorable
 from rl.run.checkpoints import MANIFEST, find_checkpoint
 
 if TYPE_CHECKING:
@@ -256,7 +257,8 @@ async def _server(config: Config, url: str, name: str) -> AsyncIterator[Session]
     thinking = {name: mode.thinking for name, mode in modes.items()}
     text = TextRewards(reward, modes)
     try:
-        scorer = EndpointScorer(RewardService(reward, modes, text), reward.probability is not None)
+        probability = NoProbability() if reward.probability else None
+        scorer = RewardService(reward, modes, text, probability)
         deadline_s, media = config.rollout.group_timeout_s, MediaStore(config.data)
         async with open_endpoint(url, name, thinking, deadline_s, media) as endpoint:
             yield Session(lambda prompt, mode: (), endpoint, scorer)
@@ -264,28 +266,11 @@ async def _server(config: Config, url: str, name: str) -> AsyncIterator[Session]
         text.close()
 
 
-class EndpointScorer:
-    """Implements Scorer by rules; what a probability would reward has no score."""
+class NoProbability:
+    """Implements rewards.service.ProbabilitySource where no log-probabilities can be had."""
 
-    def __init__(self, service: Scorer, uses_probability: bool) -> None:
-        self._service = service
-        self._uses_probability = uses_probability
-
-    async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
-        from rewards.service import takes_probability
-
-        scores = await self._service.score(group)
-        if not (self._uses_probability and takes_probability(group.request.prompt)):
-            return scores
-        return tuple(
-            Score(
-                reward=None,
-                parts={part: v for part, v in score.parts.items() if part != "accuracy"},
-                route=Route(PROBABILITY),
-                failure=NEEDS_ENGINE,
-            )
-            for score in scores
-        )
+    async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
+        return [Accuracy(None, Route(PROBABILITY), NEEDS_ENGINE) for _ in group.trajectories]
 
 
 def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note: Note) -> None:

@@ -10,11 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rl.loop.stages import Prompt
-from rollout.chat import CLOSE, EMPTY_BLOCK, OPEN, ChatTemplate
+from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt
+from rollout.chat import EMPTY_BLOCK, ChatTemplate
 
 # All that rollout/chat.py can put behind a template's own generation prompt.
-_ENDINGS = ("", "\n", f"{OPEN}\n", EMPTY_BLOCK, f"\n{CLOSE}\n\n", f"\n\n{CLOSE}\n\n")
+_ENDINGS = (
+    "",
+    "\n",
+    f"{OPEN_THINK}\n",
+    EMPTY_BLOCK,
+    f"\n{CLOSE_THINK}\n\n",
+    f"\n\n{CLOSE_THINK}\n\n",
+)
 _PROBE = Prompt("probe", ({"role": "user", "content": "2+2?"},), "4")
 
 

@@ -19,6 +19,8 @@ from rl.data.media.names import Medium
 
 FinishReason = Literal["stop", "length", "abort"]
 
+OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
+"""Around the reasoning of a response; a mode that reasons has the opening tag in its prompt."""
 PROBABILITY = "probability"
 """The route, and the `task` of a prompt, whose accuracy is the probability reward."""
 
@@ -69,6 +71,18 @@ class Route:
         """Read what `str` wrote."""
         name, _, version = text.partition("/")
         return cls(name, int(version) if version else None)
+
+
+def split_response(text: str, thinking: bool) -> tuple[str | None, str | None]:
+    """Return (reasoning, answer) of a sampled text, with their white space.
+
+    Without thinking all of it is the answer. With it, what stands before the first closing tag is
+    the reasoning; a text that never closes it has no answer.
+    """
+    if not thinking:
+        return None, text
+    reasoning, closed, answer = text.partition(CLOSE_THINK)
+    return reasoning, answer if closed else None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ policy can win without answering well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+from rich.table import Table
 
-from rl.loop.advantages import group_advantages
 from rl.run.ledger import LedgerRow
 
 EXPLAINED_BY_PART = 0.8
@@ -20,114 +20,92 @@ EXPLAINED_BY_LENGTH = 0.5
 """Share of the within-group variance of the reward, from which an alarm is raised."""
 LEAST_ROWS = 32
 """Fewer trajectories with variance than this prove nothing."""
+SAME = 1e-9
+"""Two scorings of one trajectory that differ by less are equal up to rounding."""
+
+_NOT_PARTS = ("mode", "group_id", "num_tokens", "advantage", "reward")
 
 
-@dataclass(frozen=True)
-class Change:
-    """One column of the ledger in one mode, under the old and the new scoring."""
+def scores_of(rows: Sequence[LedgerRow]) -> pd.DataFrame:
+    """The numbers of each trajectory, but not its texts: those of a run may fill the memory.
 
-    mode: str
-    name: str
-    """A reward part, or `reward`."""
-    old_mean: float | None
-    new_mean: float | None
-    changed: float
-    """Share of trajectories where it differs, appears or disappears."""
+    Columns: mode, group_id, num_tokens, advantage, reward, and one per reward part; NaN for none.
+    """
+    return pd.DataFrame(
+        {name: getattr(row, name) for name in _NOT_PARTS} | dict(row.parts) for row in rows
+    ).astype({"reward": float, "advantage": float})
 
 
-def changes(old: Sequence[LedgerRow], new: Sequence[LedgerRow]) -> list[Change]:
-    """How the reward and each part differ, by mode; the rows are those of the same trajectories."""
-    found = []
-    for mode in dict.fromkeys(row.mode for row in old):
-        pairs = [(a, b) for a, b in zip(old, new, strict=True) if a.mode == mode]
-        names = sorted({part for pair in pairs for row in pair for part in row.parts})
-        for name in ("reward", *names):
-            values = [(_value(a, name), _value(b, name)) for a, b in pairs]
-            changed = sum(not _same(a, b) for a, b in values) / len(values)
-            means = [_mean([pair[side] for pair in values]) for side in (0, 1)]
-            found.append(Change(mode, name, means[0], means[1], changed))
-    return found
+def changes(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """How reward and parts differ, indexed by (mode, name); the rows are the same trajectories.
+
+    Columns: the means `was` and `would be`, and `differs`, the share of trajectories where the
+    value is another one, appears or disappears.
+    """
+    names = ["reward", *sorted({*old.columns, *new.columns} - {*_NOT_PARTS})]
+    tables = {}
+    for mode, rows in old.groupby("mode", sort=False).groups.items():
+        was, would = (frame.loc[rows].reindex(columns=names) for frame in (old, new))
+        is_same = ((was - would).abs() <= SAME) | (was.isna() & would.isna())
+        means = {"was": was.mean(), "would be": would.mean(), "differs": 1 - is_same.mean()}
+        # A part of other modes alone is no part of this one.
+        is_part = was.notna().any() | would.notna().any() | (was.columns == "reward")
+        tables[mode] = pd.DataFrame(means)[is_part]
+    return pd.concat(tables)
 
 
-def sign_flips(old: Sequence[LedgerRow], new: Sequence[LedgerRow]) -> dict[str, float]:
+def sign_flips(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, float]:
     """Share of each mode's trajectories that one scoring pushes up and the other down."""
-    flipped: dict[str, list[bool]] = {}
-    for a, b in zip(old, new, strict=True):
-        if a.advantage is not None and b.advantage is not None:
-            flipped.setdefault(a.mode, []).append(a.advantage * b.advantage < 0)
-    return {mode: sum(flips) / len(flips) for mode, flips in flipped.items()}
+    pairs = pd.DataFrame({"mode": old["mode"], "product": old["advantage"] * new["advantage"]})
+    by_mode = pairs.dropna().groupby("mode", sort=False)["product"]
+    return {str(mode): float(np.mean(products.to_numpy() < 0)) for mode, products in by_mode}
 
 
-def alarms(rows: Sequence[LedgerRow], weights: Mapping[str, Mapping[str, float]]) -> list[str]:
+def alarms(rows: pd.DataFrame, weights: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Sentences that name what alone explains a mode's reward within its groups.
 
     weights: of the parts, by mode. Accuracy is what a reward should be made of: where it explains
     the reward, a part that agrees with it raises no alarm.
     """
-    found = []
-    for mode in dict.fromkeys(row.mode for row in rows):
-        known = [row for row in rows if row.mode == mode and row.reward is not None]
-        reward = _centred(known, [row.reward or 0.0 for row in known])
+    sentences = []
+    for mode, of_mode in rows.dropna(subset="reward").groupby("mode", sort=False):
+        parts = weights[str(mode)]
+        names = ["reward", "num_tokens", *parts]
+        columns = of_mode.reindex(columns=names).fillna(0.0)
+        # An advantage sees only how a trajectory differs from the mean of its group.
+        centred = (columns - columns.groupby(of_mode["group_id"]).transform("mean")).to_numpy()
+        centred[np.abs(centred) < 1e-12] = 0.0
+        reward = centred[:, 0]
         if np.count_nonzero(reward) < LEAST_ROWS:
             continue
-        by_accuracy = _explained(
-            reward, _centred(known, [row.parts.get("accuracy", 0.0) for row in known])
-        )
-        for part, weight in weights[mode].items():
-            if part == "accuracy" or weight == 0 or by_accuracy >= EXPLAINED_BY_PART:
+        # The squared correlation of each column with the reward; 0 where one is constant.
+        scale = (centred**2).sum(axis=0) * (reward @ reward)
+        shares = (reward @ centred) ** 2 / np.where(scale > 0, scale, np.inf)
+        explained = dict(zip(names, shares.tolist(), strict=True))
+        for part, weight in parts.items():
+            is_suspect = part != "accuracy" and weight != 0
+            if not is_suspect or explained["accuracy"] >= EXPLAINED_BY_PART:
                 continue
-            share = _explained(reward, _centred(known, [row.parts.get(part, 0.0) for row in known]))
-            if share >= EXPLAINED_BY_PART:
-                found.append(
-                    f"{mode}: {part} alone explains {share:.0%} of the reward within groups; lower "
-                    f"reward.weights.{part}, or see why accuracy does not vary"
+            if explained[part] >= EXPLAINED_BY_PART:
+                sentences.append(
+                    f"{mode}: {part} alone explains {explained[part]:.0%} of the reward within "
+                    f"groups; lower reward.weights.{part}, or see why accuracy does not vary"
                 )
-        share = _explained(reward, _centred(known, [row.num_tokens for row in known]))
-        if share >= EXPLAINED_BY_LENGTH:
-            found.append(
-                f"{mode}: the length alone explains {share:.0%} of the reward within groups; look "
-                "at what long and short responses of the ledger have in common"
+        if explained["num_tokens"] >= EXPLAINED_BY_LENGTH:
+            sentences.append(
+                f"{mode}: the length alone explains {explained['num_tokens']:.0%} of the reward "
+                "within groups; look at what long and short responses of the ledger have in common"
             )
-    return found
+    return sentences
 
 
-def with_advantages(rows: Sequence[LedgerRow], normalize_by_std: bool) -> list[float | None]:
-    """The advantage of each row within its group, as training would compute it."""
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row.group_id, []).append(place)
-    advantages: list[float | None] = [None] * len(rows)
-    for group in places.values():
-        rewards = [rows[place].reward for place in group]
-        for place, value in zip(group, group_advantages(rewards, normalize_by_std), strict=True):
-            advantages[place] = value
-    return advantages
-
-
-def _value(row: LedgerRow, name: str) -> float | None:
-    return row.reward if name == "reward" else row.parts.get(name)
-
-
-def _same(a: float | None, b: float | None) -> bool:
-    return a == b if a is None or b is None else abs(a - b) <= 1e-9
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _centred(rows: Sequence[LedgerRow], values: Sequence[float]) -> NDArray[np.float64]:
-    """Values minus the mean of their group: what an advantage can see of them."""
-    groups = {group: place for place, group in enumerate(dict.fromkeys(r.group_id for r in rows))}
-    index = np.array([groups[row.group_id] for row in rows], dtype=np.int64)
-    array = np.asarray(values, dtype=np.float64)
-    counts = np.maximum(np.bincount(index, minlength=len(groups)), 1)
-    centred = array - (np.bincount(index, array, len(groups)) / counts)[index]
-    return np.where(np.abs(centred) < 1e-12, 0.0, centred)
-
-
-def _explained(reward: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Squared correlation of two centred columns; 0 where one is constant."""
-    scale = float(reward @ reward) * float(other @ other)
-    return float(reward @ other) ** 2 / scale if scale else 0.0
+def as_table(changed: pd.DataFrame) -> Table:
+    table = Table(title="mean over the ledger, as it was and as it would be")
+    for column in ("mode", "part", "was", "would be", "differs"):
+        table.add_column(column, justify="left" if column in ("mode", "part") else "right")
+    for (mode, name), (was, would_be, differs) in zip(
+        changed.index, changed.to_numpy(), strict=True
+    ):
+        means = ("-" if math.isnan(mean) else f"{mean:.4f}" for mean in (was, would_be))
+        table.add_row(mode, name, *means, f"{differs:.1%}")
+    return table

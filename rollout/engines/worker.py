@@ -26,8 +26,9 @@ from rl.loop.stages import (
     RolloutRequest,
     Trajectory,
     WeightProof,
+    split_response,
 )
-from rollout.chat import ChatTemplate, split_response
+from rollout.chat import ChatTemplate
 from rollout.engines.media import EngineMedia
 
 # The name under which rollout/engines/weight_receiver.py registers the engine of each transport.

@@ -14,8 +14,7 @@ from rl.assembly import gather_material, start_system
 from rl.config.recipe import load
 from rl.config.reward import ProbabilityConfig
 from rl.loop.loop import train_request
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
-from rollout.chat import split_response
+from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory, split_response
 from rollout.splice import Splice
 from tests.bpe_policy import make_policy
 

@@ -28,10 +28,10 @@ from rl.export.__main__ import REASONING_PARSER
 from rl.export.card import serve_command
 from rl.export.chat_template import serving_template
 from rl.export.directory import write_serving_directory
-from rl.loop.stages import Prompt
+from rl.loop.stages import Prompt, split_response
 from rl.run.files import stack_versions
 from rl.system.engine_environment import engine_environment
-from rollout.chat import ChatTemplate, split_response
+from rollout.chat import ChatTemplate
 from rollout.prompts.stream import PromptStream
 from tests.integration.command import HANGS_S, finish, kill, start
 

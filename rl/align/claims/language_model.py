@@ -15,7 +15,7 @@ from typing import Any
 from rl.align.claims import rules
 from rl.align.claims.rules import REQUEST
 from rl.align.claims.types import Claim, DividedResponse, Response
-from rl.loop.stages import Failed
+from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Failed
 
 DIVIDER = "language_model/1"
 # An answer does not state more facts than this: the model repeats itself.
@@ -55,7 +55,6 @@ the cup not red?"
 
 Number the questions as the statements are numbered and write nothing else."""
 
-_THOUGHT = "</think>"
 # What a reply may be wrapped in although the task forbids it. Models do so often, and reading it
 # costs less than dividing by rules. Every repetition is bounded: a reply may be anything.
 _FENCE = re.compile(r"```[a-zA-Z]{0,12}\s{0,4}\n(?P<content>.*?)\n?\s{0,4}```\s{0,20}", re.DOTALL)
@@ -158,8 +157,8 @@ def _content(reply: str | None) -> str:
     """The reply without reasoning and code fences."""
     if reply is None:
         raise Unreadable("truncated", "the reply ran into its token budget")
-    _, thought, after = reply.rpartition(_THOUGHT)
-    if not thought and "<think>" in reply:
+    _, thought, after = reply.rpartition(CLOSE_THINK)
+    if not thought and OPEN_THINK in reply:
         raise Unreadable("truncated", "its reasoning does not end")
     text = (after if thought else reply).strip()
     fenced = _FENCE.fullmatch(text)

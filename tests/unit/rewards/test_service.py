@@ -6,7 +6,7 @@ import pytest
 
 from rewards.composition import Accuracy
 from rewards.rules.verifier import symbolic
-from rewards.service import RewardService, takes_probability
+from rewards.service import PreferredAnswers, RewardService, takes_probability
 from rewards.text.text_rewards import TextRewards, question_text
 from rl.config.run import ModeConfig, RewardConfig
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
@@ -47,9 +47,6 @@ class Lengths:
         self.shown += inputs
         return tuple(float(len(one.answer)) for one in inputs)
 
-    async def close(self):
-        pass
-
 
 def group(reference, answers, mode="short", task="auto", question="?"):
     prompt = Prompt("prompt/0", ({"role": "user", "content": question},), reference, task)
@@ -62,7 +59,9 @@ def answered(*answers):
 
 
 def score(text, one_group, probability=None, preference=None):
-    service = RewardService(CONFIG, MODES, text, probability, preference)
+    service = RewardService(
+        CONFIG, MODES, text, probability, preference and PreferredAnswers(preference)
+    )
     return asyncio.run(service.score(one_group))
 
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from policy.builtin.tokenizer import make_tokenizer
 from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER
 from rl.data.media.names import MediaFile
-from rl.loop.stages import Prompt
-from rollout.chat import ChatTemplate, refuse_oversized, split_response
+from rl.loop.stages import Prompt, split_response
+from rollout.chat import ChatTemplate, refuse_oversized
 from rollout.prompts.stream import PromptStream
 from tests.fakes import config
 from tests.minicpmv_tiny import tiny_tokenizer

@@ -12,20 +12,23 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rewards.service import RewardService
+from rewards.text.text_rewards import TextRewards
 from rl.config.recipe import dump
+from rl.config.reward import ProbabilityConfig, RewardConfig
 from rl.config.run import Config
 from rl.evaluate import __main__ as evaluate
 from rl.evaluate.__main__ import COMMAND, Evaluation, as_table, evaluation_of, progress
 from rl.evaluate.best_of import BestOf
 from rl.evaluate.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluate.picture import draw_accuracy
-from rl.evaluate.sources import EndpointScorer, prompts_of
+from rl.evaluate.sources import NoProbability, prompts_of
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
 from rl.run.command import read
 from rl.run.directory import RunDirectory
 from rollout.prompts.stream import PromptStream
 from tests.bpe_policy import make_policy
-from tests.fakes import FakeScorer, config, trajectory
+from tests.fakes import config, trajectory
 from tests.qwen_vl_tiny import save_tiny
 
 RECIPE = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
@@ -169,17 +172,22 @@ def test_training_prompts_are_those_that_training_asks_first(tmp_path):
 
 
 def test_a_probability_has_no_score_over_an_endpoint_and_rules_have():
-    def scores(task: str, uses_probability: bool):
-        prompt = Prompt("p", ({"role": "user", "content": "1+2?"},), "12", task)
-        request = RolloutRequest("g", prompt, "long", (), 1, 4, 0.0, None)
-        scorer = EndpointScorer(FakeScorer(lambda group: [1.0]), uses_probability)
-        (score,) = asyncio.run(scorer.score(RolloutGroup(request, (trajectory(),))))
-        return score
+    reward = RewardConfig(probability=ProbabilityConfig())
+    text = TextRewards(reward, config().modes)
+    scorer = RewardService(reward, config().modes, text, NoProbability())
 
-    by_rules = scores("auto", True)
+    def score(task: str):
+        prompt = Prompt("p", ({"role": "user", "content": "1+2?"},), "12", task)
+        request = RolloutRequest("g", prompt, "short", (), 1, 4, 0.0, None)
+        return asyncio.run(scorer.score(RolloutGroup(request, (trajectory(),))))[0]
+
+    try:
+        by_rules, unscored = score("auto"), score("probability")
+    finally:
+        text.close()
     assert (by_rules.parts["accuracy"], by_rules.failure) == (1.0, None)
-    unscored = scores("probability", True)
     assert "accuracy" not in unscored.parts
+    assert unscored.reward is None
     assert unscored.route == Route("probability")
     assert unscored.failure is not None and "log-probabilities" in unscored.failure.detail
 

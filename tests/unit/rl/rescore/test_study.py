@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rl.rescore.study import alarms, changes, sign_flips, with_advantages
+from rl.rescore.study import alarms, changes, scores_of, sign_flips
 from rl.run.ledger import LedgerRow
 
 
@@ -37,23 +37,18 @@ def row(group, reward, mode="long", advantage=None, num_tokens=10, **parts):
 def test_changes_by_mode_and_part():
     old = [row("a", 1.1, accuracy=1.0, format=1.0), row("a", 0.1, accuracy=0.0, format=1.0)]
     new = [row("a", 1.2, accuracy=1.0, format=1.0), row("a", None, format=1.0)]
-    found = {(change.mode, change.name): change for change in changes(old, new)}
-    assert found["long", "reward"].old_mean == pytest.approx(0.6)
-    assert found["long", "reward"].new_mean == pytest.approx(1.2)
-    assert found["long", "reward"].changed == 1.0
-    assert found["long", "accuracy"].changed == 0.5
-    assert found["long", "format"].changed == 0.0
-
-
-def test_advantages_are_those_of_each_group():
-    rows = [row("a", 1.0), row("b", 5.0), row("a", 0.0), row("b", None), row("b", 7.0)]
-    assert with_advantages(rows, False) == [0.5, -1.0, -0.5, None, 1.0]
+    other = row("b", 0.5, mode="short", leak=1.0)
+    changed = changes(scores_of([*old, other]), scores_of([*new, other]))
+    assert changed.loc["long", "reward"].tolist() == pytest.approx([0.6, 1.2, 1.0])
+    assert changed.loc["long", "accuracy"].tolist() == pytest.approx([0.5, 1.0, 0.5])
+    assert changed.loc["long", "format"].tolist() == [1.0, 1.0, 0.0]
+    assert changed.loc["short"].index.tolist() == ["reward", "leak"]
 
 
 def test_sign_flips():
     old = [row("a", 1.0, advantage=0.5), row("a", 0.0, advantage=-0.5), row("b", 0.0, mode="short")]
     new = [row("a", 0.0, advantage=-0.5), row("a", 0.0, advantage=-0.5), row("b", 0.0)]
-    assert sign_flips(old, new) == {"long": 0.5}
+    assert sign_flips(scores_of(old), scores_of(new)) == {"long": 0.5}
 
 
 def made(explains):
@@ -72,11 +67,12 @@ WEIGHTS = {"long": {"accuracy": 1.0, "format": 0.1}}
 
 
 def test_an_accuracy_that_explains_the_reward_is_as_it_should_be():
-    assert alarms(made(lambda accuracy, form, length: accuracy + 0.1 * form), WEIGHTS) == []
+    rows = made(lambda accuracy, form, length: accuracy + 0.1 * form)
+    assert alarms(scores_of(rows), WEIGHTS) == []
 
 
 def test_a_part_that_explains_the_reward_alone_is_named():
-    (alarm,) = alarms(made(lambda accuracy, form, length: form), WEIGHTS)
+    (alarm,) = alarms(scores_of(made(lambda accuracy, form, length: form)), WEIGHTS)
     assert alarm.startswith("long: format alone explains 100% of the reward within groups")
 
 
@@ -85,14 +81,14 @@ def test_a_part_that_agrees_with_accuracy_is_no_alarm():
         row(f"group {n // 4}", 1.5 * a, num_tokens=n % 7, accuracy=a, preference=a)
         for n, a in enumerate(random.Random(1).choices([0.0, 1.0], k=160))
     ]
-    assert alarms(rows, {"long": {"accuracy": 1.0, "preference": 0.5}}) == []
+    assert alarms(scores_of(rows), {"long": {"accuracy": 1.0, "preference": 0.5}}) == []
 
 
 def test_length_that_explains_the_reward_is_named_whatever_its_direction():
     for sign in (1, -1):
-        (alarm,) = alarms(made(lambda a, f, length, s=sign: s * length + 5 * a), WEIGHTS)
+        (alarm,) = alarms(scores_of(made(lambda a, f, length, s=sign: s * length + 5 * a)), WEIGHTS)
         assert alarm.startswith("long: the length alone explains 9")
 
 
 def test_too_few_rows_prove_nothing():
-    assert alarms(made(lambda accuracy, form, length: form)[:24], WEIGHTS) == []
+    assert alarms(scores_of(made(lambda accuracy, form, length: form)[:24]), WEIGHTS) == []

@@ -1,0 +1,185 @@
+"""The reward service over a ledger: the responses and what cannot be computed anew come from it.
+
+A probability is taken from the ledger, because it belongs to weights that are gone, and so is the
+score of a preference model that stays the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from rewards.composition import Accuracy, Preference
+from rewards.preference.preference import PreferenceInput
+from rewards.preference.reward_model import RewardModel
+from rewards.probability import probability_accuracy, unanswered
+from rewards.service import PreferredAnswers, RewardService, TextSource
+from rewards.text.text_rewards import TextRewards
+from rl.config.reward import ProbabilityConfig, RewardConfig
+from rl.config.run import Config
+from rl.loop.advantages import group_advantages
+from rl.loop.stages import (
+    PROBABILITY,
+    FinishReason,
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    Route,
+    Trajectory,
+    not_scorable,
+)
+from rl.rescore.study import scores_of
+from rl.run.ledger import LedgerRow, read_rows, write_step
+
+
+async def rescore(
+    paths: Sequence[Path], stored: Config, config: Config, out: Path, console: Console
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Score every step anew and write it under `out`; returns the old and the new numbers."""
+    model = _preference_model(stored.reward, config.reward)
+    text = TextRewards(config.reward, config.modes)
+    was, would_be = [], []
+    try:
+        for path in track(paths, "rescoring", console=console, transient=True):
+            old = read_rows(path)
+            new = await rescored(old, config, text, model)
+            write_step(out, old[0].step, new)
+            was.append(scores_of(old))
+            would_be.append(scores_of(new))
+    finally:
+        text.close()
+    return pd.concat(was, ignore_index=True), pd.concat(would_be, ignore_index=True)
+
+
+def _preference_model(stored: RewardConfig, wanted: RewardConfig) -> RewardModel | None:
+    """The reward model to ask, or None where the ledger has its scores."""
+    before, after = stored.preference, wanted.preference
+    if after is None or (before and (before.kind, before.model) == (after.kind, after.model)):
+        return None
+    if after.kind == "judge":
+        raise ValueError(
+            f"the judge {after.model} is not what the run used, and a judge needs an engine; "
+            "rescore with a classifier, or with reward.preference=null"
+        )
+    # Imported here because it takes seconds, and the built-in models are rarely asked for.
+    from policy.builtin.names import builtin_reward_model
+    from policy.models.cache import find_model
+
+    path = find_model(builtin_reward_model(after.model), "the preference model")
+    return RewardModel(path, after.dtype, "cpu")
+
+
+async def rescored(
+    rows: Sequence[LedgerRow], config: Config, text: TextSource, model: RewardModel | None
+) -> list[LedgerRow]:
+    """Return the rows of one step with new scores and advantages.
+
+    model: asked for preferences; None takes those of the ledger.
+    """
+    reward = config.reward
+    groups = {name: list(of_group) for name, of_group in groupby(rows, lambda row: row.group_id)}
+    recorded = RecordedScores(groups, reward.probability)
+    preference = None
+    if reward.preference is not None:
+        preference = recorded if model is None else PreferredAnswers(LoadedModel(model))
+    service = RewardService(
+        reward, config.modes, text, recorded if reward.probability else None, preference
+    )
+    scored = await asyncio.gather(*(service.score(as_group(group)) for group in groups.values()))
+    new = []
+    for group, scores in zip(groups.values(), scored, strict=True):
+        rewards = [score.reward for score in scores]
+        advantages = group_advantages(rewards, config.algorithm.normalize_by_std)
+        for row, score, advantage in zip(group, scores, advantages, strict=True):
+            new.append(
+                dataclasses.replace(
+                    row,
+                    reward=score.reward,
+                    parts=score.parts,
+                    route=str(score.route or ""),
+                    failure=str(score.failure) if score.failure else None,
+                    claimed=score.claimed.text if score.claimed else None,
+                    claimed_how=score.claimed.how if score.claimed else None,
+                    why=score.claimed.why if score.claimed else None,
+                    preference_answer=score.preference_answer,
+                    advantage=advantage,
+                )
+            )
+    return new
+
+
+class RecordedScores:
+    """Implements rewards.service.ProbabilitySource and PreferenceSource from ledger rows."""
+
+    def __init__(
+        self, rows: dict[str, list[LedgerRow]], probability: ProbabilityConfig | None
+    ) -> None:
+        """rows: by group."""
+        self._rows = rows
+        self._probability = probability
+
+    async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
+        rows = self._rows[group.request.group_id]
+        return [
+            self._accuracy(row, trajectory, thinking)
+            for row, trajectory in zip(rows, group.trajectories, strict=True)
+        ]
+
+    async def preferences(self, group: RolloutGroup) -> list[Preference]:
+        rows = self._rows[group.request.group_id]
+        return [Preference(row.preference_answer, row.parts.get("preference_raw")) for row in rows]
+
+    def _accuracy(self, row: LedgerRow, trajectory: Trajectory, thinking: bool) -> Accuracy:
+        assert self._probability is not None, "asked only where the reward is configured"
+        if invalid := unanswered(self._probability, trajectory, thinking):
+            return invalid
+        debias = thinking and self._probability.debias
+        probability, baseline = row.parts.get("probability"), row.parts.get("baseline")
+        if probability is None or (debias and baseline is None):
+            failure = not_scorable("the ledger has no probability for it")
+            return Accuracy(None, Route(PROBABILITY), failure)
+        return probability_accuracy(probability, baseline if debias else None)
+
+
+class LoadedModel:
+    """Implements rewards.preference.preference.PreferenceModel by a model in this process."""
+
+    def __init__(self, model: RewardModel) -> None:
+        self._model = model
+
+    async def score(self, inputs: Sequence[PreferenceInput]) -> tuple[float | None, ...]:
+        return tuple(self._model.score(inputs))
+
+
+def as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:
+    """The group as the reward service saw it, its tokens but for their number left out."""
+    first = rows[0]
+    messages = tuple(json.loads(first.messages))
+    prompt = Prompt(first.prompt_id, messages, first.reference, first.task)
+    request = RolloutRequest(first.group_id, prompt, first.mode, (0,), len(rows), 1, 1.0, None)
+    return RolloutGroup(request, tuple(_trajectory(row) for row in rows))
+
+
+def _trajectory(row: LedgerRow) -> Trajectory:
+    # One prompt token before the response: a trajectory never begins inside the loss.
+    length = row.num_tokens + 1
+    reason: FinishReason = row.finish_reason  # type: ignore[assignment]
+    return Trajectory(
+        token_ids=np.zeros(length, np.int32),
+        loss_mask=np.arange(length) > 0,
+        rollout_logprobs=np.zeros(length, np.float32),
+        versions=(row.first_version, row.last_version),
+        finish_reason=reason,
+        text=row.text,
+        reasoning=row.reasoning,
+        answer=row.answer,
+    )
