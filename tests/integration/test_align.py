@@ -224,7 +224,7 @@ def test_given_better_figures_the_policy_is_accepted_and_exported(aligned, tmp_p
     root, files = run / "align", iteration(run)
     if not (files / "dpo" / "model").exists():
         shutil.copytree(aligned_model(run), files / "dpo" / "model")
-    shutil.rmtree(root / "checkpoints")
+    shutil.rmtree(root / "checkpoints", ignore_errors=True)
     (files / "gate.json").unlink()
     shutil.copy(files / "before" / "result.json", files / "after" / "result.json")
     judged = read_stage(files / "after" / "labels.parquet", JudgedResponse)
