@@ -35,6 +35,7 @@ class RescoreKeys(Keys):
 
     @model_validator(mode="after")
     def _keep_the_ledger(self) -> RescoreKeys:
+        # The ledger is the only record of what was sampled, and nothing may write over it.
         ledger = RunDirectory(self.run).ledger_path
         if self.out is not None and self.out.resolve() == ledger.resolve():
             raise ValueError(f"out={self.out} is the ledger itself; name another directory")

@@ -43,6 +43,7 @@ class ShowKeys(Keys):
     @field_validator("out")
     @classmethod
     def _is_a_page(cls, out: Path) -> Path:
+        # Without the ending a browser would show the page as its source.
         if out.suffix != ".html":
             raise ValueError(f"names the page, a file that ends with .html, got {out}")
         return out
