@@ -250,7 +250,7 @@ async def bench_learner(
 
     async def through_learner() -> float:
         started = time.monotonic()
-        metrics.update(await system.learner.update(batch))
+        metrics.update((await system.learner.update(batch)).metrics)
         from_driver.append(tokens / (time.monotonic() - started))
         # Both sides are timed where they compute, from the batch in hand to the step taken.
         return metrics["perf/learner_tokens_per_second"]

@@ -11,6 +11,7 @@ import numpy as np
 from rl.config.run import Config
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (
+    BatchUpdate,
     Failure,
     Prompt,
     RolloutGroup,
@@ -144,10 +145,10 @@ class FakeLearner:
         self.batches: list[TrainBatch] = []
         self._update_seconds = update_seconds
 
-    async def update(self, batch: TrainBatch) -> Mapping[str, float]:
+    async def update(self, batch: TrainBatch) -> BatchUpdate:
         self.batches.append(batch)
         await asyncio.sleep(self._update_seconds)
-        return {"loss/policy": 0.0}
+        return BatchUpdate({"loss/policy": 0.0}, tuple(map(float, range(len(batch.samples)))))
 
     async def send_weights(self, version: int) -> WeightProof:
         return proof(version)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from policy.learner.rank_actor import rank_actor
 from policy.weights.engine_client import Rendezvous
 from rl.config.run import Config
 from rl.loop.losses import loss_metrics, reduce_sums
-from rl.loop.stages import Canary, ReferenceRequest, TrainBatch, WeightProof
+from rl.loop.stages import BatchUpdate, Canary, ReferenceRequest, TrainBatch, WeightProof
 from rl.system.actors import call, call_all
 from rl.system.cluster import Cluster
 
@@ -58,19 +58,22 @@ class RayLearner:
             for start in range(0, len(devices), tensor_parallel)
         ]
 
-    async def update(self, batch: TrainBatch) -> Mapping[str, float]:
-        """Take the optimizer steps of one batch and return its metrics."""
+    async def update(self, batch: TrainBatch) -> BatchUpdate:
+        """Take the optimizer steps of one batch."""
         if not batch.samples:
             raise ValueError(f"the batch of step {batch.step} has no samples to train on")
         shared = await asyncio.to_thread(ray.put, batch)
         results: list[RankUpdate] = await self._call("update", UPDATE_TIMEOUT_S, shared)
         first = results[0]
         num_tokens = sum(sample.trajectory.num_tokens for sample in batch.samples)
-        return loss_metrics(reduce_sums([r.sums for r in results]), first.num_updates) | {
+        metrics = loss_metrics(reduce_sums([r.sums for r in results]), first.num_updates) | {
             "policy/grad_norm": first.grad_norm,
             "optim/learning_rate": first.learning_rate,
             "perf/learner_tokens_per_second": num_tokens / max(r.seconds for r in results),
         }
+        # Every sample was forwarded by one rank, in one of the updates.
+        by_sample = {index: value for r in results for index, value in r.mismatches.items()}
+        return BatchUpdate(metrics, tuple(by_sample[i] for i in range(len(batch.samples))))
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Implements ReferenceScorer; requests that wait are forwarded together."""

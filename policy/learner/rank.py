@@ -31,7 +31,14 @@ from rl.loop.batching import (
     reference_sample,
     split_updates,
 )
-from rl.loop.losses import GlobalCounts, LossInputs, policy_loss, reduce_sums, token_weights
+from rl.loop.losses import (
+    GlobalCounts,
+    LossInputs,
+    mean_log_ratios,
+    policy_loss,
+    reduce_sums,
+    token_weights,
+)
 from rl.loop.stages import Canary, ReferenceRequest, TrainBatch, TrainSample, WeightProof
 
 CHECKPOINT_TAG = "learner"
@@ -43,6 +50,8 @@ class RankUpdate:
 
     sums: dict[str, float]
     """This rank's metric sums (rl/loop/losses.py)."""
+    mismatches: dict[int, float]
+    """Of the samples that this rank forwarded, by their place in the batch (BatchUpdate)."""
     grad_norm: float
     """Norm of the global gradient before clipping, mean over the updates; equal on all ranks."""
     learning_rate: float
@@ -56,6 +65,8 @@ class Update:
 
     micro_batches: list[list[TrainSample]]
     """Samples that are forwarded together; none where a rank only keeps in step."""
+    indices: list[list[int]]
+    """Where those samples stand in the batch."""
     counts: GlobalCounts
 
 
@@ -102,12 +113,19 @@ class LearnerRank:
         old_logprobs: list[list[Tensor]] | None = None
         if len(updates) > 1:
             old_logprobs = [[self._logprobs(rows) for rows in u.micro_batches] for u in updates]
-        parts, grad_norms = [], []
+        parts: list[dict[str, Tensor]] = []
+        mismatches: dict[int, float] = {}
+        grad_norms = []
         for place, update in enumerate(updates):
-            parts += self.accumulate(update, old_logprobs[place] if old_logprobs else None)
+            sums, log_ratios = self.accumulate(
+                update, old_logprobs[place] if old_logprobs else None
+            )
+            parts += sums
+            mismatches |= log_ratios
             grad_norms.append(self._step())
         return RankUpdate(
             sums=reduce_sums(parts),
+            mismatches=mismatches,
             grad_norm=sum(grad_norms) / len(grad_norms),
             learning_rate=learning_rate,
             num_updates=len(updates),
@@ -126,34 +144,48 @@ class LearnerRank:
                 num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
                 num_sequences=len(part),
             )
-            rows = [[part[index] for index in rows] for rows in plan[self._rank]]
-            updates.append(Update(rows, counts))
+            own = plan[self._rank]
+            updates.append(
+                Update(
+                    micro_batches=[[part[index] for index in rows] for rows in own],
+                    indices=[[indices[index] for index in rows] for rows in own],
+                    counts=counts,
+                )
+            )
         return updates
 
     def accumulate(
         self, update: Update, old_logprobs: Sequence[Tensor] | None
-    ) -> list[dict[str, Tensor]]:
+    ) -> tuple[list[dict[str, Tensor]], dict[int, float]]:
         """Leave the gradient of the whole update, over all ranks, in the engine.
 
+        Returns the metric sums of each micro-batch, and the mismatch of each sample of this rank.
         old_logprobs: per micro-batch; None takes the policy's own, for a single update per batch.
         """
         last = len(update.micro_batches) - 1
-        parts = []
+        parts: list[dict[str, Tensor]] = []
+        mismatches: dict[int, float] = {}
         for place, samples in enumerate(update.micro_batches):
             self._engine.set_gradient_accumulation_boundary(place == last)
             old = None if old_logprobs is None else old_logprobs[place]
-            loss, sums = self._loss(samples, update.counts, old)
+            inputs = self._loss_inputs(samples, update.counts, old)
+            loss, sums = policy_loss(inputs, self._config.algorithm)
+            lengths = [sample.trajectory.num_response_tokens for sample in samples]
+            # Against the log-probabilities from before the first step of the batch: later ones
+            # would measure how far the policy has moved, and not how far the engine is off.
+            ratios = mean_log_ratios(inputs.old_logprobs, inputs.rollout_logprobs, lengths)
+            mismatches |= zip(update.indices[place], ratios, strict=True)
             # DeepSpeed averages over ranks; the loss is already divided by global counts.
             self._engine.backward(loss * self._config.policy.ranks)
             parts.append(sums)
-        return parts
+        return parts, mismatches
 
-    def _loss(
+    def _loss_inputs(
         self, samples: Sequence[TrainSample], counts: GlobalCounts, old_logprobs: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> LossInputs:
         micro_batch, logprobs, entropies = self._forward(samples)
         mask = micro_batch.loss_mask
-        inputs = LossInputs(
+        return LossInputs(
             policy_logprobs=logprobs,
             old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs,
             rollout_logprobs=micro_batch.rollout_logprobs[mask],
@@ -161,7 +193,6 @@ class LearnerRank:
             weights=token_weights(mask, counts, self._config.algorithm),
             entropies=entropies,
         )
-        return policy_loss(inputs, self._config.algorithm)
 
     def _step(self) -> float:
         """Clip, take the optimizer step and return the norm the gradient had."""

@@ -199,7 +199,7 @@ class _Training:
         modes, count = list(self._config.modes), self._config.rollout.prompts_per_step
         metrics = step_metrics(result, modes, count, self._progress)
         if self._config.log.ledger:
-            rows = ledger_rows(result.step, result.groups, result.advantages)
+            rows = ledger_rows(result.step, result.groups, result.advantages, result.mismatches)
             write_step(self._directory.ledger_path, result.step, rows)
         is_last = result.step == self._config.steps
         every = self._config.eval.every

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rl.loop.stages import (
+    BatchUpdate,
     Failed,
     NextTokenRequest,
     ReferenceRequest,
@@ -67,8 +68,8 @@ class Scorer(Protocol):
 class Learner(Protocol):
     """Updates the policy and gives its weights away."""
 
-    async def update(self, batch: TrainBatch) -> Mapping[str, float]:
-        """Take the optimizer steps of one batch; metrics keyed `loss/...`, `policy/...`, ..."""
+    async def update(self, batch: TrainBatch) -> BatchUpdate:
+        """Take the optimizer steps of one batch."""
         ...
 
     async def send_weights(self, version: int) -> WeightProof:

@@ -74,6 +74,8 @@ class StepResult:
     """Steps done, 1-based: the policy version after this step."""
     groups: tuple[ScoredGroup, ...]
     advantages: tuple[tuple[float | None, ...], ...]
+    mismatches: tuple[tuple[float | None, ...], ...]
+    """`BatchUpdate.mismatches` by group and trajectory; None where it was left out."""
     dropped: Counter[tuple[str, str]]
     """Groups replaced since the last step, by mode and reason."""
     learner_metrics: dict[str, float]
@@ -150,17 +152,24 @@ class TrainingLoop:
         taken = time.monotonic()
         self.group_filter.end_step(self._version + 1)
         batch, advantages = self._credit(groups)
-        learner_metrics = dict(await self._parts.learner.update(batch))
+        update = await self._parts.learner.update(batch)
         updated = time.monotonic()
         sync_metrics = await self._publish(self._version + 1)
         finished = time.monotonic()
+        # The batch holds the trajectories with an advantage, in the order of the groups.
+        of_samples = iter(update.mismatches)
+        mismatches = tuple(
+            tuple(None if advantage is None else next(of_samples) for advantage in of_group)
+            for of_group in advantages
+        )
         activity = self._activity.take_seconds()
         return StepResult(
             step=self._version,
             groups=tuple(groups),
             advantages=advantages,
+            mismatches=mismatches,
             dropped=self._take_dropped(),
-            learner_metrics=learner_metrics,
+            learner_metrics=dict(update.metrics),
             sync_metrics=sync_metrics,
             seconds={
                 "step": finished - started,

@@ -107,6 +107,21 @@ def _num_clipped(
     return (too_high | too_low).sum()
 
 
+def mean_log_ratios(
+    old_logprobs: Float[Tensor, " n"],
+    rollout_logprobs: Float[Tensor, " n"],
+    num_tokens: Sequence[int],
+) -> list[float]:
+    """Mean over each sample's loss tokens of old - rollout, the log of the mismatch ratio.
+
+    num_tokens: loss tokens of each sample, in row order; together they are the n tokens.
+
+    Example: mean_log_ratios([-1, -2, -3], [-1.5, -2, -4], [2, 1]) == [0.25, 1.0]
+    """
+    differences = (old_logprobs.detach() - rollout_logprobs).split(list(num_tokens))
+    return [difference.mean().item() for difference in differences]
+
+
 def reduce_sums(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Combine metric sums of micro-batches or of ranks: sums add up, the maximum stays one."""
     return {

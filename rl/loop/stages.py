@@ -261,6 +261,17 @@ class TrainBatch:
 
 
 @dataclass(frozen=True)
+class BatchUpdate:
+    """What the learner reports of one batch."""
+
+    metrics: Mapping[str, float]
+    """Keyed `loss/...`, `policy/...`, ..."""
+    mismatches: tuple[float, ...]
+    """Per sample: mean over its response tokens of the log-probability under the learner, before
+    the first optimizer step of the batch, minus that by the engine that sampled it."""
+
+
+@dataclass(frozen=True)
 class Canary:
     """A response that the policy sampled once, scored by learner and engines at every publish.
 

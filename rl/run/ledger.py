@@ -83,7 +83,8 @@ class LedgerRow:
     advantage: float | None
     """None where the trajectory was left out of the update."""
     mismatch: float | None
-    """Mean over response tokens of |rollout_logprobs - policy_logprobs|; None if not measured."""
+    """Mean over response tokens of the log-probability under the learner minus that by the engine:
+    the sign of `rollout/mismatch_kl`. None where the trajectory was left out of the update."""
     media: str | None = None
     """The prompt's images and videos by name, as names.to_json writes them; None without any."""
     media_digests: tuple[str, ...] = ()

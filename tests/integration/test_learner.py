@@ -1,6 +1,7 @@
 """The learner on real DeepSpeed and Ray, against plain PyTorch on the whole batch."""
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,6 +261,10 @@ def test_two_updates_per_batch_equal_a_hand_written_loop(model_dir: Path):
     (weights,) = ask(actors, "weights")
     close(actors)
     assert result.num_updates == 2
+    for index, sample in enumerate(samples):
+        rollout = torch.tensor(sample.trajectory.rollout_logprobs[sample.trajectory.loss_mask])
+        expected = (old[index] - rollout).mean().item()
+        assert result.mismatches[index] == pytest.approx(expected, abs=1e-4)
     assert result.grad_norm == pytest.approx(sum(norms) / 2, rel=1e-4)
     assert min(norms) > 0.5, "the clip must be at work"
     for name, expected in model.named_parameters():
@@ -309,7 +314,9 @@ async def resume_and_lose_a_rank(config: Config, model_dir: Path, first: Path, e
     learner = RayLearner(config, model_dir, cluster)
     await learner.start()
     await learner.load(first)
-    metrics = await learner.update(make_batch(2))
+    update = await learner.update(make_batch(2))
+    assert all(math.isfinite(mismatch) for mismatch in update.mismatches)
+    metrics = update.metrics
     assert metrics["optim/learning_rate"] == 1e-2
     assert metrics["policy/grad_norm"] > 0.5
     assert 0 < metrics["policy/entropy"] < np.log(VOCABULARY)

@@ -29,6 +29,7 @@ def result(*groups, step=3, advantages=None, dropped=None):
         step=step,
         groups=groups,
         advantages=advantages or tuple(tuple(0.0 for _ in g.scores) for g in groups),
+        mismatches=(),
         dropped=Counter(dropped or {}),
         learner_metrics={"loss/policy": 0.5},
         sync_metrics={"sync/seconds": 0.1},

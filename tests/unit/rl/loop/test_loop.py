@@ -117,6 +117,12 @@ def test_a_group_mostly_without_scores_is_dropped_under_its_reason():
     assert {reason for _, reason in results[0].dropped} == {"unscored"}
 
 
+def test_the_mismatches_of_a_batch_go_to_their_trajectories():
+    """The fake learner numbers its samples; a trajectory without a score is none."""
+    (result,), *_ = run(config(steps=1), scorer=FakeScorer(lambda group: [None, 1.0]))
+    assert result.mismatches == tuple((None, float(index)) for index in range(4))
+
+
 def test_zero_variance_groups_are_replaced_only_when_asked():
     scorer = FakeScorer(lambda g: [1.0, 1.0 if g.request.group_id.endswith("/0") else 0.0])
     kept, *_ = run(config(steps=1), scorer=scorer)

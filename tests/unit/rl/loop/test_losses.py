@@ -11,6 +11,7 @@ from rl.loop.losses import (
     GlobalCounts,
     LossInputs,
     loss_metrics,
+    mean_log_ratios,
     policy_loss,
     reduce_sums,
     token_weights,
@@ -194,3 +195,9 @@ def test_micro_batches_add_up_to_the_looped_loss(rows: list, aggregation: str, n
         total += policy_loss(case, algorithm)[0].item()
     expected = looped_loss([tokens for tokens, _ in rows], [a for _, a in rows], aggregation)
     assert total == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_the_mismatch_of_a_sample_is_its_mean_log_ratio():
+    old, rollout = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, -2.0, -4.0])
+    assert mean_log_ratios(old, rollout, [2, 1]) == [0.25, 1.0]
+    assert mean_log_ratios(old[:0], rollout[:0], []) == []
