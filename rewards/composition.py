@@ -73,6 +73,7 @@ def compose_group(
         route = accuracy.route.name if accuracy.route else ""
         weights = config.weights_for(route, prompt.task, mode)
         failure = _failure(weights, config.plugins, accuracy, text, shown)
+        # No reward and not 0: a zero would be a verdict, and would pull the group's baseline down.
         reward = None
         if failure is None:
             reward = sum(weight * parts.get(part, 0.0) for part, weight in weights.items())

@@ -109,6 +109,8 @@ class LearnerRank:
         """Take the optimizer steps of one batch; all ranks are given the same batch."""
         started = time.monotonic()
         learning_rate = self._set_learning_rate(batch.step)
+        # Every rank plans for all ranks and takes its part, so no rank has to send a plan to
+        # another.
         updates = self.plan(batch.samples)
         old_logprobs: list[list[Tensor]] | None = None
         if len(updates) > 1:
@@ -140,6 +142,8 @@ class LearnerRank:
             part = [samples[index] for index in indices]
             lengths = [sample.trajectory.num_tokens for sample in part]
             plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
+            # Counts of the whole update and not of this rank: the gradients of ranks and micro-
+            # batches then add up to that of one big batch, however it is cut.
             counts = GlobalCounts(
                 num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
                 num_sequences=len(part),
@@ -199,6 +203,7 @@ class LearnerRank:
         if self._config.policy.effective_zero_stage > 0:
             self._engine.step()
             return float(self._engine.get_global_grad_norm())
+        # At stage 0 every rank holds the whole gradient after the reduction, so all clip alike.
         norm = torch.nn.utils.clip_grad_norm_(
             self._engine.module.parameters(), self._config.policy.optimizer.max_grad_norm
         )

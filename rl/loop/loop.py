@@ -148,8 +148,12 @@ class TrainingLoop:
         """Take the oldest step's groups, update the learner on them, publish its weights."""
         started = time.monotonic()
         self._ask_for_groups()
+        # All groups of this step and in the order they were asked for: taking whichever finish
+        # first would train the quick mode early and the slow one late.
         groups = await asyncio.gather(*self._asked_for[self._version])
         taken = time.monotonic()
+        # Only between steps: within one, the order in which groups finish would decide who is
+        # dropped.
         self.group_filter.end_step(self._version + 1)
         batch, advantages = self._credit(groups)
         update = await self._parts.learner.update(batch)
@@ -185,6 +189,8 @@ class TrainingLoop:
 
     def _ask_for_groups(self) -> None:
         """Ask for the groups of every step that has slots."""
+        # A step's slots are free once its oldest allowed version is published, which bounds both
+        # the groups in memory and the staleness of every sample.
         last = min(self._version + self._config.rollout.max_staleness, self._config.steps - 1)
         while self._next_to_ask <= last:
             step = self._next_to_ask
@@ -243,6 +249,8 @@ class TrainingLoop:
         return None if reason is DropReason.UNSCORED else ScoredGroup(group, scores), reason
 
     async def _cancel_producers(self) -> None:
+        # What is in flight is thrown away: a resumed run draws the same prompts and modes again, so
+        # nothing is lost but time, and nothing is trained on twice.
         tasks = [task for tasks in self._asked_for.values() for task in tasks]
         for task in tasks:
             task.cancel()
@@ -286,6 +294,8 @@ class TrainingLoop:
         metrics = await publish(
             self._parts.learner, self._parts.engine, version, self._config.canary_tolerance
         )
+        # Only after the proof: a slot that is given back earlier could be filled by an engine whose
+        # weights nobody has checked.
         del self._asked_for[self._version]
         self._version = version
         return metrics

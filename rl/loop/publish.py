@@ -25,6 +25,7 @@ async def publish(
     `sync/...` metrics; raises UnprovenWeights if any engine holds something else.
     """
     started = time.monotonic()
+    # Frozen and not aborted: long responses go on under the new weights, and record both versions.
     await engine.pause()
     paused = time.monotonic()
     sent = await learner.send_weights(version)
@@ -49,6 +50,8 @@ def check_proofs(sent: WeightProof, received: Sequence[WeightProof], tolerance: 
         engine = f"vLLM process {place}"
         if proof.version != sent.version:
             raise UnprovenWeights(f"{engine} answers version {proof.version}, sent {sent.version}")
+        # The digests prove that the bytes arrived, the canary that the engine computes with them:
+        # vLLM may keep a repacked copy of a tensor through an update, and no digest sees that.
         _check_digests(engine, sent, proof)
         largest = max(largest, _check_canary(engine, sent, proof, tolerance))
     return largest

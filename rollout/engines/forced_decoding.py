@@ -89,6 +89,8 @@ class ForcedSampler(Sampler):
         sampling_metadata: SamplingMetadata,
         logprobs_mode_override: Any = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # Log-probabilities are gathered after this for whatever tokens are returned, so replacing
+        # the tokens here is enough.
         sampled, logprobs = super().sample(logits, sampling_metadata, logprobs_mode_override)
         for processor in sampling_metadata.logitsprocs.argmax_invariant:
             if isinstance(processor, ForcedTokens):

@@ -43,6 +43,7 @@ class Receipt:
         load_weights = self.model.load_weights
 
         def digest_then_load(weights: Iterable[tuple[str, torch.Tensor]]):
+            # As a list: digests and loader both read the tensors, and what arrives is a generator.
             arrived = list(weights)
             self.digests.update((name, tensor_digest(tensor)) for name, tensor in arrived)
             return load_weights(arrived)

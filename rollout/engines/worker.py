@@ -128,6 +128,7 @@ class RolloutWorker:
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
+        # A publish may come while this request is in flight; the loop refuses what is too stale.
         first_version = self._version
         output, media = await self._answered(self._sample(request))
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
