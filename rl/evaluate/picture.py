@@ -19,15 +19,10 @@ from rl.evaluate.directory import read_results
 from rl.run.files import atomic_write
 from rl.run.pictures import GREY, INK, mode_colors, plain
 
-_SIZE_INCHES = (10, 6.5)
-_DPI = 120
-_OTHER_ALPHA = 0.45
-
 
 def draw_accuracy(root: Path) -> Path:
     """Draw the evaluation in `root` from its result.json, with those beside it that compare."""
     own = json.loads((root / "result.json").read_text(encoding="utf-8"))
-    beside = read_results(root.parent)
 
     def of_prompts(result: Mapping[str, Any]) -> list[Any]:
         """Which prompts were asked, and how."""
@@ -39,17 +34,20 @@ def draw_accuracy(root: Path) -> Path:
     # Only points of the same prompts and the same sampling can be compared by eye.
     others = [
         other
-        for name, other in beside.items()
+        for name, other in read_results(root.parent).items()
         if name != root.name and of_prompts(own) == of_prompts(other)
     ]
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(10, 6.5), dpi=120, facecolor="white")
     axes = figure.subplots()
     figure.subplots_adjust(left=0.08, right=0.97, top=0.84, bottom=0.11)
     colors = mode_colors(own["modes"])
     for other in others:
         for mode, figures in other["modes"].items():
             if mode in colors:
-                _draw_other(axes, figures, _name(other["policy"]), colors[mode])
+                at = figures["tokens_mean"], figures["accuracy"]
+                style = {"color": colors[mode], "alpha": 0.45, "markersize": 8, "linewidth": 1.2}
+                axes.errorbar(*at, figures["half_width"], fmt="o", capsize=3, zorder=3, **style)
+                _label(axes, *at, _name(other["policy"]), GREY)
     for mode, figures in own["modes"].items():
         _draw_own(axes, mode, figures, colors[mode])
     _finish(axes, own)
@@ -79,23 +77,6 @@ def _draw_own(axes: Axes, mode: str, figures: Mapping[str, Any], color: str) -> 
     _label(axes, x, max(ladder.values()), f"pass@{max(ladder)}", color, above=True)
 
 
-def _draw_other(axes: Axes, figures: Mapping[str, Any], name: str, color: str) -> None:
-    x, y = figures["tokens_mean"], figures["accuracy"]
-    axes.errorbar(
-        x,
-        y,
-        figures["half_width"],
-        fmt="o",
-        color=color,
-        alpha=_OTHER_ALPHA,
-        markersize=8,
-        linewidth=1.2,
-        capsize=3,
-        zorder=3,
-    )
-    _label(axes, x, y, name, GREY)
-
-
 def _label(axes: Axes, x: float, y: float, text: str, color: str, above: bool = False) -> None:
     offset, align = ((0, 8), "center") if above else ((10, -3), "left")
     axes.annotate(
@@ -109,14 +90,8 @@ def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
     responses = "1 response" if own["k"] == 1 else f"{own['k']} responses"
     sampling = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
     axes.set_title(_name(own["policy"]), loc="left", fontsize=18, color=INK, pad=34)
-    axes.text(
-        0,
-        1.03,
-        f"{own['n']} {split} prompts, {responses} each, {sampling}",
-        transform=axes.transAxes,
-        fontsize=12,
-        color=GREY,
-    )
+    subtitle = f"{own['n']} {split} prompts, {responses} each, {sampling}"
+    axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=12, color=GREY)
     # Lengths of modes differ by a factor of ten and more.
     axes.set_xscale("log")
     axes.margins(x=0.25)

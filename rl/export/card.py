@@ -16,11 +16,8 @@ from rl.config.run import Config, EvalConfig
 from rl.export.proof import ModeProof
 from rl.run.templates import templates
 
-_RATES = {
-    "wrong_claims": ("wrong claims a response", ".3f"),
-    "wrong_responses": ("responses with one", ".1%"),
-    "claims": ("claims a response", ".3f"),
-}
+# What card.md.j2 has columns for, in this order.
+_RATES = (("wrong_claims", ".3f"), ("wrong_responses", ".1%"), ("claims", ".3f"))
 _COLUMNS = ["chat_template_kwargs", "temperature", "top_p", "max_tokens"]
 Figures = Mapping[str, Mapping[str, float]]
 """Held-out figures by mode, named as the fields of rl/evaluate/evaluation.py:ModeResult."""
@@ -81,20 +78,24 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
         [mode, *(json.dumps(fields[column]) for column in _COLUMNS)]
         for mode, fields in facts.requests.items()
     ]
-    results = [
-        [
-            mode,
-            _accuracy(before[mode]) if mode in before else "",
-            _accuracy(figures),
-            f"{figures['tokens_mean']:.1f}",
-            f"{figures['truncated']:.1%}",
-        ]
-        for mode, figures in facts.after.items()
-    ]
+    results: list[list[str]] = []
+    for mode, figures in facts.after.items():
+        at_first = _accuracy(before[mode]) if mode in before else ""
+        length = [f"{figures['tokens_mean']:.1f}", f"{figures['truncated']:.1%}"]
+        results.append([mode, at_first, _accuracy(figures), *length])
     proof = [
         [mode, p.prompts, p.tokens, f"{p.max_difference:.1e}", f"{p.greedy_gap:.1e}"]
         for mode, p in facts.proof.items()
     ]
+    hallucination: list[list[str]] = []
+    if alignment is not None:
+        first, last = (alignment[when]["hallucination"] for when in ("before", "after"))
+        # Every rate before and after the last iteration, of the modes that both measured.
+        hallucination = [
+            [mode, *(format(m[mode][rate], form) for rate, form in _RATES for m in (first, last))]
+            for mode in first
+            if mode in last
+        ]
     text = _TEMPLATES.get_template("card.md.j2").render(
         config=config,
         config_text=config_text,
@@ -108,13 +109,8 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
         columns=_COLUMNS,
         requests=requests,
         results=results,
-        hallucination=[] if alignment is None else _hallucination(alignment),
-        hallucination_header=[
-            "mode",
-            *(f"{label} {when}" for label, _ in _RATES.values() for when in ("before", "after")),
-        ],
+        hallucination=hallucination,
         proof=proof,
-        lineage=_lineage(config, facts),
     )
     # It reads the front matter back, as the hub will.
     return str(ModelCard(text))
@@ -139,40 +135,6 @@ def serve_command(
 
 def _accuracy(figures: Mapping[str, float]) -> str:
     return f"{figures['accuracy']:.1%} ± {100 * figures['half_width']:.1f}"
-
-
-def _hallucination(alignment: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row per mode: every rate before and after the last iteration."""
-    before, after = (alignment[when]["hallucination"] for when in ("before", "after"))
-    rows: list[list[str]] = []
-    for mode in (mode for mode in before if mode in after):
-        rates = [
-            format(measured[mode][name], form)
-            for name, (_, form) in _RATES.items()
-            for measured in (before, after)
-        ]
-        rows.append([mode, *rates])
-    return rows
-
-
-def _lineage(config: Config, facts: CardFacts) -> list[list[str]]:
-    data, lora = config.data, config.policy.lora
-    tokens = ", ".join(f"{count:,} in {mode}" for mode, count in facts.trained_tokens.items())
-    trained, exported = (
-        ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"
-        for versions in (facts.trained_with, facts.exported_with)
-    )
-    weights = f"LoRA of rank {lora.rank}, merged" if lora else "all of them trained"
-    return [
-        ["base model", config.policy.model],
-        ["run", config.run],
-        ["step", f"{facts.step} of {config.steps}"],
-        ["trained tokens", f"{sum(facts.trained_tokens.values()):,} ({tokens})"],
-        ["weights", f"{config.policy.dtype}, {weights}"],
-        ["data", " ".join(filter(None, [data.kind, data.path, data.subset, data.split]))],
-        ["trained with", trained],
-        ["exported with", exported],
-    ]
 
 
 def _fence_length(text: str) -> int:

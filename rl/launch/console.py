@@ -75,18 +75,11 @@ class Console:
         """A stretch of work begins, and the one before it has ended."""
         self._end_phase()
         self._phase = (text, time.monotonic())
-        if self._live is None:
-            elapsed = time.monotonic() - self._started
-            self._print(f"[{duration(elapsed)}] {text}")
-        else:
-            self._live.refresh()
+        self._show(f"[{duration(time.monotonic() - self._started)}] {text}")
 
     def note(self, text: str) -> None:
         self._notes.append(f"{duration(time.monotonic() - self._started)}  {text}")
-        if self._live is None:
-            self._print(f"note: {text}")
-        else:
-            self._live.refresh()
+        self._show(f"note: {text}")
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
         self._end_phase()
@@ -96,20 +89,26 @@ class Console:
         self._latest.update(metrics)
         for key, value in metrics.items():
             self._history[key].append(value)
-        if self._live is None:
-            left = self._left()
-            self._print(step_line(step, self._total_steps, self._modes, metrics, left))
-        else:
-            self._live.refresh()
+        self._show(step_line(step, self._total_steps, self._modes, metrics, self._left()))
 
     def before_after_table(self, summary: Mapping[str, Any]) -> None:
         """Print held-out accuracy and length of every mode before and after (summary.json)."""
         # The live view would be drawn once more below the table.
         self.close()
-        self._screen.print(_before_after(summary, self._modes))
+        table = Table(title="held-out prompts, before and after", title_justify="left")
+        table.add_column("mode")
+        for label in ("accuracy before", "after", "points", "tokens before", "after"):
+            table.add_column(label, justify="right")
+        for mode in self._modes:
+            before, after = summary["before"][mode], summary["after"][mode]
+            points = 100 * (after["accuracy"] - before["accuracy"])
+            style = "green" if points > 0 else "red" if points < 0 else ""
+            row = [Text(mode), _accuracy(before), _accuracy(after), Text(f"{points:+.1f}", style)]
+            table.add_row(*row, *(f"{figures['tokens_mean']:.1f}" for figures in (before, after)))
+        self._screen.print(table)
+        took = duration(summary["seconds"])
         self._print(
-            f"{summary['steps']} steps, {summary['trained_tokens']:,} trained tokens, "
-            f"{duration(summary['seconds'])}"
+            f"{summary['steps']} steps, {summary['trained_tokens']:,} trained tokens, {took}"
         )
 
     def close(self) -> None:
@@ -151,6 +150,13 @@ class Console:
         if self._live is not None:
             self._print(f"{duration(time.monotonic() - since):>9}  {text}")
 
+    def _show(self, line: str) -> None:
+        """Print the line, or have the live view show what it is about."""
+        if self._live is None:
+            self._print(line)
+        else:
+            self._live.refresh()
+
     def _print(self, text: str) -> None:
         # As Text it is no markup: a path or a note may hold square brackets.
         self._screen.print(Text(text), soft_wrap=True)
@@ -167,19 +173,6 @@ class Console:
         return None
 
     def _view(self) -> Group:
-        parts: list[Any] = [Text(), self._header()]
-        if self._latest:
-            fields = [(key, text) for key, text in _RUN_FIELDS if key in self._latest]
-            line = " · ".join(text.format(self._latest[key]) for key, text in fields)
-            parts += [Text(line, style="dim"), Text(), self._mode_table()]
-        if self._phase is not None:
-            phase, since = self._phase
-            elapsed = duration(time.monotonic() - since)
-            parts.append(Spinner("dots", Text(f"{phase}  {elapsed}", style="bold")))
-        parts += [Text(note, style="dim") for note in self._notes]
-        return Group(*parts)
-
-    def _header(self) -> Table:
         times = f"{duration(time.monotonic() - self._started)} elapsed"
         left = self._left()
         if left is not None:
@@ -192,7 +185,17 @@ class Console:
             ProgressBar(total=self._total_steps, completed=self._step, width=16),
             Text(times),
         )
-        return header
+        parts: list[Any] = [Text(), header]
+        if self._latest:
+            fields = [(key, text) for key, text in _RUN_FIELDS if key in self._latest]
+            line = " · ".join(text.format(self._latest[key]) for key, text in fields)
+            parts += [Text(line, style="dim"), Text(), self._mode_table()]
+        if self._phase is not None:
+            phase, since = self._phase
+            elapsed = duration(time.monotonic() - since)
+            parts.append(Spinner("dots", Text(f"{phase}  {elapsed}", style="bold")))
+        parts += [Text(note, style="dim") for note in self._notes]
+        return Group(*parts)
 
     def _mode_table(self) -> Table:
         # Beside the labels (19 columns), each mode has its number and its gaps (11).
@@ -209,34 +212,13 @@ class Console:
         table.add_row(*header)
         for label, template, text in _MODE_ROWS:
             row = [Text(label)]
-            for mode in self._modes:
-                key = template.format(mode=mode)
-                known = key in self._latest
-                row.append(Text(text.format(self._latest[key]) if known else ""))
+            for key in (template.format(mode=mode) for mode in self._modes):
+                row.append(Text(text.format(self._latest[key]) if key in self._latest else ""))
                 row.append(Text(sparkline(self._history.get(key, []), spark_width)))
             # A run without evaluations, say, has no line for them.
             if any(value.plain for value in row[1:]):
                 table.add_row(*row)
         return table
-
-
-def _before_after(summary: Mapping[str, Any], modes: Sequence[str]) -> Table:
-    table = Table(title="held-out prompts, before and after", title_justify="left")
-    table.add_column("mode")
-    for label in ("accuracy before", "after", "points", "tokens before", "after"):
-        table.add_column(label, justify="right")
-    for mode in modes:
-        before, after = summary["before"][mode], summary["after"][mode]
-        points = 100 * (after["accuracy"] - before["accuracy"])
-        table.add_row(
-            Text(mode),
-            _accuracy(before),
-            _accuracy(after),
-            Text(f"{points:+.1f}", style="green" if points > 0 else "red" if points < 0 else ""),
-            f"{before['tokens_mean']:.1f}",
-            f"{after['tokens_mean']:.1f}",
-        )
-    return table
 
 
 def _accuracy(figures: Mapping[str, float]) -> str:

@@ -25,9 +25,6 @@ from rl.run.files import write_text
 from rl.show.page import Page, as_html, as_ranges
 from rl.show.pictures import Pictures
 
-# A browser would be slow to filter many more.
-MAX_TRAJECTORIES = 2_000
-
 
 class ShowKeys(Keys):
     run: RunPath
@@ -35,7 +32,8 @@ class ShowKeys(Keys):
     step: str | None = Field(default=None, examples=["12"])
     """A step, or the steps of a range such as 10..20; of a pass, iterations. By default the
     newest."""
-    limit: int = Field(default=MAX_TRAJECTORIES, gt=0, lt=10**9)
+    # A browser would be slow to filter many more.
+    limit: int = Field(default=2_000, gt=0, lt=10**9)
     """The most trajectories, or pairs, on the page."""
     out: Path | None = Field(default=None, examples=["FILE.html"])
     """The page; by default in `samples` of the run's directory."""
@@ -61,41 +59,54 @@ def show(keys: ShowKeys) -> tuple[Path, Page]:
     Raises ValueError for a run or pass that cannot be shown, and OSError where the page cannot be
     written. A page that was there is replaced once the new one is complete.
     """
-    # pandas, which both need, loads slowly, and a mistyped key is answered without it.
-    from rl.show import pairs, trajectories
+    # pandas, which it needs, loads slowly, and a mistyped key is answered without it.
+    from rl.show import samples
 
     run = RunDirectory(keys.run)
     pictures = Pictures(run.config_path)
     # A pass has a run directory like a run's, but pairs in place of a ledger.
-    if pairs.holds_pass(run):
-        paths = _chosen(
-            pairs.pair_files(run.root), keys.step, "the pass has no pairs.parquet of iteration"
-        )
-        name = "iteration_" + _ends(paths, "d")
-        page = pairs.page_of_pairs(
-            f"{run.root.resolve().parent.name}/{run.name}", paths, keys.limit, pictures.of
-        )
+    iterations = {} if run.ledger_path.exists() else _numbered(run.root, "iteration_*")
+    if iterations:
+        paths = {number: path / "pairs.parquet" for number, path in iterations.items()}
+        paths = {number: path for number, path in paths.items() if path.is_file()}
+        if not paths:
+            raise ValueError(
+                f"no iteration of {run.root} has its pairs.parquet; a pass has pairs to show once "
+                "the responses of an iteration are judged"
+            )
+        paths = _chosen(paths, keys.step, "the pass has no pairs.parquet of iteration")
+        name = f"{run.root.resolve().parent.name}/{run.name}"
+        page = samples.page_of_pairs(name, paths, keys.limit, pictures.of)
     else:
-        paths = _chosen(
-            trajectories.ledger_steps(run.ledger_path), keys.step, "the ledger has no step"
-        )
-        name = "step_" + _ends(paths, "06d")
-        page = trajectories.page_of_ledger(run.name, paths, keys.limit, pictures.of)
-    out = keys.out or run.root / "samples" / f"{name}.html"
+        paths = _numbered(run.ledger_path, "step_*.parquet")
+        if not paths:
+            raise ValueError(
+                f"{run.ledger_path} holds no step_*.parquet; a run has samples to show after its "
+                "first step, and with log.ledger=true"
+            )
+        paths = _chosen(paths, keys.step, "the ledger has no step")
+        page = samples.page_of_ledger(run.name, paths, keys.limit, pictures.of)
+    # Such as step_000012.html, or iteration_10-20.html for the first and the last of several.
+    prefix, form = ("iteration_", "d") if iterations else ("step_", "06d")
+    ends = "-".join(format(number, form) for number in sorted({min(paths), max(paths)}))
+    out = keys.out or run.root / "samples" / f"{prefix}{ends}.html"
     out.parent.mkdir(parents=True, exist_ok=True)
     # Complete or not at all: a browser may reload the page while it is written.
     write_text(out, as_html(page))
     return out, page
 
 
-def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict[int, Path]:
-    """The steps that `12` or `10..20` names, or the newest; never none.
+def _numbered(directory: Path, pattern: str) -> dict[int, Path]:
+    """Return what matches, such as step_000012.parquet, in the order of its numbers."""
+    prefix = pattern.partition("*")[0]
+    paths = [(path.stem.removeprefix(prefix), path) for path in directory.glob(pattern)]
+    return dict(sorted((int(number), path) for number, path in paths if number.isdecimal()))
 
-    missing: how the error begins that says which step there is not.
-    """
+
+def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict[int, Path]:
+    """The steps that `12` or `10..20` names, or the newest; missing: how the error begins."""
     if wanted is None:
-        newest = max(paths)
-        return {newest: paths[newest]}
+        return {max(paths): paths[max(paths)]}
     match = re.fullmatch(r"([0-9]{1,9})(?:\.\.([0-9]{1,9}))?", wanted)
     if match is None:
         raise ValueError(f"step is a number or a range such as 10..20, got {wanted!r}")
@@ -106,11 +117,6 @@ def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict
     if not chosen:
         raise ValueError(f"{missing} {wanted}; it has {as_ranges(list(paths))}")
     return chosen
-
-
-def _ends(steps: Mapping[int, Path], form: str) -> str:
-    """Such as `12`, or `10-20` for the first and the last of several; form: of each."""
-    return "-".join(format(step, form) for step in sorted({min(steps), max(steps)}))
 
 
 COMMAND = Command("rl.show", __doc__, ShowKeys, write_page)

@@ -1,7 +1,7 @@
 """The pages of the project: HTML with its style, its script and its images inside.
 
-A page of samples has a card for each prompt in one mode, and on it the items that belong to it:
-trajectories of a ledger (trajectories.py), or preference pairs (pairs.py).
+A page of samples (samples.py) has a card for each prompt in one mode, and on it the items that
+belong to it: trajectories of a ledger, or preference pairs.
 
 What a run has written is text and never becomes markup: the templates escape every value. Behind
 that stands a content security policy, under which the browser runs the script of page.js, known by
@@ -12,30 +12,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from rl.data.media.names import Medium
 from rl.run.pictures import GREY, GRID, INK, MODE_COLORS
 from rl.run.templates import templates
 
 _HERE = Path(__file__).parent
-_COLORS = [f".mode-{n} {{ --mode: {color} }}" for n, color in enumerate(MODE_COLORS)]
 # The colours come before the style, which replaces some of them where the screen is dark.
-_STYLE = "\n".join(
-    [
-        f":root {{ --ink: {INK}; --grey: {GREY}; --line: {GRID} }}",
-        *_COLORS,
-        (_HERE / "page.css").read_text("utf-8"),
-    ]
-)
+_COLORS = [f":root {{ --ink: {INK}; --grey: {GREY}; --line: {GRID} }}"]
+_COLORS += [f".mode-{n} {{ --mode: {color} }}" for n, color in enumerate(MODE_COLORS)]
+_STYLE = "\n".join([*_COLORS, (_HERE / "page.css").read_text("utf-8")])
 _SCRIPT = (_HERE / "page.js").read_text("utf-8")
-
-_Group = TypeVar("_Group", bound=Sequence)
 
 
 @dataclass(frozen=True)
@@ -49,10 +41,6 @@ class Picture:
     """Why it is not shown, or how it differs from what the policy saw."""
     is_strip: bool = False
     """Whether it is frames of a video."""
-
-
-PicturesOf = Callable[[Sequence[Medium], Sequence[str]], tuple[Picture, ...]]
-"""The pictures of media, given the digests of the pixels that the policy saw, if known."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +66,10 @@ class Page:
     """Which part of the run it is of."""
     items: str
     """What the items are called; ITEMS.html.j2 is their template."""
-    modes: tuple[str, ...]
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
-    """The table of counts and means, of all that the page is of, shown or not."""
+    """The table of counts and means, a line for each mode, of all that the page is of, shown or
+    not."""
     num_groups: int
     num_items: int
     cards: tuple[Card, ...]
@@ -121,67 +109,18 @@ def _render(template: str, title: str, images: str = "data:", **values: Any) -> 
     )
 
 
-def first_that_fit(groups: Iterable[_Group], limit: int) -> Iterator[_Group]:
-    """Yield whole groups as long as they fit into `limit` items, and at least one."""
-    left: int | None = None
-    for group in groups:
-        # It ends at the first that does not fit: a later, smaller one would stand beside a gap.
-        if left is not None and len(group) > left:
-            return
-        left = (limit if left is None else left) - len(group)
-        yield group
-
-
-def messages_as_text(
-    messages: Iterable[Mapping[str, Any]],
-) -> tuple[tuple[str, str], ...]:
-    """Return role and text of each message of a chat.
-
-    Media are named; what else is no text is shown as JSON.
-    """
-
-    def text_of(part: Any) -> str:
-        match part:
-            case str() | {"type": "text", "text": str()}:
-                return part if isinstance(part, str) else part["text"]
-            case {"type": "image" | "video" as kind, **rest} if not rest:
-                return f"[{kind}]"
-        return json.dumps(part, ensure_ascii=False)
-
-    shown: list[tuple[str, str]] = []
-    for message in messages:
-        content = message.get("content")
-        texts = [text_of(part) for part in (content if isinstance(content, list) else [content])]
-        # Tool calls and the like: rare, and shown as they are rather than left out.
-        if rest := {key: message[key] for key in message if key not in ("role", "content")}:
-            texts.append(json.dumps(rest, ensure_ascii=False))
-        shown.append((str(message.get("role")), "\n".join(texts)))
-    return tuple(shown)
-
-
 def as_ranges(numbers: Sequence[int]) -> str:
     """Example: as_ranges([1, 2, 3, 7]) == "1..3, 7" """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}..{run[-1]}" if run[1:] else f"{run[0]}" for run in runs)
+    # In a run of consecutive numbers each is as far above its index as the others.
+    runs = groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(members) for _, members in runs)]
+    return ", ".join(f"{first}..{last}" if last > first else f"{first}" for first, last in ends)
 
 
 def as_number(value: float, sign: str = "") -> str:
     """Return the value with four digits."""
     # Rounded to hide the rounding errors of a mean; the 0 that is added turns -0 into 0.
     return format(round(value, 6) + 0.0, f"{sign}.4g")
-
-
-def as_mean(values: Any, form: str = "") -> str:
-    """Return the mean of what a column of pandas knows, or a dash if that is nothing."""
-    mean = float(values.mean())
-    if math.isnan(mean):
-        return "–"
-    return format(mean, form) if form else as_number(mean)
 
 
 # Compiled once; the templates are few and the pages may be large.

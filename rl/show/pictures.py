@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
@@ -26,12 +28,12 @@ MAX_FRAMES, MAX_FRAME_SIDE = 6, 160
 """Frames that stand for a video on the page, and the longer side of each in pixels."""
 
 
+@dataclass(frozen=True)
 class Pictures:
     """The media of a run as they are on disk now."""
 
-    def __init__(self, config_path: Path) -> None:
-        """config_path: the run's."""
-        self._config_path = config_path
+    config_path: Path
+    """The run's."""
 
     def of(self, media: Sequence[Medium], digests: Sequence[str]) -> tuple[Picture, ...]:
         """Return the media of a prompt; raises ValueError where the run's data are not known.
@@ -62,12 +64,12 @@ class Pictures:
     @cached_property
     def _store(self) -> MediaStore:
         try:
-            stored = OmegaConf.to_container(OmegaConf.load(self._config_path))
+            stored = OmegaConf.to_container(OmegaConf.load(self.config_path))
             data = stored.get("data") if isinstance(stored, dict) else None
             return MediaStore(SourceConfig.model_validate(data))
         except (YAMLError, OmegaConfBaseException, ValidationError) as error:
             raise ValueError(
-                f"{self._config_path} does not say where the media of the run are: {error}"
+                f"{self.config_path} does not say where the media of the run are: {error}"
             ) from error
 
 
@@ -76,11 +78,7 @@ def _strip(video: Video) -> Image.Image:
     # The same spreading as for the policy's frames, but of fewer: a strip is to be recognised.
     numbers = spread(len(video.frames), min(MAX_FRAMES, len(video.frames)))
     frames = [_small(Image.fromarray(video.frames[n]), MAX_FRAME_SIDE) for n in numbers]
-    width, height = frames[0].size
-    strip = Image.new("RGB", (width * len(frames), height))
-    for index, frame in enumerate(frames):
-        strip.paste(frame, (index * width, 0))
-    return strip
+    return Image.fromarray(np.hstack([np.asarray(frame) for frame in frames]))
 
 
 def _small(image: Image.Image, side: int) -> Image.Image:

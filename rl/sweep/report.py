@@ -103,15 +103,14 @@ def _arms(results: SweepResults) -> tuple[list[str], list[list[str]]]:
     modes = results.modes
     header = ["arm", "trained tokens", "with signal"]
     header += [f"{mode} {what}" for what in ("accuracy", "tokens", "acc/k") for mode in modes]
-    rows: list[list[str]] = []
-    for point in results.points:
-        last = point.last
-        row = [label(point.point), in_tokens(last.trained_tokens), in_tokens(last.signal_tokens)]
-        row += [_accuracy(point, mode) for mode in modes]
-        row += [f"{last.tokens_mean[mode]:.1f}" for mode in modes]
+    rows = [
+        [label(p.point), in_tokens(p.last.trained_tokens), in_tokens(p.last.signal_tokens)]
+        + [_accuracy(p, mode) for mode in modes]
+        + [f"{p.last.tokens_mean[mode]:.1f}" for mode in modes]
         # Accuracy per thousand response tokens at evaluation.
-        row += [_accuracy(point, mode, 1000 / last.tokens_mean[mode]) for mode in modes]
-        rows.append(row)
+        + [_accuracy(p, mode, 1000 / p.last.tokens_mean[mode]) for mode in modes]
+        for p in results.points
+    ]
     return header, rows
 
 
@@ -126,12 +125,9 @@ def _against_peak(results: SweepResults, point: PointResult, peak: Peak) -> dict
     best = max(evaluation.accuracy[results.long_mode] for evaluation in point.mean_course)
     row = [label(point.point), f"{best:.1%}"]
     for reached in (tokens, to_interval):
-        if reached is None:
-            row.append("not reached")
-        else:
-            # A peak at step 0 takes no tokens, of which there are no percentages.
-            share = f" ({reached / peak.tokens:.0%})" if peak.tokens else ""
-            row.append(f"{in_tokens(reached)}{share}")
+        # A peak at step 0 takes no tokens, of which there are no percentages.
+        share = f" ({reached / peak.tokens:.0%})" if reached is not None and peak.tokens else ""
+        row.append("not reached" if reached is None else f"{in_tokens(reached)}{share}")
     by_seed = [results.tokens_to(course.evaluations, interval) for course in point.courses]
     row.append(", ".join("-" if each is None else in_tokens(each) for each in by_seed))
     return {

@@ -23,7 +23,7 @@ from rl.run.ledger import LedgerRow, write_step
 from rl.show import __main__ as command
 from rl.show.__main__ import main
 from rl.show.page import Page, Picture, as_html, as_ranges, framed
-from rl.show.trajectories import page_of_ledger
+from rl.show.samples import page_of_ledger
 from tests.html_tree import line_of, parsed, shape, text_of, within
 from tests.unit.rl.data.media.test_media import write_video
 

@@ -20,7 +20,7 @@ from rl.data.media.names import RenderedImage
 from rl.loop.stages import Prompt
 from rl.show.__main__ import main
 from rl.show.page import as_html
-from rl.show.pairs import page_of_pairs
+from rl.show.samples import page_of_pairs
 from tests.html_tree import line_of, parsed, shape, text_of, within
 from tests.unit.rl.show.test_page import HOSTILE, as_shown, check_form, pixels_of, show, texts
 
