@@ -67,7 +67,8 @@ def question(
     length = lengths[index % len(lengths)] if heldout else int(rng.choice(lengths))
     while True:
         numbers = tuple(rng.integers(1, 10, size=length).tolist())
-        text = _text(numbers)
+        labelled = (f"{label}{number}" for label, number in zip(LABELS, numbers, strict=False))
+        text = "".join(labelled) + "?"
         # Two digits always: an answer's length then says nothing about it.
         if sum(numbers) >= 10 and is_heldout(text) == heldout:
             return ChainSumQuestion(text, str(sum(numbers)), numbers)
@@ -99,8 +100,3 @@ def worked_example(
         lines.append(f"{label}{number}+{total:02d}={after:02d}\n")
         total = after
     return f"{''.join(lines)}</think>\n\n{total:02d}"
-
-
-def _text(numbers: tuple[int, ...]) -> str:
-    labelled = (f"{label}{number}" for label, number in zip(LABELS, numbers, strict=False))
-    return "".join(labelled) + "?"

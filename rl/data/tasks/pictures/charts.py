@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import matplotlib.style
 import numpy as np
@@ -62,7 +62,7 @@ THEMES = (
 
 
 class ChartsSettings(Section):
-    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = ("bar", "horizontal_bar", "line", "pie")
+    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = get_args(Kind)
     categories: Annotated[tuple[int, int], within(2, 7)] = (3, 6)
     """Bars, points or pieces."""
     width: int = Field(default=448, ge=448, le=1600)
@@ -72,13 +72,7 @@ class ChartsSettings(Section):
     labelled: float = Field(default=0.3, ge=0, le=1)
     """Share of the bar and line charts that have their values written beside them; the values of
     the others must be read off the grid. The pieces of a pie always state their share."""
-    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = (
-        "read",
-        "sum",
-        "difference",
-        "largest",
-        "smallest",
-    )
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = get_args(Question)
 
 
 @dataclass(frozen=True)
@@ -151,29 +145,23 @@ def paint(scene: ChartsScene, settings: ChartsSettings, rng: np.random.Generator
         axes = figure.add_subplot()
         axes.set_title(scene.theme.title, fontproperties=letters, fontsize=12)
         if scene.kind == "pie":
-            _pie(axes, scene, letters, rng)
+            axes.pie(
+                scene.values,
+                labels=scene.names,
+                colors=pick_several(rng, COLOURS, len(scene.names)),
+                autopct="%d%%",
+                pctdistance=0.75,
+                labeldistance=1.12,
+                # Any piece may be at the top, so its place says nothing about its size.
+                startangle=rng.uniform(0, 360),
+                textprops={"fontproperties": letters},
+                wedgeprops={"edgecolor": "white"},
+            )
         else:
             _on_axes(axes, scene, letters, rng.random() < settings.labelled, rng)
         canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    return VisualExample(
-        (Image.fromarray(np.ascontiguousarray(pixels)),), scene.question, scene.answer, scene.task
-    )
-
-
-def _pie(axes: Axes, scene: ChartsScene, letters: FontProperties, rng: np.random.Generator) -> None:
-    axes.pie(
-        scene.values,
-        labels=scene.names,
-        colors=pick_several(rng, COLOURS, len(scene.names)),
-        autopct="%d%%",
-        pctdistance=0.75,
-        labeldistance=1.12,
-        # Any piece may be at the top, so its place says nothing about its size.
-        startangle=rng.uniform(0, 360),
-        textprops={"fontproperties": letters},
-        wedgeprops={"edgecolor": "white"},
-    )
+    image = Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    return VisualExample((image,), scene.question, scene.answer, scene.task)
 
 
 def _on_axes(
@@ -194,25 +182,9 @@ def _on_axes(
         axes.invert_yaxis()
     else:
         axes.bar(positions, scene.values, color=colour, width=0.6)
-    _scale(axes, scene, letters, is_flat)
-    if is_labelled:
-        for position, value in zip(positions, scene.values, strict=True):
-            axes.annotate(
-                str(value),
-                (value, position) if is_flat else (position, value),
-                (5, 0) if is_flat else (0, 6),
-                textcoords="offset points",
-                fontproperties=letters,
-                ha="left" if is_flat else "center",
-                va="center" if is_flat else "bottom",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
-            )
-
-
-def _scale(axes: Axes, scene: ChartsScene, letters: FontProperties, is_flat: bool) -> None:
-    """Put names on one axis, and a gridline for every possible value on the other."""
+    # Names on one axis, and a gridline for every possible value on the other.
     along, across = (axes.yaxis, axes.xaxis) if is_flat else (axes.xaxis, axes.yaxis)
-    along.set_ticks(range(len(scene.names)), scene.names, fontproperties=letters)
+    along.set_ticks(positions, scene.names, fontproperties=letters)
     room = axes.figure.bbox.width / len(scene.names) / PIXELS_PER_CHARACTER
     if not is_flat and max(map(len, scene.names)) > room:
         for name in along.get_ticklabels():
@@ -228,5 +200,16 @@ def _scale(axes: Axes, scene: ChartsScene, letters: FontProperties, is_flat: boo
     if is_flat:
         axes.set_xlim(*bounds)
     else:
-        axes.set_ylim(*bounds)
-        axes.set_xlim(-0.6, len(scene.names) - 0.4)
+        axes.set(xlim=(-0.6, len(scene.names) - 0.4), ylim=bounds)
+    if is_labelled:
+        for position, value in zip(positions, scene.values, strict=True):
+            axes.annotate(
+                str(value),
+                (value, position) if is_flat else (position, value),
+                (5, 0) if is_flat else (0, 6),
+                textcoords="offset points",
+                fontproperties=letters,
+                ha="left" if is_flat else "center",
+                va="center" if is_flat else "bottom",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            )

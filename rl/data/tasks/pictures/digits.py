@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
 from rl.config.run import Section
-from rl.data.tasks.pictures.drawing import (
-    NOT_EMPTY,
-    VisualExample,
-    draw_whole,
-    pick,
-    within,
-)
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, draw_whole, pick, within
 
 Operation = Literal["sum", "max", "count"]
 MIN_HEIGHT = 12
@@ -33,55 +29,28 @@ ASPECT = 0.62
 PAPER, INK = 0.92, 0.08
 
 
-# Both fonts are data of this file rather than files of the machine: no renderer stands between a
-# seed and its picture, and no version of one can change it.
-def _arc(x: float, y: float, rx: float, ry: float, start: float, end: float, parts: int) -> list:
-    """Points of an ellipse, angles in degrees, 0 to the right and 90 down."""
-    angles = np.radians(np.linspace(start, end, parts + 1))
-    return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
+_FONTS = yaml.safe_load((Path(__file__).parent / "digits.yaml").read_text("utf-8"))
 
 
-# The strokes of every digit in a unit square, y pointing down: curves as points to be joined.
-_CURVES = [
-    [_arc(0.5, 0.5, 0.42, 0.5, 0, 360, 10)],
-    [[(0.2, 0.22), (0.55, 0.0), (0.55, 1.0)]],
-    [[*_arc(0.5, 0.28, 0.42, 0.28, 190, 400, 6), (0.08, 1.0), (0.95, 1.0)]],
-    [
-        _arc(0.45, 0.25, 0.42, 0.25, 200, 450, 5),
-        _arc(0.45, 0.75, 0.45, 0.25, 270, 520, 5),
-    ],
-    [[(0.7, 1.0), (0.7, 0.0), (0.05, 0.7), (0.98, 0.7)]],
-    [[(0.88, 0.0), (0.2, 0.0), (0.15, 0.45), *_arc(0.45, 0.69, 0.45, 0.31, 240, 510, 7)]],
-    [[(0.75, 0.0), (0.25, 0.35), *_arc(0.5, 0.69, 0.42, 0.31, 180, 540, 8)]],
-    [[(0.05, 0.0), (0.95, 0.0), (0.38, 1.0)]],
-    [
-        _arc(0.5, 0.25, 0.36, 0.25, 90, 450, 5),
-        _arc(0.5, 0.75, 0.44, 0.25, 270, 630, 5),
-    ],
-    [[*_arc(0.5, 0.31, 0.42, 0.31, 0, 360, 8), (0.75, 0.65), (0.25, 1.0)]],
-]
-_LINES = [[(*a, *b) for line in lines for a, b in pairwise(line)] for lines in _CURVES]
+def _joined(curve: list[list[float]]) -> list[tuple[float, ...]]:
+    """Return the line segments (x0, y0, x1, y1) of a curve, as digits.yaml explains it."""
+    points: list[tuple[float, float]] = []
+    for x, y, *arc in curve:
+        if arc:
+            rx, ry, start, end, parts = arc
+            angles = np.radians(np.linspace(start, end, int(parts) + 1))
+            points += [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
+        else:
+            points.append((x, y))
+    return [(*start, *end) for start, end in pairwise(points)]
+
+
+_LINES = [list(chain.from_iterable(map(_joined, curves))) for curves in _FONTS["strokes"]]
+# One array needs digits of as many segments each; a repeated segment changes no distance.
 _MOST = max(map(len, _LINES))
-STROKE_FONT = np.array(
-    # One array needs digits of as many segments each; a repeated segment changes no distance.
-    [lines + [lines[-1]] * (_MOST - len(lines)) for lines in _LINES],
-    np.float32,
-)
+STROKE_FONT = np.array([lines + [lines[-1]] * (_MOST - len(lines)) for lines in _LINES], "f4")
 """Line segments of every digit: [10, segments, (x0, y0, x1, y1)]."""
-
-_ROWS = (
-    "01110 10001 10011 10101 11001 10001 01110",
-    "00100 01100 00100 00100 00100 00100 01110",
-    "01110 10001 00001 00110 01000 10000 11111",
-    "01110 10001 00001 00110 00001 10001 01110",
-    "00010 00110 01010 10010 11111 00010 00010",
-    "11111 10000 11110 00001 00001 10001 01110",
-    "00110 01000 10000 11110 10001 10001 01110",
-    "11111 00001 00010 00100 01000 01000 01000",
-    "01110 10001 10001 01110 10001 10001 01110",
-    "01110 10001 10001 01111 00001 00010 01100",
-)
-BITMAP_FONT = np.array([[list(map(float, row)) for row in glyph.split()] for glyph in _ROWS], "f4")
+BITMAP_FONT = np.array([[[*map(float, r)] for r in g.split()] for g in _FONTS["bitmap"]], "f4")
 """Dots of every digit, 1 where there is ink: [10, 7, 5]."""
 
 
@@ -150,30 +119,33 @@ def draw(settings: DigitsSettings, rng: np.random.Generator) -> DigitsScene:
 
 
 def paint(scene: DigitsScene, settings: DigitsSettings, rng: np.random.Generator) -> VisualExample:
-    shade = _shade(scene.digits, settings, rng)
+    digits = list(scene.digits)
+    columns, rows = _grid(len(digits), settings.width, settings.height)
+    width, height = settings.width // columns, settings.height // rows
+    # One font for the whole picture, as on a display or a form.
+    is_bitmap = pick(rng, settings.fonts) == "bitmap"
+    # Smaller than the cell allows, never larger, so that no digit touches its neighbour.
+    largest = 0.8 * min(height, width / ASPECT)
+    tall = np.maximum(largest * (1 - 0.25 * settings.jitter * rng.random(len(digits))), 7)
+    shift = 0.5 + 0.4 * settings.jitter * rng.uniform(-1, 1, (2, len(digits)))
+    boxes = np.stack([tall, (width - tall * ASPECT) * shift[0], (height - tall) * shift[1]])
+    if is_bitmap:
+        inks = _bitmap_ink(digits, boxes, width, height)
+    else:
+        slant = settings.jitter * rng.uniform(-0.2, 0.2, len(digits))
+        thickness = rng.uniform(*settings.thickness)
+        inks = _stroke_ink(digits, boxes, slant, thickness, width, height)
     # Single precision throughout: a training run paints thousands of these a second.
+    shade = np.full((settings.height, settings.width), PAPER, np.float32)
+    for index, ink in enumerate(inks):
+        top, left = index // columns * height, index % columns * width
+        shade[top : top + height, left : left + width] += np.float32(INK - PAPER) * ink
     sigma = rng.uniform(*settings.noise)
     if sigma:
         shade += np.float32(sigma) * rng.standard_normal(shade.shape, dtype=np.float32)
     pixels = (shade.clip(0, 1) * np.float32(255)).astype(np.uint8)
     image = Image.fromarray(pixels).convert("RGB")
     return VisualExample((image,), scene.question, scene.answer, scene.task)
-
-
-def _shade(
-    digits: tuple[int, ...], settings: DigitsSettings, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """The picture without noise, 0 black to 1 white: [height, width]."""
-    columns, rows = _grid(len(digits), settings.width, settings.height)
-    width, height = settings.width // columns, settings.height // rows
-    # One font for the whole picture, as on a display or a form.
-    ink_of = _stroke_ink if pick(rng, settings.fonts) == "strokes" else _bitmap_ink
-    inks = ink_of(digits, width, height, settings, rng)  # [n, height, width]
-    shade = np.full((settings.height, settings.width), PAPER, np.float32)
-    for index, ink in enumerate(inks):
-        top, left = index // columns * height, index % columns * width
-        shade[top : top + height, left : left + width] += np.float32(INK - PAPER) * ink
-    return shade
 
 
 def _grid(count: int, width: int, height: int) -> tuple[int, int]:
@@ -189,27 +161,24 @@ def _digit_height(count: int, columns: int, width: int, height: int) -> float:
 
 
 def _stroke_ink(
-    digits: tuple[int, ...],
-    width: int,
-    height: int,
-    settings: DigitsSettings,
-    rng: np.random.Generator,
+    digits: list[int], boxes: NDArray, slant: NDArray, thickness: float, width: int, height: int
 ) -> NDArray[np.float32]:
-    """Strokes of one width around line segments, with soft edges: [n, height, width]."""
+    """Strokes of one width around line segments, with soft edges: [n, height, width].
+
+    boxes: height, left and top of each digit within its cell, in pixels: [3, n].
+    """
     # Digits are drawn as distances rather than by a library's lines: one array operation paints all
     # digits of a picture, and edges are soft at any size.
-    tall, left, top = _boxes(len(digits), width, height, settings.jitter, rng)
-    slant = settings.jitter * rng.uniform(-0.2, 0.2, len(digits))
-    lines = STROKE_FONT[list(digits)]  # [n, segments, (x0, y0, x1, y1)]
+    tall, left, top = boxes[..., None, None]
+    lines = STROKE_FONT[digits]  # [n, segments, (x0, y0, x1, y1)]
     xs, ys = lines[..., 0::2], lines[..., 1::2]
     # A digit leans about the middle of its height, and so stays near the middle of its cell.
-    ends_x = (xs * ASPECT + slant[:, None, None] * (0.5 - ys)) * tall[:, None, None]
-    ends_x += left[:, None, None]
-    ends_y = ys * tall[:, None, None] + top[:, None, None]
-    half = (0.5 * rng.uniform(*settings.thickness) * tall)[:, None, None]
+    ends_x = (xs * ASPECT + slant[:, None, None] * (0.5 - ys)) * tall + left
+    ends_y = ys * tall + top
     far = _distance(ends_x.astype(np.float32), ends_y.astype(np.float32), width, height)
     # Half a pixel to either side of the edge goes from ink to paper.
-    return (half.astype(np.float32) + np.float32(0.5) - far).clip(0, 1)
+    half = (0.5 * thickness * tall).astype(np.float32)
+    return (half + np.float32(0.5) - far).clip(0, 1)
 
 
 def _distance(
@@ -235,33 +204,15 @@ def _distance(
     return np.sqrt(off_x.min(axis=1))
 
 
-def _bitmap_ink(
-    digits: tuple[int, ...],
-    width: int,
-    height: int,
-    settings: DigitsSettings,
-    rng: np.random.Generator,
-) -> NDArray[np.float32]:
+def _bitmap_ink(digits: list[int], boxes: NDArray, width: int, height: int) -> NDArray[np.float32]:
     """A font of 5x7 dots, enlarged without smoothing: [n, height, width]."""
     ink = np.zeros((len(digits), height, width), np.float32)
-    boxes = zip(*_boxes(len(digits), width, height, settings.jitter, rng), strict=True)
-    for index, (tall, left, top) in enumerate(boxes):
-        glyph = BITMAP_FONT[digits[index]]
+    for index, (tall, left, top) in enumerate(boxes.T):
         # Fewer pixels than dots would leave out whole rows of the font.
         high, wide = max(7, round(tall)), max(5, round(tall * ASPECT))
         from_row = np.arange(high) * 7 // high
         from_column = np.arange(wide) * 5 // wide
         x, y = min(max(0, int(left)), width - wide), min(max(0, int(top)), height - high)
+        glyph = BITMAP_FONT[digits[index]]
         ink[index, y : y + high, x : x + wide] = glyph[from_row[:, None], from_column]
     return ink
-
-
-def _boxes(
-    count: int, width: int, height: int, jitter: float, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Height, left and top of each digit within its cell, in pixels."""
-    largest = 0.8 * min(height, width / ASPECT)
-    # Smaller than the cell allows, never larger, so that no digit touches its neighbour.
-    tall = np.maximum(largest * (1 - 0.25 * jitter * rng.random(count)), 7)
-    shift = 0.5 + 0.4 * jitter * rng.uniform(-1, 1, (2, count))
-    return tall, (width - tall * ASPECT) * shift[0], (height - tall) * shift[1]

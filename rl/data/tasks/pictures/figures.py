@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -28,14 +28,7 @@ INK, FILL, MARK = "#1a1a1a", "#e8eef8", "#b02a2a"
 
 
 class FiguresSettings(Section):
-    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = (
-        "angle",
-        "right_triangle",
-        "area",
-        "perimeter",
-        "segment",
-        "l_shape",
-    )
+    kinds: Annotated[tuple[Kind, ...], NOT_EMPTY] = get_args(Kind)
     size: int = Field(default=280, ge=200, le=1024)
     """Pixels, either way."""
     lengths: Annotated[tuple[int, int], within(2, 99)] = (3, 15)
@@ -70,9 +63,8 @@ class FiguresScene:
     outline: tuple[tuple[float, float], ...]
     is_closed: bool = True
     labels: tuple[Label, ...] = ()
-    marks: tuple[tuple[tuple[float, float], ...], ...] = field(default=())
+    marks: tuple[tuple[tuple[float, float], ...], ...] = ()
     """Thin lines: arcs of angles, square corners, ticks, dimension lines."""
-
     margin: float = MARGIN
     task: str = "number"
 
@@ -83,18 +75,20 @@ class FiguresScene:
 
 def draw(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
     # Each kind draws its numbers first and its geometry from them, so that figures are to scale.
-    kinds: dict[str, Callable[[FiguresSettings, np.random.Generator], FiguresScene]] = {
-        "angle": _angle,
-        "right_triangle": _right_triangle,
-        "area": partial(_rectangle, "area"),
-        "perimeter": partial(_rectangle, "perimeter"),
-        "segment": _segment,
-        "l_shape": _l_shape,
-    }
-    return kinds[pick(rng, settings.kinds)](settings, rng)
+    match pick(rng, settings.kinds):
+        case "angle":
+            return _angle(rng)
+        case "right_triangle":
+            return _right_triangle(rng)
+        case "segment":
+            return _segment(settings, rng)
+        case "l_shape":
+            return _l_shape(settings, rng)
+        case kind:
+            return _rectangle(kind, settings, rng)
 
 
-def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+def _angle(rng: np.random.Generator) -> FiguresScene:
     # All three angles are whole degrees, which makes the one that is asked for exact.
     left = draw_whole(rng, (MIN_ANGLE, 180 - 2 * MIN_ANGLE))
     right = draw_whole(rng, (MIN_ANGLE, 180 - MIN_ANGLE - left))
@@ -104,7 +98,9 @@ def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
     apex = (side * math.cos(math.radians(left)), -side * math.sin(math.radians(left)))
     corners = ((0.0, 0.0), (1.0, 0.0), apex)
     unknown = int(rng.integers(3))
-    radius = 0.11 * min(math.dist(a, b) for a, b in zip(corners, _next(corners), strict=True))
+    radius = 0.11 * min(
+        math.dist(a, b) for a, b in zip(corners, (*corners[1:], corners[0]), strict=True)
+    )
     labels, marks = [], []
     for index, corner in enumerate(corners):
         ways = [_unit(corner, corners[(index + step) % 3]) for step in (1, 2)]
@@ -113,7 +109,12 @@ def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
         # The sharper the angle, the further from the corner its label fits between the sides.
         reach = 4.2 / math.sin(math.radians(angles[index] / 2))
         labels.append(Label(text, *corner, inwards, max(10.0, reach)))
-        marks.append(_bow(corner, ways[0], ways[1], radius))
+        # An arc from side to side; the angle within the triangle is always the shorter way.
+        start, end = (math.atan2(dy, dx) for dx, dy in ways)
+        sweep = (end - start + math.pi) % (2 * math.pi) - math.pi
+        turns = [start + sweep * step / 12 for step in range(13)]
+        x, y = corner
+        marks.append(tuple((x + radius * math.cos(a), y + radius * math.sin(a)) for a in turns))
     known = tuple(angle for index, angle in enumerate(angles) if index != unknown)
     question = "How many degrees has the angle marked x?"
     answer = str(angles[unknown])
@@ -122,7 +123,7 @@ def _angle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
     )
 
 
-def _right_triangle(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+def _right_triangle(rng: np.random.Generator) -> FiguresScene:
     sides = pick(rng, TRIPLES)
     # Standing or lying: either of the short sides may be the base.
     if rng.random() < 0.5:
@@ -131,25 +132,17 @@ def _right_triangle(settings: FiguresSettings, rng: np.random.Generator) -> Figu
     across, up, slope = (scale * side for side in sides)
     corners = ((0.0, 0.0), (float(across), 0.0), (0.0, -float(up)))
     unknown = int(rng.integers(3))
-    texts = [f"{side} cm" for side in (across, slope, up)]
-    texts[unknown] = "x"
+    sides = (across, slope, up)
+    texts = ["x" if index == unknown else f"{side} cm" for index, side in enumerate(sides)]
     # The small square that marks the right angle.
     corner = 0.09 * math.hypot(across, up)
     marks = (((corner, 0.0), (corner, -corner), (0.0, -corner)),)
-    known = tuple(s for index, s in enumerate((across, slope, up)) if index != unknown)
-    return FiguresScene(
-        "right_triangle",
-        known,
-        unknown,
-        "The angle with the small square is a right angle. How many centimetres long is the side "
-        "marked x?",
-        str((across, slope, up)[unknown]),
-        corners,
-        True,
-        _side_labels(corners, texts),
-        marks,
-        OUTER_MARGIN,
-    )
+    known = tuple(side for index, side in enumerate(sides) if index != unknown)
+    question = "The angle with the small square is a right angle. "
+    question += "How many centimetres long is the side marked x?"
+    labels, drawn = _side_labels(corners, texts), ("right_triangle", known, unknown)
+    answer = str(sides[unknown])
+    return FiguresScene(*drawn, question, answer, corners, True, labels, marks, OUTER_MARGIN)
 
 
 def _rectangle(kind: str, settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
@@ -167,16 +160,8 @@ def _rectangle(kind: str, settings: FiguresSettings, rng: np.random.Generator) -
     else:
         question = "How many centimetres is the perimeter of the rectangle?"
         answer, texts = 2 * (width + height), ["", "", *labels]
-    return FiguresScene(
-        kind,
-        (width, height),
-        0,
-        question,
-        str(answer),
-        corners,
-        labels=_side_labels(corners, texts),
-        margin=OUTER_MARGIN,
-    )
+    drawn, labels = (kind, (width, height), 0), _side_labels(corners, texts)
+    return FiguresScene(*drawn, question, str(answer), corners, True, labels, (), OUTER_MARGIN)
 
 
 def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
@@ -206,9 +191,8 @@ def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScen
     )
     labels = (*points, *lengths, Label(texts[3], long / 2, below, (0.0, 1.0), 2.5))
     known = tuple(v for index, v in enumerate((*parts, total)) if index != unknown)
-    question = "How many centimetres long is the part of the line marked x?"
-    if unknown == 3:
-        question = "How many centimetres long is the whole line, marked x?"
+    asked = "whole line," if unknown == 3 else "part of the line"
+    question = f"How many centimetres long is the {asked} marked x?"
     answer = str((*parts, total)[unknown])
     return FiguresScene(
         "segment", known, unknown, question, answer, outline, False, labels, (*ticks, *whole)
@@ -230,21 +214,12 @@ def _l_shape(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScen
         for x, y in ((0, 0), (width, 0), (width, foot), (arm, foot), (arm, height), (0, height))
     )
     texts = [f"{width} cm", f"{foot} cm", "", "", f"{arm} cm", f"{height} cm"]
-    return FiguresScene(
-        "l_shape",
-        (width, foot, arm, height),
-        0,
-        "All corners of the figure are right angles. How many square centimetres is its area?",
-        str(width * foot + arm * cut_y),
-        corners,
-        True,
-        _side_labels(corners, texts),
-        margin=OUTER_MARGIN,
+    question = (
+        "All corners of the figure are right angles. How many square centimetres is its area?"
     )
-
-
-def _next(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [*points[1:], points[0]]
+    drawn, labels = ("l_shape", (width, foot, arm, height), 0), _side_labels(corners, texts)
+    answer = str(width * foot + arm * cut_y)
+    return FiguresScene(*drawn, question, answer, corners, True, labels, (), OUTER_MARGIN)
 
 
 def _unit(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
@@ -256,28 +231,12 @@ def _unit(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, 
 def _side_labels(corners: Sequence[tuple[float, float]], texts: Sequence[str]) -> tuple[Label, ...]:
     """Labels outside the middle of each side of a polygon that runs anticlockwise on the page."""
     labels = []
-    for start, end, text in zip(corners, _next(corners), texts, strict=True):
-        dx, dy = _unit(start, end)
-        middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-        labels.append(Label(text, *middle, (-dy, dx)))
-    return tuple(label for label in labels if label.text)
-
-
-def _bow(
-    corner: tuple[float, float],
-    first: tuple[float, float],
-    second: tuple[float, float],
-    radius: float,
-) -> tuple[tuple[float, float], ...]:
-    """An arc around a corner, from one direction to another."""
-    start = math.atan2(first[1], first[0])
-    sweep = math.atan2(second[1], second[0]) - start
-    # The shorter way round: the angle within the triangle is always below 180 degrees.
-    sweep = (sweep + math.pi) % (2 * math.pi) - math.pi
-    angles = [start + sweep * step / 12 for step in range(13)]
-    return tuple(
-        (corner[0] + radius * math.cos(a), corner[1] + radius * math.sin(a)) for a in angles
-    )
+    for (start, end), text in zip(pairwise([*corners, corners[0]]), texts, strict=True):
+        if text:
+            dx, dy = _unit(start, end)
+            middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+            labels.append(Label(text, *middle, (-dy, dx)))
+    return tuple(labels)
 
 
 def paint(

@@ -1,8 +1,9 @@
-"""Pages of made-up text, whose facts are stated twice: what one place hides, another tells.
+"""Pages of made-up text: transcribe one, or answer a question about one of its facts.
 
 A page is a title and two paragraphs. Its kinds, with their sentences and facts, are in pages.yaml;
-every fact is a field of the sentences' templates. `paint_page` says where each mention of a fact
-stands in the picture, so that it can be damaged (reconstruction.py) and still be inferred.
+every fact is a field of the sentences' templates, and stated twice: what one place hides, another
+tells. `paint_page` says where each mention stands in the picture, so that it can be damaged
+(reconstruction.py) and still be inferred.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import yaml
@@ -22,6 +23,8 @@ from pydantic import Field, model_validator
 from rl.config.run import Section
 from rl.data.tasks.pictures.drawing import (
     FONT_FAMILIES,
+    NOT_EMPTY,
+    VisualExample,
     draw_whole,
     font,
     pick,
@@ -29,6 +32,8 @@ from rl.data.tasks.pictures.drawing import (
     within,
 )
 
+Question = Literal["page", "title", "paragraph", "fact"]
+ORDINALS = ("first", "second")
 INK, PAPER = "#141414", "#fdfdfb"
 LETTERS_PER_LINE = 14
 """Fewest font sizes across a page; on a narrower one the longest word has no room."""
@@ -232,3 +237,48 @@ def _paint_line(
                 begin = boxes[fragment.mention][0] if fragment.mention in boxes else begin
                 boxes[fragment.mention] = (begin, top, x, bottom)
     return Line(text_of(tuple(line)), (left, top, x, bottom), boxes)
+
+
+class DocumentsSettings(PageSettings):
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = get_args(Question)
+    """Transcribe the page, its title or a paragraph; or answer about a fact."""
+
+
+@dataclass(frozen=True)
+class DocumentsScene:
+    page: Page
+    question: str
+    answer: str
+    task: str
+
+    @property
+    def identity(self) -> str:
+        return self.page.identity
+
+
+def draw(settings: DocumentsSettings, rng: np.random.Generator) -> DocumentsScene:
+    # The page comes first: its draws must be those of every task that shows pages, or one task
+    # would hold out what another trains on.
+    page = draw_page(rng)
+    kind = pick(rng, settings.questions)
+    # A fact is asked for in words of its own, so that finding its sentence takes reading.
+    if kind == "fact":
+        question, fact, route = pick(rng, page.kind["questions"])
+        return DocumentsScene(page, question.format(**page.facts), page.facts[fact], route)
+    if kind == "page":
+        what, text = "whole page, with its title", page.text
+    elif kind == "title":
+        what, text = "title of the page", text_of(page.title)
+    else:
+        index = int(rng.integers(len(page.paragraphs)))
+        what, text = f"{ORDINALS[index]} paragraph below the title", text_of(page.paragraphs[index])
+    question = f"Transcribe the {what}. Answer with the text alone."
+    return DocumentsScene(page, question, text, "transcription")
+
+
+def paint(
+    scene: DocumentsScene, settings: DocumentsSettings, rng: np.random.Generator
+) -> VisualExample:
+    # Where the mentions stand matters to damaged pages only.
+    image, _ = paint_page(scene.page, settings, rng)
+    return VisualExample((image,), scene.question, scene.answer, scene.task)

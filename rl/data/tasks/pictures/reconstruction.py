@@ -9,7 +9,7 @@ the rest of the page, which states every masked fact once more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -27,7 +27,7 @@ QUESTION = (
 
 
 class ReconstructionSettings(PageSettings):
-    levels: Annotated[tuple[Level, ...], NOT_EMPTY] = ("light", "heavy", "masked")
+    levels: Annotated[tuple[Level, ...], NOT_EMPTY] = get_args(Level)
     masked_route: Literal["transcription", "probability"] = "transcription"
     """How masked text is rewarded: by its likeness, or by how probable the policy finds it."""
 
@@ -58,7 +58,15 @@ def paint(
         # A slight blur, grain, and one pixel in thirty black or white.
         piece = _noisy(piece.filter(ImageFilter.GaussianBlur(0.5)), 40.0, 0.03, rng)
     elif scene.level == "heavy":
-        piece = _heavily_damaged(piece, rng)
+        # Stronger grain, one pixel in twelve, and blots over a third of the width or so.
+        piece = _noisy(piece.filter(ImageFilter.GaussianBlur(0.6)), 45.0, 0.08, rng)
+        canvas, (wide, high) = ImageDraw.Draw(piece), piece.size
+        # A blot for every two letter heights of width, or none of a long line would be hit.
+        for start in range(0, wide, 2 * high):
+            left = start + rng.uniform(0, 1.2) * high
+            size = rng.uniform(0.5, 0.9) * high
+            shade = (int(rng.integers(90, 190)),) * 3
+            canvas.ellipse((left, 0, left + size, high), shade)
     else:
         piece = Image.new("RGB", piece.size, "#9a9a9a")
     image.paste(piece, box)
@@ -87,20 +95,6 @@ def region(page: Page, lines: list[Line], level: str, rng: np.random.Generator) 
 
 def _grown(box: Box, by: int) -> Box:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
-
-
-def _heavily_damaged(piece: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Add grain, one pixel in twelve black or white, and blots over a third of the width or so."""
-    damaged = _noisy(piece.filter(ImageFilter.GaussianBlur(0.6)), 45.0, 0.08, rng)
-    canvas = ImageDraw.Draw(damaged)
-    wide, high = damaged.size
-    # A blot for every two letter heights of width, or none of a long line would be hit.
-    for start in range(0, wide, 2 * high):
-        left = start + rng.uniform(0, 1.2) * high
-        size = rng.uniform(0.5, 0.9) * high
-        shade = (int(rng.integers(90, 190)),) * 3
-        canvas.ellipse((left, 0, left + size, high), shade)
-    return damaged
 
 
 def _noisy(

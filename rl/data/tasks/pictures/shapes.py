@@ -29,14 +29,8 @@ COLOURS = {
     "purple": "#8a3fb5",
     "black": "#222222",
 }
-PLURALS = {
-    "circle": "circles",
-    "square": "squares",
-    "triangle": "triangles",
-    "cross": "crosses",
-    "star": "stars",
-}
-FORMS = tuple(PLURALS)
+FORMS = ("circle", "square", "triangle", "cross", "star")
+PLURALS = {form: "crosses" if form == "cross" else f"{form}s" for form in FORMS}
 SMOOTHING = 4
 """Drawn so many times larger, then reduced, for soft edges."""
 LINE = "#c8c8c8"
@@ -157,20 +151,14 @@ def paint(scene: ShapesScene, settings: ShapesSettings, rng: np.random.Generator
         # Sizes and places vary, so that a count cannot be read off the total ink.
         room = 0.7 * (cell / 2 - radius)
         middle = (np.array([shape.column, shape.row]) + 0.5) * cell + rng.uniform(-room, room, 2)
-        _paint_shape(canvas, shape, middle, radius)
+        if shape.form == "circle":
+            box = (*(middle - radius), *(middle + radius))
+            canvas.ellipse(box, COLOURS[shape.colour])
+        else:
+            outline = [tuple(middle + radius * point) for point in _OUTLINES[shape.form]]
+            canvas.polygon(outline, COLOURS[shape.colour])
     small = image.resize((size[0] // SMOOTHING, size[1] // SMOOTHING), Image.Resampling.BOX)
     return VisualExample((small,), scene.question, scene.answer, scene.task)
-
-
-def _paint_shape(
-    canvas: ImageDraw.ImageDraw, shape: Shape, middle: np.ndarray, radius: float
-) -> None:
-    colour = COLOURS[shape.colour]
-    x, y = middle
-    if shape.form == "circle":
-        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
-    else:
-        canvas.polygon([tuple(middle + radius * point) for point in _OUTLINES[shape.form]], colour)
 
 
 def _around(corners: int, radii: tuple[float, ...]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -55,13 +55,7 @@ class TablesSettings(Section):
     values: Annotated[tuple[int, int], within(0, 9999)] = (2, 99)
     letters: Annotated[tuple[int, int], within(12, 32)] = (15, 19)
     """Size of the font in pixels."""
-    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = (
-        "look_up",
-        "row_sum",
-        "column_sum",
-        "difference",
-        "largest",
-    )
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = get_args(Question)
 
 
 @dataclass(frozen=True)
@@ -148,40 +142,26 @@ def paint(scene: TablesScene, settings: TablesSettings, rng: np.random.Generator
     image = Image.new("RGB", (width + 2 * margin, top + high * len(scene.lines) + margin), "white")
     canvas = ImageDraw.Draw(image)
     canvas.text((margin, margin + high / 3), scene.theme.title, INK, bold, anchor="lm")
-    _paint_grid(canvas, (margin, top), widths, high, len(scene.lines), rng)
-    for line, texts in enumerate(scene.lines):
-        left, middle = margin, top + high * (line + 0.5)
-        for column, (text, wide) in enumerate(zip(texts, widths, strict=True)):
-            letters = bold if line == 0 else plain
-            if column == 0:
-                canvas.text((left + pad, middle), text, INK, letters, anchor="lm")
-            else:
-                canvas.text((left + wide - pad, middle), text, INK, letters, anchor="rm")
-            left += wide
-    return VisualExample((image,), scene.question, scene.answer, scene.task)
-
-
-def _paint_grid(
-    canvas: ImageDraw.ImageDraw,
-    corner: tuple[int, int],
-    widths: list[int],
-    high: int,
-    num_lines: int,
-    rng: np.random.Generator,
-) -> None:
-    """Background and rules: a full grid, rules between rows, or bands."""
-    left, top = corner
-    right, bottom = left + sum(widths), top + high * num_lines
+    # Background and rules: a full grid, rules between rows, or bands.
+    num_lines, right = len(scene.lines), margin + sum(widths)
+    bottom = top + high * num_lines
     style = pick(rng, ("grid", "rules", "bands"))
-    canvas.rectangle((left, top, right, top + high), pick(rng, HEADS))
+    canvas.rectangle((margin, top, right, top + high), pick(rng, HEADS))
     for line in range(num_lines + 1):
         y = top + high * line
         if style == "bands" and line and line % 2 == 0 and line < num_lines:
-            canvas.rectangle((left, y, right, y + high), BAND)
+            canvas.rectangle((margin, y, right, y + high), BAND)
         if style != "bands" or line in (0, 1, num_lines):
             # Bands need no rules but around the header and at the end.
-            canvas.line((left, y, right, y), LINE, 2 if line == 1 else 1)
+            canvas.line((margin, y, right, y), LINE, 2 if line == 1 else 1)
     if style == "grid":
-        edges = np.cumsum([left, *widths]).tolist()
-        for x in edges:
+        for x in np.cumsum([margin, *widths]).tolist():
             canvas.line((x, top, x, bottom), LINE)
+    for line, texts in enumerate(scene.lines):
+        left, middle = margin, top + high * (line + 0.5)
+        for column, (text, wide) in enumerate(zip(texts, widths, strict=True)):
+            # Names stand on the left of their cells and numbers on the right.
+            x, anchor = (left + pad, "lm") if column == 0 else (left + wide - pad, "rm")
+            canvas.text((x, middle), text, INK, bold if line == 0 else plain, anchor=anchor)
+            left += wide
+    return VisualExample((image,), scene.question, scene.answer, scene.task)

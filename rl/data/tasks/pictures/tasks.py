@@ -13,15 +13,7 @@ from pydantic import ValidationError
 from rl.config.errors import problems
 from rl.config.run import Section
 from rl.data.fingerprint import stable_hash
-from rl.data.tasks.pictures import (
-    charts,
-    digits,
-    documents,
-    figures,
-    reconstruction,
-    shapes,
-    tables,
-)
+from rl.data.tasks.pictures import charts, digits, figures, pages, reconstruction, shapes, tables
 from rl.data.tasks.pictures.drawing import VisualExample
 
 # The same share as of the built-in sums: enough for an evaluation, little lost to training.
@@ -57,12 +49,9 @@ TASKS: dict[str, Task] = {
     "figures": Task(figures.FiguresSettings, figures.draw, figures.paint),
     "tables": Task(tables.TablesSettings, tables.draw, tables.paint),
     "charts": Task(charts.ChartsSettings, charts.draw, charts.paint),
-    "documents": Task(documents.DocumentsSettings, documents.draw, documents.paint),
+    "documents": Task(pages.DocumentsSettings, pages.draw, pages.paint),
     "reconstruction": Task(
-        reconstruction.ReconstructionSettings,
-        reconstruction.draw,
-        reconstruction.paint,
-        scene_has_question=False,
+        reconstruction.ReconstructionSettings, reconstruction.draw, reconstruction.paint, False
     ),
 }
 
@@ -88,7 +77,7 @@ def render(task: str, settings: Section, seed: int, index: int, is_heldout: bool
     the settings leave a split without scenes.
     """
     scene, rng = _drawn(task, settings, seed, index, is_heldout)
-    return _task(task).paint(scene, settings, rng)
+    return TASKS[task].paint(scene, settings, rng)
 
 
 def draw_scene(task: str, settings: Section, seed: int, index: int, is_heldout: bool) -> Any:
