@@ -68,7 +68,10 @@ class ProbabilityReward:
             self._request(group, place, reference, thinking)
             for place in range(len(group.trajectories))
         ]
-        means = await self._means([one for one in asked if isinstance(one, ReferenceRequest)])
+        # Short answers of a group share their context, which is scored once.
+        distinct = {_key(one): one for one in asked if isinstance(one, ReferenceRequest)}
+        scored = await asyncio.gather(*(self._mean(request) for request in distinct.values()))
+        means = dict(zip(distinct, scored, strict=True))
         baseline: float | Failure | None = None
         if thinking and self._config.debias and means:
             baseline = await self._baseline(group, reference)
@@ -92,23 +95,19 @@ class ProbabilityReward:
         trajectory = group.trajectories[place]
         if invalid := unanswered(self._config, trajectory, thinking):
             return invalid
-        kept = _text_before_answer(trajectory)
-        if kept is None:
+        answer = trajectory.answer or ""
+        start = answer_start(answer)
+        if start is None:
             return Accuracy(None, ROUTE, not_scorable("no final answer is found in the answer"))
+        # The reference stands in the place of the final answer alone: what the policy wrote
+        # before it is the context that RLPR scores.
+        kept = trajectory.text[: len(trajectory.text) - len(answer) + start]
         spliced = self._splice.after_reasoning(group, place, kept, reference)
         return spliced or Accuracy(
             None,
             ROUTE,
             not_scorable("response and reference are longer than the engine takes"),
         )
-
-    async def _means(
-        self, requests: Sequence[ReferenceRequest]
-    ) -> dict[tuple[int, ...], float | Failure]:
-        """Mean probability of each context, asked once; or why it has none."""
-        distinct = {_key(request): request for request in requests}
-        means = await asyncio.gather(*(self._mean(request) for request in distinct.values()))
-        return dict(zip(distinct, means, strict=True))
 
     async def _mean(self, request: ReferenceRequest) -> float | Failure:
         try:
@@ -184,12 +183,3 @@ def debiased(probability: float, baseline: float = 0.0) -> float:
 def _key(request: ReferenceRequest) -> tuple[int, ...]:
     """Short answers of a group share their context, which need be asked for only once."""
     return request.context_token_ids
-
-
-def _text_before_answer(trajectory: Trajectory) -> str | None:
-    """The sampled text up to where its final answer begins."""
-    answer = trajectory.answer or ""
-    start = answer_start(answer)
-    if start is None:
-        return None
-    return trajectory.text[: len(trajectory.text) - len(answer) + start]

@@ -90,7 +90,7 @@ class LearnerRank:
             torch.set_num_threads(policy_config.threads)
         join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
         self._dtype = DTYPES[policy_config.dtype]
-        # The same initial adapter on every rank.
+        # The same initial adapter on every rank: DeepSpeed does not make them agree.
         torch.manual_seed(self._config.seed)
         policy = load_policy(self._source, policy_config)
         self._weights = FullWeights(
@@ -108,11 +108,15 @@ class LearnerRank:
     def update(self, batch: TrainBatch) -> RankUpdate:
         """Take the optimizer steps of one batch; all ranks are given the same batch."""
         started = time.monotonic()
-        learning_rate = self._set_learning_rate(batch.step)
+        optimizer = self._config.policy.optimizer
+        learning_rate = learning_rate_at(optimizer, batch.step, self._config.steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
         # Every rank plans for all ranks and takes its part, so no rank has to send a plan to
         # another.
         updates = self.plan(batch.samples)
         old_logprobs: list[list[Tensor]] | None = None
+        # With one update the forward that trains gives them too, and saves a second forward.
         if len(updates) > 1:
             old_logprobs = [[self._logprobs(rows) for rows in u.micro_batches] for u in updates]
         parts: list[dict[str, Tensor]] = []
@@ -210,12 +214,6 @@ class LearnerRank:
         self._engine.step()
         return float(norm)
 
-    def _set_learning_rate(self, step: int) -> float:
-        rate = learning_rate_at(self._config.policy.optimizer, step, self._config.steps)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
     def _forward(
         self, samples: Sequence[TrainSample], is_sampled: bool = True
     ) -> tuple[MicroBatch, Tensor, Tensor]:
@@ -246,7 +244,13 @@ class LearnerRank:
 
         All ranks are given the same requests, and together they answer each once.
         """
-        samples = [self._reference_sample(request) for request in requests]
+        samples = []
+        for request in requests:
+            context = request.context_token_ids
+            if self._visual_inputs is not None:
+                # The request has one marker per medium, the policy reads many tokens of it.
+                context = self._visual_inputs.expanded(context, request.prompt.media)
+            samples.append(reference_sample(request, context))
         lengths = [sample.trajectory.num_tokens for sample in samples]
         policy = self._config.policy
         plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
@@ -257,12 +261,6 @@ class LearnerRank:
                 count = samples[place].trajectory.num_response_tokens
                 answers[place], flat = tuple(flat[:count]), flat[count:]
         return answers
-
-    def _reference_sample(self, request: ReferenceRequest) -> TrainSample:
-        context = request.context_token_ids
-        if self._visual_inputs is not None:
-            context = self._visual_inputs.expanded(context, request.prompt.media)
-        return reference_sample(request, context)
 
     def canary_logprobs(self) -> tuple[float, ...]:
         """Log-probabilities of the canary's response tokens, at temperature 1."""
@@ -307,6 +305,7 @@ class LearnerRank:
         write_model_directory(
             self._weights, self._source, directory / "model", is_writer=self._rank == 0
         )
+        # So that no rank reports a checkpoint which another one is still writing.
         torch.distributed.barrier()
 
     def load(self, directory: Path) -> None:

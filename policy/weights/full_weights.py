@@ -30,15 +30,19 @@ class _Unit:
     """Its own weights, such as `weight` and `bias`."""
 
     @property
+    def owner(self) -> torch.nn.Module:
+        """What holds the weights under their own names: the layer that a LoRA layer wraps."""
+        return self.module.get_base_layer() if isinstance(self.module, LoraLayer) else self.module
+
+    @property
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.module.parameters(recurse=isinstance(self.module, LoraLayer)))
 
     def tensor(self, name: str) -> torch.Tensor:
         """The gathered weight; a LoRA layer's with its adapters merged in."""
-        if not isinstance(self.module, LoraLayer):
-            return self.module.get_parameter(name).detach()
-        weight = self.module.get_base_layer().get_parameter(name).detach()
-        if name != "weight":
+        weight = self.owner.get_parameter(name).detach()
+        # Adapters change the weight alone; a bias goes out as it is.
+        if name != "weight" or not isinstance(self.module, LoraLayer):
             return weight
         for adapter in self.module.active_adapters:
             weight = weight + self.module.get_delta_weight(adapter).detach()
@@ -61,7 +65,7 @@ class FullWeights:
         self._units = list(_units(base))
         self._model_type: str = base.config.model_type
         self.metadata: WeightMetadata = [
-            (self._stored_name(unit, name), dtype, tuple(_shape(unit, name)))
+            (self._stored_name(unit, name), dtype, tuple(unit.owner.get_parameter(name).shape))
             for unit in self._units
             for name in unit.names
         ]
@@ -75,7 +79,11 @@ class FullWeights:
                 torch.no_grad(),
                 deepspeed.zero.GatheredParameters(unit.parameters, enabled=self._is_partitioned),
             ):
-                tensors = [self._own(unit.tensor(name)) for name in unit.names]
+                # A copy, because the gathered storage is freed at the end of this block.
+                tensors = [
+                    unit.tensor(name).to(self._dtype, copy=self._is_partitioned)
+                    for name in unit.names
+                ]
             for name, tensor in zip(unit.names, tensors, strict=True):
                 yield self._stored_name(unit, name), tensor
 
@@ -83,13 +91,11 @@ class FullWeights:
         family = model_family(self._model_type)
         return family.checkpoint_name(self._model_type, f"{unit.path}.{name}")
 
-    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
-        """In the compute type; a copy where the gathered storage is about to be freed."""
-        return tensor.to(self._dtype, copy=self._is_partitioned)
-
 
 def _units(base: torch.nn.Module) -> Iterator[_Unit]:
+    # By identity: a tied weight has several names and must be sent once, under the first.
     seen: set[int] = set()
+    # Matches no path until a LoRA layer is met, whose inner modules its own unit covers.
     adapted = "\0"
     for path, module in base.named_modules():
         if path.startswith(adapted):
@@ -105,12 +111,6 @@ def _units(base: torch.nn.Module) -> Iterator[_Unit]:
                 names.append(name)
         if names:
             yield _Unit(path, module, tuple(names))
-
-
-def _shape(unit: _Unit, name: str) -> torch.Size:
-    module = unit.module
-    owner = module.get_base_layer() if isinstance(module, LoraLayer) else module
-    return owner.get_parameter(name).shape
 
 
 def write_model_directory(

@@ -33,7 +33,12 @@ class RewardModel:
         self._model = _load_classifier(path, dtype).to(device)
         config = self._model.config.get_text_config()
         if config.pad_token_id is None:
-            config.pad_token_id = self._pad_token(path)
+            if self._tokenizer.pad_token_id is None:
+                raise ValueError(
+                    f"the reward model {path} names no padding token, so it cannot score batches; "
+                    "set pad_token in its tokenizer_config.json"
+                )
+            config.pad_token_id = self._tokenizer.pad_token_id
         self._pad_token_id: int = config.pad_token_id
         positions = getattr(config, "max_position_embeddings", None) or math.inf
         self._longest = min(positions, self._tokenizer.model_max_length)
@@ -80,14 +85,6 @@ class RewardModel:
         with torch.inference_mode():
             logits = self._model(input_ids=tokens.to(device), attention_mask=mask.to(device)).logits
         return logits[:, 0].float().tolist()  # logits [B, 1]
-
-    def _pad_token(self, path: Path) -> int:
-        if self._tokenizer.pad_token_id is None:
-            raise ValueError(
-                f"the reward model {path} names no padding token, so it cannot score batches; set "
-                "pad_token in its tokenizer_config.json"
-            )
-        return self._tokenizer.pad_token_id
 
 
 def load_tokenizer(path: Path) -> Any:

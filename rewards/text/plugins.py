@@ -104,7 +104,9 @@ def call_plugin(
     Raises NotScorable with the text that it returned instead of a number, and SampleFailed
     `plugin_error: ...` for an error inside it or a value that is neither.
     """
-    call = _function(path, function)
+    call = getattr(_module(path), function, None)
+    if call is None:
+        raise SampleFailed("plugin_error", f"{path} has no function {function}")
     keywords: dict[str, Any] = {"prompt": dict(prompt), "mode": mode, "answer": answer}
     if OPTIONAL in inspect.signature(call).parameters:
         keywords[OPTIONAL] = reasoning
@@ -119,13 +121,6 @@ def call_plugin(
             "text that says why there is none",
         )
     return float(value)
-
-
-def _function(path: str, function: str) -> Callable[..., Any]:
-    found = getattr(_module(path), function, None)
-    if found is None:
-        raise SampleFailed("plugin_error", f"{path} has no function {function}")
-    return found
 
 
 @cache

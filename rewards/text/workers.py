@@ -86,7 +86,12 @@ class WorkerPool:
         message = _message(function, arguments)
         for _ in range(MAX_TRIES):
             try:
-                return _value(self._wait_for(self._schedule(message)))
+                future = self._schedule(message)
+                self._under_way.add(future)
+                try:
+                    return _value(future.result(self._timeout_s + START_DEADLINE_S))
+                finally:
+                    self._under_way.discard(future)
             except BrokenProcessPool:
                 continue  # A worker without a sample died; this one is not at fault.
             except WorkerTimeout:
@@ -105,14 +110,8 @@ class WorkerPool:
         self._pool.stop()
         self._pool.join()
 
-    def _wait_for(self, future: Future[tuple[str, Any]]) -> tuple[str, Any]:
-        self._under_way.add(future)
-        try:
-            return future.result(self._timeout_s + START_DEADLINE_S)
-        finally:
-            self._under_way.discard(future)
-
     def _schedule(self, message: bytes) -> Future[tuple[str, Any]]:
+        # One at a time in the whole process: `_no_main` changes what every thread sees.
         with _START_LOCK:
             if self._is_closed:
                 raise RuntimeError("the worker pool is closed")

@@ -57,8 +57,11 @@ class GroupFilter:
         unscored = sum(reward is None for reward in rewards)
         if unscored > self._algorithm.max_unscored_share * len(rewards):
             return DropReason.UNSCORED
-        spread = _probability_spread(scores) if mode in self._reasoning else None
-        if spread is not None:
+        by_probability = any(s.route and s.route.name == PROBABILITY for s in scores)
+        known = [score.parts["accuracy"] for score in scores if score.reward is not None]
+        if mode in self._reasoning and by_probability and len(known) > 1:
+            spread = statistics.stdev(known)
+            # Also of a group that is dropped: a mean over what the filter keeps would only rise.
             self._spreads[step].append(spread)
             if spread < self.threshold:
                 return DropReason.LOW_SPREAD
@@ -87,11 +90,3 @@ class GroupFilter:
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._warmup, self._ema = list(state["warmup"]), state["ema"]
-
-
-def _probability_spread(scores: Sequence[Score]) -> float | None:
-    """Sample deviation of a group's probability rewards; None for one scored in another way."""
-    if not any(score.route and score.route.name == PROBABILITY for score in scores):
-        return None
-    known = [score.parts["accuracy"] for score in scores if score.reward is not None]
-    return statistics.stdev(known) if len(known) > 1 else None

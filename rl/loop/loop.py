@@ -167,12 +167,13 @@ class TrainingLoop:
             for of_group in advantages
         )
         activity = self._activity.take_seconds()
+        dropped, self._dropped = self._dropped, Counter()
         return StepResult(
             step=self._version,
             groups=tuple(groups),
             advantages=advantages,
             mismatches=mismatches,
-            dropped=self._take_dropped(),
+            dropped=dropped,
             learner_metrics=dict(update.metrics),
             sync_metrics=sync_metrics,
             seconds={
@@ -279,14 +280,15 @@ class TrainingLoop:
         return TrainBatch(self._version + 1, samples), advantages
 
     def _refuse_unproven(self, groups: Sequence[ScoredGroup]) -> None:
+        max_staleness = self._config.rollout.max_staleness
         for scored in groups:
             for trajectory in scored.group.trajectories:
                 first, last = trajectory.versions
-                if last > self._version or self._version - first > self._max_staleness:
+                if last > self._version or self._version - first > max_staleness:
                     raise RuntimeError(
                         f"group {scored.group.request.group_id} was sampled by versions {first} to "
                         f"{last}, outside what may be trained at version {self._version} with "
-                        f"rollout.max_staleness {self._max_staleness}"
+                        f"rollout.max_staleness {max_staleness}"
                     )
 
     async def _publish(self, version: int) -> dict[str, float]:
@@ -299,14 +301,6 @@ class TrainingLoop:
         del self._asked_for[self._version]
         self._version = version
         return metrics
-
-    @property
-    def _max_staleness(self) -> int:
-        return self._config.rollout.max_staleness
-
-    def _take_dropped(self) -> Counter[tuple[str, str]]:
-        taken, self._dropped = self._dropped, Counter()
-        return taken
 
 
 def _sample(group: RolloutGroup, place: int, advantage: float) -> TrainSample:

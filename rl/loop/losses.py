@@ -87,7 +87,11 @@ def policy_loss(
     sums = {
         "loss": loss.detach(),
         "num_loss_tokens": torch.tensor(float(len(ratio)), device=ratio.device),
-        "clipped": _num_clipped(ratio.detach(), inputs.advantages, algorithm),
+        # Only where the clip takes a token out of the gradient: on the side that it would reward.
+        "clipped": (
+            ((inputs.advantages > 0) & (ratio > 1 + algorithm.clip_high))
+            | ((inputs.advantages < 0) & (ratio < 1 - algorithm.clip_low))
+        ).sum(),
         # expm1: near 0 the difference of exp and 1 is all rounding.
         "mismatch_kl": (torch.expm1(log_mismatch) - log_mismatch).sum(),
         "rollout_weight": rollout_weight.sum(),
@@ -96,15 +100,6 @@ def policy_loss(
         MAX_KEY: log_mismatch.abs().max() if len(ratio) else torch.zeros_like(loss.detach()),
     }
     return loss, sums
-
-
-def _num_clipped(
-    ratio: Float[Tensor, " n"], advantages: Float[Tensor, " n"], algorithm: AlgorithmConfig
-) -> Tensor:
-    """Count the tokens that the clip takes out of the gradient."""
-    too_high = (advantages > 0) & (ratio > 1 + algorithm.clip_high)
-    too_low = (advantages < 0) & (ratio < 1 - algorithm.clip_low)
-    return (too_high | too_low).sum()
 
 
 def mean_log_ratios(

@@ -152,17 +152,17 @@ class RolloutWorker:
         sampling = forced_sampling(
             self._engine.vllm_config, request.reference_token_ids, request.temperature
         )
-        scored = self._forced(request, sampling)
-        (completion,) = (await self._answered(scored)).outputs
+
+        async def forced() -> Any:
+            inputs = self._media.inputs(await self._media.read(request.prompt.media))
+            return await self._final_output(
+                request.context_token_ids, inputs, sampling, request.id, REFERENCE_PRIORITY
+            )
+
+        (completion,) = (await self._answered(forced())).outputs
         if tuple(completion.token_ids) != request.reference_token_ids:
             raise GenerationFailed("not_forced", "the engine emitted tokens that it was not given")
         return tuple(completion.logprobs.logprobs)
-
-    async def _forced(self, request: ReferenceRequest, sampling: Any) -> Any:
-        inputs = self._media.inputs(await self._media.read(request.prompt.media))
-        return await self._final_output(
-            request.context_token_ids, inputs, sampling, request.id, REFERENCE_PRIORITY
-        )
 
     async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
         """Log-probability of each asked token as the next one, in their order, at temperature 1.
