@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from rl.config.run import Config
-from rl.data.media.families import VisionFamily, unsampled_token_ids, vision_family
+from rl.data.media.families import unsampled_token_ids, vision_family
 from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt
 from rollout.prompts.stream import PromptStream
 
@@ -32,10 +32,7 @@ class ChatTemplate:
         from transformers import AutoTokenizer
 
         self._path = path
-        config = Path(path) / "config.json"
-        self._model_type: str = ""
-        if config.is_file():
-            self._model_type = json.loads(config.read_text()).get("model_type", "")
+        self._model_type: str = _read_json(Path(path) / "config.json").get("model_type", "")
         self._family = vision_family(self._model_type)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not self._tokenizer.chat_template:
@@ -43,7 +40,11 @@ class ChatTemplate:
                 f"the tokenizer of {path} has no chat template; take an instruction-tuned model or "
                 "put a chat_template.jinja into its directory"
             )
-        self._end_tokens = _end_tokens(Path(path), self._tokenizer)
+        # The tokens at which an engine stops: the tokenizer's own and the generation config's. Chat
+        # models often end a turn with another token than the tokenizer's end of sequence.
+        ends = _read_json(Path(path) / "generation_config.json").get("eos_token_id") or []
+        self._end_tokens = {*(ends if isinstance(ends, list) else [ends])}
+        self._end_tokens |= {self._tokenizer.eos_token_id} - {None}
         try:
             # Found out by asking: templates spell the switch in many ways, or have none.
             sample = [{"role": "user", "content": "2+2?"}]
@@ -65,7 +66,22 @@ class ChatTemplate:
         # Piece by piece, so that no marker's end is tokenised with the text that follows it: the
         # engine looks for the marker's own tokens.
         pieces = re.split(f"({'|'.join(map(re.escape, self._family.markers.values()))})", text)
-        self._refuse_markers(prompt, self._family, pieces)
+        # The text comes from data, and one that writes a marker would claim a picture that is not
+        # there, or shift all others by one. Splitting at a pattern with one group leaves texts at
+        # even and markers at odd positions.
+        kind_of = {marker: kind for kind, marker in self._family.markers.items()}
+        written = [kind_of[marker] for marker in pieces[1::2]]
+        if written != (shown := [medium.kind for medium in prompt.media]):
+            raise ValueError(
+                f"prompt {prompt.id} as the chat template writes it has markers for {written}, and "
+                f"its media are {shown}; its messages need one image or video part for each, and "
+                f"no text of theirs may write {' or '.join(kind_of)}"
+            )
+        if taken := [t for t in self._family.reserved if any(t in text for text in pieces[::2])]:
+            raise ValueError(
+                f"the text of prompt {prompt.id} must not write {', '.join(taken)}, which "
+                f"{self._path} takes for parts of an image; escape or remove it"
+            )
         return tuple(chain.from_iterable(map(self.token_ids, pieces)))
 
     @property
@@ -125,25 +141,6 @@ class ChatTemplate:
                 "that switch (Qwen3, MiniCPM), or add it to its chat_template.jinja"
             )
 
-    def _refuse_markers(self, prompt: Prompt, family: VisionFamily, pieces: Sequence[str]) -> None:
-        # The text comes from data, and one that writes a marker would claim a picture that is not
-        # there, or shift all others by one.
-        kind_of = {marker: kind for kind, marker in family.markers.items()}
-        # Splitting at a pattern with one group leaves texts at even and markers at odd positions.
-        written = [kind_of[marker] for marker in pieces[1::2]]
-        if written != (shown := [medium.kind for medium in prompt.media]):
-            raise ValueError(
-                f"prompt {prompt.id} as the chat template writes it has markers for {written}, and "
-                f"its media are {shown}; its messages need one image or video part for each, and "
-                f"no text of theirs may write {' or '.join(kind_of)}"
-            )
-        texts = pieces[::2]
-        if written := [token for token in family.reserved if any(token in t for t in texts)]:
-            raise ValueError(
-                f"the text of prompt {prompt.id} must not write {', '.join(written)}, which "
-                f"{self._path} takes for parts of an image; escape or remove it"
-            )
-
     def _render(self, prompt: Prompt, thinking: bool) -> str:
         if prompt.media and not self.shows_media:
             raise ValueError(
@@ -173,17 +170,14 @@ class ChatTemplate:
         if family is not None and not family.chat_takes_parts:
             # One text for each message, and a line for each part of it, as in the published chat of
             # MiniCPM-V.
+            def line(part: Mapping[str, Any]) -> str:
+                return part["text"] if part["type"] == "text" else family.markers[part["type"]]
+
             messages = [
-                message
-                if isinstance(message["content"], str)
-                else {
-                    **message,
-                    "content": "\n".join(
-                        part["text"] if part["type"] == "text" else family.markers[part["type"]]
-                        for part in message["content"]
-                    ),
-                }
-                for message in messages
+                m
+                if isinstance(m["content"], str)
+                else {**m, "content": "\n".join(map(line, m["content"]))}
+                for m in messages
             ]
         return self._tokenizer.apply_chat_template(
             [dict(message) for message in messages],
@@ -227,15 +221,11 @@ def refuse_oversized(
         )
 
 
-def _end_tokens(path: Path, tokenizer: Any) -> set[int]:
-    """The tokens at which an engine stops: the tokenizer's own and the generation config's."""
-    # Chat models often end a turn with another token than the tokenizer's end of sequence.
-    ends = {tokenizer.eos_token_id} - {None}
-    generation_config = path / "generation_config.json"
-    if generation_config.is_file():
-        try:
-            listed = json.loads(generation_config.read_text()).get("eos_token_id") or []
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{generation_config} is not JSON: {error}") from error
-        ends |= set(listed if isinstance(listed, list) else [listed])
-    return ends
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return a file of a model directory; empty where the directory has none."""
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error

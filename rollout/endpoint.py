@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from io import BytesIO
 from typing import Any
 
@@ -100,12 +100,8 @@ async def open_endpoint(
 
 
 def _client(url: str, timeout_s: float, max_retries: int) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(
-        base_url=url,
-        api_key=os.environ.get("OPENAI_API_KEY", "none"),
-        timeout=timeout_s,
-        max_retries=max_retries,
-    )
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    return openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout_s, max_retries=max_retries)
 
 
 class Endpoint:
@@ -138,9 +134,8 @@ class Endpoint:
         try:
             reply = await self._reply(RolloutRequest("probe", PROBE, mode, (), 1, 1, 0.0, None))
         except GenerationFailed as failure:
-            raise ValueError(
-                f"endpoint {self._url} cannot be asked as vLLM is: {failure}"
-            ) from None
+            why = f"endpoint {self._url} cannot be asked as vLLM is: {failure}"
+            raise ValueError(why) from None
         self._splits_reasoning = not reply.choices[0].message.content
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
@@ -164,7 +159,22 @@ class Endpoint:
         request = RolloutRequest(prompt.id, prompt, mode, (), 1, 1, 1.0, None)
         async with self._slots:
             reply = await self._reply(request, logprobs=True, top_logprobs=TOP_LOGPROBS)
-        return _top_logprobs(reply, self._url)
+        listed: tuple[tuple[str, float], ...] = ()
+        logprobs = reply.choices[0].logprobs
+        # The client hands on what is missing or has another form as it came.
+        with suppress(AttributeError, IndexError, TypeError, ValueError):
+            listed = tuple((e.token, float(e.logprob)) for e in logprobs.content[0].top_logprobs)
+        if not listed:
+            raise ValueError(
+                f"endpoint {self._url} was asked for log-probabilities and sends none (logprobs: "
+                f"{logprobs!r:.200}); take a server that does (vLLM), or a model directory"
+            )
+        # Rounding may lift a certain token a little above 0. `not` and `<=` refuse NaN as well.
+        if wrong := [logprob for _, logprob in listed if not logprob <= 1e-3]:
+            raise ValueError(
+                f"endpoint {self._url} sends {wrong[0]} for a log-probability; mend the server"
+            )
+        return listed
 
     @property
     def name(self) -> str:
@@ -173,9 +183,27 @@ class Endpoint:
 
     async def _reply(self, request: RolloutRequest, **also_asked: Any) -> ChatCompletion:
         asked_at = time.monotonic()
+        extra = NO_DEFAULTS | {
+            "chat_template_kwargs": {"enable_thinking": self._thinking[request.mode]},
+            # As the engines' own text, so that leaks of tags are seen (rewards/text/format.py).
+            "skip_special_tokens": False,
+            "return_token_ids": True,
+        }
         try:
             async with asyncio.timeout(self._deadline_s):
-                reply = await self._ask(request, also_asked)
+                reply = await self._client.chat.completions.create(
+                    model=self._served_name,
+                    # In a thread, because encoding pictures would hold up the other requests.
+                    messages=await asyncio.to_thread(
+                        messages_with_images, request.prompt, self._media
+                    ),
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    seed=request.seed,
+                    extra_body=extra,
+                    **also_asked,
+                )
         except (TimeoutError, openai.APITimeoutError) as error:
             # A server that answered others in the meantime is alive, and this request too long.
             if self._answered_at > asked_at:
@@ -187,30 +215,10 @@ class Endpoint:
             raise _does_not_answer(self._url, error, self._deadline_s) from error
         except MediaError as error:
             raise GenerationFailed("bad_media", error) from error
-        self._answered_at = time.monotonic()
-        return reply
-
-    async def _ask(self, request: RolloutRequest, also_asked: Mapping[str, Any]) -> ChatCompletion:
-        reply = await self._client.chat.completions.create(
-            model=self._served_name,
-            # In a thread, because encoding pictures would hold up the other requests.
-            messages=await asyncio.to_thread(messages_with_images, request.prompt, self._media),
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            extra_body=NO_DEFAULTS
-            | {
-                "chat_template_kwargs": {"enable_thinking": self._thinking[request.mode]},
-                # As the engines' own text, so that leaks of tags are seen (rewards/text/format.py).
-                "skip_special_tokens": False,
-                "return_token_ids": True,
-            },
-            **also_asked,
-        )
         # The client does not validate what it was sent.
         if not isinstance(reply, ChatCompletion) or not reply.choices:
             raise ValueError(f"endpoint {self._url} sends no chat completions, but {reply!r:.200}")
+        self._answered_at = time.monotonic()
         return reply
 
     def _trajectory(self, reply: ChatCompletion, thinking: bool) -> Trajectory:
@@ -222,13 +230,18 @@ class Endpoint:
             raise ValueError(
                 "the endpoint tells neither token_ids nor usage, so no tokens are counted"
             )
-        if ids is None:
-            # Zeros, as many as the server counts: lengths are measured all the same.
-            ids = [0] * reply.usage.completion_tokens
+        # Zeros, as many as the server counts: lengths are measured all the same.
+        ids = [0] * reply.usage.completion_tokens if ids is None else ids
         token_ids = np.asarray(ids, np.int32)
         if not len(token_ids):
             raise GenerationFailed("empty", "the server returned no tokens")
-        text = self._text(choice.message, thinking)
+        # What a parser took apart is put together, with the closing tag in between.
+        fields = choice.message.model_extra or {}
+        said = fields.get("reasoning") or fields.get("reasoning_content")
+        text = choice.message.content or said or ""
+        # A parser gives no reasoning where the text begins with the closing tag.
+        if choice.message.content and (said is not None or (thinking and self._splits_reasoning)):
+            text = f"{said or ''}{CLOSE_THINK}{text}"
         reasoning, answer = split_response(text, thinking)
         return Trajectory(
             token_ids=token_ids,
@@ -242,39 +255,9 @@ class Endpoint:
             answer=answer,
         )
 
-    def _text(self, message: Any, thinking: bool) -> str:
-        """The sampled text: what a parser took apart, with the closing tag between its parts."""
-        fields = message.model_extra or {}
-        reasoning = fields.get("reasoning") or fields.get("reasoning_content")
-        content = message.content
-        if not content:
-            return reasoning or ""
-        # A parser gives no reasoning where the text begins with the closing tag.
-        is_closed = reasoning is not None or (thinking and self._splits_reasoning)
-        return f"{reasoning or ''}{CLOSE_THINK}{content}" if is_closed else content
-
     @property
     def _url(self) -> str:
         return str(self._client.base_url)
-
-
-def _top_logprobs(reply: ChatCompletion, url: str) -> tuple[tuple[str, float], ...]:
-    """Log-probabilities of the first token; raises ValueError for a reply without them."""
-    choice = reply.choices[0]
-    try:
-        listed = tuple((e.token, float(e.logprob)) for e in choice.logprobs.content[0].top_logprobs)
-    # The client hands on what is missing or has another form as it came.
-    except (AttributeError, IndexError, TypeError, ValueError):
-        listed = ()
-    if not listed:
-        raise ValueError(
-            f"endpoint {url} was asked for log-probabilities and sends none (logprobs: "
-            f"{choice.logprobs!r:.200}); take a server that does (vLLM), or a model directory"
-        )
-    # Rounding may lift a certain token a little above 0. `not` and `<=` refuse NaN as well.
-    if wrong := [logprob for _, logprob in listed if not logprob <= 1e-3]:
-        raise ValueError(f"endpoint {url} sends {wrong[0]} for a log-probability; mend the server")
-    return listed
 
 
 def messages_with_images(prompt: Prompt, store: MediaStore) -> list[dict[str, Any]]:
@@ -283,33 +266,28 @@ def messages_with_images(prompt: Prompt, store: MediaStore) -> list[dict[str, An
     Raises MediaError, and ValueError for a video, of which a server would choose other frames.
     """
     media = iter(prompt.media)
-    messages = []
-    for message in prompt.messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [
-                part if part["type"] == "text" else _image_part(store.read(next(media)))
-                for part in content
-            ]
-        messages.append({**message, "content": content})
-    return messages
 
+    def shown(part: Mapping[str, Any]) -> Mapping[str, Any]:
+        if part["type"] == "text":
+            return part
+        medium = store.read(next(media))
+        if not isinstance(medium, StillImage):
+            raise ValueError("a video cannot be sent to a server; ask about images")
+        # PNG, because it loses nothing: the server must see the pixels that training shows.
+        written = BytesIO()
+        medium.pixels.save(written, "PNG")
+        address = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+        return {"type": "image_url", "image_url": {"url": address}}
 
-def _image_part(medium: Any) -> dict[str, Any]:
-    if not isinstance(medium, StillImage):
-        raise ValueError("a video cannot be sent to a server; ask about images")
-    # PNG, because it loses nothing: the server must see the pixels that training shows.
-    written = BytesIO()
-    medium.pixels.save(written, "PNG")
-    address = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
-    return {"type": "image_url", "image_url": {"url": address}}
+    return [
+        m if isinstance(m["content"], str) else {**m, "content": [*map(shown, m["content"])]}
+        for m in map(dict, prompt.messages)
+    ]
 
 
 def _does_not_answer(url: str, error: Exception, deadline_s: float) -> ValueError:
-    if isinstance(error, TimeoutError | openai.APITimeoutError):
-        why = f"no reply within {deadline_s:g} s"
-    else:
-        why = str(error.__cause__ or error)
+    is_late = isinstance(error, TimeoutError | openai.APITimeoutError)
+    why = f"no reply within {deadline_s:g} s" if is_late else str(error.__cause__ or error)
     return ValueError(
         f"endpoint {url} does not answer: {why}; start it, or mend the address (vLLM's ends in "
         "/v1), and give the same command again"

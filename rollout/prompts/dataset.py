@@ -22,8 +22,13 @@ from rl.data.media.names import MediaError
 from rl.data.references import reference_text
 from rl.data.tables import Location, heldout_location, read_table, train_location
 from rl.loop.stages import Prompt
-from rollout.prompts.conversation import conversation, system_message
-from rollout.prompts.row_media import Messages, media_of_rows, place_media
+from rollout.prompts.row_media import (
+    Messages,
+    conversation,
+    media_of_rows,
+    place_media,
+    system_message,
+)
 
 SHOWN_IDS = 5
 

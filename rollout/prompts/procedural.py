@@ -1,4 +1,4 @@
-"""Prompts without end: the built-in task and reasoning-gym's procedural tasks."""
+"""Prompts without end: built-in sums and pictures, and reasoning-gym's procedural tasks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Collection
 
 from rl.config.run import SourceConfig
 from rl.data.fingerprint import stable_hash
+from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import LENGTHS
 from rl.data.tasks.chain_sum import question as chain_sum_question
+from rl.data.tasks.pictures import TASKS, ask, read_settings
 from rl.loop.stages import PROBABILITY, Prompt
-from rollout.prompts.conversation import conversation
+from rollout.prompts.row_media import conversation, place_media
 
 # The held-out prompts of a procedural task are the same whatever the run's seed, so that runs
 # can be compared.
@@ -24,8 +26,23 @@ class Procedural:
     heldout_count = None
     quarantined = ()
 
+    def __init__(self, config: SourceConfig, seed: int) -> None:
+        self._name = config.path or ""
+        self._task = config.task
+        self._system_prompt = config.system_prompt
+        self._seed = seed
+
+    def train(self, index: int) -> Prompt:
+        return self._prompt("train", self._seed, index)
+
+    def heldout(self, index: int) -> Prompt:
+        return self._prompt("heldout", HELDOUT_SEED, index)
+
     def rows_for(self, mode: str) -> None:
         return None
+
+    def _prompt(self, split: str, seed: int, index: int) -> Prompt:
+        raise NotImplementedError
 
 
 class ChainSumSource(Procedural):
@@ -37,6 +54,7 @@ class ChainSumSource(Procedural):
     """
 
     def __init__(self, config: SourceConfig, seed: int, unrewarded: Collection[str] = ()) -> None:
+        super().__init__(config, seed)
         settings = dict(config.settings)
         lengths = settings.pop("lengths", list(LENGTHS))
         share = settings.pop("probability_share", 0.0)
@@ -56,26 +74,40 @@ class ChainSumSource(Procedural):
         self._lengths = tuple(lengths)
         # Rules can score every sum, so where the other reward is off they score all of them.
         self._probability_share = 0.0 if PROBABILITY in unrewarded else share
-        self._task = config.task
-        self._system_prompt = config.system_prompt
-        self._seed = seed
         # Asked once here, because it refuses lengths that are out of range.
         chain_sum_question(seed, 0, False, self._lengths)
 
-    def train(self, index: int) -> Prompt:
+    def _prompt(self, split: str, seed: int, index: int) -> Prompt:
+        asked = chain_sum_question(seed, index, split == "heldout", self._lengths)
         # By hash and not from a generator, so that a resumed run draws the same for each prompt.
-        drawn = stable_hash(f"probability/{self._seed}/{index}") / 2**64
-        task = PROBABILITY if drawn < self._probability_share else self._task
-        return self._prompt(self._seed, index, False, task)
-
-    def heldout(self, index: int) -> Prompt:
-        return self._prompt(HELDOUT_SEED, index, True, self._task)
-
-    def _prompt(self, seed: int, index: int, heldout: bool, task: str) -> Prompt:
-        asked = chain_sum_question(seed, index, heldout, self._lengths)
+        drawn = stable_hash(f"probability/{seed}/{index}") / 2**64
+        by_chance = split == "train" and drawn < self._probability_share
+        task = PROBABILITY if by_chance else self._task
         messages = conversation(asked.text, self._system_prompt)
-        split = "heldout" if heldout else "train"
         return Prompt(f"chain_sum/{split}/{index}", messages, asked.answer, task)
+
+
+class VisualSource(Procedural):
+    """One task of rl/data/tasks/pictures, named by `path`; `settings` are the task's own.
+
+    A prompt names its picture; whoever needs the pixels paints them (rl/data/media/store.py).
+    """
+
+    def __init__(self, config: SourceConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        if config.path is None:
+            raise ValueError(f"data.path must name a visual task: {', '.join(TASKS)}")
+        self._settings = read_settings(config.path, config.settings)
+
+    def _prompt(self, split: str, seed: int, index: int) -> Prompt:
+        is_heldout = split == "heldout"
+        question, answer, task = ask(self._name, self._settings, seed, index, is_heldout)
+        picture = RenderedImage(self._name, seed, index, is_heldout, place=0)
+        asked = conversation(question, self._system_prompt)
+        messages, media = place_media(asked, [picture], has_tags=False)
+        # The task knows how its answers compare, unless the run says otherwise.
+        task = task if self._task == "auto" else self._task
+        return Prompt(f"{self._name}/{split}/{index}", messages, answer, task, media=media)
 
 
 class ReasoningGymSource(Procedural):
@@ -93,7 +125,7 @@ class ReasoningGymSource(Procedural):
         # Imported on use: it loads all of its hundred tasks, which takes seconds.
         from reasoning_gym.factory import DATASETS, create_dataset
 
-        self._name = config.path or ""
+        super().__init__(config, seed)
         if self._name not in DATASETS:
             near = difflib.get_close_matches(self._name, DATASETS, n=3) or sorted(DATASETS)[:10]
             raise ValueError(
@@ -101,33 +133,24 @@ class ReasoningGymSource(Procedural):
                 f"{config.path!r}; such as {', '.join(near)}"
             )
         try:
-            self._task = create_dataset(self._name, seed=0, **config.settings)
+            self._rows = create_dataset(self._name, seed=0, **config.settings)
         except (TypeError, AssertionError) as error:
             raise ValueError(
                 f"data.settings do not suit reasoning-gym's {self._name}: {error}"
             ) from error
-        self._accuracy_task = config.task
-        self._system_prompt = config.system_prompt
-        self._seed = seed
-
-    def train(self, index: int) -> Prompt:
-        return self._prompt("train", self._seed, index)
-
-    def heldout(self, index: int) -> Prompt:
-        return self._prompt("heldout", HELDOUT_SEED, index)
 
     def _prompt(self, split: str, seed: int, index: int) -> Prompt:
         for attempt in range(self.MAX_TRIES):
             # Cut to 31 bits, because some tasks seed numpy with the index, which takes at most 32.
-            row = self._task[stable_hash(f"{split}/{seed}/{index}/{attempt}") >> 33]
+            row = self._rows[stable_hash(f"{split}/{seed}/{index}/{attempt}") >> 33]
             # By the question itself, because a task with few questions draws the same one at many
             # indices.
             is_heldout = stable_hash(row["question"]) % self.HELDOUT_ONE_IN == 0
             if is_heldout == (split == "heldout"):
                 messages = conversation(row["question"], self._system_prompt)
                 prompt_id = f"{self._name}/{split}/{index}"
-                return Prompt(prompt_id, messages, str(row["answer"]), self._accuracy_task)
+                return Prompt(prompt_id, messages, str(row["answer"]), self._task)
         raise ValueError(
             f"reasoning-gym's {self._name} has no {split} question in {self.MAX_TRIES} draws with "
-            f"data.settings {vars(self._task.config)}; widen the settings or take another task"
+            f"data.settings {vars(self._rows.config)}; widen the settings or take another task"
         )

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -73,12 +74,18 @@ def media_of_rows(
     # In Arrow's own form, because `datasets` would otherwise decode an image column on the way.
     stored = table.select_columns(list(kinds)).with_format("arrow")
     read = partial(_row_media, kinds=kinds, split=split, directory=directory, checked={})
-    with ThreadPoolExecutor(CHECK_THREADS) as pool, _Progress(len(table)) as progress:
+    # A bar on stderr, which only shows once the work has lasted a while.
+    started, bar = time.monotonic(), Progress(console=Console(stderr=True))
+    task = bar.add_task("checking media", total=len(table))
+    with ThreadPoolExecutor(CHECK_THREADS) as pool, ExitStack() as stack:
+        stack.callback(bar.stop)
         # Batch by batch, because a cell may hold a whole video as bytes.
         for first in range(0, len(table), BATCH_ROWS):
             rows = stored[first : first + BATCH_ROWS].to_pylist()
             yield from pool.map(read, range(first, first + len(rows)), rows)
-            progress.advance(len(rows))
+            bar.advance(task, len(rows))
+            if time.monotonic() - started > SILENT_S:
+                bar.start()
 
 
 def _row_media(
@@ -131,27 +138,17 @@ def _problem(medium: MediaFile | MediaCell, source: str | BytesIO) -> str | None
     return None
 
 
-class _Progress:
-    """A bar on stderr once work has lasted a while."""
-
-    def __init__(self, total: int) -> None:
-        self._started = time.monotonic()
-        self._bar = Progress(console=Console(stderr=True))
-        self._task = self._bar.add_task("checking media", total=total)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def advance(self, count: int) -> None:
-        self._bar.advance(self._task, count)
-        if time.monotonic() - self._started > SILENT_S:
-            self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+# Messages, and where media go in them.
 
 
-# Where media go in the text.
+def conversation(question: str, system_prompt: str | None) -> Messages:
+    """Return the chat messages of a question given as text."""
+    asked = {"role": "user", "content": question}
+    return (asked,) if system_prompt is None else (system_message(system_prompt), asked)
+
+
+def system_message(text: str) -> Mapping[str, Any]:
+    return {"role": "system", "content": text}
 
 
 def place_media(

@@ -12,8 +12,7 @@ from typing import Protocol
 from rl.config.run import SourceConfig
 from rl.loop.stages import Prompt
 from rollout.prompts.dataset import DatasetSource, Quarantined
-from rollout.prompts.procedural import ChainSumSource, ReasoningGymSource
-from rollout.prompts.visual import VisualSource
+from rollout.prompts.procedural import ChainSumSource, ReasoningGymSource, VisualSource
 
 
 class Source(Protocol):

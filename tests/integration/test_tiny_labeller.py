@@ -46,7 +46,7 @@ from rl.data.tasks.chain_sum import is_heldout
 from rl.data.tasks.chain_sum import question as sum_question
 from rl.loop.stages import Prompt
 from rollout.chat import ChatTemplate
-from rollout.prompts.visual import VisualSource
+from rollout.prompts.procedural import VisualSource
 
 BRIEF = replace(TEXT, min_steps=2, max_steps=2, examples_per_step=3, heldout_questions=4)
 SUM = Question("a2b9c8d8?", "27", (2, 9, 8, 8))

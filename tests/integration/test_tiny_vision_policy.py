@@ -27,7 +27,7 @@ from rl.config.run import SourceConfig
 from rl.data.tasks.pictures import read_settings
 from rl.data.tasks.pictures.digits import DigitsScene
 from rollout.chat import ChatTemplate
-from rollout.prompts.visual import VisualSource
+from rollout.prompts.procedural import VisualSource
 
 NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv")
 SCENE = DigitsScene((3, 7, 2), "+?", "12")
