@@ -89,10 +89,12 @@ def _failure(
     shown: Preference,
 ) -> Failure | None:
     """Why there is no reward: the first part with a weight that could not be had."""
+    # A part without a weight cannot change the reward, so its failure costs no trajectory.
     if weights["accuracy"] and accuracy.failure:
         return accuracy.failure
     if text.failure and any(weights[name] for name in plugins):
         return text.failure
+    # A response without an answer is no failure: it gets the lowest preference of its group.
     if weights["preference"] and shown.answer is not None and shown.raw is None:
         return not_scorable("question and answer are longer than the preference model reads")
     return None

@@ -121,12 +121,14 @@ class ProbabilityReward:
     async def _baseline(self, group: RolloutGroup, reference: str) -> float | Failure:
         """r' of a prompt, asked once in a run, or why it has none."""
         prompt, temperature = group.request.prompt, group.request.temperature
+        # By temperature too, because it divides the logits that the probabilities come from.
         name = f"{prompt.id}@{temperature:g}"
         if name in self._baselines:
             return self._baselines[name]
         request = self._splice.without_reasoning(prompt, reference, temperature)
         if request is None:
             return not_scorable("prompt and reference are longer than the engine takes")
+        # Groups of one prompt ask at the same time; the first asks the engine and all wait for it.
         if name not in self._asking:
             self._asking[name] = asyncio.create_task(self._keep_baseline(name, request))
         # Another group of this prompt may wait for it too, and this one may be cancelled.

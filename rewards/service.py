@@ -80,6 +80,8 @@ class RewardService:
         """One score per trajectory, in order; raises only for a source that is gone."""
         request = group.request
         by_rules = self._probability is None or not takes_probability(request.prompt)
+        # Side by side, because they wait for different things: worker processes, engines and a
+        # model.
         texts, probabilities, preferences = await asyncio.gather(
             self._text.parts(group, by_rules),
             self._probabilities(group, by_rules),
@@ -120,6 +122,7 @@ class RewardService:
 
 def takes_probability(prompt: Prompt) -> bool:
     """Whether the probability reward decides the accuracy: asked for, or no rule could."""
+    # A prompt that asks for it by name gets it, also where a rule could read its reference.
     if prompt.task == PROBABILITY:
         return True
     try:

@@ -31,8 +31,11 @@ class RankPlace:
 
 def free_address() -> tuple[str, int]:
     """Return an address of this node and a port that is free on it."""
+    # Imported here, because ranks alone need it and a test of the configuration needs no Ray.
     import ray
 
+    # The port is free now and may be taken before rank 0 binds it; that is rare, and then the start
+    # fails with the address in its error.
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
@@ -43,6 +46,8 @@ def leave_out_shared_memory() -> None:
 
     That takes most of a minute and a C++ compiler, for what gloo does as well.
     """
+    # Imported here: it takes seconds and reads DS_ACCELERATOR at once, which the process must have
+    # been given before.
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -83,6 +88,7 @@ def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
         # The rank marks the last micro-batch itself, as their number differs from step to step.
         "gradient_accumulation_steps": 1,
         "zero_optimization": {"stage": stage},
+        # AdamW of torch itself: DeepSpeed's own is a C++ extension that has to be compiled.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
@@ -92,6 +98,8 @@ def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
         ours["gradient_clipping"] = config.optimizer.max_grad_norm
     if config.dtype == "bfloat16":
         ours["bf16"] = {"enabled": True}
+        # Micro-batch gradients differ by orders of magnitude; their sum in bfloat16 would lose the
+        # small ones.
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merged(ours, config.deepspeed)
 
@@ -107,12 +115,16 @@ def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any
 
 def open_engine(model: LogprobModel, config: PolicyConfig, use_cuda: bool) -> Any:
     """Return DeepSpeed's engine over the model's trainable parameters."""
+    # Imported here for the same reason as above.
     import deepspeed
     from deepspeed.utils import set_z3_leaf_modules
 
     if not use_cuda:
         leave_out_shared_memory()
     if config.effective_zero_stage == 3:
+        # The head calls its output layer once per chunk, and ranks have different numbers of
+        # chunks. As a leaf it is gathered once per forward, so the gathers of all ranks stay in
+        # step.
         set_z3_leaf_modules(model, [ChunkedHead])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(

@@ -62,6 +62,8 @@ class RayLearner:
         """Take the optimizer steps of one batch."""
         if not batch.samples:
             raise ValueError(f"the batch of step {batch.step} has no samples to train on")
+        # Put once and read by every rank from shared memory. In a thread, because a large batch
+        # takes a while to copy and producers must go on.
         shared = await asyncio.to_thread(ray.put, batch)
         results: list[RankUpdate] = await self._call("update", UPDATE_TIMEOUT_S, shared)
         first = results[0]
@@ -79,6 +81,7 @@ class RayLearner:
         """Implements ReferenceScorer; requests that wait are forwarded together."""
         answer: asyncio.Future[tuple[float, ...]] = asyncio.get_running_loop().create_future()
         self._references.append((request, answer))
+        # The first to wait starts a forward; whoever comes before it begins is forwarded with it.
         if len(self._references) == 1:
             forward = asyncio.create_task(self._score_references())
             self._forwards.add(forward)
@@ -87,6 +90,8 @@ class RayLearner:
 
     async def _score_references(self) -> None:
         """Forward everything that waits, once the ranks are free for it."""
+        # One at a time, because ranks answer calls in order: a second forward would only wait
+        # there, and what arrives meanwhile can share it.
         async with self._one_forward:
             waiting, self._references = self._references, []
             try:
@@ -109,6 +114,7 @@ class RayLearner:
         """Open the weight transfer to the rollout workers (Ray actors) on every rank."""
         rollout = self._config.rollout
         address, port = await self._rendezvous()
+        # Rank 0 alone sends, so it is the only learner rank that joins the engines' group.
         world_size = 1 + rollout.workers * rollout.tensor_parallel
         rendezvous = Rendezvous(address, port, world_size)
         timeout_s = self._config.sync.deadline_s
@@ -130,6 +136,7 @@ class RayLearner:
 
     async def close(self) -> None:
         """Stop every rank, whatever it is doing."""
+        # A rank may hang in a collective and never answer a polite request to close.
         for actor in self.ranks:
             ray.kill(actor)
 

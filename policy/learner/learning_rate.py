@@ -16,6 +16,7 @@ def learning_rate_at(optimizer: OptimizerConfig, step: int, num_steps: int) -> f
     if step <= optimizer.warmup_steps:
         return optimizer.learning_rate * step / optimizer.warmup_steps
     progress = (step - optimizer.warmup_steps) / max(num_steps - optimizer.warmup_steps, 1)
+    # A run that is resumed with fewer steps= may be past its end.
     progress = min(progress, 1.0)
     if optimizer.schedule == "constant":
         remaining = 1.0

@@ -55,6 +55,7 @@ class LogprobModel(torch.nn.Module):
         """
         output = self.backbone(input_ids=token_ids, use_cache=False, **(visual or {}))
         hidden = output.last_hidden_state  # [B, T, H]
+        # Logits are computed only where a loss token is predicted: most of a long prompt is not.
         predicted = loss_mask[:, 1:]
         row_temperature = temperature[:, None].expand(predicted.shape)
         return self.head(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from policy.learner.logprobs import LogprobModel
 from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import DTYPES, load_policy
 from policy.weights.engine_client import EngineClient, Rendezvous
-from policy.weights.full_weights import FullWeights, WeightMetadata, write_model_directory
+from policy.weights.full_weights import FullWeights, write_model_directory
 from rl.config.run import Config
 from rl.loop.batching import (
     MicroBatch,
@@ -90,7 +90,7 @@ class LearnerRank:
             torch.set_num_threads(policy_config.threads)
         join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
         self._dtype = DTYPES[policy_config.dtype]
-        # The same initial adapter on every rank: DeepSpeed does not make them agree.
+        # The same initial adapter on every rank.
         torch.manual_seed(self._config.seed)
         policy = load_policy(self._source, policy_config)
         self._weights = FullWeights(
@@ -222,6 +222,7 @@ class LearnerRank:
         visual = None
         if self._visual_inputs is not None:
             visual = self._visual_inputs(samples, micro_batch.token_ids)
+        # After the visual inputs, which count tokens on the CPU.
         micro_batch = micro_batch.to(self._device)
         logprobs, entropies = self._engine(
             micro_batch.token_ids,
@@ -265,16 +266,9 @@ class LearnerRank:
     def canary_logprobs(self) -> tuple[float, ...]:
         """Log-probabilities of the canary's response tokens, at temperature 1."""
         request, trajectory = self._canary.request, self._canary.trajectory
+        # At temperature 1 on both sides: dividing the logits would shrink a difference.
         sample = TrainSample(trajectory, 0.0, 1.0, "canary", request.prompt.media)
         return tuple(self._logprobs([sample], is_sampled=False).tolist())
-
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors by checkpoint name, adapters merged; every rank must iterate to the end."""
-        return iter(self._weights)
-
-    def weight_metadata(self) -> WeightMetadata:
-        """Name, type and full shape of each tensor of `named_weights`, without gathering."""
-        return self._weights.metadata
 
     def connect_engines(
         self, workers: Sequence[Any], canary: Canary, rendezvous: Rendezvous
@@ -288,8 +282,8 @@ class LearnerRank:
         self.sender = WeightSender(
             self._config.transport,
             self._rank,
-            self.weight_metadata,
-            self.named_weights,
+            lambda: self._weights.metadata,
+            lambda: iter(self._weights),
             EngineClient(workers, sync.deadline_s, self._config.rollout.tensor_parallel),
             rendezvous,
         )
@@ -311,6 +305,8 @@ class LearnerRank:
     def load(self, directory: Path) -> None:
         """Continue from `save`; raises ValueError if there is no complete checkpoint."""
         path, _ = self._engine.load_checkpoint(str(directory / "state"), tag=CHECKPOINT_TAG)
+        # DeepSpeed warns and goes on from nothing where a checkpoint is missing; a resumed run must
+        # not.
         if path is None:
             raise ValueError(
                 f"{directory} holds no learner checkpoint; resume from a step that was saved"

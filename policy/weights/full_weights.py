@@ -72,6 +72,7 @@ class FullWeights:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather a module at a time; every rank must iterate to the end, as gathers are shared."""
+        # Imported here: tests of shards and names need no DeepSpeed, which takes seconds.
         import deepspeed
 
         for unit in self._units:
@@ -120,6 +121,8 @@ def write_model_directory(
 
     source: the directory the policy was loaded from; its configuration and tokenizer go along.
     """
+    # Planned from names and sizes before anything is gathered, so that at most one file is in
+    # memory.
     shards = _plan_shards(weights.metadata)
     if is_writer:
         target.mkdir()

@@ -74,6 +74,8 @@ class DigestedSource(WeightSource):
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.digests = {}
+        # Every rank goes through all tensors, since gathering them is a collective; only the sender
+        # spends time on digests.
         for name, tensor in self._weights():
             if self._is_sender:
                 self.digests[name] = tensor_digest(tensor)
@@ -105,13 +107,18 @@ class HostTrainerEngine(TrainerWeightTransferEngine[HostTrainerInitInfo]):
     def send_weights(self) -> None:
         assert self.source is not None
         started = time.monotonic()
+        # Copied to the CPU one by one: a gathered tensor is freed when the next one is gathered.
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.source}
         gathered = time.monotonic()
         if not self.is_sender:
             return
+        # In memory that all processes of this machine share, so nothing is written to a disk and
+        # every engine maps the same pages.
         descriptor, path = tempfile.mkstemp(".safetensors", "hybrid_rl_", SHARED_MEMORY)
         os.close(descriptor)
         try:
+            # Only the sender writes and tells the engines; the other ranks have done their part by
+            # gathering.
             save_file(tensors, path)
             written = time.monotonic()
             self.client.start_weight_update()
@@ -135,6 +142,7 @@ def _open_trainer_engine(
             HostTrainerInitInfo(rank=rank), client=client, source=source
         )
     if transport == "nccl":
+        # Imported here, because both need CUDA libraries that a machine without a GPU lacks.
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         init_info: TrainerInitInfo = NCCLTrainerInitInfo(

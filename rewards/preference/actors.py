@@ -61,6 +61,8 @@ class RewardModelClient:
         """Raises RuntimeError if the actor asked is gone for good, TimeoutError if it is late."""
         if not inputs:
             return ()
+        # By answers in flight and not by turns: groups differ in size, and a restarted actor is
+        # behind.
         index = min(range(len(self.actors)), key=self._load.__getitem__)
         self._load[index] += len(inputs)
         try:
@@ -68,6 +70,7 @@ class RewardModelClient:
         finally:
             self._load[index] -= len(inputs)
         for scored, score in zip(inputs, scores, strict=True):
+            # A nan would pass through the z-scores of its group and become the reward of all of it.
             if score is not None and not math.isfinite(score):
                 raise RuntimeError(
                     f"preference model {index} scored {score} for the answer {scored.answer[:80]!r}"

@@ -126,6 +126,8 @@ class Judge:
 
     async def _grade(self, text: str) -> float | None:
         token_ids = self._prompt.token_ids(text)
+        # One token must be left for the grade. A text that is too long is not cut: a judge must not
+        # grade an answer of which it sees a part.
         if len(token_ids) >= self._max_model_length:
             return None
         name = next(self._request_ids)

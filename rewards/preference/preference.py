@@ -68,9 +68,13 @@ def group_preferences(raw: Sequence[float | None]) -> list[float]:
 
     Example: group_preferences([3.0, 1.0, None]) is [0.7071, -0.7071, -0.7071], rounded
     """
+    # All alike, or fewer than two scores: nothing is preferred, and a tiny spread must not be blown
+    # up.
     if has_zero_variance(raw):
         return [0.0] * len(raw)
     z = group_advantages(raw, normalize_by_std=True)
+    # Not 0, which is the mean of the group: a policy could then win by answering nothing whenever
+    # it expects a bad answer.
     lowest = min(score for score in z if score is not None)
     return [lowest if score is None else score for score in z]
 

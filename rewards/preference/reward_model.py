@@ -94,6 +94,8 @@ def load_tokenizer(path: Path) -> Any:
             f"the preference model must be a Hugging Face model directory, got {path} without a "
             "config.json; name the directory that holds config.json and the weights"
         )
+    # Imported here, because transformers takes seconds and a run without a preference model needs
+    # none of it.
     from transformers import AutoTokenizer
 
     try:
@@ -118,6 +120,7 @@ def special_markers(tokenizer: Any) -> list[str]:
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **how: Any) -> str:
     """Apply the chat template; raises ValueError if it refuses the messages."""
+    # Imported here like transformers, which brings it.
     from jinja2 import TemplateError
 
     try:
@@ -153,6 +156,7 @@ def refuse_media(asked: PreferenceInput) -> None:
 
 def _load_classifier(path: Path, dtype: str) -> Any:
     """Return the model in evaluation mode, with every weight from the directory."""
+    # Imported here: the rewards load without torch, and only the model's own process needs it.
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
@@ -189,6 +193,7 @@ def check_reward_model(path: Path) -> None:
 
 
 def _refuse_other_heads(path: Path) -> None:
+    # Imported here for the same reason as in `load_tokenizer`.
     from transformers import AutoConfig
 
     try:
@@ -209,6 +214,7 @@ def _refuse_other_heads(path: Path) -> None:
 
 def _batches(ids: Mapping[str, Sequence[int]], budget: int) -> Iterator[list[str]]:
     """Split texts, longest first, so that no padded batch of several exceeds `budget` tokens."""
+    # Texts of like length share a forward, so that little of it is padding.
     ordered = sorted(ids, key=lambda text: len(ids[text]), reverse=True)
     while ordered:
         fit = max(1, budget // len(ids[ordered[0]]))
@@ -257,6 +263,8 @@ class RewardModelActor:
 
     async def _score_waiting(self, model: RewardModel) -> None:
         while self._waiting:
+            # All that arrived during the last forward, in one go: a batch costs little more than
+            # one text.
             taken, self._waiting = self._waiting, []
             texts = [text for asked, _ in taken for text in asked]
             try:

@@ -45,6 +45,8 @@ class TextRewardClient:
     @classmethod
     def start(cls, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> TextRewardClient:
         """Start the actor; its first score waits until it is up."""
+        # Without a core of its own: the work is done in worker processes, which reward.workers
+        # counts.
         actor = ray.remote(TextRewardActor).options(
             num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT
         )

@@ -47,6 +47,8 @@ def violations(trajectory: Trajectory, thinking: bool) -> tuple[str, ...]:
         "truncated": trajectory.finish_reason != "stop",
         "no_answer": not (trajectory.answer or "").strip(),
         "special_token": _SPECIAL_TOKEN.search(text) is not None,
+        # A look-alike would let a response reason in the short mode without any tag that is
+        # counted.
         "spelled_tag": _num_tags(text) > openings + closings,
     }
     if thinking:
@@ -69,6 +71,7 @@ def mode_leak(trajectory: Trajectory, thinking: bool) -> bool:
     """
     if not thinking:
         return _num_tags(trajectory.text) > 0
+    # Reasoning that never closed is a leak only if the response ended so by itself.
     if trajectory.answer is None:
         return trajectory.finish_reason == "stop"
     return not (trajectory.reasoning or "").strip() or not trajectory.answer.strip()

@@ -126,6 +126,7 @@ def call_plugin(
 @cache
 def _module(path: str) -> Any:
     """Import a file, once per worker process."""
+    # A name of our own, so that a plug-in called json.py hides no module of that name.
     name = f"reward_plugin_{Path(path).stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -141,6 +142,7 @@ def _guarded(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     """Call a user's code; its errors, and its exit, are failures of the sample."""
     try:
         return call(*arguments, **keywords)
+    # The worker reports it under its own reason: the plug-in may be right and its limit too low.
     except MemoryError:
         raise
     except (Exception, SystemExit) as error:

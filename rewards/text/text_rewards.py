@@ -32,6 +32,7 @@ class TextRewards:
 
     async def _accuracy(self, prompt: Prompt, trajectory: Trajectory) -> Accuracy:
         is_finished = trajectory.finish_reason == "stop"
+        # A response that was cut off has no final answer, though half of one may look right.
         answer = (trajectory.answer or "") if is_finished else ""
         question = question_text(prompt)
         route = None

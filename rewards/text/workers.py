@@ -60,6 +60,8 @@ class WorkerPool:
         self._timeout_s = timeout_s
         self._open = lambda: ProcessPool(
             max_workers=num_workers,
+            # sympy keeps what it computed; a process that lived for ever would reach its memory
+            # limit.
             max_tasks=SAMPLES_PER_PROCESS,
             initializer=_prepare_worker,
             initargs=(memory_mib,),
@@ -170,6 +172,7 @@ def _prepare_worker(memory_mib: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
     with open("/proc/self/statm") as statm:
         own_bytes = int(statm.read().split()[0]) * resource.getpagesize()
+    # Above the size at the start, most of which is libraries that all workers share.
     limit = own_bytes + memory_mib * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     # A crash fails its sample; it leaves no dump of a gibibyte behind.
@@ -183,6 +186,8 @@ def _bounded(timeout_s: float, message: bytes) -> tuple[str, Any]:
     cross to the other process.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    # The wall clock is watched from outside and ends first; this one ends a worker whose watcher is
+    # gone.
     soft = math.ceil(time.process_time() + timeout_s) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
     try:

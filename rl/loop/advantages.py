@@ -21,6 +21,8 @@ def group_advantages(
     Example: group_advantages([1.0, 0.0, None], False) == (0.5, -0.5, None)
     """
     known = [reward for reward in rewards if reward is not None]
+    # One reward has nothing to be compared with. A zero keeps the trajectory in the batch and out
+    # of the gradient.
     if len(known) < 2:
         return tuple(None if reward is None else 0.0 for reward in rewards)
     mean = math.fsum(known) / len(known)

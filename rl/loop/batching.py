@@ -61,6 +61,7 @@ def plan_micro_batches(
         raise ValueError(
             f"num_ranks and budget_tokens must be positive, got {num_ranks} and {budget_tokens}"
         )
+    # By length, and by index where lengths are equal: every rank must arrive at the same plan.
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     micro_batches = _pack(order, lengths, num_ranks, budget_tokens)
     micro_batches.sort(key=lambda rows: -_cost(len(rows), lengths[rows[0]]))
@@ -68,6 +69,7 @@ def plan_micro_batches(
     loads = [0] * num_ranks
     for start in range(0, len(micro_batches), num_ranks):
         batch_round = micro_batches[start : start + num_ranks]
+        # A rank without samples forwards an empty row, because the others' collectives wait for it.
         batch_round += [[] for _ in range(num_ranks - len(batch_round))]
         least_loaded_first = sorted(range(num_ranks), key=lambda rank: (loads[rank], rank))
         for rank, rows in zip(least_loaded_first, batch_round, strict=True):
@@ -84,8 +86,11 @@ def _pack(
         return []
     total = _cost(len(order), lengths[order[0]])
     fewest = len(_cut(order, lengths, budget_tokens, total))
+    # Every rank takes part in each round, so a round that is not full costs as much as a full one.
     allowed = -(-fewest // num_ranks) * num_ranks
     low, high = 0, total
+    # The largest cost of a micro-batch is searched for: the smallest with which the samples still
+    # fit into the fewest rounds that the memory allows. Then no rank waits long for another.
     while low < high:
         middle = (low + high) // 2
         if len(_cut(order, lengths, budget_tokens, middle)) <= allowed:

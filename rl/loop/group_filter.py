@@ -55,6 +55,8 @@ class GroupFilter:
         """Why a scored group of `step` (1-based) is dropped, or None; must see every group."""
         rewards = [score.reward for score in scores]
         unscored = sum(reward is None for reward in rewards)
+        # Before the other filters: a spread or a variance over the few scores that are left means
+        # little.
         if unscored > self._algorithm.max_unscored_share * len(rewards):
             return DropReason.UNSCORED
         by_probability = any(s.route and s.route.name == PROBABILITY for s in scores)
@@ -76,6 +78,8 @@ class GroupFilter:
             return
         # fsum: the same mean in whatever order the groups were finished.
         mean = math.fsum(spreads) / len(spreads)
+        # The first steps start the mean and filter nothing: a single step's spread is too noisy a
+        # bar.
         if self._ema is not None:
             self._ema = EMA_DECAY * self._ema + (1 - EMA_DECAY) * mean
             return

@@ -23,6 +23,8 @@ class GenerationFailed(Failed):
     """A request gave no usable group; the loop counts it and asks for another prompt."""
 
 
+# Protocols and not base classes: rollout, policy and rewards must not import each other, and each
+# can be tested with a few lines that stand for the others.
 class Engine(Protocol):
     """Samples groups; holds proven weights of one version."""
 

@@ -218,6 +218,8 @@ class TrainingLoop:
     async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> ScoredGroup:
         """One group, from the first prompt of this place whose group is not dropped."""
         for attempt in range(MAX_ATTEMPTS):
+            # The replacement has the same mode, so that groups which fail more often, usually the
+            # long ones, do not shift the ratio that was drawn.
             if attempt:
                 prompt = self._parts.prompts.replacement(step, place, attempt, mode)
             scored, reason = await self._attempt(step, f"{step}/{place}/{attempt}", prompt, mode)
@@ -331,6 +333,8 @@ def train_request(
         n=config.rollout.group_size,
         max_tokens=settings.max_tokens,
         temperature=settings.temperature,
+        # Tied to the group and not to a counter: a retry or a resumed run samples the same
+        # responses.
         seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
     )
 

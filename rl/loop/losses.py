@@ -75,10 +75,14 @@ def policy_loss(
     importance weight min(old / rollout, cap), which corrects for an engine that computes slightly
     other probabilities than the learner.
     """
+    # Without gradient: the ratio is 1 in the first update, and its derivative is that of the new
+    # policy alone.
     old_logprobs = inputs.old_logprobs.detach()
     ratio = torch.exp(inputs.policy_logprobs - old_logprobs)
     clipped_ratio = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
     gain = torch.minimum(ratio * inputs.advantages, clipped_ratio * inputs.advantages)
+    # What the engine sampled from differs a little from what the learner computes, by kernels and
+    # dtype. The weight corrects for that; the cap keeps one rare token from dominating the step.
     log_mismatch = old_logprobs - inputs.rollout_logprobs
     mismatch = torch.exp(log_mismatch)
     cap = algorithm.rollout_weight_cap
@@ -127,6 +131,7 @@ def reduce_sums(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def loss_metrics(sums: Mapping[str, float], num_updates: int) -> dict[str, float]:
     """Turn reduced sums into means per loss token, under their documented keys."""
+    # A batch may have no loss tokens on any rank; its means are then 0 and not an error.
     num_tokens = max(sums["num_loss_tokens"], 1.0)
     return {
         "loss/policy": sums["loss"] / num_updates,

@@ -53,6 +53,8 @@ def draw_step(
     if unknown := sorted({mode for mode in pinned if mode is not None} - set(shares)):
         raise ValueError(f"prompts are pinned to {unknown}, the modes are {sorted(shares)}")
     names = sorted(shares)  # the order in which a file lists its modes must not matter
+    # Keyed by seed and step and never advanced: a resumed run, a retry and a run with other workers
+    # draw the same modes.
     rng = np.random.default_rng((seed, step, _STREAM))
     modes = list(pinned)
     free = [place for place, mode in enumerate(modes) if mode is None]

@@ -48,6 +48,7 @@ def check_proofs(sent: WeightProof, received: Sequence[WeightProof], tolerance: 
     largest = 0.0
     for place, proof in enumerate(received):
         engine = f"vLLM process {place}"
+        # First, because digests of another version would differ too and blame the transfer.
         if proof.version != sent.version:
             raise UnprovenWeights(f"{engine} answers version {proof.version}, sent {sent.version}")
         # The digests prove that the bytes arrived, the canary that the engine computes with them:
@@ -60,22 +61,25 @@ def check_proofs(sent: WeightProof, received: Sequence[WeightProof], tolerance: 
 def _check_digests(engine: str, sent: WeightProof, received: WeightProof) -> None:
     missing = [name for name in sent.digests if name not in received.digests]
     if missing:
+        names = _listed(missing)
         raise UnprovenWeights(
-            f"{engine} did not receive {_listed(missing)} in the publish of version {sent.version}"
+            f"{engine} did not receive {names} in the publish of version {sent.version}"
         )
     if extra := [name for name in received.digests if name not in sent.digests]:
         raise UnprovenWeights(f"{engine} received {_listed(extra)}, which the learner did not send")
     differing = [name for name in sent.digests if sent.digests[name] != received.digests[name]]
     if differing:
+        names = _listed(differing)
         raise UnprovenWeights(
-            f"{engine} received other values than version {sent.version} holds for "
-            f"{_listed(differing)}: stale or corrupted on the way"
+            f"{engine} received other values than version {sent.version} holds for {names}: "
+            "stale or corrupted on the way"
         )
 
 
 def _check_canary(engine: str, sent: WeightProof, received: WeightProof, tolerance: float) -> float:
     pairs = zip(sent.canary_logprobs, received.canary_logprobs, strict=True)
     differences = [_distance(ours, theirs) for ours, theirs in pairs]
+    # The largest and not the mean: one tensor that was not applied may move few tokens.
     worst = max(range(len(differences)), key=differences.__getitem__)
     if differences[worst] > tolerance:
         raise UnprovenWeights(

@@ -32,10 +32,17 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     sums = torch.zeros(len(_SEEDS), dtype=torch.int64, device=tensor.device)
     multipliers = _multipliers(tensor.device)
     for chunk, start in enumerate(range(0, words.numel(), CHUNK_WORDS)):
+        # In chunks, because the widened copy of a whole embedding would not fit beside the model.
         part = words[start : start + CHUNK_WORDS].to(torch.int64)
         for place, seed in enumerate(_SEEDS):
             weighted = (part * multipliers[place, : part.numel()]).sum()
-            sums[place] += weighted * _signed(_odd(seed + chunk))
+            # An odd number that looks random and depends on sum and chunk alone, so that two
+            # chunks that change places change the digest.
+            key = (seed + chunk).to_bytes(16, "little")
+            odd = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") | 1
+            sums[place] += weighted * _signed(odd)
+    # The sums know nothing of shape and type: a transposed or a reinterpreted tensor must differ as
+    # well.
     header = f"{tensor.dtype} {tuple(tensor.shape)} {sums.tolist()}"
     return digest(header, 16)
 
@@ -51,12 +58,6 @@ def _multipliers(device: torch.device) -> torch.Tensor:
         mixed = (mixed ^ (mixed >> 32)) * _signed(0x94D049BB133111EB)
         rows.append((mixed ^ (mixed >> 31)) | 1)
     return torch.stack(rows)
-
-
-def _odd(value: int) -> int:
-    """Return an odd 64-bit number that looks random and depends on `value` alone."""
-    mixed = hashlib.blake2b(value.to_bytes(16, "little"), digest_size=8).digest()
-    return int.from_bytes(mixed, "little") | 1
 
 
 def _signed(value: int) -> int:

@@ -53,6 +53,7 @@ async def rescore(
             old = read_rows(path)
             new = await rescored(old, config, text, model)
             write_step(out, old[0].step, new)
+            # Only numbers are kept of each step: the texts of a long run would not fit into memory.
             was.append(scores_of(old))
             would_be.append(scores_of(new))
     finally:
@@ -86,6 +87,7 @@ async def rescored(
     model: asked for preferences; None takes those of the ledger.
     """
     reward = config.reward
+    # The ledger keeps the rows of a group together.
     groups = {name: list(of_group) for name, of_group in groupby(rows, lambda row: row.group_id)}
     recorded = RecordedScores(groups, reward.probability)
     preference = None

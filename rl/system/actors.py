@@ -133,6 +133,8 @@ async def call_all(
                 pending, timeout=left, return_when=asyncio.FIRST_EXCEPTION
             )
             if any(answer.exception() for answer in done):
+                # Collectives fail on all ranks when one dies, and the news of the death may come
+                # last.
                 if pending:
                     await asyncio.wait(pending, timeout=BLAME_S)
                 ended = {index: a.exception() for index, a in enumerate(answers) if a.done()}
@@ -141,6 +143,7 @@ async def call_all(
         return [answer.result() for answer in answers]
     finally:
         for reference, answer in zip(references, answers, strict=True):
+            # Also when the caller itself is cancelled: nobody is left to take these answers.
             if not answer.done():
                 ray.cancel(reference)
                 answer.cancel()

@@ -34,6 +34,7 @@ def enable_forced_decoding(config: VllmConfig) -> None:
 
 def forced_sampling(config: VllmConfig, token_ids: Sequence[int], temperature: float) -> Any:
     """Sampling parameters that emit `token_ids` and report their log-probabilities."""
+    # The two runners of vLLM are told in different ways; what comes back is the same.
     if config.use_v2_model_runner:
         forcing: dict[str, Any] = {"trace_decode_token_ids": list(token_ids)}
     else:
@@ -41,6 +42,7 @@ def forced_sampling(config: VllmConfig, token_ids: Sequence[int], temperature: f
     return SamplingParams(
         max_tokens=len(token_ids),
         temperature=temperature,
+        # The reference is emitted to its end, also where it holds the end-of-sequence token.
         ignore_eos=True,
         logprobs=0,
         flat_logprobs=True,
@@ -67,6 +69,8 @@ class ForcedTokens(LogitsProcessor):
 
     def overwrite(self, sampled: torch.Tensor) -> None:
         """Put the next forced token of each forced row into sampled [batch]."""
+        # vLLM appends what was emitted to this very list, so its length is the number of tokens
+        # done.
         for row, (forced, emitted) in self._rows.items():
             if len(emitted) < len(forced):
                 sampled[row] = forced[len(emitted)]

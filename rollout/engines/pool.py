@@ -84,11 +84,13 @@ class EnginePool:
         if settings.transport == "ipc":
             # IPC handles hold torch types, which vLLM hands to its own processes only as pickles.
             environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        # IPC hands over GPU memory by handle, so engine and learner rank must see the same devices.
         if devices is not None:
             # Ray would hide the GPUs from an actor that reserves none.
             environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
         gpus = settings.tensor_parallel if on_gpu and devices is None else 0
         strategies = (PlacementGroupSchedulingStrategy(group, bundle) for bundle in bundles)
+        # Colocated engines reserve no GPU, because the learner rank of the same bundle holds it.
         places = ActorPlaces(cpus, gpus, tuple(strategies))
         arguments = [
             (f"engine {index}", settings, None if devices is None else devices[index])
@@ -138,6 +140,8 @@ class EnginePool:
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         index = self._least_loaded()
         tokens = request.n * request.max_tokens
+        # By tokens that may come and not by groups: one long group is as much work as many short
+        # ones.
         group = await self._ask(index, tokens, "generate", request)
         return dataclasses.replace(group, engine=index)
 

@@ -85,6 +85,8 @@ class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
         """Nothing to set up: each update names its file."""
 
     def start_weight_update(self) -> None:
+        # Imported here and below: vLLM loads this module as a plug-in in every process, also in
+        # those that hold no model.
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         initialize_layerwise_reload(self.model)
@@ -124,6 +126,7 @@ class WorkerExtension:
         from rollout.engines.forced_decoding import ForcedSampler
 
         sampler = self.model_runner.sampler
+        # Other samplers, such as that of the V2 runner, take forced tokens by themselves.
         if isinstance(sampler, Sampler):
             self.model_runner.sampler = ForcedSampler(
                 sampler.logprobs_mode, sampler.use_fp64_gumbel

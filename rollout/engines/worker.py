@@ -81,6 +81,7 @@ class RolloutWorker:
 
     async def start(self) -> int:
         """Load the engine, once; returns its longest prompt and response, in tokens."""
+        # Many requests may find the engine gone at the same time, and it must be loaded once.
         async with self._starting:
             if self._engine is None:
                 await self._load()
@@ -89,6 +90,9 @@ class RolloutWorker:
     async def _load(self) -> None:
         if self._devices is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._devices
+        # Imported here and below, and not at the top: the driver imports this class to make an
+        # actor of it, vLLM takes ten seconds to load, and it reads CUDA_VISIBLE_DEVICES when it
+        # does.
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -112,6 +116,7 @@ class RolloutWorker:
             arguments["distributed_executor_backend"] = "mp"
         if settings.transport is not None:
             backend = BACKENDS[settings.transport]
+            # Our own backends, which digest what arrives (weight_receiver.py).
             arguments["weight_transfer_config"] = WeightTransferConfig(backend=backend)
         self._media = EngineMedia(settings.model, settings.data)
         arguments |= self._media.engine_arguments
@@ -133,6 +138,7 @@ class RolloutWorker:
         output, media = await self._answered(self._sample(request))
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
             raise GenerationFailed("empty", "the engine returned no tokens for a trajectory")
+        # A group with a part missing has no fair baseline, so the whole group fails.
         if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
             raise GenerationFailed("aborted", "the engine gave a trajectory up")
         versions = (first_version, self._version)
@@ -260,6 +266,8 @@ class RolloutWorker:
         logprobs[num_prompt:] = completion.logprobs.logprobs
         loss_mask = np.zeros(len(logprobs), dtype=np.bool_)
         loss_mask[num_prompt:] = True
+        # Decoded here and not by vLLM, which would drop the special tokens that the format reward
+        # looks for.
         text = self._chat.text(completion.token_ids)
         reasoning, answer = split_response(text, self._settings.thinking[mode])
         prompt = np.asarray(prompt_token_ids, dtype=np.int32)
@@ -278,6 +286,7 @@ class RolloutWorker:
 
     async def pause(self) -> None:
         """Freeze requests in flight and drop cached keys and values of the old weights."""
+        # Cached keys and values are of the old weights; new requests must not build on them.
         await self._engine.pause_generation(mode="keep", clear_cache=True)
 
     async def resume(self, version: int) -> None:
@@ -318,6 +327,8 @@ class RolloutWorker:
         from vllm import SamplingParams
 
         self._num_canaries += 1
+        # As a prompt and not by forcing: it must go through the plain forward that every engine
+        # has.
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         request_id = f"canary/{self._num_canaries}"
         inputs = self._media.inputs(await self._media.read(media))

@@ -55,7 +55,7 @@ class InspectedRank(LearnerRank):
         return found
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self.named_weights()}
+        return {name: tensor.clone() for name, tensor in self._weights}
 
     def merged_by_peft(self) -> dict[str, torch.Tensor]:
         """What peft itself makes of the adapter, in a second copy of the policy."""
