@@ -1,4 +1,7 @@
-"""Builds the running parts from a configuration: what training and evaluation share.
+"""From a configuration to what runs: inputs that are checked, then engines, rewards and learner.
+
+    Config -> gather_inputs -> RunInputs -> open_training -> TrainingServices   (rl.launch)
+                                         -> open_engines  -> SamplingServices   (the other commands)
 
 Order matters: everything that can refuse bad input comes before Ray, and Ray before any engine.
 """
@@ -9,7 +12,7 @@ import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from rewards.rules.routes import ROUTES
 from rewards.service import PreferredAnswers, RewardService, accuracy_route
 from rewards.text.actor import TextRewardClient
 from rewards.text.plugins import with_checked_plugins
-from rl.config.run import Config, RewardConfig, SourceConfig
+from rl.config.run import Config, RewardConfig
 from rl.config.visible_gpus import count_visible_gpus
 from rl.data.media.names import MediaError
 from rl.loop.loop import train_request
@@ -41,7 +44,6 @@ from rl.system.cluster import Cluster, open_cluster
 from rollout.chat import ChatTemplate, refuse_oversized
 from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
-from rollout.prompts.dataset import Quarantined
 from rollout.prompts.stream import PromptStream
 from rollout.splice import Splice
 
@@ -51,11 +53,12 @@ CHECKED_MEDIA_PROMPTS = 64
 
 
 @dataclass(frozen=True)
-class Material:
-    """What is known before anything heavy starts: model, prompts, templates."""
+class RunInputs:
+    """What a run works on, all of it checked before anything heavy starts."""
 
     config: Config
     model: Path
+    """Directory of the policy that training starts from."""
     stream: PromptStream
     chat: ChatTemplate
     heldout: tuple[Prompt, ...]
@@ -68,39 +71,23 @@ class Material:
         """Prompt token ids up to where sampling starts in this mode."""
         return self.chat.prompt_token_ids(prompt, self.config.modes[mode].thinking)
 
-    @property
-    def quarantined(self) -> Sequence[Quarantined]:
-        """Rows of the data that are left out, because their images or videos cannot be used."""
-        return self.stream.quarantined
 
-    @property
-    def thinking(self) -> dict[str, bool]:
-        return {name: mode.thinking for name, mode in self.config.modes.items()}
+@dataclass(frozen=True)
+class SamplingServices:
+    """What runs for a policy that is not trained: its engines and its reward service."""
 
-
-@dataclass
-class System:
-    """The running parts."""
-
-    cluster: Cluster
     engine: EnginePool
     scorer: RewardService
-    _learner: RayLearner | None
-    _closers: Sequence[Callable[[], Awaitable[None]]]
-
-    @property
-    def learner(self) -> RayLearner:
-        """Only a system that was started to train has one."""
-        assert self._learner is not None
-        return self._learner
-
-    async def close(self) -> None:
-        """Stop every process, whatever state the others are in."""
-        await asyncio.gather(*(close() for close in self._closers), return_exceptions=True)
-        self.cluster.close()
 
 
-def gather_material(config: Config) -> Material:
+@dataclass(frozen=True)
+class TrainingServices(SamplingServices):
+    """What runs for a policy in training."""
+
+    learner: RayLearner
+
+
+def gather_inputs(config: Config) -> RunInputs:
     """Load model directory, templates and prompts; raises ValueError for input that cannot run."""
     if config.resources.ray_address is None and config.resources.gpus > count_visible_gpus():
         raise ValueError(
@@ -109,29 +96,36 @@ def gather_material(config: Config) -> Material:
             "resources.ray_address=auto"
         )
     stream = PromptStream.open(config)
-    # A data set of text alone need not be gone through for it.
+    # Going through a data set of text alone would only cost time.
     may_show = config.reward.preference is not None and config.data.shows_media
     if may_show and any(prompt.media for prompt in stream.checked()):
         raise ValueError(
             "reward.preference reads text only, and these prompts show images or videos; set "
             "reward.preference=null"
         )
+    # After a weight update vLLM on CPU keeps the old output layer of a model whose embeddings are
+    # tied, so there the run works on an untied copy.
     model = resolve_model(builtin_policy(config.policy.model), untie=config.resources.gpus == 0)
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())
-    refuse_oversized(config, stream, chat, _MediaTokens(model, config.data, chat))
+    refuse_oversized(config, stream, chat, _media_token_counter(config, model, chat))
     heldout = tuple(stream.heldout(config.eval.prompts))
     reward = with_checked_plugins(config.reward)
-    config = config.model_copy(update={"reward": reward})
     if unknown := sorted(set(reward.task_weights) - {*ROUTES, PROBABILITY}):
         raise ValueError(
             f"reward.task_weights names unknown tasks {unknown}; there are "
             f"{', '.join((*ROUTES, PROBABILITY))}"
         )
     routes = count_routes(stream, reward)
-    preference_model = _resolve_preference_model(config)
-    return Material(config, model, stream, chat, heldout, routes, preference_model)
+    preference, preference_model = config.reward.preference, None
+    if preference is not None:
+        name = builtin_reward_model(preference.model)
+        preference_model = find_model(name, "the preference model")
+        check = check_judge if preference.kind == "judge" else check_reward_model
+        check(preference_model)
+    config = config.model_copy(update={"reward": reward})
+    return RunInputs(config, model, stream, chat, heldout, routes, preference_model)
 
 
 def resolve_reference(config: Config, model: str) -> Path:
@@ -141,37 +135,30 @@ def resolve_reference(config: Config, model: str) -> Path:
     return directory
 
 
-class _MediaTokens:
-    """How many tokens the media of a prompt take, besides their markers.
+def _media_token_counter(
+    config: Config, model: Path, chat: ChatTemplate
+) -> Callable[[Prompt], int]:
+    """Return what counts the tokens that the media of a prompt take, besides their markers."""
+    inputs = open_visual_inputs(model, config.data)
+    num_looked_at = 0
 
-    It reads and lays them out as the learner does, which takes time, so only the first prompts
-    with media are looked at: a later one that is too long is dropped when it is asked.
-    """
-
-    def __init__(self, model: Path, data: SourceConfig, chat: ChatTemplate) -> None:
-        self._inputs = open_visual_inputs(model, data)
-        self._chat = chat
-        self._left = CHECKED_MEDIA_PROMPTS
-
-    def __call__(self, prompt: Prompt) -> int:
-        if not prompt.media or self._inputs is None or not self._left:
+    def count(prompt: Prompt) -> int:
+        nonlocal num_looked_at
+        # It reads media and lays them out as the learner does, which takes time, so only the first
+        # prompts with media are looked at: a later one that is too long is dropped when it is
+        # asked.
+        if not prompt.media or inputs is None or num_looked_at == CHECKED_MEDIA_PROMPTS:
             return 0
-        self._left -= 1
-        token_ids = self._chat.prompt_token_ids(prompt, thinking=False)
+        num_looked_at += 1
+        token_ids = chat.prompt_token_ids(prompt, thinking=False)
         try:
-            return len(self._inputs.expanded(token_ids, prompt.media)) - len(token_ids)
+            return len(inputs.expanded(token_ids, prompt.media)) - len(token_ids)
         except MediaError:
-            # What the headers did not tell: its group is dropped, counted and replaced.
+            # The header of the file was fine and its content is not. Its group is dropped when it
+            # is asked, counted and replaced, as any prompt that turns out to be unusable.
             return 0
 
-
-def _resolve_preference_model(config: Config) -> Path | None:
-    preference = config.reward.preference
-    if preference is None:
-        return None
-    path = find_model(builtin_reward_model(preference.model), "the preference model")
-    (check_judge if preference.kind == "judge" else check_reward_model)(path)
-    return path
+    return count
 
 
 def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[Route | Failure]:
@@ -201,95 +188,113 @@ def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[Route | 
 
 
 @asynccontextmanager
+async def open_training(
+    inputs: RunInputs, phase: Callable[[str], None]
+) -> AsyncIterator[TrainingServices]:
+    """Start Ray, engines, learner and reward service, which stop with the block.
+
+    phase: told what is being started.
+    """
+    config = inputs.config
+    phase("starting Ray")
+    with closing(open_cluster(config)) as cluster:
+        async with _closed_together() as closers:
+            phase(f"starting {config.rollout.workers} vLLM engines, {config.policy.ranks} ranks")
+            text = TextRewardClient.start(config.reward, config.modes)
+            closers.append(text.close)
+            learner = RayLearner(config, inputs.model.absolute(), cluster)
+            closers.append(learner.close)
+            devices = None
+            if config.resources.colocate:
+                devices = await learner.devices_by_engine(config.rollout.tensor_parallel)
+            scores = config.reward.probability is not None
+            engine = _engine_pool(inputs, cluster, inputs.model, scores, devices)
+            closers.append(engine.close)
+            if config.resources.colocate:
+                # While vLLM starts it measures free memory, and takes every change of it for its
+                # own: a rank that loads on the same GPU meanwhile would spoil the measurement.
+                await learner.start()
+                await engine.start()
+            else:
+                await asyncio.gather(engine.start(), learner.start())
+            preference = await _start_preference(inputs, cluster, closers)
+            phase("connecting learner and engines")
+            engine.canary = await _sample_canary(inputs, engine)
+            await learner.connect_engines(engine.actors, engine.canary)
+            yield TrainingServices(
+                engine, _reward_service(inputs, text, engine, learner, preference), learner
+            )
+
+
+@asynccontextmanager
 async def open_engines(
-    material: Material,
+    inputs: RunInputs,
     note: Callable[[str], None],
     model: Path,
     scorer_state: Mapping[str, Any] | None = None,
     cluster: Cluster | None = None,
     scores_responses: bool = False,
-) -> AsyncIterator[System]:
-    """The run's engines with the weights in `model`, and its reward service; without a learner.
+) -> AsyncIterator[SamplingServices]:
+    """Start the run's engines with the weights in `model`, and its reward service, for the block.
 
-    scorer_state: of the checkpoint that the weights are of. The rest is as for `start_system`.
+    scorer_state: of the checkpoint that the weights are of. cluster: one that outlives the block;
+    by default it opens its own. scores_responses: whether the engines are asked how probable
+    responses are, also without a reward that asks them.
     """
-    system = await start_system(
-        material, note, False, model, cluster, scores_responses=scores_responses
-    )
-    try:
-        if scorer_state is not None:
-            system.scorer.load(scorer_state)
-        yield system
-    finally:
-        await system.close()
-
-
-async def start_system(
-    material: Material,
-    phase: Callable[[str], None],
-    train: bool = True,
-    model: Path | None = None,
-    cluster: Cluster | None = None,
-    scores_responses: bool = False,
-) -> System:
-    """Start Ray, engines, reward service and (to train) the learner, side by side.
-
-    model: where the engines load their first weights from; by default the policy's own directory.
-    cluster: one that outlives the system; by default it opens its own. scores_responses: whether
-    the engines are asked how probable responses are, also without a reward that asks them.
-    """
-    config = material.config
+    config = inputs.config
     if cluster is None:
-        phase("starting Ray")
-        cluster = open_cluster(config)
-    else:
-        cluster = dataclasses.replace(cluster, is_own=False)
+        note("starting Ray")
+    with closing(open_cluster(config)) if cluster is None else nullcontext(cluster) as opened:
+        async with _closed_together() as closers:
+            note(f"starting {config.rollout.workers} vLLM engines")
+            text = TextRewardClient.start(config.reward, config.modes)
+            closers.append(text.close)
+            scores = scores_responses or config.reward.probability is not None
+            engine = _engine_pool(inputs, opened, model, scores)
+            closers.append(engine.close)
+            await engine.start()
+            preference = await _start_preference(inputs, opened, closers)
+            scorer = _reward_service(inputs, text, engine, None, preference)
+            if scorer_state is not None:
+                scorer.load(scorer_state)
+            yield SamplingServices(engine, scorer)
+
+
+@asynccontextmanager
+async def _closed_together() -> AsyncIterator[list[Callable[[], Awaitable[None]]]]:
+    """Yield a list of what to close; at the end all of it is closed at once, whatever failed."""
     closers: list[Callable[[], Awaitable[None]]] = []
     try:
-        ranks = f", {config.policy.ranks} ranks" if train else ""
-        phase(f"starting {config.rollout.workers} vLLM engines{ranks}")
-        text = TextRewardClient.start(config.reward, config.modes)
-        closers.append(text.close)
-        learner = None
-        if train:
-            learner = RayLearner(config, material.model.absolute(), cluster)
-            closers.append(learner.close)
-        scores = scores_responses or config.reward.probability is not None
-        engine = await _create_engines(material, cluster, learner, model or material.model, scores)
-        closers.append(engine.close)
-        await _start_together(engine, learner, config.resources.colocate)
-        preference = await _start_preference(material, cluster, closers)
-        if learner is not None:
-            phase("connecting learner and engines")
-            engine.canary = await _sample_canary(material, engine)
-            await learner.connect_engines(engine.actors, engine.canary)
-        probability = _probability(material, engine, learner)
-        preferred = None if preference is None else PreferredAnswers(preference)
-        scorer = RewardService(config.reward, config.modes, text, probability, preferred)
-    except BaseException:
+        yield closers
+    finally:
+        # An actor that is dead cannot be closed; its error must not keep the others running, nor
+        # hide the error that ended the block.
         await asyncio.gather(*(close() for close in closers), return_exceptions=True)
-        cluster.close()
-        raise
-    return System(cluster, engine, scorer, learner, tuple(closers))
 
 
-def _probability(
-    material: Material, engine: EnginePool, learner: RayLearner | None
-) -> ProbabilityReward | None:
-    config = material.config.reward.probability
-    if config is None:
-        return None
-    # Evaluation has no learner; both scorers give the same numbers.
-    scorer = learner if config.scorer == "learner" and learner is not None else engine
-    splice = Splice(material.chat, material.config.rollout.max_model_length)
-    return ProbabilityReward(config, scorer, splice)
+def _reward_service(
+    inputs: RunInputs,
+    text: TextRewardClient,
+    engine: EnginePool,
+    learner: RayLearner | None,
+    preference: PreferenceModel | None,
+) -> RewardService:
+    config, probability = inputs.config, None
+    if config.reward.probability is not None:
+        # Without a learner the engines score instead; both give the same numbers.
+        by_learner = config.reward.probability.scorer == "learner"
+        scorer = learner if by_learner and learner is not None else engine
+        splice = Splice(inputs.chat, config.rollout.max_model_length)
+        probability = ProbabilityReward(config.reward.probability, scorer, splice)
+    preferred = None if preference is None else PreferredAnswers(preference)
+    return RewardService(config.reward, config.modes, text, probability, preferred)
 
 
 async def _start_preference(
-    material: Material, cluster: Cluster, closers: list[Callable[[], Awaitable[None]]]
+    inputs: RunInputs, cluster: Cluster, closers: list[Callable[[], Awaitable[None]]]
 ) -> PreferenceModel | None:
     """closers: gets what will end the model's processes."""
-    config, path = material.config.reward.preference, material.preference_model
+    config, path = inputs.config.reward.preference, inputs.preference_model
     if config is None or path is None:
         return None
     bundles = cluster.placement.preference_bundles
@@ -305,14 +310,15 @@ async def _start_preference(
     return model
 
 
-async def _create_engines(
-    material: Material,
+def _engine_pool(
+    inputs: RunInputs,
     cluster: Cluster,
-    learner: RayLearner | None,
     model: Path,
     scores_references: bool,
+    devices: Sequence[str] | None = None,
 ) -> EnginePool:
-    config = material.config
+    """devices: the GPUs of the learner ranks that each engine shares; None where it has its own."""
+    config = inputs.config
     settings = WorkerSettings(
         # Absolute: an actor of a joined Ray starts in another working directory.
         model=str(model.absolute()),
@@ -320,35 +326,22 @@ async def _create_engines(
         max_model_length=config.rollout.max_model_length,
         tensor_parallel=config.rollout.tensor_parallel,
         transport=config.transport,
-        thinking=material.thinking,
+        thinking={name: mode.thinking for name, mode in config.modes.items()},
         seed=config.seed,
         scores_references=scores_references,
         engine=config.rollout.engine,
         data=config.data,
     )
-    devices = None
-    if learner is not None and config.resources.colocate:
-        devices = await learner.devices_by_engine(config.rollout.tensor_parallel)
     bundles = cluster.placement.engine_bundles
     return EnginePool.of_run(config, settings, cluster.group, bundles, devices)
 
 
-async def _start_together(engine: EnginePool, learner: RayLearner | None, colocate: bool) -> None:
-    if learner is None:
-        await engine.start()
-    elif colocate:
-        # vLLM takes every change of free memory while it starts for its own.
-        await learner.start()
-        await engine.start()
-    else:
-        await asyncio.gather(engine.start(), learner.start())
-
-
-async def _sample_canary(material: Material, engine: EnginePool) -> Canary:
+async def _sample_canary(inputs: RunInputs, engine: EnginePool) -> Canary:
     """One response in the mode with the largest budget, cut to CANARY_TOKENS."""
-    modes = material.config.modes
+    modes = inputs.config.modes
+    # The long mode: whatever is wrong with the weights shows in more tokens.
     mode = max(modes, key=lambda name: modes[name].max_tokens)
-    request = train_request(material.config, material.encode, "canary", material.heldout[0], mode)
+    request = train_request(inputs.config, inputs.encode, "canary", inputs.heldout[0], mode)
     # Scoring the canary samples one token more, which must fit too.
     budget = max(1, min(request.max_tokens - 1, CANARY_TOKENS))
     request = dataclasses.replace(request, n=1, max_tokens=budget)

@@ -31,7 +31,7 @@ from pydantic import Field
 
 from rewards.rules.verifier import symbolic, verify_quickly
 from rewards.text.workers import WorkerPool
-from rl.assembly import Material, System, gather_material, start_system
+from rl.assembly import RunInputs, TrainingServices, gather_inputs, open_training
 from rl.config.recipe import load
 from rl.config.run import Config
 from rl.loop.loop import Parts, StepResult, TrainingLoop, train_request
@@ -162,7 +162,7 @@ def compared(name: str, unit: str, ours: list[float], bare: list[float]) -> dict
     return row
 
 
-def step_requests(material: Material, step: int) -> list[RolloutRequest]:
+def step_requests(material: RunInputs, step: int) -> list[RolloutRequest]:
     """The requests of one step, longest budget first, as the loop would send them."""
     config = material.config
     prompts = material.stream.prompts(step)
@@ -175,7 +175,7 @@ def step_requests(material: Material, step: int) -> list[RolloutRequest]:
     return sorted(requests, key=lambda r: -r.max_tokens)
 
 
-def bare_arguments(material: Material) -> dict[str, Any]:
+def bare_arguments(material: RunInputs) -> dict[str, Any]:
     config = material.config
     return {
         "model": str(material.model),
@@ -187,7 +187,9 @@ def bare_arguments(material: Material) -> dict[str, Any]:
     } | config.rollout.engine
 
 
-async def bench_rollout(material: Material, system: System, rounds: int) -> dict[str, Any]:
+async def bench_rollout(
+    material: RunInputs, system: TrainingServices, rounds: int
+) -> dict[str, Any]:
     config = material.config
     on_gpu = config.resources.gpus > 0
     bare = (
@@ -221,7 +223,9 @@ def _renamed(request: RolloutRequest, group_id: str) -> RolloutRequest:
     return RolloutRequest(**{**vars(request), "group_id": group_id})
 
 
-async def sample_batch(material: Material, system: System) -> tuple[TrainBatch, list[ScoredGroup]]:
+async def sample_batch(
+    material: RunInputs, system: TrainingServices
+) -> tuple[TrainBatch, list[ScoredGroup]]:
     requests = step_requests(material, 0)
     groups = await asyncio.gather(*(system.engine.generate(r) for r in requests))
     scored = [ScoredGroup(g, await system.scorer.score(g)) for g in groups]
@@ -234,7 +238,7 @@ async def sample_batch(material: Material, system: System) -> tuple[TrainBatch, 
 
 
 async def bench_learner(
-    material: Material, system: System, batch: TrainBatch, rounds: int
+    material: RunInputs, system: TrainingServices, batch: TrainBatch, rounds: int
 ) -> dict[str, Any]:
     config = material.config
     on_gpu = config.resources.gpus > 0
@@ -286,7 +290,7 @@ def _mfu(model: Path, tokens_per_second: float) -> float:
     return 6 * parameters * tokens_per_second / (H200_BF16_TFLOPS * 1e12)
 
 
-async def bench_publish(config: Config, system: System, rounds: int) -> dict[str, Any]:
+async def bench_publish(config: Config, system: TrainingServices, rounds: int) -> dict[str, Any]:
     runs = [
         await publish(system.learner, system.engine, version, config.canary_tolerance)
         for version in range(1, rounds + 2)
@@ -313,7 +317,7 @@ class ScoringWorker(RolloutWorker):
         return await self._score(context, reference, request.prompt.media)
 
 
-async def bench_probability(material: Material, rounds: int) -> dict[str, Any]:
+async def bench_probability(material: RunInputs, rounds: int) -> dict[str, Any]:
     """References scored per second over contexts of CONTEXT_TOKENS that the prefix cache holds."""
     config = material.config
     settings = WorkerSettings(
@@ -413,7 +417,9 @@ def _verified_pairs() -> Iterator[tuple[str, str]]:
         yield rf"{n}\sqrt{{2}}", rf"\boxed{{\sqrt{{{2 * n * n}}}}}"
 
 
-async def bench_rewards(system: System, scored: list[ScoredGroup], rounds: int) -> dict[str, float]:
+async def bench_rewards(
+    system: TrainingServices, scored: list[ScoredGroup], rounds: int
+) -> dict[str, float]:
     count = sum(len(s.scores) for s in scored)
     rates = []
     for _ in range(rounds + 1):
@@ -433,7 +439,9 @@ def _again(scored: ScoredGroup) -> RolloutRequest:
     return _renamed(scored.group.request, f"{scored.group.request.group_id}/{time.monotonic_ns()}")
 
 
-async def bench_waiting(material: Material, system: System, version: int) -> dict[str, float]:
+async def bench_waiting(
+    material: RunInputs, system: TrainingServices, version: int
+) -> dict[str, float]:
     """Shares of step time over a short run, without the first step, which fills the pipeline."""
     results: list[StepResult] = []
 
@@ -460,9 +468,8 @@ async def bench_waiting(material: Material, system: System, version: int) -> dic
 
 
 async def bench(config: Config, rounds: int) -> dict[str, Any]:
-    material = gather_material(config)
-    system = await start_system(material, lambda text: print(f"... {text}", flush=True))
-    try:
+    material = gather_inputs(config)
+    async with open_training(material, lambda text: print(f"... {text}", flush=True)) as system:
         await publish(system.learner, system.engine, 0, config.canary_tolerance)
         results: dict[str, Any] = {"rollout": await bench_rollout(material, system, rounds)}
         batch, scored = await sample_batch(material, system)
@@ -471,8 +478,6 @@ async def bench(config: Config, rounds: int) -> dict[str, Any]:
         results["publish"] = await bench_publish(config, system, rounds)
         results["waiting"] = await bench_waiting(material, system, rounds + 2)
         results["probability"] = await bench_probability(material, rounds)
-    finally:
-        await system.close()
     results["rules"] = bench_rules(config, rounds)
     return results
 

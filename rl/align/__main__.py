@@ -117,9 +117,9 @@ async def run_alignment(
     # torch and vLLM take long to load, so whatever a person can mend is refused before.
     from rl.align.assistants import check_assistants
     from rl.align.iterations import align as align_policy
-    from rl.assembly import gather_material
+    from rl.assembly import gather_inputs
 
-    inputs = gather_material(config)
+    inputs = gather_inputs(config)
     origin = _origin(inputs.model, config.policy.model, run, checkpoint)
     assistants = await check_assistants(config, origin.model)
     with directory.open(config, origin.identity):

@@ -37,7 +37,7 @@ from rl.align.judging import divide, divider_of, judge, refuse_unfit_labeller
 from rl.align.learning import learn
 from rl.align.pairing import mine_pairs, newest_rows, refuse_no_pairs, select_pairs
 from rl.align.sampling import sample, sampling_requests
-from rl.assembly import Material, System, open_engines
+from rl.assembly import RunInputs, SamplingServices, open_engines
 from rl.config.run import Config
 from rl.data.media.store import MediaStore
 from rl.evaluate.directory import open_evaluation
@@ -52,7 +52,7 @@ from rl.system.cluster import Cluster, open_cluster
 
 
 async def align(
-    inputs: Material,
+    inputs: RunInputs,
     origin: Origin,
     assistants: Assistants,
     directory: AlignmentDirectory,
@@ -100,7 +100,7 @@ async def align(
 
 async def _run_iteration(
     number: int,
-    inputs: Material,
+    inputs: RunInputs,
     origin: Origin,
     assistants: Assistants,
     directory: AlignmentDirectory,
@@ -117,7 +117,7 @@ async def _run_iteration(
     policy = directory.checkpoints.path(accepted[-1]) / "model" if accepted else origin.model
     heldout = stream.heldout(align.gate.prompts)
 
-    def open_policy(model: Path) -> AbstractAsyncContextManager[System]:
+    def open_policy(model: Path) -> AbstractAsyncContextManager[SamplingServices]:
         return open_engines(inputs, console.note, model, origin.progress.get("scorer"), cluster)
 
     async def judged(responses: Mapping[Path, Sequence[Response]]) -> None:
@@ -198,8 +198,8 @@ def _is_answered(root: Path) -> bool:
 
 
 async def _answer_heldout(
-    inputs: Material,
-    system: System,
+    inputs: RunInputs,
+    system: SamplingServices,
     prompts: Sequence[Prompt],
     root: Path,
     console: AlignmentConsole,
@@ -231,7 +231,7 @@ def _heldout_responses(root: Path, prompts: Sequence[Prompt]) -> list[Response]:
 async def _sample(
     config: Config,
     requests: Sequence[RolloutRequest],
-    system: System,
+    system: SamplingServices,
     files: IterationFiles,
     console: AlignmentConsole,
 ) -> None:
@@ -297,7 +297,7 @@ async def _divide_and_judge(
 
 
 def _pair(
-    inputs: Material, origin: Origin, files: IterationFiles, console: AlignmentConsole
+    inputs: RunInputs, origin: Origin, files: IterationFiles, console: AlignmentConsole
 ) -> list[PreferencePair]:
     """Make the pairs, unless they are there; raises ValueError where there are none."""
     align, seed = inputs.config.align, inputs.config.seed

@@ -24,7 +24,7 @@ from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, no
 from rl.run.checkpoints import MANIFEST, find_checkpoint
 
 if TYPE_CHECKING:
-    from rl.assembly import Material
+    from rl.assembly import RunInputs
     from rollout.prompts.stream import PromptStream
 
 NEEDS_ENGINE = not_scorable(
@@ -134,7 +134,7 @@ def _refuse_no_model(key: str, model: str) -> None:
         )
 
 
-def _reference(material: Material, policy: Path, model: str, note: Note) -> Reference:
+def _reference(material: RunInputs, policy: Path, model: str, note: Note) -> Reference:
     """Raises ValueError for a model that cannot score the responses of the one in `policy`."""
     from rl.assembly import resolve_reference
 
@@ -222,16 +222,16 @@ def prompts_of(stream: PromptStream, split: str, count: int) -> list[Prompt]:
     raise AssertionError("steps do not end")
 
 
-def _gather(config: Config) -> Material:
+def _gather(config: Config) -> RunInputs:
     # Imported here, so that a mistyped command is answered before torch and vLLM load.
-    from rl.assembly import gather_material
+    from rl.assembly import gather_inputs
 
-    return gather_material(config.without_preference())
+    return gather_inputs(config.without_preference())
 
 
 @asynccontextmanager
 async def _engines(
-    material: Material,
+    material: RunInputs,
     model: Path,
     scorer_state: Mapping[str, Any] | None,
     note: Note,

@@ -138,7 +138,7 @@ def _refuse_another(sweep: Sweep) -> None:
 
 def _check_input(configs: Sequence[Config]) -> None:
     """Refuse what an arm cannot run with, and make the models that arms share, once."""
-    from rl.assembly import gather_material
+    from rl.assembly import gather_inputs
 
     checked: set[str] = set()
     for config in configs:
@@ -148,7 +148,7 @@ def _check_input(configs: Sequence[Config]) -> None:
         asked += str([(m.thinking, m.max_tokens) for m in config.modes.values()])
         if asked not in checked:
             checked.add(asked)
-            gather_material(config)
+            gather_inputs(config)
 
 
 def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console) -> dict[str, str]:

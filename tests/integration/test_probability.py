@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rewards.probability import ProbabilityReward
-from rl.assembly import gather_material, start_system
+from rl.assembly import gather_inputs, open_training
 from rl.config.recipe import load
 from rl.config.reward import ProbabilityConfig
 from rl.loop.loop import train_request
@@ -52,14 +52,14 @@ def material(tmp_path_factory):
         "eval.prompts=4",
         f"run={tmp_path_factory.mktemp('run')}",
     ]
-    return gather_material(load(settings).config)
+    return gather_inputs(load(settings).config)
 
 
 @pytest.fixture(scope="module")
 def system(loop, material):
-    system = loop.run(start_system(material, print))
-    yield system
-    loop.run(system.close())
+    opened = open_training(material, print)
+    yield loop.run(opened.__aenter__())
+    loop.run(opened.__aexit__(None, None, None))
 
 
 def group(material, mode, texts, reference, name="0"):

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 import ray
 
-from rl.assembly import gather_material, start_system
+from rl.assembly import gather_inputs, open_training
 from rl.config.recipe import load
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.loop import Parts, TrainingLoop, train_request
@@ -54,14 +54,14 @@ def loop():
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     run = tmp_path_factory.mktemp("system")
-    return gather_material(load([*SETTINGS, f"run={run}"]).config)
+    return gather_inputs(load([*SETTINGS, f"run={run}"]).config)
 
 
 @pytest.fixture(scope="module")
 def system(loop, material):
-    system = loop.run(start_system(material, print))
-    yield system
-    loop.run(system.close())
+    opened = open_training(material, print)
+    yield loop.run(opened.__aenter__())
+    loop.run(opened.__aexit__(None, None, None))
 
 
 def publish_version(loop, material, system, version):
