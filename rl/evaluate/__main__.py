@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,7 +43,6 @@ from rl.evaluate.directory import (
 from rl.evaluate.evaluation import (
     METRICS,
     By,
-    Key,
     ModeResult,
     NothingAnswered,
     Question,
@@ -203,11 +202,11 @@ async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
         open_evaluation(root, settings) as directory,
         open_logprobs(directory) if reference else nullcontext() as logprobs,
     ):
-        work = _Work(config, source, directory, logprobs, asked, console)
-        missing = len(work.unanswered)
+        missing = len(asked) - len(answered_before(asked, directory.samples))
         console.print(f"{root}: {missing} of {len(asked)} responses are to be asked for")
-        await work.do()
-        results, best = figures(asked, work.samples), work.choose()
+        await _complete(config, source, asked, directory, logprobs, console)
+        samples = answered_before(asked, directory.samples)
+        results, best = figures(asked, samples), {}
         result = settings | {
             "policy": {"path": source.path, **source.policy},
             "n": len(source.prompts),
@@ -218,7 +217,14 @@ async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
             "seconds": round(time.monotonic() - started, 1),
             "versions": stack_versions(),
         }
-        if reference:
+        if reference and logprobs:
+            in_order = [samples[question.key] for question in asked]
+            by_policy, by_reference = (
+                scored_before(in_order, logprobs.found, by) for by in get_args(By)
+            )
+            chosen = choices(in_order, by_policy, by_reference, config.align.dpo.beta)
+            directory.write_choices(chosen)
+            best = best_of_figures(samples, chosen)
             result["reference"] = {"path": reference.path, "weights": reference.weights}
             result["best_of"] = {
                 "beta": config.align.dpo.beta,
@@ -248,98 +254,98 @@ async def _source(evaluation: Evaluation, note: Note) -> Source:
     )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What an evaluation has to ask, and to have scored, while its directory is open."""
+async def _complete(
+    config: Config,
+    source: Source,
+    asked: Sequence[Question],
+    directory: EvaluationDirectory,
+    logprobs: Logprobs | None,
+    console: Console,
+) -> None:
+    """Have what is missing asked for and scored; what comes is in the directory at once.
 
-    config: Config
-    source: Source
-    directory: EvaluationDirectory
-    logprobs: Logprobs | None
-    """None where there is no reference."""
-    asked: Sequence[Question]
-    console: Console
+    The engines of a model start only if something is missing from it, and those of the reference
+    only when those of the policy have stopped: both together may not fit.
+    """
+    models: dict[By, Callable[[], AbstractAsyncContextManager[Session]]]
+    models = {"policy": source.open}
+    if source.reference is not None:
+        models["reference"] = source.reference.open
+    for by, open_session in models.items():
+        samples = answered_before(asked, directory.samples)
+        is_asked = by == "policy" and len(samples) < len(asked)
+        if not is_asked and not _unscored(asked, directory, logprobs, by):
+            continue
+        async with open_session() as session:
+            if is_asked:
+                await _ask(config, source, session, asked, directory, logprobs is not None, console)
+            unscored = _unscored(asked, directory, logprobs, by)
+            if logprobs is not None and unscored:
+                await _score(config, session, by, unscored, logprobs, console)
 
-    @property
-    def samples(self) -> dict[Key, Sample]:
-        """Those that are there, by key."""
-        return answered_before(self.asked, self.directory.samples)
 
-    @property
-    def unanswered(self) -> list[Question]:
-        samples = self.samples
-        return [question for question in self.asked if question.key not in samples]
+def _unscored(
+    asked: Sequence[Question], directory: EvaluationDirectory, logprobs: Logprobs | None, by: By
+) -> list[tuple[Question, Sample]]:
+    """The responses that a model has yet to score; none where there is no reference."""
+    if logprobs is None:
+        return []
+    samples = answered_before(asked, directory.samples)
+    scored = scored_before(samples.values(), logprobs.found, by)
+    answered = [(question, samples.get(question.key)) for question in asked]
+    return [(q, one) for q, one in answered if one and one.is_answered and q.key not in scored]
 
-    async def do(self) -> None:
-        """Start the engines that something is missing from, one model's after the other's."""
-        if self.unanswered or self._unscored("policy"):
-            async with self.source.open() as session:
-                if self.unanswered:
-                    await self._ask(session)
-                await self._score(session, "policy")
-        if self.source.reference and self._unscored("reference"):
-            async with self.source.reference.open() as session:
-                await self._score(session, "reference")
 
-    def choose(self) -> dict[str, BestOf]:
-        """Leave the best response to every prompt in the directory; returns their figures."""
-        if self.logprobs is None:
-            return {}
-        samples, found = self.samples, self.logprobs.found
-        in_order = [samples[question.key] for question in self.asked]
-        by_policy, by_reference = (scored_before(in_order, found, by) for by in get_args(By))
-        chosen = choices(in_order, by_policy, by_reference, self.config.align.dpo.beta)
-        self.directory.write_choices(chosen)
-        return best_of_figures(samples, chosen)
+async def _ask(
+    config: Config,
+    source: Source,
+    session: Session,
+    asked: Sequence[Question],
+    directory: EvaluationDirectory,
+    token_ids: bool,
+    console: Console,
+) -> None:
+    known = answered_before(asked, directory.samples).values()
+    with progress(asked, known, console) as advance:
 
-    async def _ask(self, session: Session) -> None:
-        known = self.samples.values()
-        with progress(self.asked, known, self.console) as advance:
+        def keep(sample: Sample) -> None:
+            directory.add(sample)
+            advance(sample.mode)
 
-            def keep(sample: Sample) -> None:
-                self.directory.add(sample)
-                advance(sample.mode)
+        await evaluate(
+            config,
+            session.encode,
+            session.sampler,
+            session.scorer,
+            source.prompts,
+            known,
+            keep,
+            token_ids,
+        )
 
-            await evaluate(
-                self.config,
-                session.encode,
-                session.sampler,
-                session.scorer,
-                self.source.prompts,
-                known,
-                keep,
-                token_ids=self.logprobs is not None,
-            )
 
-    def _unscored(self, by: By) -> list[tuple[Question, Sample]]:
-        """The responses that a model has yet to score; none where there is no reference."""
-        if self.logprobs is None:
-            return []
-        samples = self.samples
-        scored = scored_before(samples.values(), self.logprobs.found, by)
-        return [
-            (question, samples[question.key])
-            for question in self.asked
-            if samples[question.key].is_answered and question.key not in scored
-        ]
+async def _score(
+    config: Config,
+    session: Session,
+    by: By,
+    unscored: Sequence[tuple[Question, Sample]],
+    logprobs: Logprobs,
+    console: Console,
+) -> None:
+    assert session.responses is not None, "engines of an evaluation with a reference score"
+    console.print(f"{len(unscored)} responses are to be scored by the {by}")
+    failures: Counter[str] = Counter()
+    what = f", scored by the {by}"
+    with progress([question for question, _ in unscored], [], console, what) as advance:
 
-    async def _score(self, session: Session, by: By) -> None:
-        missing = self._unscored(by)
-        if self.logprobs is None or session.responses is None or not missing:
-            return
-        logprobs, failures = self.logprobs, Counter[str]()
-        self.console.print(f"{len(missing)} responses are to be scored by the {by}")
-        questions = [question for question, _ in missing]
-        with progress(questions, [], self.console, f", scored by the {by}") as advance:
+        def keep(result: ResponseLogprob) -> None:
+            logprobs.add(result)
+            failures.update([result.failure] if result.failure else [])
+            advance(result.mode)
 
-            def keep(one: ResponseLogprob) -> None:
-                logprobs.add(one)
-                failures.update([one.failure] if one.failure else [])
-                advance(one.mode)
-
-            await score_responses(self.config, session.encode, session.responses, by, missing, keep)
-        for why, _ in failures.most_common(1):
-            self.console.print(f"note: {failures.total()} of them have no score, most with: {why}")
+        await score_responses(config, session.encode, session.responses, by, unscored, keep)
+    for why, _ in failures.most_common(1):
+        console.print(f"note: {failures.total()} of them have no score, most with: {why}")
 
 
 def settings_of(evaluation: Evaluation, source: Source) -> dict[str, Any]:

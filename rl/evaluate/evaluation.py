@@ -238,8 +238,9 @@ async def for_each(
 ) -> None:
     """Ask for all, as many at a time as a step of training has in flight.
 
-    For so many rollout.group_timeout_s is meant. The first error ends it, and cancels the others.
+    The first error ends it, and cancels the others.
     """
+    # rollout.group_timeout_s was chosen for this many requests at a time; more would time out.
     slots = asyncio.Semaphore(config.rollout.prompts_per_step * config.rollout.group_size)
 
     async def in_slot(item: Item) -> None:
@@ -301,9 +302,21 @@ def summarize(samples: Sequence[Sample]) -> ModeResult:
     of_prompt: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         of_prompt[sample.prompt_id].append(sample)
+    # What has no score counts as wrong: leaving it out would reward a policy that never finishes.
     means = [mean([one.accuracy or 0.0 for one in group]) for group in of_prompt.values()]
-    verified = [group for group in of_prompt.values() if not any(map(_is_probability, group))]
+    # A probability says how right a response is and not whether, so no k of them can be counted.
+    verified = [
+        group
+        for group in of_prompt.values()
+        if not any(Route.parse(one.route).name == PROBABILITY for one in group)
+    ]
     num_samples = len(samples) // len(means)
+    # 1, 2, 4, ... and the number of samples itself: the curve of pass@k on a logarithmic scale.
+    ks = [2**power for power in range(num_samples.bit_length()) if 2**power < num_samples]
+    pass_at = {}
+    for k in (*ks, num_samples) if verified else ():
+        rights = [(len(group), sum(one.accuracy == 1.0 for one in group)) for group in verified]
+        pass_at[k] = mean([pass_at_k(n, right, k) for n, right in rights])
     return ModeResult(
         accuracy=mean(means),
         half_width=half_width(means),
@@ -313,11 +326,7 @@ def summarize(samples: Sequence[Sample]) -> ModeResult:
         count=len(means),
         leak=mean([sample.leak or 0.0 for sample in answered]),
         samples=num_samples,
-        pass_at={
-            k: mean([pass_at_k(len(group), sum(map(_is_right, group)), k) for group in verified])
-            for k in ks(num_samples)
-            if verified
-        },
+        pass_at=pass_at,
     )
 
 
@@ -344,24 +353,6 @@ def pass_at_k(n: int, right: int, k: int) -> float:
     Example: pass_at_k(4, 1, 2) == 0.5
     """
     return 1 - math.comb(n - right, k) / math.comb(n, k)
-
-
-def ks(samples: int) -> list[int]:
-    """1, 2, 4, ... and `samples` itself.
-
-    Example: ks(6) == [1, 2, 4, 6]
-    """
-    powers = [2**power for power in range(samples.bit_length()) if 2**power < samples]
-    return [*powers, samples]
-
-
-def _is_right(sample: Sample) -> bool:
-    return sample.accuracy == 1.0
-
-
-def _is_probability(sample: Sample) -> bool:
-    """Whether its accuracy is a probability, which says how right it is and not whether."""
-    return Route.parse(sample.route).name == PROBABILITY
 
 
 async def _sample(

@@ -16,7 +16,6 @@ from rl.evaluate.evaluation import (
     answered_before,
     evaluate,
     half_width,
-    ks,
     pass_at_k,
     questions,
     score_responses,
@@ -176,7 +175,8 @@ def test_pass_at_k_by_hand():
 
 
 def test_k_doubles_up_to_the_number_of_samples():
-    assert [ks(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+    asked = [list(summarize(of_prompts([1.0] * n)).pass_at) for n in (1, 2, 6, 8)]
+    assert asked == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
 
 
 def test_probabilities_stay_out_of_pass_at_k_and_in_the_accuracy():
