@@ -55,14 +55,8 @@ from rl.evaluate.evaluation import (
     score_responses,
     scored_before,
 )
-from rl.evaluate.sources import (
-    Note,
-    Session,
-    Source,
-    checkpoint_source,
-    endpoint_source,
-    model_source,
-)
+from rl.evaluate.sources import Note, Session, Source
+from rl.run.checkpoints import find_checkpoint
 from rl.run.command import (
     Command,
     Keys,
@@ -242,16 +236,22 @@ async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
 
 async def _source(evaluation: Evaluation, note: Note) -> Source:
     config, split = evaluation.config, evaluation.split
+    # Each source loads torch, engines or rules. What can be refused before comes before.
     if evaluation.endpoint is not None:
+        from rl.evaluate.endpoint_source import endpoint_source
+
         return await endpoint_source(
             config, split, evaluation.endpoint, evaluation.served_name, note
         )
     if evaluation.model is not None:
+        from rl.evaluate.engine_sources import model_source
+
         return model_source(config, split, evaluation.model, note, evaluation.reference)
     assert evaluation.run is not None, "the command line names one of them"
-    return checkpoint_source(
-        config, split, evaluation.run, evaluation.step, note, evaluation.reference
-    )
+    checkpoint = find_checkpoint(evaluation.run, evaluation.step, note)
+    from rl.evaluate.engine_sources import checkpoint_source
+
+    return checkpoint_source(config, split, checkpoint, note, evaluation.reference)
 
 
 async def _complete(

@@ -20,9 +20,10 @@ from rl.config.run import Config
 from rl.evaluate import __main__ as evaluate
 from rl.evaluate.__main__ import COMMAND, Evaluation, as_table, evaluation_of, progress
 from rl.evaluate.best_of import BestOf
+from rl.evaluate.endpoint_source import NoProbability
 from rl.evaluate.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluate.picture import draw_accuracy
-from rl.evaluate.sources import NoProbability, prompts_of
+from rl.evaluate.sources import prompts_of
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
 from rl.run.command import read
 from rl.run.directory import RunDirectory
