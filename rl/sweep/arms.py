@@ -94,7 +94,15 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
         raise RecipeError("config=NAME is missing; name a sweep, such as sweep_ratio.yaml")
     path = find_recipe(str(directives["config"]))
     own = [key for key in overrides if key in SweepConfig.model_fields]
-    tree = _joined(_plain(path), OmegaConf.to_container(OmegaConf.masked_copy(overrides, own)))
+    stored, given = _plain(path), OmegaConf.to_container(OmegaConf.masked_copy(overrides, own))
+    assert isinstance(given, dict)
+    # Keys that the command line varies join those of the file; anything else replaces.
+    varied = [stored.get("arms") or {}, given.get("arms") or {}]
+    for arms in varied:
+        if not isinstance(arms, Mapping):
+            raise RecipeError(f"arms: must be keys with lists of values, got {arms!r}")
+    joined = dotted_leaves(varied[0]) | dotted_leaves(varied[1])
+    tree = stored | {str(key): value for key, value in given.items()} | {"arms": joined}
     config = _checked(tree, path)
     given = OmegaConf.to_container(overrides)
     assert isinstance(given, dict)
@@ -124,14 +132,6 @@ def _plain(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _joined(tree: Mapping[str, Any], own: Any) -> dict[str, Any]:
-    varied = [tree.get("arms") or {}, own.pop("arms", None) or {}]
-    for one in varied:
-        if not isinstance(one, Mapping):
-            raise RecipeError(f"arms: must be keys with lists of values, got {one!r}")
-    return {**tree, **own, "arms": dotted_leaves(varied[0]) | dotted_leaves(varied[1])}
-
-
 def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
     if "recipe" not in tree:
         raise RecipeError(
@@ -145,7 +145,13 @@ def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
 
 
 def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Loaded]]:
-    _refuse_own_keys(config)
+    # What the sweep itself sets in every arm.
+    instead = {"seed": "seeds=[...]", "data.seed": "the first of seeds", "run": "run=PATH"}
+    for key in (*config.arms, *config.settings):
+        if config.long_share and re.fullmatch(r"modes\.[^.]+\.share", key):
+            raise RecipeError(f"{key}: the sweep sets it from long_share; set that")
+        if key in instead:
+            raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
     shares = config.long_share or (None,)
     others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
     points = [Point(_name(*each), *each) for each in itertools.product(shares, others)]
@@ -156,16 +162,6 @@ def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Loaded]]:
             f"{', '.join(twice)}: more than one arm of this name; leave out values that repeat"
         )
     return [_arm(config, root, *each) for each in planned]
-
-
-def _refuse_own_keys(config: SweepConfig) -> None:
-    """Raise RecipeError for a key that the sweep itself sets in every arm."""
-    instead = {"seed": "seeds=[...]", "data.seed": "the first of seeds", "run": "run=PATH"}
-    for key in (*config.arms, *config.settings):
-        if config.long_share and re.fullmatch(r"modes\.[^.]+\.share", key):
-            raise RecipeError(f"{key}: the sweep sets it from long_share; set that")
-        if key in instead:
-            raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
 
 
 def _arm_name(point: Point, seed: int) -> str:

@@ -35,6 +35,10 @@ class Evaluation:
     """Response tokens, by mode."""
 
 
+# Evaluation's figures by mode, in the order of its fields.
+_FIGURES = ("accuracy", "half_width", "tokens_mean")
+
+
 @dataclass(frozen=True)
 class Course:
     """One arm's evaluations, by step; the first is before training."""
@@ -165,16 +169,17 @@ def read_results(finished: Sequence[Arm], failures: Mapping[str, str]) -> SweepR
     """Compare the finished arms."""
     modes = finished[0].config.modes
     thinking = [name for name, mode in modes.items() if mode.thinking]
-    # By name: what an arm varies may be a list or a mapping.
-    names = dict.fromkeys(arm.point.name for arm in finished)
-    points = tuple(_read_point([a for a in finished if a.point.name == name]) for name in names)
-    return SweepResults(tuple(modes), thinking[0] if len(thinking) == 1 else None, points, failures)
-
-
-def _read_point(arms: Sequence[Arm]) -> PointResult:
-    """arms: of one point, a seed each."""
-    shares = {name: mode.share for name, mode in arms[0].config.modes.items()}
-    return PointResult(arms[0].point, shares, tuple(read_course(arm) for arm in arms))
+    # By name, since a point cannot be a key: what an arm varies may be a list or a mapping.
+    by_name: dict[str, list[Arm]] = {}
+    for arm in finished:
+        by_name.setdefault(arm.point.name, []).append(arm)
+    points = []
+    for arms in by_name.values():
+        shares = {name: mode.share for name, mode in arms[0].config.modes.items()}
+        courses = tuple(read_course(arm) for arm in arms)
+        points.append(PointResult(arms[0].point, shares, courses))
+    long_mode = thinking[0] if len(thinking) == 1 else None
+    return SweepResults(tuple(modes), long_mode, tuple(points), failures)
 
 
 def read_course(arm: Arm) -> Course:
@@ -193,22 +198,18 @@ def read_course(arm: Arm) -> Course:
     signal = 0.0
     tokens = dict.fromkeys(modes, 0.0)
     for step, values in metrics.items():
-        before_step, tokens = (
-            tokens,
-            {mode: values.get(f"progress/{mode}/trained_tokens", tokens[mode]) for mode in modes},
-        )
-        signal += sum(
-            (tokens[mode] - before_step[mode])
-            * (1 - values.get(f"rollout/{mode}/zero_variance", 0.0))
-            for mode in modes
-        )
+        signal_of_step = 0.0
+        for mode in modes:
+            # The counter only grows; a step that trained none of this mode does not log it.
+            trained = values.get(f"progress/{mode}/trained_tokens", tokens[mode])
+            with_variance = 1 - values.get(f"rollout/{mode}/zero_variance", 0.0)
+            signal_of_step += (trained - tokens[mode]) * with_variance
+            tokens[mode] = trained
+        signal += signal_of_step
         if all(f"eval/{mode}/accuracy" in values for mode in modes):
             figures = ({m: values[f"eval/{m}/{key}"] for m in modes} for key in _FIGURES)
             evaluations.append(Evaluation(step, sum(tokens.values()), signal, *figures))
     return Course(arm.seed, tuple(evaluations))
-
-
-_FIGURES = ("accuracy", "half_width", "tokens_mean")
 
 
 def _summary(arm: Arm) -> dict[str, Any]:
@@ -216,13 +217,13 @@ def _summary(arm: Arm) -> dict[str, Any]:
 
 
 def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:
-    def by_mode(figure: str) -> dict[str, float]:
+    first, by_mode = evaluations[0], []
+    for figure in _FIGURES:
         figures: list[Mapping[str, float]] = [getattr(e, figure) for e in evaluations]
-        return {mode: fmean(each[mode] for each in figures) for mode in figures[0]}
-
+        by_mode.append({mode: fmean(each[mode] for each in figures) for mode in first.accuracy})
     return Evaluation(
-        evaluations[0].step,
+        first.step,
         fmean(e.trained_tokens for e in evaluations),
         fmean(e.signal_tokens for e in evaluations),
-        *(by_mode(figure) for figure in _FIGURES),
+        *by_mode,
     )

@@ -1,18 +1,108 @@
-"""What a person at the terminal sees of a sweep: a bar per arm under way, and one for all."""
+"""The arms of a sweep as trials of Ray Tune, and what a person at the terminal sees of them."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import ray
 import rich.console
-from ray.tune import Callback
+from ray import tune
 
+from rl.config.run import Config
+from rl.launch.training import train
 from rl.run.terminal import progress_bars
-from rl.sweep.arms import Arm
+from rl.sweep.arms import Arm, Sweep
+from rl.system.cluster import refuse_unplaceable, start_ray
+from rl.system.placement import place
 
 
-class SweepProgress(Callback):
+def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console) -> dict[str, str]:
+    """Train the arms under Ray Tune; returns why arms failed, by name."""
+    # The metrics are in the arms' own directories, and so is what an arm prints.
+    os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    # Of Tune's two displays the one that verbose=0 silences.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    resources = max((arm.config.resources for arm in arms), key=lambda one: one.gpus)
+    bundles = {arm.name: [b.resources for b in place(arm.config).bundles] for arm in arms}
+    most = max(sum(bundle["CPU"] for bundle in listed) for listed in bundles.values())
+    at_once = sweep.config.arms_at_once
+    # Cores that arms share are declared several times over: see SweepConfig.arms_at_once.
+    room = most * (at_once or 1) if resources.gpus == 0 else most
+    start_ray(resources, room, shows_workers=False)
+    try:
+        for listed in bundles.values():
+            refuse_unplaceable(listed)
+        trainable = tune.with_resources(
+            tune.with_parameters(
+                train_arm,
+                configs={arm.name: arm.config for arm in arms},
+                directory=Path.cwd(),
+            ),
+            # An empty first bundle: the arm's own process computes nothing.
+            lambda picked: tune.PlacementGroupFactory([{}, *bundles[picked["arm"]]]),
+        )
+        with SweepProgress(arms, console) as progress:
+            tuner = tune.Tuner(
+                trainable,
+                param_space={"arm": tune.grid_search([arm.name for arm in arms])},
+                tune_config=tune.TuneConfig(
+                    max_concurrent_trials=at_once,
+                    trial_name_creator=lambda trial: trial.config["arm"],
+                    trial_dirname_creator=lambda trial: trial.config["arm"],
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(sweep.root),
+                    verbose=0,
+                    callbacks=[progress],
+                    # A node that was lost, say: the arm goes on from its checkpoint.
+                    failure_config=tune.FailureConfig(max_failures=1),
+                ),
+            )
+            results = tuner.fit()
+    finally:
+        ray.shutdown()
+    failures = {}
+    for result in results:
+        if result.error and result.config:
+            # The last line of a traceback that Ray wrapped several times is the error itself.
+            lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
+            failures[result.config["arm"]] = lines[-1] if lines else "no reason given"
+    return failures
+
+
+def train_arm(picked: Mapping[str, str], configs: Mapping[str, Config], directory: Path) -> None:
+    """A trial of Ray Tune: one arm, from its newest checkpoint or from the start.
+
+    directory: where the sweep was started; a recipe's relative paths are meant from there.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not on this node; start the sweep from a shared disk")
+    os.chdir(directory)
+    config = configs[picked["arm"]]
+    root = Path(config.run)
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "output.txt").open("a", encoding="utf-8") as file:
+        screen = rich.console.Console(file=file, highlight=False)
+        asyncio.run(train(config, screen=screen, sinks=[_TuneSink()]))
+
+
+class _TuneSink:
+    """Tells Tune, and so the person at the terminal, how far an arm is."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        heldout = {key: value for key, value in metrics.items() if key.startswith("eval/")}
+        tune.report({"step": step} | heldout)
+
+    def close(self) -> None:
+        pass
+
+
+class SweepProgress(tune.Callback):
     """A Ray Tune callback that draws while it is entered."""
 
     def __init__(self, arms: Sequence[Arm], console: rich.console.Console) -> None:
@@ -34,8 +124,9 @@ class SweepProgress(Callback):
         self._bars.stop()
 
     def __reduce__(self) -> Any:
-        # Tune stores its callbacks with an experiment; a terminal cannot be stored.
-        return Callback, ()
+        # Tune pickles its callbacks into the experiment's state; a terminal cannot be pickled, and
+        # a sweep that goes on makes a new callback anyway.
+        return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["arm"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rl.config.recipe import dump
-from rl.sweep.__main__ import _refuse_another, _refuse_foreign, run_sweep
+from rl.sweep.__main__ import _refuse_another, run_sweep
 from rl.sweep.arms import Arm, Point, SweepConfig, load_sweep
 from rl.sweep.report import report, write_report
 from rl.sweep.results import (
@@ -254,7 +254,7 @@ def test_a_long_only_arm_that_never_rises_has_a_verdict():
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="is no sweep and not empty"):
-        _refuse_foreign(tmp_path)
+        run_sweep(sweep_of(tmp_path))
 
 
 def test_the_stored_sweep_reads_back_equal():
