@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt
 from rollout.chat import EMPTY_BLOCK, ChatTemplate
 
@@ -32,8 +34,6 @@ def serving_template(directory: Path, thinks_by_default: bool) -> str:
     that does all this already comes back as it is. Raises ValueError if there is none, or if no
     addition makes it render those prompts.
     """
-    from transformers import AutoTokenizer
-
     chat = ChatTemplate(str(directory))
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     thinking, direct = (_missing_ending(chat, tokenizer, switch) for switch in (True, False))

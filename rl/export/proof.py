@@ -11,16 +11,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from policy.models.family import open_visual_inputs
 from rl.config.run import Config
 from rl.data.media.store import MediaStore
+from rl.export.transformers_answers import ScoredTokens, score_responses
+from rl.export.vllm_answers import PlainEngine, PlainEngineFailed, PlainResponse, Question
 from rl.loop.stages import Prompt, ReferenceRequest
-
-if TYPE_CHECKING:
-    from rl.export.transformers_answers import ScoredTokens
-    from rl.export.vllm_answers import PlainResponse, Question
-    from rollout.chat import ChatTemplate
+from rollout.chat import ChatTemplate
+from rollout.endpoint import messages_with_images
+from rollout.engines.media import serving_arguments
+from rollout.prompts.stream import PromptStream
 
 PROOF_PROMPTS = 16
 PROOF_TOKENS = 256
@@ -55,9 +56,6 @@ class Case:
     is_greedy: bool
 
     def question(self, config: Config, media: MediaStore) -> Question:
-        from rl.export.vllm_answers import Question
-        from rollout.endpoint import messages_with_images
-
         mode = config.modes[self.mode]
         return Question(
             messages=messages_with_images(self.prompt, media),
@@ -74,14 +72,10 @@ def prove(config: Config, model: Path, directory: Path) -> dict[str, ModeProof]:
     Raises ExportRefused where vLLM cannot serve the directory, or where the directory's chat
     template makes other prompt tokens than training did.
     """
-    from policy.models.family import open_visual_inputs
-    from rl.export.transformers_answers import score_responses
-    from rollout.chat import ChatTemplate
-    from rollout.prompts.stream import PromptStream
-
     prompts = PromptStream.open(config).heldout(PROOF_PROMPTS)
     cases = [Case(*each) for each in product(config.modes, prompts, (True, False))]
     media = MediaStore(config.data)
+    # vLLM first, and its process ends before the model is loaded here: a GPU may not hold both.
     responses = _ask(config, directory, [case.question(config, media) for case in cases])
     chat, inputs = ChatTemplate(str(model)), open_visual_inputs(model, config.data)
     asked = []
@@ -112,20 +106,18 @@ def require_trained_prompt(
 
 def require_equal(proof: Mapping[str, ModeProof], tolerance: float) -> None:
     """Raise ExportRefused if a difference is above `tolerance`, or is no number."""
-    for mode, found in proof.items():
-        if not (found.max_difference <= tolerance and found.greedy_gap <= tolerance):
+    for mode, figures in proof.items():
+        # Written so that NaN, which is neither above nor below, is refused too.
+        if not (figures.max_difference <= tolerance and figures.greedy_gap <= tolerance):
             raise ExportRefused(
                 f"in mode {mode} the exported model differs from the checkpoint's: logprobs by up "
-                f"to {found.max_difference:.3g}, greedy tokens that are less likely by up to "
-                f"{found.greedy_gap:.3g}, accepted is {tolerance:g}; nothing was exported. Export "
-                "again or another step; if it stays, vLLM computes this model otherwise"
+                f"to {figures.max_difference:.3g}, greedy tokens that are less likely by up to "
+                f"{figures.greedy_gap:.3g}, accepted is {tolerance:g}; nothing was exported. "
+                "Export again or another step; if it stays, vLLM computes this model otherwise"
             )
 
 
 def _ask(config: Config, directory: Path, questions: Sequence[Question]) -> list[PlainResponse]:
-    from rl.export.vllm_answers import PlainEngine, PlainEngineFailed
-    from rollout.engines.media import serving_arguments
-
     arguments = {
         "model": str(directory.absolute()),
         "dtype": config.policy.dtype,

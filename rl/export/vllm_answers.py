@@ -64,8 +64,8 @@ class PlainEngine:
             listed = [asdict(question) for question in questions]
             job.write_text(json.dumps({"engine": dict(self.arguments), "questions": listed}))
             self._run(job, answers, Path(folder) / "output.txt")
-            found = json.loads(answers.read_text())
-        return [PlainResponse(*map(tuple, fields)) for fields in found]
+            answered = json.loads(answers.read_text())
+        return [PlainResponse(*map(tuple, fields)) for fields in answered]
 
     def _run(self, job: Path, answers: Path, output: Path) -> None:
         environment = os.environ | engine_environment(self.cpus, self.on_gpu)
@@ -79,70 +79,62 @@ class PlainEngine:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        code = None
         try:
             code = process.wait(self.deadline_s)
         except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # vLLM starts processes of its own, which outlive the first one; together they are a
+            # group. What is left of it is killed also where this process is interrupted.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        tail = output.read_text(encoding="utf-8", errors="replace")[-_SHOWN_OUTPUT:].strip()
+        if code is None:
             raise PlainEngineFailed(
                 f"vLLM did not answer within {self.deadline_s:g} s; raise "
-                f"rollout.start_timeout_s, or see what it was doing: {_tail(output)}"
-            ) from None
-        finally:
-            _end_group(process)
+                f"rollout.start_timeout_s, or see what it was doing: {tail}"
+            )
         if code != 0:
-            raise PlainEngineFailed(f"vLLM could not answer from the directory: {_tail(output)}")
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the engine's processes, which are a group of their own, and what is left of them."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _tail(output: Path) -> str:
-    return output.read_text(encoding="utf-8", errors="replace")[-_SHOWN_OUTPUT:].strip()
+            raise PlainEngineFailed(f"vLLM could not answer from the directory: {tail}")
 
 
 def main(job: Path, answers: Path) -> None:
     """The other process: answer `job` and write `answers`."""
-    from vllm import LLM
+    # Only this process has vLLM, and the environment that it needs.
+    from vllm import LLM, SamplingParams
 
     asked = json.loads(job.read_text())
     questions = [Question(**fields) for fields in asked["questions"]]
-    llm = LLM(**asked["engine"])
-    responses: dict[int, list[list[float]]] = {}
+    llm: Any = LLM(**asked["engine"])
+    answered: dict[int, list[list[Any]]] = {}
+    # A batch has one set of template arguments, so the modes are asked one after the other.
     for thinking in (False, True):
-        places = [place for place, q in enumerate(questions) if q.thinking == thinking]
-        answered = _chat(llm, [questions[place] for place in places], thinking) if places else []
-        responses |= dict(zip(places, answered, strict=True))
-    answers.write_text(json.dumps([responses[place] for place in range(len(questions))]))
-
-
-def _chat(llm: Any, questions: Sequence[Question], thinking: bool) -> list[list[list[float]]]:
-    from vllm import SamplingParams
-
-    outputs = llm.chat(
-        [list(question.messages) for question in questions],
-        [
-            SamplingParams(
-                max_tokens=question.max_tokens,
-                temperature=question.temperature,
-                logprobs=0,
-                flat_logprobs=True,
-            )
-            for question in questions
-        ],
-        chat_template_kwargs={"enable_thinking": thinking},
-        use_tqdm=False,
-    )
-    return [
-        [
-            list(output.prompt_token_ids),
-            list(output.outputs[0].token_ids),
-            list(output.outputs[0].logprobs.logprobs),
-        ]
-        for output in outputs
-    ]
+        numbers = [number for number, q in enumerate(questions) if q.thinking == thinking]
+        if not numbers:
+            continue
+        outputs = llm.chat(
+            [list(questions[number].messages) for number in numbers],
+            [
+                SamplingParams(
+                    max_tokens=questions[number].max_tokens,
+                    temperature=questions[number].temperature,
+                    # The sampled token alone, without the likeliest ones.
+                    logprobs=0,
+                    flat_logprobs=True,
+                )
+                for number in numbers
+            ],
+            chat_template_kwargs={"enable_thinking": thinking},
+            use_tqdm=False,
+        )
+        for number, output in zip(numbers, outputs, strict=True):
+            response: Any = output.outputs[0]
+            prompt_token_ids = list(output.prompt_token_ids or ())
+            logprobs = list(response.logprobs.logprobs)
+            answered[number] = [prompt_token_ids, list(response.token_ids), logprobs]
+    answers.write_text(json.dumps([answered[number] for number in range(len(questions))]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from policy.builtin.text_policy import ensure_tiny_policy
 from rl.config.recipe import dump, load
 from rl.config.run import Config, SourceConfig
 from rl.export import __main__ as export
+from rl.export import checkpoint as export_stages
 from rl.export.proof import PROOF_PROMPTS, ModeProof
 from rl.export.transformers_answers import score_responses
 from rl.loop.stages import Prompt, ReferenceRequest
@@ -121,13 +122,13 @@ def test_an_export_has_the_learners_logprobs(trained, kind, tmp_path):
 
 def test_what_vllm_serves_is_proven_against_the_checkpoint(trained, tmp_path, monkeypatch):
     proofs: dict[str, ModeProof] = {}
-    require_equal = export.require_equal
+    require_equal = export_stages.require_equal
 
     def kept(proof: Mapping[str, ModeProof], tolerance: float) -> None:
         proofs.update(proof)
         require_equal(proof, tolerance)
 
-    monkeypatch.setattr(export, "require_equal", kept)
+    monkeypatch.setattr(export_stages, "require_equal", kept)
     out = tmp_path / "out"
     run = trained["lora_on_two_zero_3_ranks"]
     assert export.main([f"run={run.root}", f"out={out}"]) == 0
@@ -145,7 +146,7 @@ def test_what_vllm_serves_is_proven_against_the_checkpoint(trained, tmp_path, mo
 @pytest.mark.slow
 def test_an_export_damaged_before_its_proof_is_refused(trained, tmp_path, monkeypatch, capsys):
     """One tensor is two per cent larger: the file is whole, and vLLM serves it."""
-    write = export.write_directory
+    write = export_stages.write_model
 
     def write_and_damage(config: Config, checkpoint: Any, directory: Path) -> None:
         write(config, checkpoint, directory)
@@ -154,7 +155,7 @@ def test_an_export_damaged_before_its_proof_is_refused(trained, tmp_path, monkey
         weights[name] = 1.02 * weights[name]
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(export, "write_directory", write_and_damage)
+    monkeypatch.setattr(export_stages, "write_model", write_and_damage)
     out = tmp_path / "out"
     assert export.main([f"run={trained['zero_0'].root}", f"out={out}"]) == 2
     error = capsys.readouterr().err

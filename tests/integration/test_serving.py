@@ -24,9 +24,9 @@ import pytest
 from policy.builtin.text_policy import ensure_tiny_policy
 from rl.config.recipe import load
 from rl.config.run import Config
-from rl.export.__main__ import REASONING_PARSER
 from rl.export.card import serve_command
 from rl.export.chat_template import serving_template
+from rl.export.checkpoint import REASONING_PARSER
 from rl.export.directory import write_serving_directory
 from rl.loop.stages import Prompt, split_response
 from rl.run.files import stack_versions
