@@ -83,27 +83,27 @@ def _same_words(reference: str, answer: str, ask: Ask) -> bool:
 
 ROUTES: dict[str, Kind] = {
     # Order matters: the first kind that claims a reference takes it.
-    "yes_no": Kind(2, is_yes_no, equal_yes_no),
-    "choice": Kind(2, is_letters, equal_choices, claims=is_choice),
-    "quantity": Kind(2, is_quantity, _with_option(equal_quantities), claims=is_measured),
+    "yes_no": Kind(3, is_yes_no, equal_yes_no),
+    "choice": Kind(3, is_letters, equal_choices, claims=is_choice),
+    "quantity": Kind(3, is_quantity, _with_option(equal_quantities), claims=is_measured),
     "number": Kind(
-        3,
+        4,
         lambda reference, question: number_literal(reference) is not None,
         _with_option(equal_numbers),
     ),
-    "date": Kind(2, is_date, _with_option(equal_dates)),
-    "matrix": Kind(2, is_matrix, equal_matrices),
-    "interval": Kind(2, is_interval, equal_intervals, claims=claims_interval, takes_or=True),
-    "set": Kind(2, is_set, equal_sets, claims=claims_set, takes_or=True),
-    "tuple": Kind(2, is_tuple, equal_tuples, takes_or=True),
-    "unordered_list": Kind(2, is_items, equal_unordered, claims=claims_unordered, takes_or=True),
-    "list": Kind(2, is_items, equal_lists, claims=is_list),
-    "expression": Kind(3, is_expression, _with_option(equal_expressions)),
-    "cell": Kind(2, is_cell, equal_cells, claims=_never),
+    "date": Kind(3, is_date, _with_option(equal_dates)),
+    "matrix": Kind(3, is_matrix, equal_matrices),
+    "interval": Kind(3, is_interval, equal_intervals, claims=claims_interval, takes_or=True),
+    "set": Kind(3, is_set, equal_sets, claims=claims_set, takes_or=True),
+    "tuple": Kind(3, is_tuple, equal_tuples, takes_or=True),
+    "unordered_list": Kind(3, is_items, equal_unordered, claims=claims_unordered, takes_or=True),
+    "list": Kind(3, is_items, equal_lists, claims=is_list),
+    "expression": Kind(4, is_expression, _with_option(equal_expressions)),
+    "cell": Kind(3, is_cell, equal_cells, claims=_never),
     **{
         name: Kind(1, is_gradable, _same_words, claims=_never, grade=grade)
         for name, grade in GRADED.items()
     },
-    "text": Kind(3, is_text, _with_option(equal_texts), claims=is_short_text),
+    "text": Kind(4, is_text, _with_option(equal_texts), claims=is_short_text),
     NATURAL: Kind(1, lambda reference, question: True, _same_words),
 }

@@ -169,6 +169,8 @@ def _special(text: str, needs_name: bool) -> tuple[str, int] | None:
     if (match := _WEEKDAY_ALONE.fullmatch(text)) and ("day" in text or match[2] or not needs_name):
         chinese = "一二三四五六日".find((match[2] or "").replace("天", "日"))
         return ("weekday", _WEEKDAYS.index(match[1][:3]) if match[1] else chinese)
+    if match := re.fullmatch(r"(?:in )?(?:the )?([0-9]{2})00['’]?s", text):
+        return ("century", int(match[1]) + 1)
     match = _CENTURY.fullmatch(text)
     if not match or (needs_name and not (match[4] or match[5])):
         return None

@@ -72,6 +72,12 @@ _UNIT_BEHIND = re.compile(
 _FACTORED = re.compile(r"\bfactor(?:i[sz]e)?\b|因式分解", re.IGNORECASE)
 
 
+_EXPANDED = re.compile(r"\bexpand|\bmultiply out|展开", re.IGNORECASE)
+_SIMPLIFIED = re.compile(r"simplif|simplest|radical form|化简|最简", re.IGNORECASE)
+_ROOT = re.compile(r"(?:\\sqrt|√)\s?[{(]?\s?([0-9]{1,9})")
+_LOG = re.compile(r"\\?(?<![A-Za-z])log(?![A-Za-z])(?!\s?_)\s?")
+
+
 class UnparsedReference(ValueError):
     """The reference looks like an expression, but math-verify cannot read it."""
 
@@ -117,13 +123,16 @@ def equal_expressions(reference: str, answer: str, ask: Ask) -> bool | None:
     if not reads_as_expression(answer):
         return False
     wanted, given = plain_value(reference), plain_value(answer)
+    # Without a base, beside ln, the natural logarithm is meant.
+    if "ln" in wanted:
+        answer, given = (_LOG.sub(r"\\ln ", text) for text in (answer, given))
     # A reference that is arithmetic asks for the form, not the value.
     if _ARITHMETIC.fullmatch(wanted) or (_UNDONE.search(given) and not _UNDONE.search(wanted)):
         return False
     # One value is not several, and a chain a = b = c states two answers.
     if given.count("=") > max(1, wanted.count("=")) or ("," in given and "," not in wanted):
         return False
-    if is_too_large(given):
+    if is_too_large(given) or _leaves_root(wanted, given, ask.question):
         return False
     return _same_by_sympy(reference, answer, ask.question) if ask.may_load else None
 
@@ -143,9 +152,10 @@ def _same_by_sympy(reference: str, answer: str, question: str) -> bool:
     left, right = wanted[0], given[0]
     if isinstance(left, Expr) and isinstance(right, Expr):
         # To expand a product undoes what "factor" asked for, though the value is the same.
-        if _FACTORED.search(question) and left.is_Mul != right.is_Mul and not right.is_Pow:
-            return False
-        return _same_value(left, right)
+        is_undone = (
+            _FACTORED.search(question) and left.is_Mul != right.is_Mul and not right.is_Pow
+        ) or (_EXPANDED.search(question) and _has_product(right) and not _has_product(left))
+        return not is_undone and _same_value(left, right)
     if "=" in reference and "=" in answer and not isinstance(right, Eq | Expr):
         return False
     # Named values were compared above without their names; now as equations, each in any form.
@@ -157,6 +167,30 @@ def _same_by_sympy(reference: str, answer: str, question: str) -> bool:
     # main thread, and the worker that runs this can be killed.
     is_known = isinstance(left, Basic) and isinstance(right, Basic)
     return is_known and bool(verify(left, right, timeout_seconds=None))
+
+
+def _has_product(expression: Any) -> bool:
+    """Whether a sum is multiplied, or raised to a whole power, anywhere."""
+    from sympy import Mul, Pow  # as above
+
+    return any(
+        any(factor.is_Add for factor in node.args[: 1 if node.is_Pow else None])
+        and (node.is_Mul or (node.exp.is_Integer and node.exp > 1))
+        for node in expression.atoms(Mul, Pow)
+    )
+
+
+def _leaves_root(wanted: str, given: str, question: str) -> bool:
+    """Whether a root has been left that the question wants simplified."""
+    if not _SIMPLIFIED.search(question[:4000]):
+        return False
+    roots = [{int(root) for root in _ROOT.findall(text)} for text in (wanted, given)]
+    return any(
+        root % (factor * factor) == 0
+        for root in roots[1] - roots[0]
+        for factor in range(2, min(1000, root))
+        if factor * factor <= root
+    )
 
 
 def _same_value(left: Any, right: Any) -> bool:

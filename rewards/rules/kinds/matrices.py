@@ -6,7 +6,7 @@ import re
 
 from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
 from rewards.rules.kinds.members import equal_members
-from rewards.rules.reading.notation import plain_value, settle
+from rewards.rules.reading.notation import plain, plain_value, settle
 from rewards.rules.reading.numbers import number_literal
 
 MAX_MATRIX_CHARS = 800
@@ -29,6 +29,15 @@ _FACTOR = re.compile(
     r"(-?(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}|[0-9./]{1,12}|[a-z])|-)\s?\*?(?=\[|\\begin|\(\\begin)"
 )
 
+_UNIT_VECTORS = re.compile(
+    r"\\(?:mathbf|boldsymbol|hat|vec|bm|bf)\s?\{?\s?(?:\\(?:mathbf|hat|vec)\s?\{?)?\s?"
+    r"(?:\\([ij])math|([ijk])(?![A-Za-z]))\s?\}{0,2}"
+)
+_COMPONENT = re.compile(
+    r"\s?(?P<sign>[+-]?)\s?(?P<size>(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}"
+    r"|\\sqrt\s?\{[^{}]{1,20}\}|[0-9./]{1,12}|\([^()]{1,30}\)){0,2}\s?\*?)\s?(?P<letter>[ijk])@\s?"
+)
+
 Rows = list[list[str]]
 
 
@@ -38,6 +47,9 @@ def is_matrix(reference: str, question: str = "") -> bool:
 
 def equal_matrices(reference: str, answer: str, ask: Ask) -> bool | None:
     wanted, given = read_matrix(reference), read_matrix(answer)
+    if wanted and given and _UNIT_VECTORS.search(plain(answer)) and len(given) < len(wanted):
+        # Without a k the third component is 0.
+        given = [*given, ["0"]]
     if wanted and given is None and len(wanted[0]) == 1 < len(wanted):
         # A column vector may be written in a line.
         line = _VECTOR.fullmatch(_NAME.sub("", plain_value(answer), count=1)[:MAX_MATRIX_CHARS])
@@ -62,7 +74,7 @@ def read_matrix(text: str) -> Rows | None:
     # A common factor is a habit of writing, and not the task.
     factor = _FACTOR.match(text)
     text = text[factor.end() :] if factor else text
-    rows = _latex_rows(text) or _bracket_rows(text)
+    rows = _latex_rows(text) or _bracket_rows(text) or _component_rows(text)
     if rows is None and (match := _SEMICOLONS.fullmatch(text)):
         # MATLAB's form: [1 2; 3 4]
         rows = [re.split(r"\s?,\s?|\s+", line.strip()) for line in match[1].split(";")]
@@ -93,6 +105,25 @@ def _latex_rows(text: str) -> Rows | None:
     body = match["body"].replace("\\hline", "").strip().removesuffix("\\\\")
     lines = re.split(r"\\\\(?:\[[^\]]{0,8}\])?|\\cr(?![a-z])", body)
     return [[entry.strip() for entry in line.split("&")] for line in lines]
+
+
+def _component_rows(text: str) -> Rows | None:
+    """The column of 3\\mathbf{i} - 2\\mathbf{j}, of two components where it has no k."""
+    text = _UNIT_VECTORS.sub(lambda vector: f" {vector[1] or vector[2]}@", text)
+    # Bare letters are unit vectors only together: 3i is a number.
+    if "@" not in text:
+        if not {"i", "j"} <= set(text):
+            return None
+        text = re.sub(r"(?<![A-Za-z\\])([ijk])(?![A-Za-z])", r" \1@", text)
+    terms = list(_COMPONENT.finditer(text))
+    letters = [term["letter"] for term in terms]
+    if _COMPONENT.sub("", text).strip() or len(set(letters)) < len(letters) or not letters:
+        return None
+    values = {
+        term["letter"]: (term["sign"] or "").replace("+", "") + (term["size"].strip(" *") or "1")
+        for term in terms
+    }
+    return [[values.get(letter, "0")] for letter in ("ijk" if "k" in values else "ij")]
 
 
 def _bracket_rows(text: str) -> Rows | None:

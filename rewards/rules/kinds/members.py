@@ -20,6 +20,8 @@ _REDUCED = re.compile(
     r"|最简|约分",
     re.IGNORECASE,
 )
+_RATIO = re.compile(r"^([0-9]{1,9})\s?(?::|\bto\b)\s?([0-9]{1,9})$")
+_ASKS_RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
 _BASED = re.compile(
     r"(?:0[bB](?P<binary>[01]{1,64})|(?P<digits>[0-9A-Fa-f]{1,64})\s?_\s?\{?(?P<base>[0-9]{1,2})\}?|0[xX](?P<hexa>[0-9A-Fa-f]{1,32}))"
 )
@@ -47,12 +49,15 @@ def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     wanted, given = number_literal(reference), number_literal(answer)
     if wanted is None:
         return False
+    # 3:2 is 3/2 to a question for a ratio.
+    if wanted.is_fraction and given is None and _ASKS_RATIO.search(ask.question):
+        given = number_literal(_RATIO.sub(r"\1/\2", plain(answer)))
     if wanted.is_percent:
         return equal_quantities(reference, answer, ask) is True
     # A decimal comma is read only where a decimal is wanted: else it parts members of a list.
     if given is None and wanted.step:
         given = decimal_comma(answer)
-    if given is not None and same_number(wanted, given):
+    if given is not None and same_number(wanted, given, ask.question):
         # 2/4 is 1/2, unless to reduce it was the task.
         return given.is_reduced or not _REDUCED.search(ask.question[:4000])
     return equal_counts(reference, answer, ask.question) or _in_base(

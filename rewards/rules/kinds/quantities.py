@@ -23,6 +23,7 @@ from rewards.rules.reading.numbers import (
     same_number,
     spelled_scale,
 )
+from rewards.rules.reading.question import stem_of
 from rewards.rules.reading.units import (
     CURRENCIES,
     Unit,
@@ -80,6 +81,7 @@ _VERB = r"(?:is|are|was|were|do|does|did|can|will|would|could|should|has|have|ha
 _HOW_MANY = re.compile(
     rf"\bhow many (?!{_VERB}|left\b)(\w+(?: (?!{_VERB}|and\b|how\b)\w+){{0,3}})", re.IGNORECASE
 )
+_FIXES_UNIT = re.compile(r"\b(?:in|how many|to)\s((?:[^\s]{1,24}\s?){1,4})", re.IGNORECASE)
 _LEFT = re.compile(r"\b(?:left|remaining)\b")
 _ASKS_LEFT = re.compile(
     r"\b(?:left|remain\w*|now|still|rest|over|have|has|after)\b|剩", re.IGNORECASE
@@ -146,12 +148,15 @@ def equal_quantities(reference: str, answer: str, ask: Ask) -> bool | None:
         is_same_thing = (
             _singular(given.noun) == _singular(wanted.noun) and given.unit == wanted.unit
         )
-        return is_same_thing and same_number(wanted.number, given.number)
+        return is_same_thing and same_number(wanted.number, given.number, ask.question)
     units = {wanted.unit, given.unit}
     pounds: set[Unit] = {(("pound", 1),), (("GBP", 1),)}
     # "£" and "pounds" may be money or weight, and both texts mean the same one.
     if len(units) == 1 or units == pounds:
-        return same_number(wanted.number, given.number)
+        return same_number(wanted.number, given.number, ask.question)
+    # "In km/h" and "how many minutes" leave no other unit.
+    if wanted.unit in _fixed_units(ask.question):
+        return False
     return _converts(wanted, given) if ask.may_load else None
 
 
@@ -171,11 +176,15 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
         return may_differ and wanted.value == hundredfold.value
     # What is left is another number than what there was.
     is_rest = question and _LEFT.search(given.noun) and not _ASKS_LEFT.search(question)
-    if is_rest or not same_number(wanted, given.number):
+    if is_rest or not same_number(wanted, given.number, question):
         return False
     if given.noun:
-        asked, counted = _words(question), _counted_in(question)
-        words = [_singular(word) for word in given.noun.split() if word not in _FILLERS | {"of"}]
+        asked, counted = (
+            {stem_of(word) for word in found} for found in (_words(question), _counted_in(question))
+        )
+        words = [
+            stem_of(_singular(word)) for word in given.noun.split() if word not in _FILLERS | {"of"}
+        ]
         is_asked = not counted or not words or any(word in counted for word in words)
         is_known = all(word in asked or word in question for word in words)
         return not question or (is_asked and is_known)
@@ -276,8 +285,8 @@ def _may_lack_unit(wanted: Quantity, bare: NumberLiteral, question: str) -> bool
         written = wanted.number.value * 100
         if not bare.is_percent and _ASKS_PERCENT.search(question) and bare.value == written:
             return True
-        return same_number(wanted.number, bare)
-    if not same_number(wanted.number, bare):
+        return same_number(wanted.number, bare, question)
+    if not same_number(wanted.number, bare, question):
         return False
     # A bare count is only right where the question says what is counted.
     if wanted.noun:
@@ -321,6 +330,16 @@ def _units_in(question: str) -> frozenset[Unit]:
     if re.search(r"[$][0-9]", question):
         found.add((("USD", 1),))
     return frozenset(found)
+
+
+def _fixed_units(question: str) -> set[Unit]:
+    """The units in which a question wants its answer: each the longest that can be read."""
+    found: set[Unit] = set()
+    for match in _FIXES_UNIT.finditer(plain(question[:4000])):
+        words = match[1].rstrip("?.,;:)").split()
+        phrases = (" ".join(words[:size]).strip("?.,;:)") for size in range(len(words), 0, -1))
+        found.update([unit for phrase in phrases if (unit := read_unit(phrase))][:1])
+    return found
 
 
 def _words(text: str) -> set[str]:

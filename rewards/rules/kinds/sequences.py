@@ -12,6 +12,7 @@ import re
 
 from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
 from rewards.rules.kinds.intervals import equal_intervals, is_inequality, is_interval
+from rewards.rules.kinds.matrices import equal_matrices, read_matrix
 from rewards.rules.kinds.members import equal_members
 from rewards.rules.reading.notation import INNER_TEXT, plain, plain_words
 from rewards.rules.reading.numbers import number_literal
@@ -104,6 +105,10 @@ def equal_tuples(reference: str, answer: str, ask: Ask) -> bool | None:
     wanted, given = _tuple_items(reference), _tuple_items(answer)
     if wanted is None:
         return False
+    if given is None and (rows := read_matrix(answer)) and 1 in (len(rows), len(rows[0])):
+        # A vector may be written as a column or as a row.
+        column = r"\\".join(wanted)
+        return equal_matrices(rf"\begin{{pmatrix}}{column}\end{{pmatrix}}", answer, ask)
     if given is None:
         given = _assigned_items(answer, len(wanted), ask.question)
     return given is not None and _nested(wanted, given, ask, ordered=True)

@@ -24,6 +24,11 @@ CHARACTERS_PER_WORD = 2
 MAX_TEXT_ROUTE_CHARACTERS = 1000
 
 _RATIO = re.compile(r"[0-9]{1,9}(?:\s?(?::|\bto\b|比)\s?[0-9]{1,9}){1,4}")
+_QUOTIENT = re.compile(
+    r"\\[dt]?frac\s?\{?([0-9]{1,9}?)\}?\s?\{?([0-9]{1,9})\}?|([0-9]{1,9})\s?/\s?([0-9]{1,9})"
+)
+_ASKS_RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
+_SURNAME_FIRST = re.compile(r"([A-Z][\w'’-]{1,30}), ((?:[A-Z][\w.'’-]{0,30} ?){1,3})")
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?[0-9]{0,3}\)?[0-9]{0,2}){1,12}(?:\^?[0-9]?[+-])?")
 _ASKS_FORMULA = re.compile(
@@ -106,6 +111,9 @@ def equal_texts(reference: str, answer: str, ask: Ask) -> bool:
     if wanted == given or of_one_thing or not given:
         return bool(given)
     if (ratio := _ratio(reference)) is not None:
+        # To a question for a ratio a fraction is one; 3/1 is no score.
+        if (match := _QUOTIENT.fullmatch(plain(answer))) and _ASKS_RATIO.search(ask.question):
+            answer = f"{match[1] or match[3]}:{match[2] or match[4]}"
         return ratio == _ratio(answer)
     if _UNDETERMINED.fullmatch(plain(reference)):
         return bool(_UNDETERMINED.fullmatch(plain(answer)))
@@ -146,6 +154,8 @@ def _is_formula(text: str) -> bool:
 
 def _same_name(reference: str, answer: str, question: str) -> bool:
     """Abbreviations, numerals, surnames, and nouns that the question says."""
+    if match := _SURNAME_FIRST.fullmatch(answer):
+        answer = f"{match[2]} {match[1]}"
     wanted, given = (plain_words(_TITLES.sub("", text)).split() for text in (reference, answer))
     # "First World War" is World War I; other words keep their order.
     has_numeral = any(word in _NUMERALS or word in _SHORT_WORDS for word in wanted + given)

@@ -221,6 +221,10 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
     elif (corrected := _CORRECTED.match(tail)) and _VALUE.search(corrected["rest"]):
         return Candidate(corrected["rest"].strip(" ,."), "last claim", last.end)
     members = tuple(dict.fromkeys(_member(text, mark) for mark in marks[first:]))
+    if last.how == "box" and _is_blank(text, last):
+        # The blank is filled in behind it: \boxed{} = 8
+        filled = re.match(r"\s?\$?\s?[=:]\s?([^\n]{1,60})", tail)
+        inner = filled[1].strip() if filled else inner
     if len(members) > 1:
         joined = " or " if _OR.search(text, marks[first].end, last.start) else ", "
         return Candidate(joined.join(members), last.how, marks[first].inner_start, members)
@@ -238,6 +242,11 @@ def _member(text: str, mark: _Mark) -> str:
     return name + text[mark.inner_start : mark.inner_end].strip()
 
 
+def _is_blank(text: str, mark: _Mark) -> bool:
+    inner = mark.inner_start, mark.inner_end
+    return bool(_BLANK.fullmatch(text, *inner)) and not _FILLED.search(text, *inner)
+
+
 def _sentence_start(text: str, end: int) -> int:
     begin = max(0, end - MAX_CLAUSE)
     breaks = [match.end() for match in re.finditer(r"[.?!](?=\s)|[。！？\n]", text[begin:end])]
@@ -249,12 +258,7 @@ def _marks(text: str, begin: int) -> list[_Mark]:
     boxes = [mark for mark in _boxes(text) if mark.start >= begin]
     tags = [mark for mark in _tags(text) if mark.start >= begin]
     # The blank of an exercise is quoted, and claims nothing.
-    filled = [
-        mark
-        for mark in boxes
-        if not _BLANK.fullmatch(text, mark.inner_start, mark.inner_end)
-        or _FILLED.search(text, mark.inner_start, mark.inner_end)
-    ]
+    filled = [mark for mark in boxes if not _is_blank(text, mark)]
     if boxes or tags:
         # A box inside a tag speaks for it.
         inside = [

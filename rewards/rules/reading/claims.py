@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from rewards.rules.reading.candidates import claim_sentences
 from rewards.rules.reading.notation import plain
-from rewards.rules.reading.question import Question
+from rewards.rules.reading.question import Question, stem_of
 from rewards.rules.reading.units import read_unit
 from rewards.rules.reading.wording import any_of, words
 
@@ -26,6 +26,12 @@ Reading = tuple[str, ...]
 """Values that all have to be right: "1/2 = 0.5" and "twelve (12)" state two."""
 
 HEDGE = re.compile(any_of("hedges"), re.IGNORECASE)
+_HEDGED = re.compile(
+    r"^((?:(?:i think |so |the answer is )*"
+    r"(?:it|that|this|[a-z]|the [a-z ]{1,40}) (?:is|was|=)\s)?)"
+    r"(?:most |very )?(?:probably|likely|perhaps|maybe|possibly),?\s(?!not\b)",
+    re.IGNORECASE,
+)
 _CHANGES = re.compile(any_of("changes") + r"|n['’]t\b", re.IGNORECASE)
 _GRADER = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:reference|instructions?|rubric|rules)\b"
@@ -68,17 +74,20 @@ _OWNED = re.compile(r"['’]s (\w+)\s*$|^(?:so )?the (\w+) of\b", re.IGNORECASE)
 _GENERIC = frozenset(words("generic"))
 _REJECTED = re.compile(
     r"\s?[,;(（，]\s?(?:(?:and |but )?not|rather than|instead of|unlike|而不是"
-    r"|不是)\b[^,;]{1,60}[)）]?$",
+    r"|不是)\b[^,;]{1,60}[)）]?$|\s(?:rather than|instead of)\s[^,;]{1,60}$"
+    # "Not 7 but 8", which is no "not only".
+    r"|(?:n['’]t|\s?\bnot)\s(?!only|just|merely|simply)[^.,;]{1,40},?\sbut\s(?!also\b|not\b)",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
     rf"\s?[,;，；]\s?{any_of('remarks')}.*$|\s(?:because|since|due to|as (?:an?|the|we|it"
     rf"|required)\b).*$"
+    r"|\s(?:in|around|about|circa|during|since) (?:the )?(?:year |early |late )?[12]\d{3}s?\.?$"
     r"|(?:因为|由于).*$|\s?\((?:for|since|because|as|where|when|with)\b[^()]{0,80}\)$",
     re.IGNORECASE | re.DOTALL,
 )
 _CONCLUSION = re.compile(
-    rf"\s?(?:[,;，；—–]|\s-\s)\s?(?:{any_of('conclusions')}|i\.e\.|所以|因此|故|则|即)\s?[,，:：]?\s?"
+    rf"\s?(?:[,;，；—–]|\s-\s)\s?(?:{any_of('conclusions')}|(?:leav|giv|yield|produc|mak)ing(?!\s\w+ing)|i\.e\.|所以|因此|故|则|即)\s?[,，:：]?\s?"
     r"|\s?[;；—–]\s?|\s(?:so|hence|thus|therefore|i\.e\.),?\s|[:：]\s"
     r"|[,，]\s?(?=(?:we (?:get|have|find|obtain)|the (?:answer|total|change|result|final"
     r"|winner|host) ))",
@@ -101,6 +110,36 @@ _NOT_ALONE = re.compile(
     re.I,
 )
 _BEHIND = re.compile(r"\s?[A-Za-z°%][^\s,;()]{0,20}(\s(?:per )?[a-z]{2,16})?")
+_ASKED_TYPES = tuple(
+    (re.compile(asks, re.IGNORECASE), re.compile(value, re.IGNORECASE))
+    for asks, value in (
+        (r"\b(?:which|what) year\b", r"(?<![\d.,$])[12]\d{3}(?![\d.,]?\d|\w| ?(?:bc|b\.c|ad\b))"),
+        (
+            r"\b(?:which|what) (?:week)?day\b",
+            r"\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b",
+        ),
+        (
+            r"\b(?:which|what) month\b",
+            r"\b(?:january|february|march|april|may|june|july|august|(?:sept|nov|dec)ember"
+            r"|october)\b",
+        ),
+        (
+            r"\bby (?:what|which|how (?:much|many))\b",
+            r"(?<=\bby )[$€£]?\d[\d.,]*\d?(?:\s?%|\spercent\b)?(?= last|[.]?$)",
+        ),
+    )
+)
+_BOUND = re.compile(
+    r"\b(?:before|after|since|until|till|than|from|to|of|over|under|past|between|through)\s"
+    r"(?:the |an? )?$",
+    re.IGNORECASE,
+)
+# "It has 1 seat, 2 pedals and 3 wheels."
+_COUNTS = re.compile(
+    r"[^\d,]{0,80}?\b(\d[\d,]*\d? [a-z]{2,20}(?:(?:, |,? and )\d+ [a-z]{2,20}){1,6})"
+    r"(?: (?:is|are|was|were) [a-z]{2,12})?",
+    re.IGNORECASE,
+)
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _MATHS = re.compile(r"\$\$?([^$\n]{1,200})\$\$?|\\\(([^\n]{1,200}?)\\\)|\\\[(.{1,200}?)\\\]")
 _RELATED = re.compile(
@@ -165,6 +204,7 @@ _CHINESE_NAME = re.compile(
 def hedges(claim: str, reference: str) -> bool:
     """Whether a claim leaves open which of several it gives; words of the reference do not."""
     known = reference.casefold()
+    claim = _unhedged(claim)
     # "Not B or C, so A": what was open before the conclusion is not open behind it.
     claim = _CONCLUSION.split(claim)[-1] or claim
     return any(found.casefold() not in known for found in HEDGE.findall(claim))
@@ -172,7 +212,14 @@ def hedges(claim: str, reference: str) -> bool:
 
 def talks_to_grader(claim: str) -> bool:
     """Whether a claim asks for its score, or points at the reference, instead of answering."""
-    return bool(_GRADER.search(claim))
+    # "The grader marks on a curve, so the mean is 75" is about a grader, and concludes a value.
+    concluded = re.split(r";\s|,?\s(?:so|hence|thus|therefore),?\s", claim)[-1]
+    return bool(_GRADER.search(concluded))
+
+
+def _unhedged(claim: str) -> str:
+    """ "Probably 8" claims 8: one such word in front of the value, and no other."""
+    return _HEDGED.sub(r"\1", claim) if len(HEDGE.findall(claim)) == 1 else claim
 
 
 def readings(claim: str, question: str = "") -> Iterator[Reading]:
@@ -180,7 +227,7 @@ def readings(claim: str, question: str = "") -> Iterator[Reading]:
 
     Example: ("Paris",) in readings("So the capital is Paris.")
     """
-    claim = _CALCULATION.sub("", claim)
+    claim = _unhedged(_CALCULATION.sub("", claim))
     yield (claim,)
     if len(claim) > MAX_CLAIM_CHARS:
         return
@@ -246,7 +293,7 @@ def _subject(sentence: str) -> str:
 
 def _clauses(sentence: str, asked: Question) -> Iterator[str]:
     """The sentence, and what is left of it without openings, conclusions and remarks."""
-    text = _REJECTED.sub("", sentence.strip().lstrip("= "))
+    text = _REJECTED.sub(" ", sentence.strip().lstrip("= ")).strip()
     yield text
     main = _main_clause(text)
     yield main
@@ -263,7 +310,9 @@ def _clauses(sentence: str, asked: Question) -> Iterator[str]:
         for clause in _relevant(_COORDINATED.split(end), asked):
             yield clause
             shortened = _REMARK.sub("", clause)
-            if shortened.strip() and shortened != clause:
+            # What is concluded from it is no remark.
+            is_concluded = end is main and len(ends) > 1 and re.search(r"\d", ends[1])
+            if shortened.strip() and shortened != clause and not is_concluded:
                 yield shortened
 
 
@@ -365,8 +414,29 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
         # "The minimum is 2, at x = -5" has said its value before.
         if match and not (form is _ASSIGNED and _SAID.search(match[1])):
             yield next(group for group in reversed(match.groups()) if group)
+    yield from _of_asked_type(text, asked)
     yield _beside_question(text, asked)
     yield from _only_number(text, asked)
+
+
+def _of_asked_type(text: str, asked: Question) -> Iterator[str]:
+    """The one value of a clause that is of the kind asked for: a year, a weekday, what is counted.
+
+    Example: 3 wheels, of "It has 2 pedals and 3 wheels." to "How many wheels does it have?"
+    """
+    for asks, value in _ASKED_TYPES:
+        values = list(value.finditer(text)) if asks.search(asked.text) else []
+        # What lies before or after it is another day.
+        if len(values) == 1 and not _BOUND.search(text[: values[0].start()]):
+            yield values[0].group()
+    if counts := _COUNTS.fullmatch(text):
+        found = [
+            item
+            for item in re.split(r",? and |, ", counts[1])
+            if stem_of(item.split()[-1].casefold()) in asked.stems
+        ]
+        if len(found) == 1:
+            yield found[0]
 
 
 def _only_number(text: str, asked: Question) -> Iterator[str]:
@@ -418,7 +488,9 @@ def _beside_question(clause: str, asked: Question) -> str:
     last, following = (word[0].casefold() if word else "" for word in (before[-1:], after[:1]))
     is_number = value[:1].isdigit()
     # "In 3 hours" is no time that something takes, "48 pages a day" no number of pages.
-    is_aside = last in (_ASIDE if is_number else _BOUNDS) and _SEVERAL.search(value)
+    is_aside = (last in (_ASIDE if is_number else _BOUNDS) and _SEVERAL.search(value)) or (
+        last == "after" and "after" not in asked.text.casefold()
+    )
     is_joined = "and" in (last, following) or (last.endswith(",") and not is_number)
     # "Table tennis" is one thing.
     is_compound = last in _SOURCES and not is_number

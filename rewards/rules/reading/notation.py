@@ -41,6 +41,8 @@ INNER_TEXT = re.compile(
 )
 """Text set inside mathematics; the group is the text."""
 _NESTED_TEXT = re.compile(_MACRO + r"\{\s?(" + _MACRO + r"\{[^{}]*\})\s?\}")
+# Upright i and e are the constants, no text.
+_CONSTANT = re.compile(r"\\(?:text|mathrm|operatorname|rm)\s?\{\s?([ie])\s?\}")
 _INDEX_TEXT = re.compile(r"_\s?\{\s?\\(?:text|mathrm|rm)\s?\{?([^{}]*)\}?\s?\}")
 _DOUBLE_BRACES = re.compile(r"\{\{([^{}]*)\}\}")
 _QUOTES = (
@@ -84,7 +86,7 @@ def plain(text: str) -> str:
             r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|infty)(?![a-z]))", r"\\", text
         )
         text = (
-            _INDEX_TEXT.sub(r"_{\1}", _NESTED_TEXT.sub(r"\1", text))
+            _INDEX_TEXT.sub(r"_{\1}", _NESTED_TEXT.sub(r"\1", _CONSTANT.sub(r"{\1}", text)))
             .replace("{,}", ",")
             .replace("{:}", ":")
         )

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from math import factorial
 
 from rewards.rules.reading.notation import INNER_TEXT, plain_value
 from rewards.rules.reading.number_words import CHINESE_SCALES, SCALES, words_to_number
@@ -62,6 +63,12 @@ _SHORT_SCALE = re.compile(r"(-?[0-9][0-9.,]{0,20})\s?(K|k|M|B|T|mn|bn|tn)")
 _SHORT_SCALES = {"k": "thousand", "m": "million", "b": "billion", "t": "trillion"}
 _SHORT_SCALES |= {"mn": "million", "bn": "billion", "tn": "trillion"}
 _DECIMAL_COMMA = re.compile(r"([+-]?[0-9]{1,9}),([0-9]{1,2}|[0-9]{4,12})")
+_ASKS_ROUNDING = re.compile(
+    r"\bround(?:ed)?\b(?! trip)|\bnearest (?:ten|hundred|thousand|integer|whole|cent)"
+    r"|decimal places?\b|\b(?:two|three|four|[1-9]) decimals\b|significant (?:digits|figures)"
+    r"|保留|四舍五入|精确到",
+    re.IGNORECASE,
+)
 _HALF_UNIT = Fraction(5, 10**7)
 _SCALE_VALUES = {**SCALES, **CHINESE_SCALES, "hundred": 100, "万亿": 10**12}
 
@@ -96,6 +103,8 @@ def number_literal(text: str) -> NumberLiteral | None:
         text = INNER_TEXT.sub(lambda inner: inner[1] if "percent" in inner[1] else inner[0], text)
     # 101! is a cry: nobody means so large a factorial. 5! is one.
     text = re.sub(r"(?<=[0-9]{3})!$", "", _UNIT.sub("", text).strip())
+    if match := re.fullmatch(r"([0-9]{1,2})\s?!", text):
+        return NumberLiteral(Fraction(factorial(int(match[1]))), is_fraction=False)
     if approximate := _APPROXIMATELY.match(text):
         found = _literal(text[approximate.end() :])
         # "About 12" leaves open which integer; a rounded decimal is what it is.
@@ -136,8 +145,8 @@ def spelled_scale(text: str) -> str:
     return f"{match[1]} {_SHORT_SCALES[match[2].casefold()]}" if match else text
 
 
-def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
-    """Whether both are the same number.
+def same_number(reference: NumberLiteral, answer: NumberLiteral, question: str = "") -> bool:
+    """Whether both are the same number; to the last digit where the question asks to round.
 
     Integers and short decimals are exact. An answer with more decimals than a reference of at
     least MIN_ROUNDED_DIGITS significant digits may round to it (3.14159 for 3.14); one with fewer
@@ -151,6 +160,9 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral) -> bool:
         return False
     if reference.value == answer.value:
         return True
+    # Whoever gives more decimals than were asked for has not rounded.
+    if reference.step and _ASKS_ROUNDING.search(question[:4000]):
+        return False
     if reference.is_fraction == answer.is_fraction:
         return _rounds_to(reference, answer)
     fraction = reference.value if reference.is_fraction else answer.value
