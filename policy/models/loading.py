@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +103,9 @@ def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
         with safe_open(file, framework="pt") as opened:
             stored.update(opened.keys())
     model_type = model.config.model_type
-    stored_name = partial(model_family(model_type).checkpoint_name, model_type)
-    names = {stored_name(name) for name, _ in model.named_parameters()}
-    renamed = sorted(names - stored)
-    if stored and renamed:
+    stored_name = model_family(model_type).checkpoint_name
+    names = {stored_name(model_type, name) for name, _ in model.named_parameters()}
+    if stored and (renamed := sorted(names - stored)):
         raise ValueError(
             f"{model_type} has parameters that its checkpoint names otherwise, such "
             f"as {renamed[0]}; the learner cannot send these to the engines (mixtures of experts "
@@ -124,22 +122,18 @@ def untied_copy(directory: Path, cache_dir: Path) -> Path:
 
     def write(aside: Path) -> None:
         _log.warning("untying the embeddings of %s for the CPU engines: %s", directory, target)
-        _write_untied(directory, aside)
+        copy_companions(directory, aside)
+        model = auto_class(read_config(directory)).from_pretrained(
+            directory, dtype="auto", trust_remote_code=False, local_files_only=True
+        )
+        # A new Parameter breaks the tie; without the clone both would still share their storage.
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+        model.config.get_text_config().tie_word_embeddings = False
+        model.save_pretrained(aside)
 
     return made_once(target, write)
-
-
-def _write_untied(directory: Path, target: Path) -> None:
-    copy_companions(directory, target)
-    model = auto_class(read_config(directory)).from_pretrained(
-        directory, dtype="auto", trust_remote_code=False, local_files_only=True
-    )
-    # A new Parameter breaks the tie; without the clone both would still share their storage.
-    head = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    model.config.get_text_config().tie_word_embeddings = False
-    model.save_pretrained(target)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +22,14 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
 from rl.config.policy import Part
-from rl.data.media.names import Medium, MediumKind, StillImage, Video
+from rl.data.media.names import Medium, MediumKind, StillImage
+from rl.data.media.store import MediaStore
 from rl.loop.stages import TrainSample
 
 Grid = tuple[int, int, int]
 """Patches in time, height and width."""
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 _GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
-
-
-class Store(Protocol):
-    """Where media are read from."""
-
-    def read(self, medium: Medium) -> StillImage | Video: ...
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ class QwenVLBatch:
 class QwenVLInputs:
     """Implements policy.models.family.VisualInputs."""
 
-    def __init__(self, directory: Path, store: Store) -> None:
+    def __init__(self, directory: Path, store: MediaStore) -> None:
         config = AutoConfig.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
@@ -154,10 +149,8 @@ class QwenVLInputs:
         )
         self._store = store
         self._merge = config.vision_config.spatial_merge_size
-        self._tokens: dict[MediumKind, int] = {
-            "image": config.image_token_id,
-            "video": config.video_token_id,
-        }
+        self._tokens: dict[MediumKind, int] = {"image": config.image_token_id}
+        self._tokens["video"] = config.video_token_id
         # Qwen3-VL writes each frame's time into the text instead.
         self._times_are_text = config.model_type == "qwen3_vl"
         self._steps_per_second = getattr(config.vision_config, "tokens_per_second", 1.0)
@@ -191,23 +184,26 @@ class QwenVLInputs:
         return tuple(ids)
 
     def _see(self, medium: Medium) -> SeenMedium:
-        read = self._store.read(medium)
+        read, seconds = self._store.read(medium), 0.0
         if isinstance(read, StillImage):
             output = self._processor.image_processor(images=[read.pixels], return_tensors="pt")
             text = self._processor.replace_image_token(output, 0)
         else:
+            metadata = VideoMetadata(
+                total_num_frames=len(read.frames),
+                fps=read.fps,
+                frames_indices=[time * read.fps for time in read.times_s],
+            )
             output = self._processor.video_processor(
                 videos=[read.frames],
-                video_metadata=[_metadata(read)],
+                video_metadata=[metadata],
                 do_sample_frames=False,
                 return_metadata=True,
                 return_tensors="pt",
             )
             text = self._processor.replace_video_token(output, 0)
-        (grid,) = output[_GRIDS[medium.kind]].tolist()
-        seconds = 0.0
-        if isinstance(read, Video):
             seconds = self._processor.video_processor.temporal_patch_size / read.fps
+        (grid,) = output[_GRIDS[medium.kind]].tolist()
         return SeenMedium(medium.kind, output[_PIXELS[medium.kind]], tuple(grid), text, seconds)
 
     def _located(self, sample: TrainSample, seen: Sequence[SeenMedium]) -> tuple[Block, ...]:
@@ -225,7 +221,15 @@ class QwenVLInputs:
                 expected += [(medium, (1, height, width))] * steps
             else:
                 expected.append((medium, (steps, height, width)))
-        runs = self._runs(sample)
+        # Kind, start and count of each run of visual tokens in the sample's token ids.
+        kinds = {token: kind for kind, token in self._tokens.items()}
+        runs: list[tuple[MediumKind, int, int]] = []
+        start = 0
+        for token, group in groupby(sample.trajectory.token_ids.tolist()):
+            count = sum(1 for _ in group)
+            if token in kinds:
+                runs.append((kinds[token], start, count))
+            start += count
         counts = [(medium.kind, int(np.prod(grid))) for medium, grid in expected]
         if [(kind, count) for kind, _, count in runs] != counts:
             raise ValueError(
@@ -239,28 +243,9 @@ class QwenVLInputs:
             for (_, start, _), (medium, grid) in zip(runs, expected, strict=True)
         )
 
-    def _runs(self, sample: TrainSample) -> list[tuple[MediumKind, int, int]]:
-        """(kind, start, count) of each run of visual tokens in the sample's token ids."""
-        kinds = {token: kind for kind, token in self._tokens.items()}
-        runs, start = [], 0
-        for token, group in groupby(sample.trajectory.token_ids.tolist()):
-            count = sum(1 for _ in group)
-            if token in kinds:
-                runs.append((kinds[token], start, count))
-            start += count
-        return runs
-
 
 def _summary(counts: Sequence[tuple[MediumKind, int]]) -> str:
     return " + ".join(f"{count} ({kind})" for kind, count in counts) or "none"
-
-
-def _metadata(video: Video) -> VideoMetadata:
-    return VideoMetadata(
-        total_num_frames=len(video.frames),
-        fps=video.fps,
-        frames_indices=[time * video.fps for time in video.times_s],
-    )
 
 
 def parts(model: PreTrainedModel) -> dict[Part, list[nn.Module]]:
@@ -313,7 +298,8 @@ def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
         like = next(tower.parameters())
         black = torch.zeros(side**2, values, device=like.device, dtype=like.dtype)
-        seen = _see(backbone, black, torch.tensor([[1, side, side]], device=like.device))
+        grid = torch.tensor([[1, side, side]], device=like.device)
+        seen = backbone.get_image_features(black, grid, return_dict=True)
         # None of its tokens is kept, so the whole tower gets a gradient, which is zero. Without
         # one, ranks whose micro-batch is text alone would not take part in the reduction that the
         # others wait in.
@@ -321,7 +307,8 @@ def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return args, kwargs
     # Images and videos go through the tower together; their grids say where each medium ends.
     grids = {kind: kwargs[_GRIDS[kind]] for kind in pixels}
-    seen = _see(backbone, torch.cat([*pixels.values()]), torch.cat([*grids.values()]))
+    patches, all_grids = torch.cat([*pixels.values()]), torch.cat([*grids.values()])
+    seen = backbone.get_image_features(patches, all_grids, return_dict=True)
     outputs, done = {}, 0
     for kind, grid in grids.items():
         order = repeats.get(kind, range(len(grid)))
@@ -329,10 +316,6 @@ def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         done += len(grid)
     kwargs["mm_encoder_outputs"] = outputs
     return args, kwargs
-
-
-def _see(backbone: Any, pixels: Tensor, grids: Tensor) -> Any:
-    return backbone.get_image_features(pixels, grids, return_dict=True)
 
 
 def _picked(seen: Any, media: Sequence[int], tokens: slice) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from policy.models.family import model_family
-from rl.config.policy import LoraConfig, Part
+from rl.config.policy import Part
 from rl.config.run import PolicyConfig
 
 
@@ -32,25 +32,21 @@ def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedMo
             "it is; add llm to policy.train or leave policy.lora out"
         )
     # The adapter first: PEFT freezes the whole model when it adds one.
-    policy = model if config.lora is None else _with_adapter(model, parts["llm"], config.lora)
+    policy: PreTrainedModel | PeftModel = model
+    if config.lora is not None:
+        adapter = PeftLoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            target_modules=_targets(model, parts["llm"], config.lora.targets),
+        )
+        # Adapter weights in the model's own type: DeepSpeed keeps the float32 copies.
+        policy = get_peft_model(model, adapter, autocast_adapter_dtype=False)
     # PEFT has frozen all but its adapters; without it everything is trainable until here.
     for name, modules in parts.items():
         if config.lora is None or name != "llm":
             for module in modules:
                 module.requires_grad_(name in trained)
     return policy
-
-
-def _with_adapter(
-    model: PreTrainedModel, language_model: Sequence[nn.Module], lora: LoraConfig
-) -> PeftModel:
-    adapter = PeftLoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        target_modules=_targets(model, language_model, lora.targets),
-    )
-    # Adapter weights in the model's own type: DeepSpeed keeps the float32 copies.
-    return get_peft_model(model, adapter, autocast_adapter_dtype=False)
 
 
 def _targets(

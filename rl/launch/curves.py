@@ -112,7 +112,7 @@ def _read(directory: RunDirectory) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
 
 def _known(logged: pd.DataFrame, key: str) -> pd.Series:
     """Return the values of a metric by step, of the steps that have it."""
-    return logged.get(key, pd.Series(dtype=float)).dropna()
+    return pd.Series(logged[key]).dropna() if key in logged else pd.Series(dtype=float)
 
 
 def _draw_smoothed(axes: Axes, series: pd.Series, label: str, color: str) -> None:
@@ -133,8 +133,8 @@ def _draw_step_time(axes: Axes, logged: pd.DataFrame) -> None:
     first, last = min(logged.index, default=1), max(logged.index, default=1)
     # In a long run a bar is the mean of several steps: thousands would be thinner than a pixel.
     width = max(1, -(-(last - first + 1) // _MAX_BARS))
-    heights = logged.reindex(columns=list(_TIME_PARTS)).groupby((logged.index - first) // width)
-    heights = heights.mean().dropna(axis="columns", how="all").fillna(0.0)
+    bins = logged.reindex(columns=list(_TIME_PARTS)).groupby((logged.index - first) // width)
+    heights = pd.DataFrame(bins.mean()).dropna(axis="columns", how="all").fillna(0.0)
     centers = first + heights.index * width + (width - 1) / 2
     # Thin bars with gaps would show a pattern that is the screen's, not the run's.
     shown_width = width if last - first > 30 else width * 0.8

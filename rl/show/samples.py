@@ -188,8 +188,8 @@ def _as_text(messages: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, str], ..
     return tuple(shown)
 
 
-def _mean(values: pd.Series, form: str = "") -> str:
-    """Return the mean of the values that are known, or a dash without any."""
+def _mean(values: Any, form: str = "") -> str:
+    """Return the mean of what a column of pandas knows, or a dash if that is nothing."""
     mean = float(values.mean())
     if math.isnan(mean):
         return "–"

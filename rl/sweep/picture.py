@@ -132,9 +132,9 @@ def _prepare_arms(axes: Axes, title: str, results: SweepResults) -> NDArray[np.i
 def _legend(axes: Axes) -> None:
     """One row above the panel, where no curve passes; closer set than legend_above, for arms."""
     handles, _ = axes.get_legend_handles_labels()
-    where = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.995), "ncols": len(handles)}
-    gaps = {"handlelength": 1.2, "columnspacing": 1.1, "handletextpad": 0.5}
-    axes.legend(frameon=False, fontsize=11, labelcolor=INK, **where, **gaps)
+    style: dict[str, Any] = {"frameon": False, "fontsize": 11, "labelcolor": INK}
+    style |= {"loc": "lower right", "bbox_to_anchor": (1.01, 0.995), "ncols": len(handles)}
+    axes.legend(handlelength=1.2, columnspacing=1.1, handletextpad=0.5, **style)
 
 
 def _label(point: PointResult) -> str:

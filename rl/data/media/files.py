@@ -95,7 +95,7 @@ def _image(source: Source, name: str) -> Iterator[Image.Image]:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise MediaError(f"too_large: {name}: {error}") from error
         with image:
-            _refuse_size(image.width, image.height, name)
+            refuse_size(image.width, image.height, name)
             yield image
 
 
@@ -113,8 +113,7 @@ def read_video(source: Source, name: str, config: VideoConfig) -> Video:
         scale = min(1.0, sqrt(config.max_frame_pixels / (stream.width * stream.height)))
         size = max(1, floor(stream.width * scale)), max(1, floor(stream.height * scale))
         frames = _decoded(container, stream, timeline, chosen, size, name)
-    start, tick_s = timeline.times[0], timeline.tick_s
-    times_s = tuple((time - start) * tick_s for time in chosen)
+    times_s = tuple((time - timeline.times[0]) * timeline.tick_s for time in chosen)
     key = digest(frames.shape, frames, np.array(times_s))
     return Video(frames, times_s, plan.groups, len(frames) * fps / num_frames, key)
 
@@ -247,7 +246,7 @@ def _video(source: Source, name: str) -> Iterator[tuple[InputContainer, VideoStr
         stream = container.streams.video[0]
         if not stream.width or not stream.height:
             raise MediaError(f"no_frames: {name} holds a video without a size")
-        _refuse_size(stream.width, stream.height, name)
+        refuse_size(stream.width, stream.height, name)
         _refuse_long((container.duration or 0) / av.time_base, name)
         # Several threads decode, of which the codec says how many help.
         stream.thread_type = "AUTO"
@@ -270,13 +269,6 @@ def _refuse_missing(source: Source, name: str) -> None:
     if isinstance(source, str) and not os.path.isfile(source):
         is_there = os.path.lexists(source) if "\0" not in source else False
         raise MediaError(f"missing: {name} {'is no file' if is_there else 'does not exist'}")
-
-
-def _refuse_size(width: int, height: int, name: str) -> None:
-    try:
-        refuse_size(width, height)
-    except MediaError as error:
-        raise MediaError(f"{error} ({name})") from error
 
 
 @contextmanager

@@ -159,7 +159,8 @@ def image_views(image: Image.Image, settings: ImageSettings) -> list[View]:
     # The whole comes first and shows how the slices belong together.
     image = as_rgb(image)
     grid = slice_grid(*image.size, settings)
-    views = [_view(image, view_size(*image.size, settings), settings)]
+    small = image.resize(view_size(*image.size, settings), Image.Resampling.BICUBIC)
+    views = [_patches(small, settings)]
     if grid is None:
         return views
     # Resized once and then cut, so that neighbouring slices meet without a seam.
@@ -180,11 +181,8 @@ def frame_views(frames: NDArray[np.uint8], settings: ImageSettings) -> list[View
     _, height, width, _ = frames.shape
     refuse_size(width, height)
     size = view_size(width, height, settings)
-    return [_view(Image.fromarray(frame), size, settings) for frame in frames]
-
-
-def _view(image: Image.Image, size: tuple[int, int], settings: ImageSettings) -> View:
-    return _patches(image.resize(size, Image.Resampling.BICUBIC), settings)
+    images = (Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames)
+    return [_patches(image, settings) for image in images]
 
 
 def _patches(image: Image.Image, settings: ImageSettings) -> View:
@@ -324,7 +322,4 @@ class MediaTokens:
 
     def _lines(self, lines: Sequence[Sequence[int]]) -> list[int]:
         newline = self.encode("\n")
-        joined = list(lines[0])
-        for line in lines[1:]:
-            joined += [*newline, *line]
-        return joined
+        return [*lines[0], *(token for line in lines[1:] for token in (*newline, *line))]

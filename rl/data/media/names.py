@@ -119,13 +119,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def refuse_size(width: int, height: int) -> None:
-    """Raise MediaError for an image or frame that would cost more than any real one (pixels)."""
+def refuse_size(width: int, height: int, name: str | None = None) -> None:
+    """Raise MediaError for an image or frame that would cost more than any real one (pixels).
+
+    name: what the error calls it.
+    """
     shortest, longest = min(width, height), max(width, height)
     if shortest < 1 or longest > MAX_ASPECT_RATIO * shortest or width * height > MAX_PIXELS:
+        whose = f" ({name})" if name else ""
         raise MediaError(
             f"too_large: an image may have {MAX_PIXELS} pixels and an aspect ratio of "
-            f"{MAX_ASPECT_RATIO} at most, got {width} x {height}; scale or crop it"
+            f"{MAX_ASPECT_RATIO} at most, got {width} x {height}; scale or crop it{whose}"
         )
 
 
@@ -145,11 +149,7 @@ def describe(medium: Medium) -> str:
             return f"{medium.task}, {split} picture {medium.index} of seed {medium.seed}"
 
 
-_FORMS: dict[str, type[Medium]] = {
-    "file": MediaFile,
-    "cell": MediaCell,
-    "rendered": RenderedImage,
-}
+_FORMS: dict[str, type[Medium]] = {"file": MediaFile, "cell": MediaCell, "rendered": RenderedImage}
 
 
 def to_json(media: Sequence[Medium]) -> str:

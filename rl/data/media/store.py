@@ -69,27 +69,26 @@ class MediaStore:
             settings = read_settings(medium.task, self._data.settings)
             # One at a time, because matplotlib shares its fonts between threads.
             with self._paint_lock:
-                example = render(
-                    medium.task, settings, medium.seed, medium.index, medium.is_heldout
-                )
+                drawn = medium.seed, medium.index, medium.is_heldout
+                example = render(medium.task, settings, *drawn)
             return still_image(example.images[medium.place])
         if medium.kind == "image":
             return read_image(self._source(medium), describe(medium))
         return read_video(self._source(medium), describe(medium), self._data.video)
 
     def _source(self, medium: MediaFile | MediaCell) -> str | BytesIO:
-        return medium.path if isinstance(medium, MediaFile) else BytesIO(self._cell(medium))
-
-    def _cell(self, medium: MediaCell) -> bytes:
+        """Return the path of a file, or the bytes of a cell."""
+        if isinstance(medium, MediaFile):
+            return medium.path
         # Imported on use: `datasets` takes seconds to load, and most media are files.
         from rl.data import tables
 
         with self._open_lock:
             if medium.split not in self._tables:
-                is_heldout = medium.split == "heldout"
-                location = (tables.heldout_location if is_heldout else tables.train_location)(
-                    self._data
-                )
+                if medium.split == "heldout":
+                    location = tables.heldout_location(self._data)
+                else:
+                    location = tables.train_location(self._data)
                 if location is None:
                     raise MediaError("missing: `data` names no data set that its media could be in")
                 try:
@@ -108,13 +107,11 @@ class MediaStore:
             raise MediaError(f"missing: the data set has no {describe(medium)}") from error
         if not isinstance(content, bytes):
             raise MediaError(f"missing: {describe(medium)} holds no bytes but {content!r:.200}")
-        return content
+        return BytesIO(content)
 
     def _keep(self, medium: Medium, pixels: StillImage | Video) -> None:
-        if isinstance(pixels, Video):
-            size = pixels.frames.nbytes
-        else:
-            size = 3 * pixels.pixels.width * pixels.pixels.height
+        is_video = isinstance(pixels, Video)
+        size = pixels.frames.nbytes if is_video else 3 * pixels.pixels.width * pixels.pixels.height
         with self._cache_lock:
             # Another thread may have kept it in the meantime.
             if size > self._cache_bytes or medium in self._cache:
