@@ -37,14 +37,9 @@ class Splice:
         # What is left of the text after the last whole token has to be tokenised after all.
         rest = text.removeprefix(self._chat.raw_text(response[:kept]))
         context = (*request.prompt_token_ids, *response[:kept], *self._chat.token_ids(rest))
-        return self._request(
-            f"reference/{request.group_id}/{index}",
-            request.prompt,
-            context,
-            moved + reference,
-            request.temperature,
-            group.engine,
-        )
+        name, reference = f"reference/{request.group_id}/{index}", moved + reference
+        temperature, engine = request.temperature, group.engine
+        return self._request(name, request.prompt, context, reference, temperature, engine)
 
     def without_reasoning(
         self, prompt: Prompt, reference: str, temperature: float

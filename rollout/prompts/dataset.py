@@ -126,7 +126,13 @@ class _Rows:
         self._task = config.task
         self._path = location.path
         whole = read_table(location)
-        self._refuse_missing_columns(whole.column_names)
+        mapped = columns.model_dump(exclude={"question"} if columns.messages is not None else set())
+        known = (None, *whole.column_names)
+        if missing := [f"data.columns.{k}={n}" for k, n in mapped.items() if n not in known]:
+            raise ValueError(
+                f"{self._path} has no column for {', '.join(missing)}; its columns are "
+                f"{', '.join(whole.column_names)}"
+            )
         media = {columns.images, columns.videos} - {None}
         self.has_media = bool(media)
         # Without the columns of media, because `datasets` would decode a picture with each row.
@@ -183,9 +189,10 @@ class _Rows:
         rows = zip(self.table[asked], self.media, strict=True)
         for number, (content, row) in enumerate(rows):
             try:
-                if row.problem is not None:
-                    raise MediaError(row.problem)
-                place_media(self.asked({asked: content}), row.media, self.has_media)
+                if row.problem is None:
+                    place_media(self.asked({asked: content}), row.media, self.has_media)
+                else:
+                    problems[number] = row.problem
             except MediaError as error:
                 problems[number] = str(error)
         tasks = self.table[self._columns.task] if self._columns.task else [None] * len(self)
@@ -196,66 +203,44 @@ class _Rows:
                 problems.setdefault(number, why)
         return dict(sorted(problems.items()))
 
-    def _refuse_missing_columns(self, present: Sequence[str]) -> None:
-        mapped = self._columns.model_dump()
-        if self._columns.messages is not None:
-            del mapped["question"]
-        missing = {key: name for key, name in mapped.items() if name not in (None, *present)}
-        if missing:
-            listed = ", ".join(f"data.columns.{key}={name}" for key, name in missing.items())
-            raise ValueError(
-                f"{self._path} has no column for {listed}; its columns are {', '.join(present)}"
-            )
-
     def _refuse_bad_rows(self, modes: Collection[str]) -> None:
         if not len(self):
             raise ValueError(f"{self._path} has no rows")
-        self._refuse_wrong_shapes()
         columns = self._columns
+        # One row is enough, because all cells of a column have the same type.
+        row = self.table[0]
+        try:
+            if _text(row[columns.reference]):
+                reference_text(row[columns.reference])
+        except ValueError as error:
+            raise ValueError(f"{self._path}: column {columns.reference}: {error}") from error
+        messages = [] if columns.messages is None else row[columns.messages]
+        if not isinstance(messages, list) or not all(
+            isinstance(message, dict) and {"role", "content"} <= message.keys()
+            for message in messages
+        ):
+            raise ValueError(
+                f"{self._path}: column {columns.messages} must hold lists of messages with "
+                f"role and content, got {messages!r:.120}"
+            )
         asked = columns.messages or columns.question
         for name in (columns.reference, asked):
             empty = [n for n, value in enumerate(self.table[name]) if not _text(value).strip()]
             self._refuse(empty, f"with nothing in column {name}; fill or remove them")
         if columns.messages is not None:
             # A conversation that ends with the assistant may hold the answer that is to be found.
-            told = [
-                n for n, m in enumerate(self.table[columns.messages]) if m[-1]["role"] != "user"
-            ]
-            self._refuse(
-                told,
-                f"whose column {columns.messages} does not end with the user, so that the answer "
-                "may stand in the prompt; cut them after the question",
-            )
+            asked_in = self.table[columns.messages]
+            told = [n for n, messages in enumerate(asked_in) if messages[-1]["role"] != "user"]
+            why = f"whose column {columns.messages} does not end with the user, so that the answer "
+            self._refuse(told, why + "may stand in the prompt; cut them after the question")
         if columns.id is not None:
             counts = Counter(self._ids)
             repeated = [n for n in range(len(self)) if counts[self.id_of(n)] > 1]
-            self._refuse(
-                repeated, f"whose id in column {columns.id} is not unique; name another column"
-            )
+            why = f"whose id in column {columns.id} is not unique; name another column"
+            self._refuse(repeated, why)
         pinned = [n for n, pin in enumerate(self.pins() or ()) if pin and pin not in modes]
-        self._refuse(
-            pinned,
-            f"pinned in column {columns.mode} to a mode that is none of {', '.join(modes)}",
-        )
-
-    def _refuse_wrong_shapes(self) -> None:
-        # One row is enough, because all cells of a column have the same type.
-        row, columns = self.table[0], self._columns
-        try:
-            if _text(row[columns.reference]):
-                reference_text(row[columns.reference])
-        except ValueError as error:
-            raise ValueError(f"{self._path}: column {columns.reference}: {error}") from error
-        if columns.messages is not None:
-            messages = row[columns.messages]
-            if not isinstance(messages, list) or not all(
-                isinstance(message, dict) and {"role", "content"} <= message.keys()
-                for message in messages
-            ):
-                raise ValueError(
-                    f"{self._path}: column {columns.messages} must hold lists of messages with "
-                    f"role and content, got {messages!r:.120}"
-                )
+        why = f"pinned in column {columns.mode} to a mode that is none of {', '.join(modes)}"
+        self._refuse(pinned, why)
 
     def _refuse(self, numbers: Sequence[int], why: str) -> None:
         if numbers:

@@ -79,10 +79,8 @@ class PromptStream:
     def heldout(self, count: int) -> list[Prompt]:
         """Return the first `count` held-out prompts, or all of them where there are fewer."""
         available = self._source.heldout_count
-        return [
-            self._source.heldout(index)
-            for index in range(count if available is None else min(count, available))
-        ]
+        shown = count if available is None else min(count, available)
+        return [self._source.heldout(index) for index in range(shown)]
 
     def checked(self) -> Iterator[Prompt]:
         """Yield the training prompts to check before a run: all of them, or a sample if endless."""
