@@ -90,12 +90,11 @@ class RolloutWorker:
     async def _load(self) -> None:
         if self._devices is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self._devices
-        # Imported here and below, and not at the top: the driver imports this class to make an
-        # actor of it, vLLM takes ten seconds to load, and it reads CUDA_VISIBLE_DEVICES when it
-        # does.
-        from vllm import AsyncEngineArgs
-        from vllm.config import WeightTransferConfig
-        from vllm.v1.engine.async_llm import AsyncLLM
+        # Only now: vLLM reads that variable when it loads, and takes ten seconds to do so, which
+        # the driver, for whom this class is only the description of an actor, need not wait for.
+        from rollout.engines import vllm_api
+
+        self._vllm = vllm_api
 
         settings = self._settings
         arguments: dict[str, Any] = {
@@ -117,15 +116,13 @@ class RolloutWorker:
         if settings.transport is not None:
             backend = BACKENDS[settings.transport]
             # Our own backends, which digest what arrives (weight_receiver.py).
-            arguments["weight_transfer_config"] = WeightTransferConfig(backend=backend)
+            arguments["weight_transfer_config"] = self._vllm.WeightTransferConfig(backend=backend)
         self._media = EngineMedia(settings.model, settings.data)
         arguments |= self._media.engine_arguments
-        config = AsyncEngineArgs(**arguments | settings.engine).create_engine_config()
+        config = self._vllm.AsyncEngineArgs(**arguments | settings.engine).create_engine_config()
         if settings.scores_references:
-            from rollout.engines.forced_decoding import enable_forced_decoding
-
-            enable_forced_decoding(config)
-        self._engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            self._vllm.enable_forced_decoding(config)
+        self._engine = self._vllm.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         if settings.scores_references:
             await self._engine.collective_rpc("force_tokens")
         self._chat = ChatTemplate(settings.model)
@@ -153,9 +150,7 @@ class RolloutWorker:
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Log-probability of each reference token after the context; raises GenerationFailed."""
-        from rollout.engines.forced_decoding import forced_sampling
-
-        sampling = forced_sampling(
+        sampling = self._vllm.forced_sampling(
             self._engine.vllm_config, request.reference_token_ids, request.temperature
         )
 
@@ -185,44 +180,35 @@ class RolloutWorker:
         return tuple(position[token].logprob for token in request.token_ids)
 
     async def _next_token(self, request: NextTokenRequest) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling = SamplingParams(
+        sampling = self._vllm.SamplingParams(
             max_tokens=1,
             temperature=1.0,
             logprob_token_ids=list(request.token_ids),
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
         inputs = self._media.inputs(await self._media.read(request.prompt.media))
         return await self._final_output(request.prompt_token_ids, inputs, sampling, request.id)
 
     async def _answered(self, answer: Awaitable[Any]) -> Any:
         """What the engine answers; GenerationFailed if the request, not the engine, is at fault."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
         try:
             return await answer
-        except EngineDeadError as error:
+        except self._vllm.EngineDeadError as error:
             if self._settings.comes_back:
                 # No engine comes up again in this process; Ray starts another and asks it again.
                 os._exit(1)
             raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
-        except EngineGenerateError as error:
+        except self._vllm.EngineGenerateError as error:
             raise GenerationFailed("engine_error", error.__cause__ or error) from error
         except MediaError as error:
             raise GenerationFailed("bad_media", error) from error
-        except (ValueError, VLLMClientError) as error:
+        except (ValueError, self._vllm.VLLMClientError) as error:
             raise GenerationFailed("request_refused", error) from error
 
     async def _sample(self, request: RolloutRequest) -> tuple[Any, list[StillImage | Video]]:
         """The engine's output, and the prompt's media as they were shown to it."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling = SamplingParams(
+        sampling = self._vllm.SamplingParams(
             n=request.n,
             max_tokens=request.max_tokens,
             temperature=request.temperature,
@@ -231,7 +217,7 @@ class RolloutWorker:
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
             logit_bias=self._never_sampled or None,
         )
         media = await self._media.read(request.prompt.media)
@@ -294,17 +280,15 @@ class RolloutWorker:
         await self._engine.resume_generation()
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
-
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info))
+        await self._engine.init_weight_transfer_engine(
+            self._vllm.WeightTransferInitRequest(init_info)
+        )
 
     async def start_weight_update(self) -> None:
         await self._engine.start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info))
+        await self._engine.update_weights(self._vllm.WeightTransferUpdateRequest(update_info))
 
     async def finish_weight_update(self) -> None:
         await self._engine.finish_weight_update()
@@ -324,12 +308,10 @@ class RolloutWorker:
         self, context: Sequence[int], scored: Sequence[int], media: Sequence[Medium]
     ) -> tuple[float, ...]:
         """Log-probabilities of the `scored` tokens after a context, at temperature 1."""
-        from vllm import SamplingParams
-
         self._num_canaries += 1
         # As a prompt and not by forcing: it must go through the plain forward that every engine
         # has.
-        sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        sampling = self._vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         request_id = f"canary/{self._num_canaries}"
         inputs = self._media.inputs(await self._media.read(media))
         output = await self._final_output(
@@ -340,4 +322,6 @@ class RolloutWorker:
 
     async def close(self) -> None:
         """Stop the engine's processes."""
-        self._engine.shutdown()
+        # None where the start of another part failed before this engine had loaded.
+        if self._engine is not None:
+            self._engine.shutdown()

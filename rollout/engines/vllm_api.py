@@ -1,0 +1,32 @@
+"""What a rollout worker uses of vLLM, in one module that it imports once, in its own process.
+
+The driver imports the worker's class to make an actor of it, and needs none of this.
+"""
+
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferInitRequest,
+    WeightTransferUpdateRequest,
+)
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from rollout.engines.forced_decoding import enable_forced_decoding, forced_sampling
+
+__all__ = [
+    "AsyncEngineArgs",
+    "AsyncLLM",
+    "EngineDeadError",
+    "EngineGenerateError",
+    "RequestOutputKind",
+    "SamplingParams",
+    "VLLMClientError",
+    "WeightTransferConfig",
+    "WeightTransferInitRequest",
+    "WeightTransferUpdateRequest",
+    "enable_forced_decoding",
+    "forced_sampling",
+]
