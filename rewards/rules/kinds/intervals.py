@@ -16,7 +16,7 @@ from rewards.rules.reading.numbers import number_literal
 MAX_INTERVAL_CHARS = 200
 MAX_PIECES = 6
 
-_INFINITY, _MINUS_INFINITY = "\\infty", "-\\infty"
+INFINITY, MINUS_INFINITY = "\\infty", "-\\infty"
 _INFINITE = re.compile(r"\\infty|\binf(?:inity)?\b|\boo\b|无穷大?", re.IGNORECASE)
 _UNION = re.compile(r"\s?(?:\\cup|\\lor|\\vee|\bor\b|\bunion\b|\bU\b|或者?|并|∨)\s?")
 _JOINED = re.compile(r"\s?(?:\\land|\\wedge|\band\b|且|,)\s?")
@@ -63,7 +63,7 @@ def claims_interval(reference: str, question: str) -> bool:
     # (1, 2) may be a pair and [1, 2] a list; only half-open, infinite or several pieces are sure.
     first = pieces[0]
     is_pair = len(pieces) == 1 and not first.letter and first.has_low == first.has_high
-    is_infinite = _MINUS_INFINITY in (first.low, first.high) or _INFINITY in (first.low, first.high)
+    is_infinite = MINUS_INFINITY in (first.low, first.high) or INFINITY in (first.low, first.high)
     # x is a number, so it can only be a member of an interval.
     is_member = "\\in" in plain(reference) and "\\infty" not in reference
     return not is_pair or is_infinite or is_member or bool(_ASKS.search(question[:4000]))
@@ -83,7 +83,12 @@ def equal_intervals(reference: str, answer: str, ask: Ask) -> bool | None:
         # k^2 < 16 has to be solved first.
         if not _RELATION.search(answer) or len(answer) > MAX_INTERVAL_CHARS:
             return False
-        return _solved(wanted, answer) if ask.may_load else None
+        if not ask.may_load:
+            return None
+        # Inside the function: sympy takes seconds to load, and only workers do.
+        from rewards.rules.algebra import solves
+
+        return solves(wanted, answer)
     return all_matched(wanted, given, lambda left, right: _same(left, right, ask), ordered=False)
 
 
@@ -92,7 +97,7 @@ def read_intervals(text: str) -> list[Interval] | None:
     text = INNER_TEXT.sub(r" \1 ", plain(text)) if len(text) <= MAX_INTERVAL_CHARS else ""
     # The whole line: it has no ends to be read.
     if _ALL.fullmatch(text):
-        return [Interval(_MINUS_INFINITY, _INFINITY, False, False)]
+        return [Interval(MINUS_INFINITY, INFINITY, False, False)]
     if builder := _SET_BUILDER.fullmatch(text):
         text = builder[1]
     text = _MEMBER.sub("", text) if "(" in text or "[" in text else text
@@ -115,11 +120,11 @@ def _bracketed(text: str) -> list[Interval] | None:
     if not match:
         return None
     low, high = _end(match[2]), _end(match[3])
-    if low is None or high is None or low == _INFINITY or high == _MINUS_INFINITY:
+    if low is None or high is None or low == INFINITY or high == MINUS_INFINITY:
         return None
     has_low, has_high = match[1] == "[", match[4] == "]"
     # [∞ does not exist, so whoever wrote it made a mistake that counts.
-    if (has_low and low == _MINUS_INFINITY) or (has_high and high == _INFINITY):
+    if (has_low and low == MINUS_INFINITY) or (has_high and high == INFINITY):
         return None
     bounds = [number_literal(end) for end in (low, high)]
     if bounds[0] and bounds[1] and bounds[0].value > bounds[1].value:
@@ -131,7 +136,7 @@ def _end(text: str) -> str | None:
     """An end without spacing; every spelling of infinity is one."""
     text = text.strip().replace("{", "(").replace("}", ")") if "\\" not in text else text.strip()
     squeezed = _INFINITE.sub(r"\\infty", text).replace(" ", "").removeprefix("+")
-    if squeezed in (_INFINITY, _MINUS_INFINITY):
+    if squeezed in (INFINITY, MINUS_INFINITY):
         return squeezed
     # An end is an expression; three letters in a row are prose.
     words = re.search(r"[A-Za-z]{3,}", re.sub(r"\\[a-z]+|pi|sqrt|log", "", text))
@@ -148,9 +153,9 @@ def _inequality(text: str) -> list[Interval] | None:
     if len(joined[0]) != 1 or len(joined[1]) != 1 or first.letter != second.letter:
         return None
     # x > 1 and x < 3: one bounds from below and one from above.
-    if first.low == _MINUS_INFINITY:
+    if first.low == MINUS_INFINITY:
         first, second = second, first
-    if first.high != _INFINITY or second.low != _MINUS_INFINITY or first.low == _MINUS_INFINITY:
+    if first.high != INFINITY or second.low != MINUS_INFINITY or first.low == MINUS_INFINITY:
         return None
     return [Interval(first.low, second.high, first.has_low, second.has_high, first.letter)]
 
@@ -167,8 +172,8 @@ def _chain(text: str) -> list[Interval] | None:
         low, high, first, second = high, low, second, first
     if low is None or high is None or not (first[0] == second[0] == "<"):
         return None
-    has_low = "=" in first and low != _MINUS_INFINITY
-    return [Interval(low, high, has_low, "=" in second and high != _INFINITY, pieces[2])]
+    has_low = "=" in first and low != MINUS_INFINITY
+    return [Interval(low, high, has_low, "=" in second and high != INFINITY, pieces[2])]
 
 
 def _one_sided(left: str, sign: str, right: str) -> list[Interval] | None:
@@ -194,8 +199,8 @@ def _sign(text: str) -> str:
 
 
 def _half_line(letter: str, sign: str, end: str) -> list[Interval]:
-    below = Interval(_MINUS_INFINITY, end, False, sign == "<=", letter)
-    above = Interval(end, _INFINITY, sign == ">=", False, letter)
+    below = Interval(MINUS_INFINITY, end, False, sign == "<=", letter)
+    above = Interval(end, INFINITY, sign == ">=", False, letter)
     return [below, above] if sign == "!=" else [below if sign[0] == "<" else above]
 
 
@@ -205,7 +210,7 @@ def _same(wanted: Interval, given: Interval, ask: Ask) -> bool | None:
         return False
     if wanted.letter and given.letter and wanted.letter != given.letter:
         return False
-    infinite = (_INFINITY, _MINUS_INFINITY)
+    infinite = (INFINITY, MINUS_INFINITY)
     ends = ((wanted.low, given.low), (wanted.high, given.high))
     return settle(
         [
@@ -215,36 +220,3 @@ def _same(wanted: Interval, given: Interval, ask: Ask) -> bool | None:
             for left, right in ends
         ]
     )
-
-
-def _solved(wanted: list[Interval], answer: str) -> bool:
-    """Solve the answer's inequality and compare the sets."""
-    # Inside the function: sympy takes seconds to load, and only workers do.
-    from sympy import Interval as Range
-    from sympy import Union, oo, solve_univariate_inequality, sympify
-    from sympy.core.relational import Relational
-
-    from rewards.rules.kinds.expressions import parsed
-
-    given = parsed(answer)
-    if not given or not isinstance(given[0], Relational) or len(given[0].free_symbols) != 1:
-        return False
-    symbol = next(iter(given[0].free_symbols))
-    ranges = []
-    for piece in wanted:
-        ends = []
-        for end in (piece.low, piece.high):
-            infinite = {_INFINITY: oo, _MINUS_INFINITY: -oo}.get(end)
-            read = [infinite] if infinite is not None else parsed(end)
-            if not read:
-                return False
-            ends.append(sympify(read[0]))
-        ranges.append(Range(ends[0], ends[1], not piece.has_low, not piece.has_high))
-    # math-verify reads capital letters as small ones.
-    if wanted[0].letter and wanted[0].letter.casefold() != str(symbol).casefold():
-        return False
-    try:
-        solution = solve_univariate_inequality(given[0], symbol, relational=False)
-    except NotImplementedError:
-        return False
-    return solution == Union(*ranges)

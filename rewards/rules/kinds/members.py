@@ -8,7 +8,7 @@ from rewards.rules.kinds.comparison import Ask
 from rewards.rules.kinds.dates import equal_dates, is_date, read_date
 from rewards.rules.kinds.expressions import equal_expressions, is_expression
 from rewards.rules.kinds.quantities import equal_counts, equal_quantities, read_quantity
-from rewards.rules.kinds.texts import equal_texts
+from rewards.rules.kinds.texts import ASKS_RATIO, equal_texts
 from rewards.rules.reading.notation import plain, plain_words, value_name
 from rewards.rules.reading.numbers import decimal_comma, number_literal, same_number, spelled_scale
 
@@ -21,7 +21,6 @@ _REDUCED = re.compile(
     re.IGNORECASE,
 )
 _RATIO = re.compile(r"^([0-9]{1,9})\s?(?::|\bto\b)\s?([0-9]{1,9})$")
-_ASKS_RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
 _BASED = re.compile(
     r"(?:0[bB](?P<binary>[01]{1,64})|(?P<digits>[0-9A-Fa-f]{1,64})\s?_\s?\{?(?P<base>[0-9]{1,2})\}?|0[xX](?P<hexa>[0-9A-Fa-f]{1,32}))"
 )
@@ -50,7 +49,7 @@ def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     if wanted is None:
         return False
     # 3:2 is 3/2 to a question for a ratio.
-    if wanted.is_fraction and given is None and _ASKS_RATIO.search(ask.question):
+    if wanted.is_fraction and given is None and ASKS_RATIO.search(ask.question):
         given = number_literal(_RATIO.sub(r"\1/\2", plain(answer)))
     if wanted.is_percent:
         return equal_quantities(reference, answer, ask) is True

@@ -359,18 +359,15 @@ def _singular(noun: str) -> str:
 
 def _converts(wanted: Quantity, given: Quantity) -> bool:
     """Whether both are the same amount in different units. Loads pint: for workers only."""
-    # Inside the function: pint takes a second to load.
-    from pint.errors import DimensionalityError
-
     registry = _registry()
     source, target = (
         " * ".join(f"{name} ** {power}" for name, power in unit)
         for unit in (wanted.unit, given.unit)
     )
-    try:
-        there = registry.Quantity(wanted.number.value, registry.Unit(source)).to(target)
-    except DimensionalityError:
+    amount, unit = registry.Quantity(wanted.number.value, source), registry.Unit(target)
+    if amount.dimensionality != unit.dimensionality:
         return False
+    there = amount.to(unit)
     # Fractions all the way, so that 1 km is 1000 m to the last digit.
     exact = Fraction(there.magnitude)
     difference = abs(exact - given.number.value)

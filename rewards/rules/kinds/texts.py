@@ -27,7 +27,7 @@ _RATIO = re.compile(r"[0-9]{1,9}(?:\s?(?::|\bto\b|比)\s?[0-9]{1,9}){1,4}")
 _QUOTIENT = re.compile(
     r"\\[dt]?frac\s?\{?([0-9]{1,9}?)\}?\s?\{?([0-9]{1,9})\}?|([0-9]{1,9})\s?/\s?([0-9]{1,9})"
 )
-_ASKS_RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
+ASKS_RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
 _SURNAME_FIRST = re.compile(r"([A-Z][\w'’-]{1,30}), ((?:[A-Z][\w.'’-]{0,30} ?){1,3})")
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?[0-9]{0,3}\)?[0-9]{0,2}){1,12}(?:\^?[0-9]?[+-])?")
@@ -71,16 +71,6 @@ _PARTICLES = frozenset({"da", "de", "di", "van", "von", "la", "le"})
 _SMALL_WORDS = frozenset({"of", "the", "and", "for"})
 
 
-def _groups() -> dict[str, set[int]]:
-    """The lines of names.yaml in which a name stands."""
-    lines = yaml.load(Path(__file__).with_name("names.yaml").read_text("utf-8"), yaml.CSafeLoader)
-    found: dict[str, set[int]] = {}
-    for number, names in enumerate(lines):
-        for name in names:
-            found.setdefault(name if _is_formula(name) else plain_words(name), set()).add(number)
-    return found
-
-
 def is_short_text(reference: str, question: str = "") -> bool:
     if len(reference) > MAX_TEXT_CHARACTERS:
         return False
@@ -112,7 +102,7 @@ def equal_texts(reference: str, answer: str, ask: Ask) -> bool:
         return bool(given)
     if (ratio := _ratio(reference)) is not None:
         # To a question for a ratio a fraction is one; 3/1 is no score.
-        if (match := _QUOTIENT.fullmatch(plain(answer))) and _ASKS_RATIO.search(ask.question):
+        if (match := _QUOTIENT.fullmatch(plain(answer))) and ASKS_RATIO.search(ask.question):
             answer = f"{match[1] or match[3]}:{match[2] or match[4]}"
         return ratio == _ratio(answer)
     if _UNDETERMINED.fullmatch(plain(reference)):
@@ -225,4 +215,9 @@ def _abbreviates(text: str, words: list[str]) -> bool:
     return letters.casefold() in ({head, whole} if is_numbered else {initials, every})
 
 
-_GROUPS = _groups()
+_GROUPS: dict[str, set[int]] = {}
+"""The lines of names.yaml in which a name stands."""
+_LINES = yaml.load(Path(__file__).with_name("names.yaml").read_text("utf-8"), yaml.CSafeLoader)
+for _number, _names in enumerate(_LINES):
+    for _name in _names:
+        _GROUPS.setdefault(_key(_name), set()).add(_number)

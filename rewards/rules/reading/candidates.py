@@ -362,11 +362,7 @@ def _last_claim(text: str, begin: int) -> Candidate | None:
         return None
     if len(bare) <= MAX_BARE_CHARACTERS:
         return Candidate(bare, "last claim", begin)
-    joined = _OPEN_LINE.sub(
-        " ", _DISPLAYED.sub(lambda shown: " ".join(shown.group().split()), bare)
-    )
-    # What is said out of politeness is no claim.
-    pieces = [piece for piece in sentences(joined) if not _POLITE.search(piece)]
+    pieces = claim_sentences(bare)
     if len(pieces) < 2 or len(pieces[-1]) > MAX_BARE_CHARACTERS:
         return None
     return Candidate(pieces[-1], "last claim", max(0, text.rfind(pieces[-1])))

@@ -64,7 +64,8 @@ _SHORT_SCALES = {"k": "thousand", "m": "million", "b": "billion", "t": "trillion
 _SHORT_SCALES |= {"mn": "million", "bn": "billion", "tn": "trillion"}
 _DECIMAL_COMMA = re.compile(r"([+-]?[0-9]{1,9}),([0-9]{1,2}|[0-9]{4,12})")
 _ASKS_ROUNDING = re.compile(
-    r"\bround(?:ed)?\b(?! trip)|\bnearest (?:ten|hundred|thousand|integer|whole|cent)"
+    r"\brounded\b|\bround (?:off|up|down|(?:\S{1,20} ){0,4}?to)\b"
+    r"|\bnearest (?:ten|hundred|thousand|integer|whole|cent)"
     r"|decimal places?\b|\b(?:two|three|four|[1-9]) decimals\b|significant (?:digits|figures)"
     r"|保留|四舍五入|精确到",
     re.IGNORECASE,
@@ -164,7 +165,13 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral, question: str =
     if reference.step and _ASKS_ROUNDING.search(question[:4000]):
         return False
     if reference.is_fraction == answer.is_fraction:
-        return _rounds_to(reference, answer)
+        if not (reference.step and answer.step) or reference.step == answer.step:
+            return False
+        # Only decimals are rounded, and the coarser one shows how far.
+        coarser = max(reference, answer, key=lambda literal: literal.step)
+        enough = MIN_ROUNDED_DIGITS if coarser is reference else ENOUGH_DIGITS
+        is_near = abs(reference.value - answer.value) <= coarser.step / 2
+        return is_near and coarser.num_digits >= enough
     fraction = reference.value if reference.is_fraction else answer.value
     rest = fraction.denominator
     for prime in (2, 5):
@@ -172,16 +179,6 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral, question: str =
             rest //= prime
     # The decimal form never ends where the denominator has another prime than 2 and 5.
     return rest != 1 and abs(reference.value - answer.value) <= _HALF_UNIT
-
-
-def _rounds_to(reference: NumberLiteral, answer: NumberLiteral) -> bool:
-    if not (reference.step and answer.step) or reference.step == answer.step:
-        return False
-    # Only decimals are rounded, and the coarser one shows how far.
-    coarser = max(reference, answer, key=lambda literal: literal.step)
-    enough = MIN_ROUNDED_DIGITS if coarser is reference else ENOUGH_DIGITS
-    is_near = abs(reference.value - answer.value) <= coarser.step / 2
-    return is_near and coarser.num_digits >= enough
 
 
 def _decimal_literal(match: re.Match[str]) -> NumberLiteral:
