@@ -136,7 +136,7 @@ def _same_value(left: Any, right: Any) -> bool:
     return True
 
 
-def _values_at(point: tuple[Rational, ...], symbols: list[Any], *sides: Any) -> list[Any]:
+def _values_at(point: tuple[Any, ...], symbols: list[Any], *sides: Any) -> list[Any]:
     """With more letters than a point has values, the sides stay without a number."""
     values = dict(zip(symbols, point, strict=False))
     return [side.subs(values).evalf(MANY_DIGITS) for side in sides]

@@ -1,11 +1,9 @@
 """Rule verification: does a response say the same as the reference?
 
 Two steps: which answer does the text claim, and how was it found (reading/candidates.py); and is
-that
-claim, in one of its readings (reading/claims.py), equal to the reference by the rules of the
-reference's kind (routes.py)? What plain string work cannot settle is left to sympy and pint, which
-run
-in a killable worker (rewards/text/workers.py). Loads without torch and without sympy.
+that claim, in one of its readings (reading/claims.py), equal to the reference by the rules of the
+reference's kind (routes.py)? What plain string work cannot settle is left to sympy (algebra.py) and
+pint, which run in a killable worker (rewards/text/workers.py). Loads without torch and sympy.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import logging
 
 from rewards.rules.verifier import symbolic
 
-# Says once per process that its timeouts are off, which is on purpose (rules/kinds/expressions.py).
+# Says once per process that its timeouts are off, which is on purpose (rules/algebra.py).
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 symbolic(r"\frac{1}{2}x^{2}", r"\sqrt{2}y")
 symbolic("1 mile", "1.609344 km")

@@ -21,19 +21,17 @@ from itertools import groupby, islice
 
 from rapidfuzz.distance import Levenshtein
 
-from rewards.rules.reading.candidates import MAX_CHARACTERS, claimed, without_reasoning
+from rewards.rules.reading.candidates import MAX_CHARACTERS, claimed, unfenced, without_reasoning
 from rewards.rules.reading.notation import plain
 
 MAX_REFERENCE_CHARACTERS = 4000
 """A longer reference is refused: comparing takes time by the product of the lengths, and a densely
 printed page is shorter. To cut it would reward a policy for stopping early. An answer needs no
-bound
-of its own: one that is much longer scores 0 by its length alone."""
+bound of its own: one that is much longer scores 0 by its length alone."""
 LEAST = 0.6
 """Below this a transcription scores 0, so that noise is not paid. Measured on rendered pages, two
 lines that have nothing to do with each other are 0.23 alike, and of 3,000 pairs 99 in 100 below
-0.34;
-whole pages of one form that state different facts are 0.55 alike, 4 in 5 of them below 0.6."""
+0.34; whole pages of one form that state different facts are 0.55 alike, 4 in 5 below 0.6."""
 ANLS_THRESHOLD = 0.5
 RELAXED_TOLERANCE = 0.05
 VQA_ANNOTATORS = 3
@@ -42,7 +40,6 @@ MAX_MARKS = 30
 """Combining marks in a row that are kept, as in Unicode's stream-safe format (UAX 15): to put
 longer runs into order takes quadratic time."""
 
-_FENCE = re.compile(r"```[a-zA-Z]{0,10}[ \t]{0,3}\n(.*?)\n?```", re.DOTALL)
 _OPEN, _CLOSE, _BOX = "<answer>", "</answer>", "\\boxed{"
 _ASKS_YEAR = re.compile(r"\b(?:which|what|in the) year|\bwhen\b", re.IGNORECASE)
 # The normalisation of the VQA evaluation code: articles, number words, marks between words.
@@ -71,8 +68,7 @@ def transcription_score(references: Sequence[str], answer: str, question: str = 
         if opened >= 0 and opened + len(opening) <= closed:
             readings.append(text[opened + len(opening) : closed])
             break
-    if fenced := _FENCE.fullmatch(text):
-        readings.append(fenced[1])
+    readings.append(unfenced(text))
     return max(
         similarity(normalised(reference), normalised(reading), LEAST)
         for reference in references

@@ -332,14 +332,15 @@ def _units_in(question: str) -> frozenset[Unit]:
     return frozenset(found)
 
 
-def _fixed_units(question: str) -> set[Unit]:
+@lru_cache(maxsize=64)
+def _fixed_units(question: str) -> frozenset[Unit]:
     """The units in which a question wants its answer: each the longest that can be read."""
     found: set[Unit] = set()
     for match in _FIXES_UNIT.finditer(plain(question[:4000])):
         words = match[1].rstrip("?.,;:)").split()
         phrases = (" ".join(words[:size]).strip("?.,;:)") for size in range(len(words), 0, -1))
         found.update([unit for phrase in phrases if (unit := read_unit(phrase))][:1])
-    return found
+    return frozenset(found)
 
 
 def _words(text: str) -> set[str]:

@@ -231,7 +231,7 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
     # The boxes of one sentence may be the members of one answer; the kind of the reference decides.
     others = [mark for mark in marks if mark.start >= sentence]
     members = tuple(dict.fromkeys(_member(text, mark) for mark in others))
-    inner = _answer_field(_unfenced(inner))
+    inner = _answer_field(unfenced(inner))
     return Candidate(inner, last.how, start, members if len(members) > 1 else (), tail[:40])
 
 
@@ -357,7 +357,7 @@ def _statements(text: str, begin: int) -> list[_Mark]:
 
 def _last_claim(text: str, begin: int) -> Candidate | None:
     """The text itself where it is short, else its last sentence or list."""
-    bare = _answer_field(_unfenced(text[begin:].strip()))
+    bare = _answer_field(unfenced(text[begin:].strip()))
     if not bare:
         return None
     if len(bare) <= MAX_BARE_CHARACTERS:
@@ -376,7 +376,7 @@ def claim_sentences(text: str) -> list[str]:
     return [piece for piece in sentences(joined) if not _POLITE.search(piece)]
 
 
-def _unfenced(text: str) -> str:
+def unfenced(text: str) -> str:
     fenced = _FENCED.fullmatch(text.strip())
     return fenced[1] if fenced else text
 

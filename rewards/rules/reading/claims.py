@@ -95,7 +95,7 @@ _CONCLUSION = re.compile(
 )
 _COORDINATED = re.compile(
     r",?\s(?:and|while|whereas|but)\s(?=(?:the |he |she |it |they |their |its |his |her "
-    r"|\w+ (?:is|was|are|were|has"
+    r"|(?:an? )?\w+ (?:is|was|are|were|has"
     r"|had|died|lost|won)\b))"
     r"|,\s(?=[A-Z]\w* (?:is|was|lost|won|has)\b)"
 )
