@@ -19,6 +19,7 @@ from rewards.rules.kinds.members import names_differ
 from rewards.rules.reading.candidates import MAX_CHARACTERS, Candidate, claimed
 from rewards.rules.reading.claims import hedges, readings, talks_to_grader
 from rewards.rules.reading.notation import plain, plain_words, settle
+from rewards.rules.reading.numbers import number_literal
 from rewards.rules.reading.units import read_unit
 from rewards.rules.routes import MAX_RULE_CHARACTERS, NATURAL, ROUTES, Kind
 from rl.data.references import accepted_answers
@@ -150,7 +151,13 @@ def _decide(
                 raise NotScorable("natural language: needs the probability reward")
             return 1.0, ""
         if is_too_large(wanted):
-            raise NotScorable("the reference holds a number too large to evaluate")
+            # A tower of powers is itself as it is written, and no number that can be written out.
+            if candidate and "".join(candidate.text.split()) == "".join(wanted.split()):
+                return 1.0, ""
+            if candidate is None or number_literal(candidate.text) is None:
+                raise NotScorable("the reference holds a number too large to evaluate")
+            found.append((0.0, "differs"))
+            continue
         # What makes a claim no answer is the same for all kinds.
         why = _refusal(ROUTES[name], wanted, candidate, ask.question)
         if candidate is None or why:

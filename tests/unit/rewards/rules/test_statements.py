@@ -259,6 +259,14 @@ def test_labelled_pairs_are_judged_as_people_do(name):
     assert wrong[False] <= 0.01 * len(rows)
 
 
+def test_a_tower_of_powers_is_itself_and_no_number_that_is_written_out():
+    tower = "9^{9^{9^{9}}}"
+    assert verify_quickly(tower, rf"so \boxed{{{tower}}}").accuracy == 1.0
+    assert verify_quickly(tower, r"\boxed{387420489}").accuracy == 0.0
+    with pytest.raises(NotScorable, match="too large"):
+        verify_quickly(tower, r"\boxed{9^{9^{9^{8}}}}")
+
+
 READS = "Lena reads 16 pages a day. How many pages does she read in 3 days?"
 
 
