@@ -180,6 +180,7 @@ async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Ask for what is not there yet and leave the figures; raises ValueError for bad input."""
     started = time.monotonic()
     config = evaluation.config
+    # All input is read and checked here; engines start only once the directory is known to be ours.
     source = await _source(evaluation, console.print)
     reference = source.reference
     name = label(
@@ -196,6 +197,8 @@ async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
         open_evaluation(root, settings) as directory,
         open_logprobs(directory) if reference else nullcontext() as logprobs,
     ):
+        # What is on disk and what is asked are compared anew each time, so the same command after a
+        # kill, with more samples, or after a mended server does what is missing and no more.
         missing = len(asked) - len(answered_before(asked, directory.samples))
         console.print(f"{root}: {missing} of {len(asked)} responses are to be asked for")
         await _complete(config, source, asked, directory, logprobs, console)

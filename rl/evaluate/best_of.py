@@ -71,6 +71,8 @@ def choose(rewards: Sequence[float | None], beta: float) -> int | None:
     known = [one for one in rewards if one is not None]
     if not known:
         return None
+    # Batching changes an engine's figures in the last digits. Without this margin two runs of the
+    # same command could choose different responses among equals.
     enough = max(known) - beta * ROUNDING
     return next(n for n, one in enumerate(rewards) if one is not None and one >= enough)
 
@@ -115,6 +117,8 @@ def _summarize(mode: str, group: Sequence[Choice], samples: Mapping[Key, Sample]
     ]
     if not best:
         raise NothingAnswered(f"no response of mode {mode} has a reward to be chosen by")
+    # A prompt without any choice counts as wrong, as one without an answer does: leaving it out
+    # would let a policy look better by failing on what is hard.
     without_one = [0.0] * (len(group) - len(best))
     accuracies = [sample.accuracy or 0.0 for sample, _ in best] + without_one
     return BestOf(

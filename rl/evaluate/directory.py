@@ -39,6 +39,8 @@ class EvaluationDirectory:
 
     def add(self, sample: Sample) -> None:
         row = dataclasses.asdict(sample)
+        # Only a best-of asks for the tokens; in other evaluations the key would be null in every
+        # line.
         if sample.token_ids is None:
             del row["token_ids"]
         self._journal.add(row)
@@ -84,6 +86,7 @@ def open_evaluation(root: Path, settings: Mapping[str, Any]) -> Iterator[Evaluat
     Raises ValueError if it cannot be written, is in use, or has samples of other settings.
     """
     owned, stored = OwnedDirectory(root, "out=DIR"), root / "settings.json"
+    # The lock first: another process may be in the middle of a line, which opening would cut off.
     with owned.hold(), Journal(root / "samples.jsonl") as journal:
         # A response that failed is asked for again: the server may have been mended since.
         samples = [sample for sample in _samples(journal) if sample.is_answered]
@@ -140,6 +143,7 @@ def read_results(directory: Path) -> dict[str, dict[str, Any]]:
     Other tools write files of that name too; what is not an evaluation's is left out.
     """
     found = {}
+    # `result.json` is a common name, so the other two files of an evaluation must lie beside it.
     for path in sorted(directory.glob("*/result.json")):
         if (path.parent / "settings.json").is_file() and (path.parent / "samples.jsonl").is_file():
             found[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))

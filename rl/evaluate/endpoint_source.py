@@ -33,6 +33,8 @@ async def endpoint_source(
     prompts = prompts_of(PromptStream.open(config), split, config.eval.prompts)
     config = config.model_copy(update={"reward": with_checked_plugins(config.reward)})
     _refuse_unverifiable(prompts, config.reward.probability is not None, note)
+    # A server whose model length is too short for the largest budget would answer the other modes
+    # and fail every request of this one.
     max_tokens = max(mode.max_tokens for mode in config.modes.values())
     name = await served_model(url, served_name, max_tokens)
     return Source(
@@ -70,6 +72,7 @@ def _refuse_unverifiable(prompts: Sequence[Prompt], uses_probability: bool, note
             f"{videos} prompts show videos, of which a server would choose other frames; evaluate "
             "run= or model=, or other data"
         )
+    # Said before the server works for hours, not found in a column of unscored responses after it.
     reasons: Counter[Failure] = Counter()
     for prompt in prompts:
         route = accuracy_route(prompt, uses_probability)

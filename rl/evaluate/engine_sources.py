@@ -30,6 +30,7 @@ def checkpoint_source(
 
     reference: directory or name of the model that a best-of compares it with.
     """
+    # An evaluation measures accuracy; the preference model would take a GPU and change no figure.
     inputs = gather_inputs(config.without_preference())
     model, scores = checkpoint.path / "model", reference is not None
     # The manifest holds the digest of every file, so it tells these weights from all others.

@@ -194,6 +194,8 @@ async def evaluate(
     asked = questions(config, prompts)
     samples = answered_before(asked, known)
 
+    # One request per response rather than one of n: a killed evaluation then goes on at the
+    # response it stopped at, and each response has a seed of its own.
     async def ask(question: Question) -> None:
         request = _request(config, encode, question)
         sample = await _sample(request, question, sampler, scorer, token_ids)
@@ -217,6 +219,7 @@ async def score_responses(
     responses: with their token_ids. keep: given each result as it comes, failures too.
     """
 
+    # A response that one model cannot score is no error of the evaluation: it is never chosen.
     async def score(response: tuple[Question, Sample]) -> None:
         question, sample = response
         request = _scoring_request(encode, question, sample)
@@ -251,6 +254,8 @@ async def for_each(
     try:
         await asyncio.gather(*tasks)
     finally:
+        # gather() raises the first error and leaves the other tasks running. They would go on
+        # writing into a directory that is about to be closed.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -268,6 +273,7 @@ def questions(config: Config, prompts: Sequence[Prompt]) -> list[Question]:
 
 def answered_before(asked: Sequence[Question], known: Iterable[Sample]) -> dict[Key, Sample]:
     """Those of the known samples that answer these questions as they now stand, by key."""
+    # The id of a prompt alone does not do: a row of the data may have been edited since.
     digests = {question.key: question.digest for question in asked}
     return {one.key: one for one in known if digests.get(one.key) == one.asked}
 
@@ -276,6 +282,7 @@ def scored_before(
     samples: Iterable[Sample], known: Iterable[ResponseLogprob], by: By
 ) -> dict[Key, float]:
     """The log-probabilities of these samples that one of the models has given, by key."""
+    # Compared by what was sampled: the response may have been asked for again, and be another one.
     digests = {sample.key: sample.digest for sample in samples if sample.is_answered}
     return {
         one.key: one.logprob
@@ -381,6 +388,8 @@ async def _sample(
 
 def _request(config: Config, encode: Encode, question: Question) -> RolloutRequest:
     mode, prompt = question.mode, question.prompt
+    # It decides the seed. The first sample's has no number, so that the first response to a prompt
+    # is the same as in training's own evaluation, whatever eval.samples is.
     group_id = f"eval/{mode}/{question.place}" + (f"/{question.sample}" if question.sample else "")
     return RolloutRequest(
         group_id=group_id,
@@ -401,6 +410,7 @@ def _scoring_request(encode: Encode, question: Question, sample: Sample) -> Refe
         id=f"eval/{question.mode}/{question.place}/{question.sample}/logprobs",
         prompt=question.prompt,
         context_token_ids=encode(question.prompt, question.mode),
+        # The very tokens that were sampled: the text, encoded again, may give other ones.
         reference_token_ids=sample.token_ids,
         temperature=1.0,
     )

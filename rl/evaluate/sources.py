@@ -67,6 +67,8 @@ def prompts_of(stream: PromptStream, split: str, count: int) -> list[Prompt]:
     """
     if split == "heldout":
         return stream.heldout(count)
+    # A small data set comes round again within a few steps; a prompt that comes twice says that all
+    # have been seen.
     asked: dict[str, Prompt] = {}
     for step in itertools.count():
         for prompt in stream.prompts(step):

@@ -51,6 +51,8 @@ def request_fields(mode: ModeConfig) -> dict[str, Any]:
 
 def _replace_chat_template(target: Path, chat_template: str) -> None:
     """Leave one chat template, in the file that comes first for transformers and vLLM."""
+    # Three places may hold one, and readers differ in which they look at first. With the two others
+    # gone, none can serve a template that training did not use.
     (target / "chat_template.json").unlink(missing_ok=True)
     tokenizer_config = target / "tokenizer_config.json"
     if tokenizer_config.is_file():
@@ -63,6 +65,8 @@ def _replace_chat_template(target: Path, chat_template: str) -> None:
 def _write_generation_config(path: Path, mode: ModeConfig) -> None:
     """Sample as training did; of the base model's own settings only its special tokens stay."""
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # Its temperature or top_k would be applied to every request that names none, which is not how
+    # the policy was trained.
     tokens = {key: value for key, value in stored.items() if key.endswith("_token_id")}
     sampling = {
         "do_sample": True,

@@ -141,6 +141,7 @@ def summarize(compared: Sequence[tuple[Case, PlainResponse, ScoredTokens]]) -> M
     """The figures of one mode; raises ValueError where there is nothing to compare."""
     differences, gaps = [], []
     for case, response, scored in compared:
+        # Greedy and sampled responses both: greedy ones alone visit only the likeliest tokens.
         pairs = zip(response.logprobs, scored.logprobs, strict=True)
         differences += [abs(served - own) for served, own in pairs]
         if case.is_greedy:

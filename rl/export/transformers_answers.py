@@ -42,6 +42,8 @@ def score_responses(
     )
     model.to(device).eval()
     inputs = open_visual_inputs(directory, data)
+    # One at a time: padding changes the last digits, and this reading is what vLLM's is held
+    # against.
     return [_score(model, request, inputs) for request in asked]
 
 
@@ -58,6 +60,7 @@ def _score(
     ids = ids.to(model.device)
     # The position before each response token predicts it.
     logits = model(input_ids=ids, logits_to_keep=count + 1, **seen).logits[0, :-1]  # [count, V]
+    # In float32, as vLLM computes them too: rounding to bfloat16 would be a difference of its own.
     table = torch.log_softmax(logits.float(), dim=-1)  # [count, V]
     chosen = table.gather(1, ids[0, -count:, None])[:, 0]  # [count]
     return ScoredTokens(tuple(chosen.tolist()), tuple(table.max(dim=-1).values.tolist()))

@@ -70,6 +70,7 @@ class PlainEngine:
     def _run(self, job: Path, answers: Path, output: Path) -> None:
         environment = os.environ | engine_environment(self.cpus, self.on_gpu)
         command = [sys.executable, "-m", "rl.export.vllm_answers", str(job), str(answers)]
+        # Into a file: a full pipe that nobody reads would stop vLLM while it logs.
         with output.open("wb") as file:
             process = subprocess.Popen(
                 command,

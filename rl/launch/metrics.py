@@ -39,6 +39,8 @@ def step_metrics(
     result: StepResult, modes: Sequence[str], prompts_per_step: int, progress: Progress
 ) -> dict[str, float]:
     """Every metric of the step under its documented key; `progress` already counts the step."""
+    # Every mean below is taken over trajectories at once, never over means of groups: modes differ
+    # in their share, and a mean of means would give the rarer one as much weight as the other.
     everything = [pair for scored in result.groups for pair in _pairs(scored)]
     metrics: dict[str, float] = {"step": float(result.step)}
     metrics |= _reward_metrics("reward", everything)
@@ -48,6 +50,7 @@ def step_metrics(
         metrics[f"progress/{mode}/trained_tokens"] = progress.trained_tokens.get(mode, 0)
     for (_, reason), count in result.dropped.items():
         metrics[f"rollout/dropped/{reason}"] = metrics.get(f"rollout/dropped/{reason}", 0) + count
+    # The step's update was made from this version, so that is what staleness is counted against.
     before = result.step - 1
     metrics["staleness/max"] = max(before - t.versions[0] for t, _ in everything)
     metrics["progress/trained_tokens"] = progress.total_trained_tokens
@@ -68,6 +71,7 @@ def _mode_metrics(
         f"rollout/{mode}/groups": len(groups),
         f"rollout/{mode}/share": len(groups) / prompts_per_step,
     }
+    # A mode that was not drawn has no figures: a zero would look like a policy that fails.
     if not groups:
         return metrics
     pairs = [pair for scored in groups for pair in _pairs(scored)]

@@ -46,6 +46,8 @@ def open_cluster(config: Config) -> Cluster:
     if ray.is_initialized() and (reserved := get_current_placement_group()) is not None:
         return Cluster(placement, reserved, is_own=False)
     start_ray(config.resources, sum(bundle.cpus for bundle in placement.bundles))
+    # All of the run at once, before any actor: two runs that each got half of what they need would
+    # wait for each other for ever.
     group = placement_group([bundle.resources for bundle in placement.bundles], strategy="PACK")
     if not group.wait(RESERVE_TIMEOUT_S):
         remove_placement_group(group)
@@ -99,6 +101,7 @@ def _join(address: str, shows_workers: bool) -> None:
 
 def refuse_unplaceable(bundles: Sequence[Mapping[str, float]]) -> None:
     """Raise ValueError for bundles that would wait for ever, even with nothing else running."""
+    # Ray itself does not refuse them: such a placement group stays pending without a word.
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for bundle in bundles:
         if not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes):

@@ -64,12 +64,14 @@ def _place_colocated(config: Config) -> Placement:
         )
         for e in range(engines)
     ]
+    # Ranks are numbered along the engines, so engine e shares GPUs with `width` ranks in a row.
     rank_bundles = tuple(rank // width for rank in range(config.policy.ranks))
     return Placement(tuple(bundles), tuple(range(engines)), rank_bundles)
 
 
 def _place_apart(config: Config) -> Placement:
     engines, ranks, resources = config.rollout.workers, config.policy.ranks, config.resources
+    # A bundle each, so that Ray may put engines and ranks on different nodes.
     engine_gpus = config.rollout.tensor_parallel if resources.gpus else 0
     rank_gpus = 1 if resources.gpus else 0
     bundles = [Bundle(engine_gpus, resources.engine_cpus, (f"engine {e}",)) for e in range(engines)]
