@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewards.preference.preference import group_preferences
-from rl.config.run import RewardConfig
+from rl.config.reward import RewardConfig
 from rl.loop.stages import Claimed, Failure, Prompt, Route, Score, not_scorable
 
 

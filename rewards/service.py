@@ -21,7 +21,8 @@ from rewards.probability import ProbabilityReward
 from rewards.rules.routes import NATURAL, ROUTES
 from rewards.rules.verifier import NotScorable, route_of
 from rewards.text.text_rewards import question_text
-from rl.config.run import ModeConfig, RewardConfig
+from rl.config.reward import RewardConfig
+from rl.config.rollout import ModeConfig
 from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, Score, not_scorable
 
 

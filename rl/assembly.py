@@ -34,7 +34,8 @@ from rewards.rules.routes import ROUTES
 from rewards.service import PreferredAnswers, RewardService, accuracy_route
 from rewards.text.actor import TextRewardClient
 from rewards.text.plugins import with_checked_plugins
-from rl.config.run import Config, RewardConfig
+from rl.config.reward import RewardConfig
+from rl.config.run import Config
 from rl.config.visible_gpus import count_visible_gpus
 from rl.data.media.names import MediaError
 from rl.loop.loop import train_request

@@ -21,7 +21,8 @@ from policy.builtin.tokenizer import EOS
 from policy.builtin.warmup import IGNORED, ImitationRecipe, OnStep, WarmupReport, imitate
 from policy.models.checks import read_config
 from policy.models.family import VisualInputs, open_visual_inputs
-from rl.config.run import Section, SourceConfig
+from rl.config.data import SourceConfig
+from rl.config.section import Section
 from rl.data.media.families import unsampled_token_ids, vision_family
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import Slips

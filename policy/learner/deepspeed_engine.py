@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from policy.learner.logprobs import ChunkedHead, LogprobModel
-from rl.config.run import PolicyConfig
+from rl.config.policy import PolicyConfig
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """A rank that waits this long for another one fails, so that no run hangs for ever."""

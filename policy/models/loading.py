@@ -17,7 +17,7 @@ from policy.models.cache import default_cache_dir, digest, find_model, made_once
 from policy.models.checks import read_config, refuse_unusable_weights
 from policy.models.family import model_family
 from policy.models.trained_parts import choose_trained
-from rl.config.run import PolicyConfig
+from rl.config.policy import PolicyConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")

@@ -10,8 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from policy.models.family import model_family
-from rl.config.policy import Part
-from rl.config.run import PolicyConfig
+from rl.config.policy import Part, PolicyConfig
 
 
 def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel | PeftModel:

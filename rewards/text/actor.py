@@ -11,7 +11,8 @@ import ray
 
 from rewards.composition import TextParts
 from rewards.text.text_rewards import TextRewards
-from rl.config.run import ModeConfig, RewardConfig
+from rl.config.reward import RewardConfig
+from rl.config.rollout import ModeConfig
 from rl.loop.stages import RolloutGroup
 from rl.system.actors import call, close_all
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from rewards.rules.verifier import NotScorable
 from rewards.text.workers import SampleFailed, WorkerPool
-from rl.config.run import RewardConfig
+from rl.config.reward import RewardConfig
 
 PARAMETERS = ("prompt", "mode", "answer")
 OPTIONAL = "reasoning"

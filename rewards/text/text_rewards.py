@@ -16,7 +16,8 @@ from rewards.text.plugins import call_plugin
 from rewards.text.repetition import repetition_penalty
 from rewards.text.verification import verify_slowly
 from rewards.text.workers import SampleFailed, WorkerPool
-from rl.config.run import ModeConfig, RewardConfig
+from rl.config.reward import RewardConfig
+from rl.config.rollout import ModeConfig
 from rl.loop.stages import Claimed, Prompt, RolloutGroup, Trajectory, not_scorable
 
 

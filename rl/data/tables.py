@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 
 READERS = {".jsonl": "json", ".parquet": "parquet"}
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rl.config.run import EvalConfig
+from rl.config.rollout import EvalConfig
 from rl.evaluate.best_of import Choice
 from rl.evaluate.evaluation import ResponseLogprob, Sample
 from rl.run.directory import OwnedDirectory

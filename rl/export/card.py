@@ -12,7 +12,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from rl.config.run import Config, EvalConfig
+from rl.config.rollout import EvalConfig
+from rl.config.run import Config
 from rl.export.proof import ModeProof
 from rl.run.templates import templates
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rl.config.run import ModeConfig
+from rl.config.rollout import ModeConfig
 
 MODES = "modes.json"
 

@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from policy.models.checks import read_config
 from policy.models.family import VisualInputs, open_visual_inputs
 from policy.models.loading import DTYPES, auto_class
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.loop.batching import reference_sample
 from rl.loop.stages import ReferenceRequest
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rl.config.run import AlgorithmConfig
+from rl.config.policy import AlgorithmConfig
 
 MAX_KEY = "max_abs_log_ratio"
 """The one entry of the metric sums that is a maximum."""

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import MediaError, Medium, Video, describe
 from rl.data.media.store import MediaStore
 from rl.data.media.video_frames import spread

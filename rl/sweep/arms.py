@@ -32,8 +32,8 @@ from rl.config.recipe import (
     parse_arguments,
     read_tree,
 )
-from rl.config.run import Config, Section
-from rl.config.section import Share
+from rl.config.run import Config
+from rl.config.section import Section, Share
 
 
 class SweepConfig(Section):

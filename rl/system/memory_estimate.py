@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from rl.config.run import PolicyConfig, RolloutConfig
+from rl.config.policy import PolicyConfig
+from rl.config.rollout import RolloutConfig
 
 GIB = 2**30
 VOCABULARY_GUESS = 152_000

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.families import family_name
 from rl.data.media.names import Medium, StillImage, Video
 from rl.data.media.store import MediaStore

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import MediaError, Medium, StillImage, Video
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (

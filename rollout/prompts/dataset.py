@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import MediaError
 from rl.data.references import reference_text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import LENGTHS

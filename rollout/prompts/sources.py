@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.loop.stages import Prompt
 from rollout.prompts.dataset import DatasetSource, Quarantined
 from rollout.prompts.procedural import ChainSumSource, ReasoningGymSource, VisualSource

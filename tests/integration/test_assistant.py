@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from rl.align.assistants import ASK, EngineAssistant
 from rl.align.claims.types import Label
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import MediaFile
 from rl.export.transformers_answers import score_responses
 from rl.loop.interfaces import GenerationFailed

@@ -30,7 +30,8 @@ from policy.models.family import open_visual_inputs
 from policy.models.loading import auto_class
 from policy.models.qwen_vl import checkpoint_name
 from rl.config.align import DpoConfig
-from rl.config.run import Config, SourceConfig
+from rl.config.data import SourceConfig
+from rl.config.run import Config
 from rl.data.media.names import MediaFile
 from rl.export.transformers_answers import score_responses
 from rl.loop.batching import reference_sample

@@ -13,8 +13,9 @@ import ray
 from safetensors.torch import load_file, save_file
 
 from policy.builtin.text_policy import ensure_tiny_policy
+from rl.config.data import SourceConfig
 from rl.config.recipe import dump, load
-from rl.config.run import Config, SourceConfig
+from rl.config.run import Config
 from rl.export import __main__ as export
 from rl.export import checkpoint as export_stages
 from rl.export.proof import PROOF_PROMPTS, ModeProof

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-from rl.config.run import AlgorithmConfig
+from rl.config.policy import AlgorithmConfig
 from rl.loop.losses import GlobalCounts, LossInputs, policy_loss, token_weights
 
 

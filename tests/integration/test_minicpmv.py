@@ -18,7 +18,7 @@ from PIL import Image
 from policy.learner.logprobs import LogprobModel
 from policy.models.family import unsampled_token_ids
 from policy.models.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVInputs, MiniCPMVProcessor, collate
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER, PackedVideo
 from rl.data.media.names import MediaFile, StillImage, Video
 from rl.data.media.store import MediaStore

@@ -41,7 +41,7 @@ from policy.builtin.vision_warmup import TASK, TASK_NAME, VisionWarmupRecipe
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.align.claims.rules import claims
 from rl.align.claims.rules import question as question_by_rules
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.tasks.chain_sum import is_heldout
 from rl.data.tasks.chain_sum import question as sum_question
 from rl.loop.stages import Prompt

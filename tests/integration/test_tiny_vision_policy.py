@@ -22,8 +22,8 @@ from policy.builtin.vision_warmup import (
 )
 from policy.builtin.warmup import imitation_loss
 from policy.models.checks import read_config, refuse_unusable_weights
+from rl.config.data import SourceConfig
 from rl.config.recipe import load
-from rl.config.run import SourceConfig
 from rl.data.tasks.pictures import read_settings
 from rl.data.tasks.pictures.digits import DigitsScene
 from rollout.chat import ChatTemplate

@@ -14,7 +14,8 @@ import torch
 from policy.models.checks import read_config
 from policy.models.family import VisualInputs, open_visual_inputs, unsampled_token_ids
 from policy.models.loading import auto_class, load_policy
-from rl.config.run import PolicyConfig, SourceConfig
+from rl.config.data import SourceConfig
+from rl.config.policy import PolicyConfig
 from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt, TrainBatch, TrainSample, Trajectory
 from rollout.chat import ChatTemplate

@@ -17,6 +17,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from rewards.rules.reading.wording import any_of
+from rl.loop.stages import CLOSE_THINK
 
 MAX_CHARACTERS = 20_000
 """A longer answer text states nothing: no question is answered by a book."""
@@ -89,7 +90,7 @@ _LABEL = re.compile(
 )
 # GSM8K's few-shot form; a question may begin with A:, so it has to be the last line.
 _LAST_LINE = re.compile(r"(?:^|\n)[ \t]{0,3}A:[ \t]?(?=\S[^\n]*\s*$)")
-_OPEN, _CLOSE, _THOUGHT_END = "<answer>", "</answer>", "</think>"
+_OPEN, _CLOSE = "<answer>", "</answer>"
 _NAME = r"(?:[A-Za-z](?:_\{?\w{1,3}\}?)?\s?=\s?)"
 _NAMED_BEFORE = re.compile(rf"{_NAME}\$*\s?$")
 _BESIDE = re.compile(
@@ -275,8 +276,8 @@ def _marks(text: str, begin: int) -> list[_Mark]:
 
 
 def _thought_end(text: str) -> int:
-    index = text.rfind(_THOUGHT_END)
-    return 0 if index < 0 else index + len(_THOUGHT_END)
+    index = text.rfind(CLOSE_THINK)
+    return 0 if index < 0 else index + len(CLOSE_THINK)
 
 
 def _boxes(text: str) -> list[_Mark]:

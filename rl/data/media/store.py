@@ -7,7 +7,7 @@ from io import BytesIO
 from threading import Lock
 from typing import Any
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.files import check, read_image, read_video, still_image
 from rl.data.media.names import (
     MediaCell,

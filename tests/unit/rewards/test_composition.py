@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group
-from rl.config.run import RewardConfig
+from rl.config.reward import RewardConfig
 from rl.loop.stages import Failure, Prompt, Route, not_scorable
 
 PROMPT = Prompt("p", ({"role": "user", "content": "2+9?"},), "11", "auto")

@@ -8,7 +8,8 @@ from rewards.composition import Accuracy
 from rewards.rules.verifier import symbolic
 from rewards.service import PreferredAnswers, RewardService, takes_probability
 from rewards.text.text_rewards import TextRewards, question_text
-from rl.config.run import ModeConfig, RewardConfig
+from rl.config.reward import RewardConfig
+from rl.config.rollout import ModeConfig
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
 from tests.fakes import trajectory
 

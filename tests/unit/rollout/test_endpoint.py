@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import MediaFile
 from rl.data.media.store import MediaStore
 from rl.evaluate.evaluation import evaluate

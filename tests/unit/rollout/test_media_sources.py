@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import MediaCell, MediaError, MediaFile, RenderedImage
 from rl.data.media.store import MediaStore
 from rl.data.tasks.pictures import TASKS, read_settings, render

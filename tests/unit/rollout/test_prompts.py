@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from rl.config.data import SourceConfig
 from rl.config.recipe import load
-from rl.config.run import SourceConfig
 from rl.data.tasks.chain_sum import is_heldout
 from rl.loop.stages import Prompt
 from rollout.prompts.dataset import DatasetSource

@@ -19,7 +19,7 @@ from matplotlib.font_manager import FontProperties
 from PIL import Image
 from pydantic import Field
 
-from rl.config.run import Section
+from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import (
     FONT_FAMILIES,
     NOT_EMPTY,

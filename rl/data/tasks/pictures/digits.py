@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
-from rl.config.run import Section
+from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, draw_whole, pick, within
 
 Operation = Literal["sum", "max", "count"]

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field
 
-from rl.config.run import Section
+from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, draw_whole, font, pick, within
 
 Kind = Literal["angle", "right_triangle", "area", "perimeter", "segment", "l_shape"]

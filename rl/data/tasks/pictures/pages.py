@@ -20,7 +20,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, model_validator
 
-from rl.config.run import Section
+from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import (
     FONT_FAMILIES,
     NOT_EMPTY,

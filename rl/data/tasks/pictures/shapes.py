@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 
-from rl.config.run import Section
+from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import (
     NOT_EMPTY,
     VisualExample,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from PIL import Image, ImageDraw
 
-from rl.config.run import Section
+from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import (
     FONT_FAMILIES,
     NOT_EMPTY,

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from rl.config.errors import problems
-from rl.config.run import Section
+from rl.config.section import Section
 from rl.data.fingerprint import stable_hash
 from rl.data.tasks.pictures import charts, digits, figures, pages, reconstruction, shapes, tables
 from rl.data.tasks.pictures.drawing import VisualExample

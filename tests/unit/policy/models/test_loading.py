@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from policy.models.loading import load_policy, resolve_model, untied_copy
 from policy.weights import full_weights
 from policy.weights.full_weights import FullWeights, write_model_directory
-from rl.config.run import PolicyConfig
+from rl.config.policy import PolicyConfig
 
 
 def make_model(directory: Path, **settings: object) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 
 from policy.models.trained_parts import choose_trained
-from rl.config.run import PolicyConfig
+from rl.config.policy import PolicyConfig
 from tests.minicpmv_tiny import tiny_model
 
 PREFIXES = {"llm": "llm.", "vision": "vpm.", "resampler": "resampler."}

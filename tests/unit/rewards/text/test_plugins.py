@@ -9,7 +9,7 @@ import pytest
 from rewards.rules.verifier import NotScorable
 from rewards.text.plugins import call_plugin, load_plugin
 from rewards.text.workers import SampleFailed, WorkerPool
-from rl.config.run import RewardConfig
+from rl.config.reward import RewardConfig
 
 # A plug-in is imported in the worker within the limit of its first sample, which takes long where
 # other processes have the cores.

@@ -26,7 +26,7 @@ from rl.align.assistants import (
     yes_no_tokens,
 )
 from rl.align.claims.types import Label
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import MediaFile
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed

@@ -14,9 +14,10 @@ from rl.align.claims import rules
 from rl.align.claims.label_cache import LabelCache
 from rl.align.claims.types import Response
 from rl.align.judging import judge
+from rl.config.data import SourceConfig
 from rl.config.errors import RecipeError
 from rl.config.recipe import dump
-from rl.config.run import Config, SourceConfig
+from rl.config.run import Config
 from rl.data.media.store import MediaStore
 from rl.loop.stages import Prompt
 from rl.run.command import read

@@ -16,7 +16,7 @@ from rl.align.claims.types import DividedResponse, Label, Response
 from rl.align.judging import LEAST_MASS, divide, judge, refuse_unfit_labeller
 from rl.align.pairing import refuse_no_pairs
 from rl.align.sampling import sample
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import Medium
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed

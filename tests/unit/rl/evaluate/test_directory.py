@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rl.config.run import EvalConfig
+from rl.config.rollout import EvalConfig
 from rl.evaluate.best_of import Choice
 from rl.evaluate.directory import label, open_evaluation, open_logprobs, read_results
 from rl.evaluate.evaluation import ResponseLogprob, Sample

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policy.builtin.tokenizer import make_tokenizer
+from rl.config.data import SourceConfig
 from rl.config.recipe import dump
-from rl.config.run import ModeConfig, SourceConfig
+from rl.config.rollout import ModeConfig
 from rl.export import __main__ as export
 from rl.export.card import CardFacts, model_card
 from rl.export.chat_template import serving_template

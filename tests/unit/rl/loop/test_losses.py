@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from rl.config.run import AlgorithmConfig
+from rl.config.policy import AlgorithmConfig
 from rl.loop.losses import (
     MAX_KEY,
     GlobalCounts,

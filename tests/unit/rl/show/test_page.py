@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.media.names import MediaFile, RenderedImage, to_json
 from rl.data.media.store import MediaStore
 from rl.run.command import read

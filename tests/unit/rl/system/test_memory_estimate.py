@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rl.config.run import PolicyConfig, RolloutConfig
+from rl.config.policy import PolicyConfig
+from rl.config.rollout import RolloutConfig
 from rl.system.memory_estimate import count_parameters, describe_memory, rank_bytes
 
 

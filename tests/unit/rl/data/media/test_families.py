@@ -18,7 +18,8 @@ from policy.models import family as learner_side
 from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import load_policy, resolve_model
 from policy.weights.full_weights import FullWeights
-from rl.config.run import PolicyConfig, SourceConfig
+from rl.config.data import SourceConfig
+from rl.config.policy import PolicyConfig
 from rl.data.media import families
 from rl.data.media.names import MediaError, MediaFile
 from rl.loop.batching import collate, reference_sample

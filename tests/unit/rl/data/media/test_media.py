@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rl.config.data import VideoConfig
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig, VideoConfig
 from rl.data.media.files import _timed, read_image, read_video
 from rl.data.media.names import (
     MediaCell,

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from rl.config.run import SourceConfig
+from rl.config.data import SourceConfig
 from rl.data.tasks.pictures import read_settings, render
 from rollout.prompts.dataset import DatasetSource
 from scripts.make_visual_data import main
