@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,9 @@ from rewards.rules.routes import ROUTES
 from rewards.service import PreferredAnswers, RewardService, accuracy_route
 from rewards.text.actor import TextRewardClient
 from rewards.text.plugins import with_checked_plugins
+from rl.config.recipe import count_visible_gpus
 from rl.config.reward import RewardConfig
 from rl.config.run import Config
-from rl.config.visible_gpus import count_visible_gpus
 from rl.data.media.names import MediaError
 from rl.loop.loop import train_request
 from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
@@ -123,8 +123,7 @@ def gather_inputs(config: Config) -> RunInputs:
     if preference is not None:
         name = builtin_reward_model(preference.model)
         preference_model = find_model(name, "the preference model")
-        check = check_judge if preference.kind == "judge" else check_reward_model
-        check(preference_model)
+        (check_judge if preference.kind == "judge" else check_reward_model)(preference_model)
     config = config.model_copy(update={"reward": reward})
     return RunInputs(config, model, stream, chat, heldout, routes, preference_model)
 
@@ -164,22 +163,21 @@ def _media_token_counter(
 
 def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[Route | Failure]:
     """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
+    known = {"auto", *ROUTES, *([PROBABILITY] if reward.probability else [])}
     routes: Counter[Route | Failure] = Counter()
-    unknown: Counter[str] = Counter()
+    unknown: list[str] = []
     for prompt in stream.checked():
-        known = ("auto", *ROUTES, PROBABILITY) if reward.probability else ("auto", *ROUTES)
         if prompt.task in known:
             routes[accuracy_route(prompt, reward.probability is not None)] += 1
         else:
-            unknown[prompt.task] += 1
+            unknown.append(prompt.task)
     if unknown:
         raise ValueError(
-            f"{unknown.total()} prompts name a task that no reward takes, such as "
-            f"{next(iter(unknown))!r}; data.columns.task takes auto, {', '.join(ROUTES)}, and "
-            f"{PROBABILITY} where reward.probability is set"
+            f"{len(unknown)} prompts name a task that no reward takes, such as {unknown[0]!r}; "
+            f"data.columns.task takes auto, {', '.join(ROUTES)}, and {PROBABILITY} where "
+            "reward.probability is set"
         )
-    is_needed = reward.weights.accuracy != 0
-    if is_needed and all(isinstance(route, Failure) for route in routes):
+    if reward.weights.accuracy != 0 and all(isinstance(route, Failure) for route in routes):
         raise ValueError(
             "no reference answer can be checked, so nothing could be rewarded: "
             f"{routes.most_common(1)[0][0]}; check data.columns.reference and data.columns.task, "
@@ -201,30 +199,14 @@ async def open_training(
     with closing(open_cluster(config)) as cluster:
         async with _closed_together() as closers:
             phase(f"starting {config.rollout.workers} vLLM engines, {config.policy.ranks} ranks")
-            text = TextRewardClient.start(config.reward, config.modes)
-            closers.append(text.close)
             learner = RayLearner(config, inputs.model.absolute(), cluster)
             closers.append(learner.close)
-            devices = None
-            if config.resources.colocate:
-                devices = await learner.devices_by_engine(config.rollout.tensor_parallel)
-            scores = config.reward.probability is not None
-            engine = _engine_pool(inputs, cluster, inputs.model, scores, devices)
-            closers.append(engine.close)
-            if config.resources.colocate:
-                # While vLLM starts it measures free memory, and takes every change of it for its
-                # own: a rank that loads on the same GPU meanwhile would spoil the measurement.
-                await learner.start()
-                await engine.start()
-            else:
-                await asyncio.gather(engine.start(), learner.start())
-            preference = await _start_preference(inputs, cluster, closers)
+            services = await _start_sampling(inputs, cluster, closers, inputs.model, learner)
+            engine = services.engine
             phase("connecting learner and engines")
             engine.canary = await _sample_canary(inputs, engine)
             await learner.connect_engines(engine.actors, engine.canary)
-            yield TrainingServices(
-                engine, _reward_service(inputs, text, engine, learner, preference), learner
-            )
+            yield TrainingServices(engine, services.scorer, learner)
 
 
 @asynccontextmanager
@@ -248,17 +230,12 @@ async def open_engines(
     with closing(open_cluster(config)) if cluster is None else nullcontext(cluster) as opened:
         async with _closed_together() as closers:
             note(f"starting {config.rollout.workers} vLLM engines")
-            text = TextRewardClient.start(config.reward, config.modes)
-            closers.append(text.close)
-            scores = scores_responses or config.reward.probability is not None
-            engine = _engine_pool(inputs, opened, model, scores)
-            closers.append(engine.close)
-            await engine.start()
-            preference = await _start_preference(inputs, opened, closers)
-            scorer = _reward_service(inputs, text, engine, None, preference)
+            services = await _start_sampling(
+                inputs, opened, closers, model, scores_responses=scores_responses
+            )
             if scorer_state is not None:
-                scorer.load(scorer_state)
-            yield SamplingServices(engine, scorer)
+                services.scorer.load(scorer_state)
+            yield services
 
 
 @asynccontextmanager
@@ -273,14 +250,50 @@ async def _closed_together() -> AsyncIterator[list[Callable[[], Awaitable[None]]
         await asyncio.gather(*(close() for close in closers), return_exceptions=True)
 
 
-def _reward_service(
+async def _start_sampling(
     inputs: RunInputs,
-    text: TextRewardClient,
-    engine: EnginePool,
-    learner: RayLearner | None,
-    preference: PreferenceModel | None,
-) -> RewardService:
+    cluster: Cluster,
+    closers: list[Callable[[], Awaitable[None]]],
+    model: Path,
+    learner: RayLearner | None = None,
+    scores_responses: bool = False,
+) -> SamplingServices:
+    """Start the engines, together with the learner if there is one, and the reward service.
+
+    closers: gets what will end their processes. model: directory of the engines' weights.
+    """
     config, probability = inputs.config, None
+    text = TextRewardClient.start(config.reward, config.modes)
+    closers.append(text.close)
+    settings = WorkerSettings(
+        # Absolute: an actor of a joined Ray starts in another working directory.
+        model=str(model.absolute()),
+        dtype=config.policy.dtype,
+        max_model_length=config.rollout.max_model_length,
+        tensor_parallel=config.rollout.tensor_parallel,
+        transport=config.transport,
+        thinking={name: mode.thinking for name, mode in config.modes.items()},
+        seed=config.seed,
+        scores_references=scores_responses or config.reward.probability is not None,
+        engine=config.rollout.engine,
+        data=config.data,
+    )
+    devices = None
+    if learner is not None and config.resources.colocate:
+        devices = await learner.devices_by_engine(settings.tensor_parallel)
+    bundles = cluster.placement.engine_bundles
+    engine = EnginePool.of_run(config, settings, cluster.group, bundles, devices)
+    closers.append(engine.close)
+    if learner is None:
+        await engine.start()
+    elif config.resources.colocate:
+        # While vLLM starts it measures free memory, and takes every change of it for its own: a
+        # rank that loads on the same GPU meanwhile would spoil the measurement.
+        await learner.start()
+        await engine.start()
+    else:
+        await asyncio.gather(engine.start(), learner.start())
+    preference = await _start_preference(inputs, cluster, closers)
     if config.reward.probability is not None:
         # Without a learner the engines score instead; both give the same numbers.
         by_learner = config.reward.probability.scorer == "learner"
@@ -288,13 +301,13 @@ def _reward_service(
         splice = Splice(inputs.chat, config.rollout.max_model_length)
         probability = ProbabilityReward(config.reward.probability, scorer, splice)
     preferred = None if preference is None else PreferredAnswers(preference)
-    return RewardService(config.reward, config.modes, text, probability, preferred)
+    service = RewardService(config.reward, config.modes, text, probability, preferred)
+    return SamplingServices(engine, service)
 
 
 async def _start_preference(
     inputs: RunInputs, cluster: Cluster, closers: list[Callable[[], Awaitable[None]]]
 ) -> PreferenceModel | None:
-    """closers: gets what will end the model's processes."""
     config, path = inputs.config.reward.preference, inputs.preference_model
     if config is None or path is None:
         return None
@@ -309,32 +322,6 @@ async def _start_preference(
     model = await RewardModelClient.start(path, places, config.dtype, config.deadline_s)
     closers.append(model.close)
     return model
-
-
-def _engine_pool(
-    inputs: RunInputs,
-    cluster: Cluster,
-    model: Path,
-    scores_references: bool,
-    devices: Sequence[str] | None = None,
-) -> EnginePool:
-    """devices: the GPUs of the learner ranks that each engine shares; None where it has its own."""
-    config = inputs.config
-    settings = WorkerSettings(
-        # Absolute: an actor of a joined Ray starts in another working directory.
-        model=str(model.absolute()),
-        dtype=config.policy.dtype,
-        max_model_length=config.rollout.max_model_length,
-        tensor_parallel=config.rollout.tensor_parallel,
-        transport=config.transport,
-        thinking={name: mode.thinking for name, mode in config.modes.items()},
-        seed=config.seed,
-        scores_references=scores_references,
-        engine=config.rollout.engine,
-        data=config.data,
-    )
-    bundles = cluster.placement.engine_bundles
-    return EnginePool.of_run(config, settings, cluster.group, bundles, devices)
 
 
 async def _sample_canary(inputs: RunInputs, engine: EnginePool) -> Canary:

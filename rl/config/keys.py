@@ -1,23 +1,27 @@
-"""The keys that a section takes: to name the nearest to a wrong one, and to print as help."""
+"""The keys that a section takes: printed as help, and named where somebody writes a wrong one."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-NAMES |= {Path: "path", Any: "anything"}
 WILDCARDS = ("NAME", "N")
 """What stands for a name that a person chooses, and for a number in a list."""
-BOUNDS = {Gt: ("gt", "above"), Ge: ("ge", "at least"), Lt: ("lt", "below"), Le: ("le", "at most")}
+# The words of JSON schema, which pydantic derives from the types, in words for people.
+TYPES = {"integer": "whole number", "number": "number", "boolean": "true or false"}
+TYPES |= {"string": "text", "path": "path"}
+BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least"}
+BOUNDS |= {"exclusiveMaximum": "below", "maximum": "at most"}
+
+
+class RecipeError(ValueError):
+    """A recipe or command line that cannot be run, with one line per problem."""
 
 
 @dataclass(frozen=True)
@@ -40,29 +44,23 @@ def keys_of(section: type[BaseModel], prefix: str = "") -> list[Key]:
 
     A mapping of sections, such as `modes`, is one key, in which NAME stands for any name.
     """
+    schema = section.model_json_schema()
     keys = []
     for name, field in section.model_fields.items():
-        dotted = f"{prefix}{field.alias or name}"
+        about = schema["properties"][field.alias or name]
         # A field holds one kind of section at most, with or without null beside it.
-        inner, wildcard = next(sections_of(field.annotation), (None, ""))
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        inner, wildcard = next(_sections_in(field.annotation), (None, ""))
+        default = about.get("default")
         if field.examples and default is None:
             shown = str(field.examples[0])
-        elif field.is_required() or isinstance(default, BaseModel):
+        elif field.is_required() or "$ref" in about:
             # The keys of a section have defaults of their own.
             shown = ""
         else:
-            shown = default if isinstance(default, str) else json.dumps(default, default=str)
-        required = ", required" if field.is_required() else ""
-        keys.append(
-            Key(
-                dotted + (f".{wildcard}" if wildcard else ""),
-                _type_text(field.annotation, field.metadata) + required,
-                shown,
-                " ".join((field.description or "").split()),
-                inner,
-            )
-        )
+            shown = default if isinstance(default, str) else json.dumps(default)
+        dotted = f"{prefix}{field.alias or name}" + (f".{wildcard}" if wildcard else "")
+        kind = _type_text(about) + (", required" if field.is_required() else "")
+        keys.append(Key(dotted, kind, shown, " ".join((field.description or "").split()), inner))
     return keys
 
 
@@ -79,16 +77,8 @@ def find_key(section: type[BaseModel], dotted: str) -> Key | None:
 
     Example: `modes`, `modes.NAME` and `modes.long` are the same key.
     """
-    parts = dotted.split(".")
     for key in all_keys(section):
-        # `modes` alone stands for modes.NAME.
-        pattern = key.name.split(".")
-        if len(parts) == len(pattern) - 1 and pattern[-1] in WILDCARDS:
-            pattern.pop()
-        if len(parts) == len(pattern) and all(
-            wanted == part or wanted in WILDCARDS
-            for wanted, part in zip(pattern, parts, strict=True)
-        ):
+        if _named_as(key.name, dotted) == dotted:
             return key
     return None
 
@@ -104,6 +94,44 @@ def matching_keys(section: type[BaseModel], word: str) -> list[Key]:
     last = {key: [p for p in key.name.split(".") if p not in WILDCARDS][-1] for key in keys}
     close = difflib.get_close_matches(word, set(last.values()), n=1)
     return [key for key in keys if last[key] in close]
+
+
+def problems(
+    error: ValidationError, origins: Mapping[str, str], model: type[BaseModel]
+) -> list[str]:
+    """Return one line per problem of a tree that is no `model`.
+
+    origins: the layer that set each dotted key last, for people to find it.
+    """
+    lines = []
+    for finding in error.errors():
+        # A union adds the name of the member that it tried, which is no key of the recipe.
+        parts = [str(p) for p in finding["loc"] if isinstance(p, int) or "[" not in p]
+        key = ".".join(parts).removesuffix(".str")
+        setters = [name for set_key, name in origins.items() if f"{set_key}.".startswith(f"{key}.")]
+        where = f" ({setters[-1]})" if key and setters else ""
+        got = repr(finding["input"])
+        got = got if len(got) <= 80 else f"{got[:77]}..."
+        message = finding["msg"].removeprefix("Value error, ")
+        # pydantic says that extra inputs are not permitted; a person wants to know which are.
+        if finding["type"] == "extra_forbidden":
+            keys, prefix = valid_keys(model, key), key[: key.rfind(".") + 1]
+            inside = {k[len(prefix) :].partition(".")[0] for k in keys if k.startswith(prefix)}
+            advice = nearest(key, keys) or f"the valid ones here are {', '.join(sorted(inside))}"
+            lines.append(f"{key}: no such key, got {got}{where}; {advice}")
+        elif finding["type"] == "missing" and isinstance(finding["loc"][-1], int):
+            lines.append(f"{key}: a value is missing from the list, got {got}{where}")
+        elif finding["type"] == "missing":
+            lines.append(
+                f"{key}: is required; set it in the recipe, by a scale=NAME, or as {key}=VALUE"
+            )
+        elif finding["type"] == "value_error":
+            # Our own messages, which say what was got. One about several keys names them itself.
+            lines.append(f"{key}: {message}{where}" if key else message)
+        else:
+            message = message.replace("Input should be", "must be", 1)
+            lines.append(f"{key}: {message}, got {got}{where}")
+    return lines
 
 
 def nearest(key: str, keys: Sequence[str]) -> str:
@@ -122,61 +150,58 @@ def nearest(key: str, keys: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-def valid_keys(section: type[BaseModel], tree: Any, prefix: str = "") -> list[str]:
-    """Every dotted key that a section takes; the names of modes come from the tree itself."""
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
-        keys.append(key)
-        inside = tree.get(name) if isinstance(tree, Mapping) else None
-        for model, wildcard in sections_of(field.annotation):
-            if wildcard:
-                for entry, value in (inside if isinstance(inside, Mapping) else {}).items():
-                    keys += valid_keys(model, value, f"{key}.{entry}.")
-            else:
-                keys += valid_keys(model, inside, f"{key}.")
-    return keys
+def valid_keys(section: type[BaseModel], wrong: str) -> list[str]:
+    """Every dotted key that a section takes, with the names that a wrong key has: its modes."""
+    return [_named_as(key.name, wrong).removesuffix(".NAME") for key in all_keys(section)]
 
 
-def sections_of(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
+def _named_as(pattern: str, dotted: str) -> str:
+    """The pattern with the names and numbers of `dotted` in place of its wildcards.
+
+    Example: `modes.NAME.share` as `modes.long.shar` is `modes.long.share`.
+    """
+    parts, given = pattern.split("."), dotted.split(".")
+    for index, part in enumerate(parts):
+        if part in WILDCARDS and parts[:index] == given[:index]:
+            # Empty where `dotted` ends here: `modes` alone stands for modes.NAME.
+            parts[index : index + 1] = given[index : index + 1]
+    return ".".join(parts)
+
+
+def _sections_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
     """The sections in a field's type, each with the wildcard for its name, if it is one of many."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, ""
     elif origin in (dict, list):
-        for model, _ in sections_of(arguments[-1]):
+        for model, _ in _sections_in(arguments[-1]):
             yield model, "NAME" if origin is dict else "N"
-    elif origin in (Union, types.UnionType):
+    elif origin in (Union, UnionType):
         for argument in arguments:
-            yield from sections_of(argument)
+            yield from _sections_in(argument)
 
 
-def _type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """The type in words, with the bounds that pydantic keeps in `metadata`."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    bounds = " and".join(
-        f" {words} {getattr(bound, name):,}"
-        for kind, (name, words) in BOUNDS.items()
-        for bound in metadata
-        if isinstance(bound, kind)
-    )
-    if origin is Annotated:
-        text = _type_text(arguments[0], annotation.__metadata__)
-    elif origin in (Union, types.UnionType):
-        others = [each for each in arguments if each is not types.NoneType]
-        text = " or ".join(_type_text(each, metadata) for each in others)
-        text += ", or null" if types.NoneType in arguments else ""
-    elif origin is Literal:
-        text = " | ".join(str(choice) for choice in arguments)
-    elif origin is tuple and arguments[-1] is not Ellipsis:
-        text = f"[{', '.join(_type_text(each) for each in arguments)}]"
-    elif origin in (list, tuple):
-        text = f"list of {_type_text(arguments[0])}"
-    elif origin is dict:
-        text = f"mapping of names to {_type_text(arguments[1])}"
-    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _type_text(schema: Mapping[str, Any]) -> str:
+    """The type that a JSON schema describes, in words, with its bounds."""
+    bounds = (f" {words} {schema[name]:,}" for name, words in BOUNDS.items() if name in schema)
+    if "anyOf" in schema:
+        others = [each for each in schema["anyOf"] if each.get("type") != "null"]
+        text = " or ".join(map(_type_text, others))
+        text += ", or null" if len(others) < len(schema["anyOf"]) else ""
+    elif "$ref" in schema:
         text = "section"
+    elif "enum" in schema:
+        text = " | ".join(map(str, schema["enum"]))
+    elif "const" in schema:
+        text = schema["const"]
+    elif "prefixItems" in schema:
+        return f"[{', '.join(TYPES[each['type']] for each in schema['prefixItems'])}]"
+    elif "items" in schema:
+        text = f"list of {_type_text(schema['items'])}"
+    elif isinstance(values := schema.get("additionalProperties"), Mapping):
+        text = f"mapping of names to {_type_text(values)}"
+    elif schema.get("type") == "object":
+        text = "mapping of names to anything"
     else:
-        text = NAMES.get(annotation, str(annotation)) + bounds
-    is_counted = origin in (list, tuple, dict) and any(isinstance(m, MinLen) for m in metadata)
-    return f"{text}, not empty" if is_counted else text
+        text = TYPES.get(schema.get("format", schema.get("type")), "anything") + " and".join(bounds)
+    return text + (", not empty" if schema.keys() & {"minItems", "minProperties"} else "")

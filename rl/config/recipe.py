@@ -16,8 +16,12 @@ settings of one kind of data mean nothing to another.
 from __future__ import annotations
 
 import difflib
+import os
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +30,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from rl.config.errors import RecipeError, problems
+from rl.config.keys import RecipeError, problems
 from rl.config.run import Config
-from rl.config.visible_gpus import count_visible_gpus
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SCALES = CONFIGS / "scale"
 COMMAND_LINE = "the command line"
 LOADER_KEYS = ("config", "scale")
 """Keys that direct the reading and are no part of the configuration."""
+ASK_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True)
@@ -73,15 +77,12 @@ def load(arguments: Sequence[str]) -> Loaded:
             f"{recipe.name} is a sweep, not a recipe; run it with python -m rl.sweep "
             f"config={directives['config']}"
         )
-    # `scale` names a file, so it cannot be merged like a setting: the last layer's is the one read.
-    own_scale, folder = _take(layers, "scale"), _take(layers, "scales")
-    scale = directives.get("scale", own_scale)
-    if scale is not None:
-        layers += _read_chain(find_scale(str(scale), str(folder or "")))
-    layers.append(Layer(COMMAND_LINE, overrides))
+    own_scale = _take(layers, "scale")
+    scale = _scale_layers(layers, directives.get("scale", own_scale))
+    layers += [*scale, Layer(COMMAND_LINE, overrides)]
     # The name of the recipe is the run's, so that the same command finds its run again.
     config = _checked(layers, {"run": f"runs/{recipe.stem}"})
-    return Loaded(config, tuple(_notes(layers, config)))
+    return Loaded(config, tuple(_notes(layers, scale, config)))
 
 
 def load_over(
@@ -94,13 +95,9 @@ def load_over(
     RecipeError.
     """
     directives, overrides = parse_arguments(arguments)
-    over: list[Layer] = []
-    if "config" in directives:
-        over += _read_chain(find_recipe(str(directives["config"])))
+    over = _read_chain(find_recipe(str(directives["config"]))) if "config" in directives else []
     # The recipe's own scale is left out: it would say how large, and the stored run knows that.
-    if "scale" in directives:
-        folder = _take(over, "scales") or ""
-        over += _read_chain(find_scale(str(directives["scale"]), str(folder)))
+    over += _scale_layers(over, directives.get("scale"))
     layers = _read_chain(stored) + [
         Layer(layer.name, OmegaConf.masked_copy(layer.tree, [section]))
         for layer in over
@@ -118,7 +115,7 @@ def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         origins = {key: layer.name for layer in layers for key in dotted_leaves(layer.tree)}
-        raise RecipeError("\n".join(problems(error, tree, origins))) from None
+        raise RecipeError("\n".join(problems(error, origins, Config))) from None
 
 
 def dump(config: Config) -> str:
@@ -158,6 +155,26 @@ def find_scale(name: str, folder: str = "") -> Path:
             f"scale=auto: no scale in {SCALES / folder} fits {visible} GPUs; name one, scale=NAME"
         )
     return fitting[max(fitting)]
+
+
+def count_visible_gpus() -> int:
+    """Return the machine's NVIDIA GPUs, no more than CUDA_VISIBLE_DEVICES lists where it is set."""
+    # Not by torch, which takes seconds to import, and which a dry run on a laptop need not load.
+    if (command := shutil.which("nvidia-smi")) is not None:
+        answer = subprocess.run(
+            [command, "-L"], capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
+        )
+        count = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    else:
+        # Containers may have the devices without the tool.
+        count = sum(path.name[len("nvidia") :].isdigit() for path in Path("/dev").glob("nvidia*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return count
+    # CUDA stops reading the list at the first entry that names no device.
+    names = (name.strip() for name in visible.split(","))
+    listed = takewhile(lambda name: name and name[0] != "-" and name != "NoDevFiles", names)
+    return min(count, len(list(listed)))
 
 
 def _find(name: str, directories: Sequence[Path], key: str) -> Path:
@@ -233,19 +250,24 @@ def read_tree(path: Path) -> DictConfig:
 
 
 def _take(layers: Sequence[Layer], key: str) -> Any:
-    """Take `key` out of every layer; return the value of the last that has it."""
+    """Take `key` out of every layer; return the value of the last that has it.
+
+    It names files, so it cannot be merged like a setting.
+    """
     values = [layer.tree.pop(key) for layer in layers if key in layer.tree]
     return values[-1] if values else None
 
 
+def _scale_layers(recipe: Sequence[Layer], scale: Any) -> list[Layer]:
+    folder = _take(recipe, "scales") or ""
+    return [] if scale is None else _read_chain(find_scale(str(scale), str(folder)))
+
+
 def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
     """Return the plain tree of all layers, later ones over earlier ones."""
-    merged = OmegaConf.create()
     try:
-        for layer in layers:
-            merged = _join(merged, layer.tree)
         # Interpolations such as ${steps} may point into other layers.
-        tree = OmegaConf.to_container(merged, resolve=True)
+        tree = OmegaConf.to_container(_join(*(layer.tree for layer in layers)), resolve=True)
     except (OmegaConfBaseException, TypeError) as error:
         why = " ".join(str(error).split())
         raise RecipeError(f"cannot put the recipe together: {why}") from None
@@ -253,41 +275,32 @@ def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-def _join(under: DictConfig, over: DictConfig) -> DictConfig:
-    # Settings of one kind of data mean nothing to another, and would be refused there.
-    if isinstance(data := over.get("data"), DictConfig) and "kind" in data:
-        under = OmegaConf.masked_copy(under, [str(key) for key in under if key != "data"])
-    joined = OmegaConf.merge(under, over)
-    assert isinstance(joined, DictConfig)
+def _join(*trees: DictConfig) -> DictConfig:
+    joined = OmegaConf.create()
+    for tree in trees:
+        # Settings of one kind of data mean nothing to another, and would be refused there.
+        if isinstance(data := tree.get("data"), DictConfig) and "kind" in data:
+            joined.pop("data", None)
+        joined.merge_with(tree)
     return joined
 
 
-def _notes(layers: Sequence[Layer], config: Config) -> list[str]:
+def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> list[str]:
     """Which settings of a person have no effect, and which GPUs no use."""
     notes = []
-    # The last layer that sets a key decides it. A person learns of it only where that layer is one
-    # of ours, a scale, and where the value that they wrote is not the one that the run has.
-    mine = {
-        key: value
-        for layer in layers
-        if not layer.is_shipped
-        for key, value in dotted_leaves(layer.tree).items()
-    }
-    last = {key: layer for layer in layers for key in dotted_leaves(layer.tree)}
-    final = dotted_leaves(_merge(layers))
-    replaced: dict[str, str] = {}
-    for key, value in mine.items():
-        layer = last[key]
-        if key.startswith("data.") and key not in final:
-            # It went with the rest of `data`, to a layer that names the kind.
-            layer = last.get("data.kind", layer)
-        if layer.is_shipped and final.get(key) != value:
-            replaced[f"{key} {value!r} by {final.get(key)!r}"] = layer.name
-    if replaced:
+    # A scale of ours comes after the person's recipe, and so wins over what they wrote in it.
+    mine = dotted_leaves(_join(*(layer.tree for layer in layers if not layer.is_shipped)))
+    final = dotted_leaves(_join(*(layer.tree for layer in layers)))
+    replaced = [
+        f"{key} {value!r} by {final.get(key)!r}"
+        for key, value in mine.items()
+        # An empty mapping sets nothing that could be replaced.
+        if final.get(key) != value and value != {}
+    ]
+    if replaced and scale:
         notes.append(
-            f"{', '.join(dict.fromkeys(replaced.values()))} replaces settings of yours: "
-            f"{', '.join(replaced)}; to keep yours, give them on the command line or take a scale "
-            "of your own"
+            f"{scale[-1].name} replaces settings of yours: {', '.join(replaced)}; to keep yours, "
+            "give them on the command line or take a scale of your own"
         )
     share = config.data.settings.get("probability_share")
     if config.data.kind == "chain_sum" and share and config.reward.probability is None:

@@ -200,11 +200,6 @@ class Config(Section):
                 f"a classifier runs on one GPU, got reward.preference.gpus={preference.gpus}; "
                 "raise reward.preference.actors instead"
             )
-        if gpus == 0 and preference_gpus:
-            raise ValueError(
-                f"reward.preference takes {preference_gpus} GPUs, got resources.gpus=0; set "
-                "reward.preference.gpus=0 to run it on CPU"
-            )
         if gpus == 0 and (self.resources.colocate or self.sync.transport in ("nccl", "ipc")):
             raise ValueError(
                 "resources.colocate and sync.transport nccl or ipc need GPUs, got "
@@ -219,7 +214,8 @@ class Config(Section):
             raise ValueError(
                 f"resources.gpus must hold what the run takes: {engines} for engines "
                 f"(rollout.workers x tensor_parallel), {ranks} for learner ranks and "
-                f"{preference_gpus} for the preference model make {self.num_gpus_taken}, got {gpus}"
+                f"{preference_gpus} for the preference model (reward.preference.gpus; 0 runs it "
+                f"on CPU) make {self.num_gpus_taken}, got {gpus}"
             )
         # CUDA IPC hands memory from one process to another on the same GPU, so they go in pairs.
         if gpus and self.resources.colocate and engines != ranks:
@@ -241,23 +237,19 @@ class Config(Section):
     @property
     def num_gpus_taken(self) -> int:
         """GPUs that engines, learner ranks and preference models run on."""
-        if self.resources.gpus == 0:
-            return 0
-        engines = self.rollout.workers * self.rollout.tensor_parallel
+        engines, ranks = self.rollout.workers * self.rollout.tensor_parallel, self.policy.ranks
         # Colocated, an engine and a rank share each GPU.
-        policy = max(engines, self.policy.ranks)
-        if not self.resources.colocate:
-            policy = engines + self.policy.ranks
+        policy = max(engines, ranks) if self.resources.colocate else engines + ranks
         preference = self.reward.preference
-        return policy + (preference.actors * preference.gpus if preference else 0)
+        taken = policy if self.resources.gpus else 0
+        return taken + (preference.actors * preference.gpus if preference else 0)
 
     @property
     def transport(self) -> Literal["host", "nccl", "ipc"]:
         if self.sync.transport != "auto":
             return self.sync.transport
-        if self.resources.gpus == 0:
-            return "host"
-        return "ipc" if self.resources.colocate else "nccl"
+        with_gpus = "ipc" if self.resources.colocate else "nccl"
+        return with_gpus if self.resources.gpus else "host"
 
     @property
     def canary_tolerance(self) -> float:

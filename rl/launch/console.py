@@ -54,9 +54,7 @@ class Console:
         screen: rich.console.Console | None = None,
     ) -> None:
         """screen: where to write; stdout by default."""
-        self._run_name = run_name
-        self._total_steps = total_steps
-        self._modes = list(modes)
+        self._run_name, self._total_steps, self._modes = run_name, total_steps, list(modes)
         self._screen = screen or rich.console.Console(highlight=False)
         self._started = time.monotonic()
         self._phase: tuple[str, float] | None = None
@@ -106,20 +104,16 @@ class Console:
             row = [Text(mode), _accuracy(before), _accuracy(after), Text(f"{points:+.1f}", style)]
             table.add_row(*row, *(f"{figures['tokens_mean']:.1f}" for figures in (before, after)))
         self._screen.print(table)
-        took = duration(summary["seconds"])
-        self._print(
-            f"{summary['steps']} steps, {summary['trained_tokens']:,} trained tokens, {took}"
-        )
+        tokens, took = summary["trained_tokens"], duration(summary["seconds"])
+        self._print(f"{summary['steps']} steps, {tokens:,} trained tokens, {took}")
 
     def close(self) -> None:
         self._end_phase()
-        if self._live is None:
-            return
-        for handler, stream in self._moved_handlers:
-            handler.setStream(stream)
-        self._moved_handlers.clear()
-        self._live.stop()
-        self._live = None
+        if self._live is not None:
+            for handler, stream in self._moved_handlers:
+                handler.setStream(stream)
+            self._live.stop()
+            self._live = None
 
     def _start_live(self) -> None:
         # A redirected stderr is a log file that someone wants; only a shared terminal is captured.
@@ -134,21 +128,16 @@ class Console:
         moved = dict(zip(before, (sys.stdout, sys.stderr), strict=True))
         # The view has put its own streams in place of both. A log handler that was made before
         # still holds the old one, and its lines would tear the view.
-        named = logging.root.manager.loggerDict.values()
-        loggers = [logging.root, *(log for log in named if isinstance(log, logging.Logger))]
+        loggers = [logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)]
         for handler in [handler for logger in loggers for handler in logger.handlers]:
             if isinstance(handler, logging.StreamHandler) and handler.stream in moved:
-                old = handler.setStream(moved[handler.stream])
-                if old is not None:
-                    self._moved_handlers.append((handler, old))
+                self._moved_handlers.append((handler, handler.stream))
+                handler.setStream(moved[handler.stream])
 
     def _end_phase(self) -> None:
-        if self._phase is None:
-            return
-        text, since = self._phase
-        self._phase = None
-        if self._live is not None:
-            self._print(f"{duration(time.monotonic() - since):>9}  {text}")
+        ended, self._phase = self._phase, None
+        if ended is not None and self._live is not None:
+            self._print(f"{duration(time.monotonic() - ended[1]):>9}  {ended[0]}")
 
     def _show(self, line: str) -> None:
         """Print the line, or have the live view show what it is about."""
@@ -164,18 +153,15 @@ class Console:
     def _left(self) -> float | None:
         """Return the seconds left at the recent pace; None if that is not known yet."""
         steps_left = self._total_steps - self._step
+        times = self._step_times
         # Between the ends of steps, which includes evaluations and checkpoints.
-        if len(self._step_times) > 1:
-            seconds = self._step_times[-1] - self._step_times[0]
-            return steps_left * seconds / (len(self._step_times) - 1)
-        if "time/step" in self._latest:
-            return steps_left * self._latest["time/step"]
-        return None
+        if len(times) > 1:
+            return steps_left * (times[-1] - times[0]) / (len(times) - 1)
+        return steps_left * self._latest["time/step"] if "time/step" in self._latest else None
 
     def _view(self) -> Group:
         times = f"{duration(time.monotonic() - self._started)} elapsed"
-        left = self._left()
-        if left is not None:
+        if (left := self._left()) is not None:
             times += f", {duration(left)} left"
         header = Table.grid(padding=(0, 2))
         header.add_column(no_wrap=True, overflow="ellipsis")
@@ -191,9 +177,8 @@ class Console:
             line = " · ".join(text.format(self._latest[key]) for key, text in fields)
             parts += [Text(line, style="dim"), Text(), self._mode_table()]
         if self._phase is not None:
-            phase, since = self._phase
-            elapsed = duration(time.monotonic() - since)
-            parts.append(Spinner("dots", Text(f"{phase}  {elapsed}", style="bold")))
+            elapsed = duration(time.monotonic() - self._phase[1])
+            parts.append(Spinner("dots", Text(f"{self._phase[0]}  {elapsed}", style="bold")))
         parts += [Text(note, style="dim") for note in self._notes]
         return Group(*parts)
 

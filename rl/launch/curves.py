@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rl.run.directory import RunDirectory
-from rl.run.files import atomic_write, write_text
+from rl.run.files import atomic_write
 from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, plain
 from rl.run.sinks import read_metrics
 
@@ -22,15 +21,8 @@ _TIME_PARTS = {
     "time/update": "learner update",
     "time/publish": "publish",
 }
-_HELDOUT_STYLE: dict[str, Any] = {
-    "linestyle": (0, (2, 2)),
-    "linewidth": 1.4,
-    "marker": "o",
-    "markersize": 8,
-    "markeredgecolor": "white",
-    "zorder": 4,
-    "clip_on": False,
-}
+_HELDOUT_STYLE: dict[str, Any] = {"linestyle": (0, (2, 2)), "linewidth": 1.4, "marker": "o"}
+_HELDOUT_STYLE |= {"markersize": 8, "markeredgecolor": "white", "zorder": 4, "clip_on": False}
 _MAX_BARS = 160
 _SMOOTH_FROM_STEPS = 10
 
@@ -79,13 +71,6 @@ def draw_curves(directory: RunDirectory) -> Path:
     return path
 
 
-def write_summary(directory: RunDirectory, summary: Mapping[str, Any]) -> Path:
-    """Write summary.json: `before`, `after`, `steps`, `trained_tokens`, `seconds`, `versions`."""
-    path = directory.root / "summary.json"
-    write_text(path, json.dumps(dict(summary), indent=2) + "\n")
-    return path
-
-
 def _read(directory: RunDirectory) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
     """Return what a run has logged by step, and each mode's held-out accuracy with its start.
 
@@ -94,8 +79,8 @@ def _read(directory: RunDirectory) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
     by_step = read_metrics(directory.metrics_path)
     logged = pd.DataFrame(list(by_step.values()), index=pd.Index(list(by_step), dtype=int))
     # A run that goes on has no summary yet, and its picture no held-out start.
-    summary = directory.root / "summary.json"
-    before = json.loads(summary.read_text("utf-8"))["before"] if summary.exists() else {}
+    path = directory.summary_path
+    before = json.loads(path.read_text("utf-8"))["before"] if path.exists() else {}
     heldout: dict[str, pd.Series] = {}
     for area, _, rest in (key.partition("/") for key in logged.columns):
         mode, _, figure = rest.partition("/")

@@ -24,14 +24,14 @@ from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
 from rl.launch.console import Console
-from rl.launch.curves import draw_curves, write_summary
+from rl.launch.curves import draw_curves
 from rl.launch.metrics import Progress, step_metrics
 from rl.loop.interfaces import MetricSink
 from rl.loop.loop import Parts, StepResult, TrainingLoop
 from rl.loop.publish import publish
 from rl.run.checkpoints import Checkpoint
 from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
-from rl.run.files import stack_versions
+from rl.run.files import stack_versions, write_text
 from rl.run.jsonl import write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks
@@ -48,16 +48,9 @@ def described(config: Config, notes: Sequence[str]) -> str:
         parameters, vocabulary = builtin.parameters, builtin.vocabulary
     else:
         parameters, vocabulary = count_parameters(config.policy.model), VOCABULARY_GUESS
-    return "\n".join(
-        [
-            dump(config).rstrip(),
-            "placement:",
-            describe(place(config)),
-            "memory:",
-            describe_memory(config.policy, config.rollout, parameters, vocabulary),
-            *(f"note: {note}" for note in notes),
-        ]
-    )
+    memory = describe_memory(config.policy, config.rollout, parameters, vocabulary)
+    lines = [dump(config).rstrip(), "placement:", describe(place(config)), "memory:", memory]
+    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
 async def train(
@@ -143,8 +136,7 @@ async def _train_from(
         """Record the step, evaluate and save where due; False ends the loop."""
         step, is_last = result.step, result.step == config.steps
         progress.add(result)
-        count = config.rollout.prompts_per_step
-        metrics = step_metrics(result, list(config.modes), count, progress)
+        metrics = step_metrics(result, config, progress)
         if config.log.ledger:
             rows = ledger_rows(step, result.groups, result.advantages, result.mismatches)
             write_step(directory.ledger_path, step, rows)
@@ -158,7 +150,15 @@ async def _train_from(
         if is_last:
             # Before the last checkpoint, with which the run is finished: a run killed in between
             # makes its last steps again. The other way round it would have no summary for good.
-            write_summary(directory, _summary(config, before, after, progress))
+            summary = {
+                "before": before,
+                "after": _figures(after),
+                "steps": step,
+                "trained_tokens": sum(progress.trained_tokens.values()),
+                "seconds": round(progress.seconds, 1),
+                "versions": stack_versions(),
+            }
+            write_text(directory.summary_path, json.dumps(summary, indent=2) + "\n")
         if is_last or stop.is_set() or step % config.checkpoint.every == 0:
             draw_curves(directory)
             state = {
@@ -167,8 +167,7 @@ async def _train_from(
                 "scorer": scorer.state,
                 "group_filter": loop.group_filter.state,
             }
-            keep_last = config.checkpoint.keep_last
-            with directory.checkpoints.writer(step, state, keep_last) as path:
+            with directory.checkpoints.writer(step, state, config.checkpoint.keep_last) as path:
                 await learner.save(path)
         if stop.is_set() and not is_last:
             console.note(f"stopped after step {step}; the same command goes on from there")
@@ -181,8 +180,8 @@ async def _train_from(
 async def _check(inputs: RunInputs, directory: RunDirectory, console: Console) -> None:
     """Refuse what would only fail later, and say what of the input is not used."""
     config = inputs.config
-    listed = (f"{count} {route}" for route, count in inputs.routes.items())
-    console.note(f"references by reward: {', '.join(listed)}")
+    listed = ", ".join(f"{count} {route}" for route, count in inputs.routes.items())
+    console.note(f"references by reward: {listed}")
     # Room for the checkpoints that are kept and the one that is being written.
     checkpoint_bytes = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES
     directory.check_room(NEEDED_BYTES + checkpoint_bytes * (config.checkpoint.keep_last + 1))
@@ -204,22 +203,6 @@ async def _check(inputs: RunInputs, directory: RunDirectory, console: Console) -
 
 def _figures(results: Mapping[str, ModeResult]) -> dict[str, dict[str, Any]]:
     return {mode: dataclasses.asdict(result) for mode, result in results.items()}
-
-
-def _summary(
-    config: Config,
-    before: Mapping[str, Mapping[str, float]],
-    after: Mapping[str, ModeResult],
-    progress: Progress,
-) -> dict[str, Any]:
-    return {
-        "before": before,
-        "after": _figures(after),
-        "steps": config.steps,
-        "trained_tokens": progress.total_trained_tokens,
-        "seconds": round(progress.seconds, 1),
-        "versions": stack_versions(),
-    }
 
 
 @contextmanager

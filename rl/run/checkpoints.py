@@ -29,16 +29,8 @@ PROGRESS = "progress.json"
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 # Hashing releases the GIL; more threads than this only compete for the disk.
 _DIGEST_THREADS = 8
-# Libraries report a full disk in many ways. With less room than this, it is the cause.
+# With less room than this, a full disk is the cause of an error.
 _FULL_DISK_BYTES = 16 * 2**20
-
-
-class DiskFull(OSError):
-    """The disk filled up while a checkpoint was written; earlier checkpoints are intact."""
-
-
-class NoUsableCheckpoint(ValueError):
-    """A run has checkpoints and every one of them is damaged."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +52,9 @@ class Checkpoints:
     def writer(self, step: int, progress: Mapping[str, Any], keep_last: int) -> Iterator[Path]:
         """Yield an empty directory to fill; when the block ends it is the checkpoint of `step`.
 
-        An error removes what was written and passes on; a full disk becomes DiskFull. Only after
-        the new checkpoint is complete are all but the newest `keep_last` deleted. Only the process
-        that owns the run may call this.
+        An error removes what was written and passes on; of a full disk it becomes an OSError that
+        says what to do. Only after the new checkpoint is complete are all but the newest
+        `keep_last` deleted. Only the process that owns the run may call this.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         final = self.path(step)
@@ -74,15 +66,27 @@ class Checkpoints:
             yield partial
             (partial / PROGRESS).write_text(json.dumps(dict(progress)), encoding="utf-8")
             _write_manifest(partial, step)
-            self._move_into_place(partial, final)
+            # A run that went back to an earlier checkpoint makes this step again. A directory
+            # cannot be renamed over a full one, so the old one steps aside under a hidden name,
+            # which the next open removes if a kill in between leaves it.
+            replaced = self.directory / f".{final.name}.replaced"
+            if final.exists():
+                final.rename(replaced)
+            partial.rename(final)
+            shutil.rmtree(replaced, ignore_errors=True)
+            # The rename itself must survive a power cut before older checkpoints are deleted.
+            sync_to_disk(self.directory)
         except BaseException as error:
-            # Asked before the partial one is removed, which makes room again.
-            is_full = _is_disk_full(error, self.directory)
+            # Asked before the partial one is removed, which makes room again. safetensors, torch
+            # and DeepSpeed each wrap the system's error of a full disk in one of their own.
+            is_full = shutil.disk_usage(self.directory).free < _FULL_DISK_BYTES
+            is_full = is_full or (isinstance(error, OSError) and error.errno in FULL_DISK)
             shutil.rmtree(partial, ignore_errors=True)
-            if is_full:
+            # An interrupt on a nearly full disk is still an interrupt.
+            if is_full and isinstance(error, Exception):
                 intact = self.steps()
                 resume = f"from step {intact[-1]}" if intact else "from the start"
-                raise DiskFull(
+                raise OSError(
                     errno.ENOSPC,
                     f"the disk of {self.directory} filled up while the checkpoint of step {step} "
                     "was written; make room or lower checkpoint.keep_last, then start the run "
@@ -97,9 +101,9 @@ class Checkpoints:
     def newest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint whose files are all as they were written; None if there is none.
 
-        Damaged ones are passed over with a note that names the file. Raises NoUsableCheckpoint
-        where there are checkpoints and none is intact: starting again at step 0 would throw the
-        run away without being asked.
+        Damaged ones are passed over with a note that names the file. Raises ValueError where there
+        are checkpoints and none is intact: starting again at step 0 would throw the run away
+        without being asked.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -109,7 +113,7 @@ class Checkpoints:
             else:
                 return _read(path, step)
         if steps:
-            raise NoUsableCheckpoint(
+            raise ValueError(
                 f"none of the checkpoints in {self.directory} is intact (steps "
                 f"{', '.join(map(str, steps))}); restore one, or start again with another "
                 "run=NAME"
@@ -142,20 +146,6 @@ class Checkpoints:
         for partial in self.directory.glob(".step_*"):
             shutil.rmtree(partial)
 
-    def _move_into_place(self, partial: Path, final: Path) -> None:
-        if final.exists():
-            # A run that went back to an earlier checkpoint makes this step again. A directory
-            # cannot be renamed over a full one, so the old one steps aside under a hidden name,
-            # which the next open removes if a kill in between leaves it.
-            replaced = self.directory / f".{final.name}.replaced"
-            final.rename(replaced)
-            partial.rename(final)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(final)
-        # The rename itself must survive a power cut before older checkpoints are deleted.
-        sync_to_disk(self.directory)
-
     def _point_latest_at(self, final: Path) -> None:
         # A link made aside and renamed: at every moment `latest` leads to a complete checkpoint.
         link = self.directory / ".latest"
@@ -175,17 +165,14 @@ def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) ->
         checkpoint = checkpoints.newest(note)
         if checkpoint is None:
             raise ValueError(f"{run} has no checkpoint yet; train it with rl.launch")
-    elif step in steps:
-        path = checkpoints.path(step)
-        # The one that was named, or none: another step would be another policy.
-        if damage := find_damage(path):
-            raise ValueError(f"checkpoint {path} is damaged: {damage}; name another step")
-        checkpoint = _read(path, step)
+    elif step not in steps:
+        listed = ", ".join(map(str, steps)) or "(none)"
+        raise ValueError(f"{run} has no checkpoint of step {step}; there are steps {listed}")
+    # The one that was named, or none: another step would be another policy.
+    elif damage := find_damage(path := checkpoints.path(step)):
+        raise ValueError(f"checkpoint {path} is damaged: {damage}; name another step")
     else:
-        raise ValueError(
-            f"{run} has no checkpoint of step {step}; there are steps "
-            f"{', '.join(map(str, steps)) or '(none)'}"
-        )
+        checkpoint = _read(path, step)
     if not (checkpoint.path / "model" / "config.json").is_file():
         raise ValueError(f"{checkpoint.path} holds no model/; name another step of {steps}")
     return checkpoint
@@ -199,8 +186,7 @@ def find_damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, naming the file; None if every file is intact."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        sizes = {name: entry["bytes"] for name, entry in files.items()}
-        digests = {name: entry["blake2b"] for name, entry in files.items()}
+        expected = {name: (entry["bytes"], entry["blake2b"]) for name, entry in files.items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -208,14 +194,14 @@ def find_damage(checkpoint: Path) -> str | None:
     if PROGRESS not in files:
         return f"{MANIFEST} does not list {PROGRESS}"
     # Sizes cost nothing, so all of them come before the first digest.
-    for name, size in sizes.items():
+    for name, (size, _) in expected.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-    stored = _digests(checkpoint, list(digests))
-    changed = [name for name, digest in digests.items() if stored[name] != digest]
+    stored = _digests(checkpoint, list(expected))
+    changed = [name for name, (_, digest) in expected.items() if stored[name] != digest]
     return f"{changed[0]} has other content than was written" if changed else None
 
 
@@ -243,13 +229,3 @@ def _digests(directory: Path, names: list[str]) -> dict[str, str]:
     with ThreadPoolExecutor(_DIGEST_THREADS) as threads:
         digests = threads.map(file_digest, (directory / name for name in names))
         return dict(zip(names, digests, strict=True))
-
-
-def _is_disk_full(error: BaseException, directory: Path) -> bool:
-    # An interrupt on a nearly full disk is still an interrupt.
-    if not isinstance(error, Exception):
-        return False
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return True
-    # safetensors, torch and DeepSpeed each wrap the system's error in one of their own.
-    return shutil.disk_usage(directory).free < _FULL_DISK_BYTES

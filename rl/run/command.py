@@ -22,8 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from rl.config.errors import problems
-from rl.config.keys import Key, find_key, keys_of, matching_keys, nearest
+from rl.config.keys import Key, find_key, keys_of, matching_keys, nearest, problems
 from rl.config.recipe import LOADER_KEYS, load, recipe_names, split_argument
 from rl.config.run import Config
 from rl.config.section import Section
@@ -185,7 +184,7 @@ def read(command: Command[K], arguments: Sequence[str]) -> K:
     try:
         return command.keys.model_validate(given | {"settings": settings})
     except ValidationError as error:
-        raise ValueError("\n".join(problems(error, given, {}, command.keys))) from None
+        raise ValueError("\n".join(problems(error, {}, command.keys))) from None
 
 
 def config_of_run(run: Path, settings: Sequence[str]) -> Config:

@@ -62,11 +62,6 @@ class OwnedDirectory:
         # directory that must be unlocked by hand.
         self._lock = FileLock(root / ".lock")
 
-    @property
-    def is_held(self) -> bool:
-        """Whether this process owns the directory through this object."""
-        return self._lock.is_locked
-
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Make the directory if need be and own it until the block ends.
@@ -118,12 +113,12 @@ def setting_differences(
 ) -> str:
     """`a.b was 1, is 2; c was 3, is not set; and 4 more`; empty where the trees are equal."""
     old, new = dotted_leaves(before), dotted_leaves(after)
+    # A key set to None and a key that is absent differ, so get(key) alone does not tell.
     differences = [
         f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
-        for key in dict.fromkeys([*old, *new])
+        for key in old | new
         if not any(f"{key}.".startswith(f"{free}.") for free in may_differ)
-        # A key set to None and a key that is absent differ, so get() alone does not tell.
-        and (key not in old or key not in new or old[key] != new[key])
+        and old.get(key, "not set") != new.get(key, "not set")
     ]
     more = len(differences) - MAX_NAMED
     return "; ".join(differences[:MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
@@ -163,20 +158,18 @@ class RunDirectory(OwnedDirectory):
         """Forget every step after `step`: they will be made again, and must not appear twice.
 
         Metric lines, ledger files and the summary go; later checkpoints, which can only be damaged
-        ones, are set aside as `*.damaged`.
+        ones, are set aside as `*.damaged`. Only the process that owns the run may call this.
         """
-        assert self.is_held, "open() the run directory before writing to it"
         # The summary counts steps that will run a second time, so it is wrong until the run ends
         # again.
         self.summary_path.unlink(missing_ok=True)
         if self.metrics_path.exists():
             lines = read_records(self.metrics_path)
             write_records(self.metrics_path, [line for line in lines if line["step"] <= step])
-        for path in self.ledger_path.glob("step_*.parquet"):
-            if int(path.stem.removeprefix("step_")) > step:
+        for path in self.ledger_path.glob("*step_*"):
+            # What starts with a dot was half-written when the driver was killed.
+            if path.name[0] == "." or int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
-        for partial in self.ledger_path.glob(".step_*"):
-            partial.unlink()
         self.checkpoints.set_aside_after(step)
 
     def check_room(self, needed_bytes: int) -> None:

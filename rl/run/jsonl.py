@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rl.run.files import atomic_write
 
@@ -32,7 +32,7 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         partial.write_bytes(b"".join(map(_line, records)))
 
 
-class Journal:
+class Journal(AbstractContextManager):
     """A file of records that is open for appending; it knows what earlier processes added.
 
     Whoever opens one must own its directory (rl/run/directory.py): it does not lock by itself.
@@ -70,15 +70,7 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -81,14 +81,12 @@ def ledger_rows(
     step: int,
     scored_groups: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]],
-    mismatches: Sequence[Sequence[float | None]] | None = None,
+    mismatches: Sequence[Sequence[float | None]],
 ) -> list[LedgerRow]:
     """The rows of a step (1-based); advantages and mismatches are per group and trajectory."""
-    if mismatches is None:
-        mismatches = [[None] * len(scored.scores) for scored in scored_groups]
     rows = []
     for scored, *per_trajectory in zip(scored_groups, advantages, mismatches, strict=True):
-        request, group = scored.group.request, scored.group
+        group, request, prompt = scored.group, scored.group.request, scored.group.request.prompt
         for trajectory, score, advantage, mismatch in zip(
             group.trajectories, scored.scores, *per_trajectory, strict=True
         ):
@@ -96,10 +94,10 @@ def ledger_rows(
                 LedgerRow(
                     step=step,
                     group_id=request.group_id,
-                    prompt_id=request.prompt.id,
-                    task=request.prompt.task,
-                    messages=json.dumps(request.prompt.messages, default=dict, ensure_ascii=False),
-                    media=to_json(request.prompt.media) if request.prompt.media else None,
+                    prompt_id=prompt.id,
+                    task=prompt.task,
+                    messages=json.dumps(prompt.messages, default=dict, ensure_ascii=False),
+                    media=to_json(prompt.media) if prompt.media else None,
                     media_digests=group.media_digests,
                     mode=request.mode,
                     first_version=trajectory.versions[0],
@@ -107,7 +105,7 @@ def ledger_rows(
                     text=trajectory.text,
                     reasoning=trajectory.reasoning,
                     answer=trajectory.answer,
-                    reference=request.prompt.reference,
+                    reference=prompt.reference,
                     finish_reason=trajectory.finish_reason,
                     num_tokens=trajectory.num_response_tokens,
                     reward=score.reward,
@@ -129,14 +127,22 @@ def write_step(directory: Path, step: int, rows: Sequence[LedgerRow]) -> Path:
     """Write the rows of one step, all or nothing; replaces what the step had."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step_{step:06d}.parquet"
+    columns, parts = [], sorted({part for row in rows for part in row.parts})
+    for name, kind in get_type_hints(LedgerRow).items():
+        if name == "parts":
+            columns += [pa.field(PART_PREFIX + part, pa.float64()) for part in parts]
+        else:
+            is_optional = kind in (str | None, float | None)
+            columns.append(pa.field(name, _ARROW_TYPES[kind], nullable=is_optional))
     records = []
     for row in rows:
-        parts = {PART_PREFIX + part: value for part, value in row.parts.items()}
+        scores = {PART_PREFIX + part: value for part, value in row.parts.items()}
         fields = {k: storable_text(v) if isinstance(v, str) else v for k, v in vars(row).items()}
         # from_pylist takes what the schema names, so `parts` itself stays out of the file.
-        records.append(fields | parts)
+        records.append(fields | scores)
+    table = pa.Table.from_pylist(records, pa.schema(columns))
     with atomic_write(path) as partial:
-        pq.write_table(pa.Table.from_pylist(records, _schema(rows)), partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd")
     return path
 
 
@@ -166,16 +172,3 @@ def read_rows(path: Path) -> list[LedgerRow]:
 def storable_text(text: str) -> str:
     """The text with `?` for lone surrogates, which JSON data has and UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _schema(rows: Sequence[LedgerRow]) -> pa.Schema:
-    """The columns of these rows: those of LedgerRow, with a column for each part that occurs."""
-    columns = []
-    for name, kind in get_type_hints(LedgerRow).items():
-        if name == "parts":
-            parts = sorted({part for row in rows for part in row.parts})
-            columns += [pa.field(PART_PREFIX + part, pa.float64()) for part in parts]
-        else:
-            is_optional = kind in (str | None, float | None)
-            columns.append(pa.field(name, _ARROW_TYPES[kind], nullable=is_optional))
-    return pa.schema(columns)

@@ -36,16 +36,7 @@ def legend_above(axes: Axes) -> bool:
     """Put a legend above the panel, where no curve can pass under it; False if nothing is drawn."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        axes.legend(
-            handles,
-            labels,
-            loc="lower right",
-            bbox_to_anchor=(1.01, 0.99),
-            ncols=len(handles),
-            frameon=False,
-            fontsize=12,
-            labelcolor=INK,
-            handlelength=1.4,
-            columnspacing=1.4,
-        )
+        corner, spacing = (1.01, 0.99), {"handlelength": 1.4, "columnspacing": 1.4}
+        style = {"ncols": len(handles), "frameon": False, "fontsize": 12, "labelcolor": INK}
+        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=corner, **style, **spacing)
     return bool(handles)

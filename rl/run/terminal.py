@@ -39,15 +39,12 @@ def step_line(
 
     Metrics that the step does not have are left out.
     """
-
-    def known(fields: Sequence[tuple[str, str]]) -> list[str]:
-        return [text.format(metrics[key]) for key, text in fields if key in metrics]
-
     pieces = [f"step {step}/{total_steps}"]
     for mode in modes:
-        if figures := known([(key.format(mode=mode), text) for key, text in _MODE_FIELDS]):
+        fields = [(key.format(mode=mode), text) for key, text in _MODE_FIELDS]
+        if figures := [text.format(metrics[key]) for key, text in fields if key in metrics]:
             pieces.append(" ".join([mode, *figures]))
-    pieces += known(_RUN_FIELDS)
+    pieces += [text.format(metrics[key]) for key, text in _RUN_FIELDS if key in metrics]
     if left_s is not None:
         pieces.append(f"left {duration(left_s)}")
     return " | ".join(pieces)
@@ -86,11 +83,13 @@ def sparkline(values: Sequence[float], width: int) -> str:
     return "".join(_BARS[round((mean - low) / spread * (len(_BARS) - 1))] for mean in means)
 
 
-def progress_bars(console: Console) -> Progress:
+def progress_bars(console: Console | None = None) -> Progress:
     """Return the progress bar of every command: what is done, how much of it, how long it takes.
 
-    Its tasks are pieces of work; their descriptions are plain text, never markup.
+    Its tasks are pieces of work; their descriptions are plain text, never markup. console: stderr
+    by default, so that it never mixes with what a command prints.
     """
+    console = console or Console(stderr=True)
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),

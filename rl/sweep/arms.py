@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
-from rl.config.errors import RecipeError, problems
+from rl.config.keys import RecipeError, problems
 from rl.config.recipe import (
     Loaded,
     dotted_leaves,
@@ -41,14 +41,14 @@ class SweepConfig(Section):
     """The recipe that every arm starts from."""
     long_share: tuple[Share, ...] = ()
     """Shares of the mode that thinks; empty leaves the shares to the recipe."""
-    arms: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    arms: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
     """Other keys to vary, each with its values; every combination is an arm."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Every combination is trained once with each."""
     arms_at_once: int | None = Field(default=None, gt=0)
     """Most arms trained side by side; None takes as many as Ray has room for. Without GPUs, a
     number makes that room: engine and learner of a synchronous arm take turns anyway."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default={})
     """Settings of every arm, over those of the recipe and its scale."""
 
 
@@ -141,7 +141,7 @@ def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
         return SweepConfig.model_validate(tree)
     except ValidationError as error:
         origins = dict.fromkeys(tree, str(path))
-        raise RecipeError("\n".join(problems(error, tree, origins, SweepConfig))) from None
+        raise RecipeError("\n".join(problems(error, origins, SweepConfig))) from None
 
 
 def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Loaded]]:

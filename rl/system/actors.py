@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,10 +55,6 @@ class ActorPlaces:
         ]
 
 
-def _never() -> float:
-    return -math.inf
-
-
 async def call(
     actor: Any,
     method: str,
@@ -67,7 +62,7 @@ async def call(
     deadline_s: float,
     who: str,
     hint: str = "",
-    last_sign: Callable[[], float] = _never,
+    last_sign: Callable[[], float] = lambda: 0.0,
 ) -> Any:
     """Return the answer of one actor, or raise what its method raised.
 
@@ -106,7 +101,7 @@ async def call_all(
     deadline_s: float,
     who: str,
     hint: str = "",
-    last_sign: Callable[[], float] = _never,
+    last_sign: Callable[[], float] = lambda: 0.0,
     refusal: type[Exception] | tuple[()] = (),
 ) -> list[Any]:
     """Return the answers of all actors, in their order; the parameters are those of `call`.
@@ -139,7 +134,20 @@ async def call_all(
                     await asyncio.wait(pending, timeout=BLAME_S)
                 ended = {index: a.exception() for index, a in enumerate(answers) if a.done()}
                 errors = {index: error for index, error in ended.items() if error}
-                _raise_failure(who, method, errors, refusal)
+                # An actor that died is blamed before one that failed, which may follow from it.
+                # A RayTaskError is a RayActorError too where the method itself met a dead actor.
+                dead = [
+                    index
+                    for index, error in errors.items()
+                    if isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+                ]
+                index = min(dead or errors)
+                error = errors[index]
+                cause = error.cause if isinstance(error, RayTaskError) else error
+                if isinstance(cause, refusal):
+                    raise cause from error
+                verb = "died" if dead else "failed"
+                raise RuntimeError(f"{who} {index} {verb} in {method}: {cause}") from error
         return [answer.result() for answer in answers]
     finally:
         for reference, answer in zip(references, answers, strict=True):
@@ -158,27 +166,6 @@ async def close_all(actors: Sequence[Any], deadline_s: float) -> None:
     finally:
         for actor in actors:
             ray.kill(actor)
-
-
-def _raise_failure(
-    who: str,
-    method: str,
-    errors: Mapping[int, BaseException],
-    refusal: type[Exception] | tuple[()],
-) -> None:
-    """Blame an actor that died before one that failed: the failure may follow from the death."""
-    dead = [
-        index
-        for index, error in errors.items()
-        if isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
-    ]
-    index = min(dead or errors)
-    error = errors[index]
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, refusal):
-        raise cause from error
-    verb = "died" if dead else "failed"
-    raise RuntimeError(f"{who} {index} {verb} in {method}: {cause}") from error
 
 
 async def _answer(reference: Any) -> Any:

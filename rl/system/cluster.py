@@ -79,7 +79,14 @@ def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = Tru
             log_to_driver=shows_workers,
         )
     else:
-        _join(resources.ray_address, shows_workers)
+        address = resources.ray_address
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=shows_workers)
+        except ConnectionError as error:
+            raise ValueError(
+                f"resources.ray_address={address}: no Ray cluster answers ({error}); start one "
+                "with ray start --head, or leave the key out"
+            ) from error
     available = int(ray.cluster_resources().get("GPU", 0))
     if resources.gpus > available:
         ray.shutdown()
@@ -87,16 +94,6 @@ def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = Tru
             f"resources.gpus asks for {resources.gpus} GPUs, Ray has {available}; take a "
             "smaller scale= or join a larger cluster with resources.ray_address=auto"
         )
-
-
-def _join(address: str, shows_workers: bool) -> None:
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=shows_workers)
-    except ConnectionError as error:
-        raise ValueError(
-            f"resources.ray_address={address}: no Ray cluster answers ({error}); start one with "
-            "ray start --head, or leave the key out"
-        ) from error
 
 
 def refuse_unplaceable(bundles: Sequence[Mapping[str, float]]) -> None:

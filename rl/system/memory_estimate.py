@@ -18,14 +18,11 @@ VOCABULARY_GUESS = 152_000
 def count_parameters(model: str) -> int | None:
     """Parameters of a model directory by its safetensors headers; None if it is not here."""
     # Headers alone are read, so a large model on a slow disk is counted at once.
-    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    if not files:
-        return None
     total = 0
-    for path in files:
+    for path in Path(model).glob("*.safetensors"):
         with safe_open(path, "np") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total
+    return total or None
 
 
 def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
@@ -36,26 +33,17 @@ def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
     3 everything (https://arxiv.org/abs/1910.02054, section 3). Under LoRA only weights count: the
     adapter is small beside them.
     """
-    # (weights, gradients, optimizer state) in bytes a parameter.
-    is_half = policy.dtype == "bfloat16"
-    weights, gradients, state = (2, 4, 12) if is_half else (4, 4, 8)
-    stage = policy.effective_zero_stage
-    if policy.lora is not None:
-        gradients = state = 0
-    ranks = policy.ranks
-    per_parameter = (
-        weights / (ranks if stage >= 3 else 1)
-        + gradients / (ranks if stage >= 2 else 1)
-        + state / (ranks if stage >= 1 else 1)
+    # Of weights, gradients and optimizer state, each with the ZeRO stage from which it is divided.
+    sizes = (2, 4, 12) if policy.dtype == "bfloat16" else (4, 4, 8)
+    counted = zip(sizes[:1] if policy.lora else sizes, (3, 2, 1), strict=False)
+    stage, ranks = policy.effective_zero_stage, policy.ranks
+    return round(
+        sum(parameters * size / (ranks if stage >= first else 1) for size, first in counted)
     )
-    return round(parameters * per_parameter)
 
 
 def describe_memory(
-    policy: PolicyConfig,
-    rollout: RolloutConfig,
-    parameters: int | None,
-    vocabulary: int,
+    policy: PolicyConfig, rollout: RolloutConfig, parameters: int | None, vocabulary: int
 ) -> str:
     """Lines for people: learner rank, logits in flight, engine weights.
 
@@ -67,12 +55,11 @@ def describe_memory(
     if parameters is None:
         return f"  unknown until {policy.model} is on this disk"
     engine = parameters * (2 if policy.dtype == "bfloat16" else 4) / rollout.tensor_parallel
-    lines = [
-        f"  {parameters:,} parameters",
+    return (
+        f"  {parameters:,} parameters\n"
         f"  each learner rank: {rank_bytes(policy, parameters) / GIB:.2f} GiB for weights, "
-        "gradients and optimizer, and activations on top",
+        "gradients and optimizer, and activations on top\n"
         f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
-        f"{vocabulary:,} (policy.logprob_chunk_tokens)",
-        f"  each engine GPU or process: {engine / GIB:.2f} GiB for weights, and its KV cache",
-    ]
-    return "\n".join(lines)
+        f"{vocabulary:,} (policy.logprob_chunk_tokens)\n"
+        f"  each engine GPU or process: {engine / GIB:.2f} GiB for weights, and its KV cache"
+    )

@@ -27,7 +27,7 @@ class Placement:
     bundles: tuple[Bundle, ...]
     engine_bundles: tuple[int, ...]
     rank_bundles: tuple[int, ...]
-    preference_bundles: tuple[int, ...] = ()
+    preference_bundles: tuple[int, ...]
 
 
 def place(config: Config) -> Placement:
@@ -36,47 +36,30 @@ def place(config: Config) -> Placement:
     A colocated engine shares the bundle of the learner ranks on whose GPUs it runs, so that CUDA
     IPC handles stay on one node.
     """
-    policy = _place_colocated(config) if config.resources.colocate else _place_apart(config)
-    preference = config.reward.preference
-    if preference is None:
-        return policy
-    first = len(policy.bundles)
-    added = [
-        Bundle(preference.gpus, preference.cpus, (f"preference model {p}",))
-        for p in range(preference.actors)
-    ]
+    resources, preference = config.resources, config.reward.preference
+    engines, width = range(config.rollout.workers), config.rollout.tensor_parallel
+    ranks = range(config.policy.ranks)
+    if resources.colocate:
+        cpus = resources.engine_cpus + width * resources.rank_cpus
+        # Ranks are numbered along the engines, so engine e shares GPUs with `width` ranks in a row.
+        shared = [[f"rank {r}" for r in ranks[e * width : (e + 1) * width]] for e in engines]
+        bundles = [Bundle(width, cpus, (f"engine {e}", *shared[e])) for e in engines]
+        rank_bundles = tuple(rank // width for rank in ranks)
+    else:
+        # A bundle each, so that Ray may put engines and ranks on different nodes.
+        gpus = (width, 1) if resources.gpus else (0, 0)
+        bundles = [Bundle(gpus[0], resources.engine_cpus, (f"engine {e}",)) for e in engines]
+        bundles += [Bundle(gpus[1], resources.rank_cpus, (f"rank {r}",)) for r in ranks]
+        rank_bundles = tuple(len(engines) + rank for rank in ranks)
+    first = len(bundles)
+    if preference is not None:
+        bundles += [
+            Bundle(preference.gpus, preference.cpus, (f"preference model {p}",))
+            for p in range(preference.actors)
+        ]
     return Placement(
-        (*policy.bundles, *added),
-        policy.engine_bundles,
-        policy.rank_bundles,
-        tuple(range(first, first + len(added))),
+        tuple(bundles), tuple(engines), rank_bundles, tuple(range(first, len(bundles)))
     )
-
-
-def _place_colocated(config: Config) -> Placement:
-    engines, width = config.rollout.workers, config.rollout.tensor_parallel
-    resources = config.resources
-    bundles = [
-        Bundle(
-            width,
-            resources.engine_cpus + width * resources.rank_cpus,
-            (f"engine {e}", *(f"rank {r}" for r in range(e * width, (e + 1) * width))),
-        )
-        for e in range(engines)
-    ]
-    # Ranks are numbered along the engines, so engine e shares GPUs with `width` ranks in a row.
-    rank_bundles = tuple(rank // width for rank in range(config.policy.ranks))
-    return Placement(tuple(bundles), tuple(range(engines)), rank_bundles)
-
-
-def _place_apart(config: Config) -> Placement:
-    engines, ranks, resources = config.rollout.workers, config.policy.ranks, config.resources
-    # A bundle each, so that Ray may put engines and ranks on different nodes.
-    engine_gpus = config.rollout.tensor_parallel if resources.gpus else 0
-    rank_gpus = 1 if resources.gpus else 0
-    bundles = [Bundle(engine_gpus, resources.engine_cpus, (f"engine {e}",)) for e in range(engines)]
-    bundles += [Bundle(rank_gpus, resources.rank_cpus, (f"rank {r}",)) for r in range(ranks)]
-    return Placement(tuple(bundles), tuple(range(engines)), tuple(range(engines, engines + ranks)))
 
 
 def describe(placement: Placement) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from pydantic import ValidationError
 
-from rl.config.errors import problems
+from rl.config.keys import problems
 from rl.config.section import Section
 from rl.data.fingerprint import stable_hash
 from rl.data.tasks.pictures import charts, digits, figures, pages, reconstruction, shapes, tables
@@ -65,7 +65,7 @@ def read_settings(task: str, settings: Mapping[str, Any] | None = None) -> Secti
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        listed = "; ".join(problems(error, tree, {}, kind))
+        listed = "; ".join(problems(error, {}, kind))
         raise ValueError(f"settings of {task}: {listed}") from error
 
 

@@ -15,7 +15,7 @@ from rl.align.claims.label_cache import LabelCache
 from rl.align.claims.types import Response
 from rl.align.judging import judge
 from rl.config.data import SourceConfig
-from rl.config.errors import RecipeError
+from rl.config.keys import RecipeError
 from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.data.media.store import MediaStore

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.recipe import CONFIGS, SCALES, RecipeError, dump, find_scale, load
-from rl.config.visible_gpus import count_visible_gpus
+from rl.config.recipe import (
+    CONFIGS,
+    SCALES,
+    RecipeError,
+    count_visible_gpus,
+    dump,
+    find_scale,
+    load,
+)
 
 HYBRID = "config=hybrid_50_50.yaml"
 SWEEPS = sorted(path.name for path in CONFIGS.glob("sweep_*.yaml"))

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from rl.launch.curves import _known, _read, draw_curves, write_summary
+from rl.launch.curves import _known, _read, draw_curves
 from rl.run.directory import RunDirectory
 from rl.run.sinks import JsonlSink
 
@@ -64,13 +64,6 @@ def test_modes_keep_the_order_of_the_log_and_values_that_are_no_number_are_left_
 
 def test_the_held_out_start_is_drawn_at_step_0(tmp_path):
     directory = logged(tmp_path, {4: {"eval/long/accuracy": 0.75}})
-    write_summary(directory, {"before": {"long": FIGURES}, "after": {"long": FIGURES}, "steps": 4})
+    directory.summary_path.write_text(json.dumps({"before": {"long": FIGURES}}))
     _, heldout = _read(directory)
     assert heldout["long"].to_dict() == {0: 0.25, 4: 0.75}
-
-
-def test_the_summary_is_written_whole(tmp_path):
-    summary = {"before": {"long": FIGURES}, "after": {"long": FIGURES}, "steps": 4}
-    path = write_summary(RunDirectory(tmp_path), summary)
-    assert json.loads(path.read_text()) == summary
-    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]

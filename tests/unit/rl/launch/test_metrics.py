@@ -5,7 +5,7 @@ import pytest
 from rl.launch.metrics import Progress, step_metrics
 from rl.loop.loop import StepResult
 from rl.loop.stages import Failure, Prompt, RolloutGroup, RolloutRequest, Route, Score, ScoredGroup
-from tests.fakes import trajectory
+from tests.fakes import config, trajectory
 
 
 def scored(mode, lengths, rewards, versions=(0, 0), finish_reason="stop"):
@@ -40,7 +40,7 @@ def result(*groups, step=3, advantages=None, dropped=None):
 def metrics_of(step_result):
     progress = Progress()
     progress.add(step_result)
-    return step_metrics(step_result, ["short", "long"], 4, progress), progress
+    return step_metrics(step_result, config(), progress), progress
 
 
 def test_figures_of_two_modes_by_hand():

@@ -184,7 +184,7 @@ def test_every_command_explains_itself_without_anything_heavy(name):
         "import runpy, sys\n"
         f"sys.argv = [{name!r}, '--help']\n"
         "try:\n"
-        f"    runpy.run_module({name!r}, run_name='__main__')\n"
+        f"    runpy.run_module({name!r}, run_name='__main__', alter_sys=True)\n"
         "finally:\n"
         "    heavy = ('torch', 'ray', 'vllm', 'sympy', 'transformers', 'matplotlib', 'pandas')\n"
         "    print([module for module in heavy if module in sys.modules], file=sys.stderr)\n"

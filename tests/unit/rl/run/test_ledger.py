@@ -91,7 +91,7 @@ def test_media_are_kept_by_name_with_what_was_seen_of_them(tmp_path):
     prompt = dataclasses.replace(FIRST.group.request.prompt, media=media)
     request = dataclasses.replace(FIRST.group.request, prompt=prompt)
     seen = dataclasses.replace(FIRST.group, request=request, media_digests=("0a", "0b"))
-    rows = ledger_rows(1, [dataclasses.replace(FIRST, group=seen)], [(0.5, None)])
+    rows = ledger_rows(1, [dataclasses.replace(FIRST, group=seen)], [(0.5, None)], [(0.0, None)])
     path = write_step(tmp_path, 1, rows)
     back = read_rows(path)
     assert back == rows
@@ -101,7 +101,7 @@ def test_media_are_kept_by_name_with_what_was_seen_of_them(tmp_path):
 
 def test_a_part_that_a_row_lacks_is_absent_there(tmp_path):
     later = group("1/0/0", "short", [Score(0.2, {"preference": 0.2})])
-    rows = ledger_rows(2, [FIRST, later], [(0.5, None), (0.0,)])
+    rows = ledger_rows(2, [FIRST, later], [(0.5, None), (0.0,)], [(0.0, None), (0.0,)])
     back = read_rows(write_step(tmp_path, 2, rows))
     assert [row.parts for row in back] == [
         {"accuracy": 1.0, "format": 1.0},
@@ -111,7 +111,7 @@ def test_a_part_that_a_row_lacks_is_absent_there(tmp_path):
 
 
 def test_a_step_written_again_replaces_the_first(tmp_path):
-    write_step(tmp_path, 1, ledger_rows(1, [FIRST], [(0.5, None)]))
+    write_step(tmp_path, 1, ledger_rows(1, [FIRST], [(0.5, None)], [(0.0, None)]))
     assert read_rows(write_step(tmp_path, 1, [])) == []
 
 
@@ -119,6 +119,6 @@ def test_rewards_that_are_no_number_and_text_that_is_no_unicode_are_kept_as_far_
     tmp_path,
 ):
     odd = group("0/0/0", "short", [Score(math.nan)], reference="a\ud83d", answer=None)
-    (row,) = read_rows(write_step(tmp_path, 1, ledger_rows(1, [odd], [(0.0,)])))
+    (row,) = read_rows(write_step(tmp_path, 1, ledger_rows(1, [odd], [(0.0,)], [(0.0,)])))
     assert row.reward is not None and math.isnan(row.reward)
     assert (row.reference, row.answer) == ("a?", None)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rl.config.errors import RecipeError
+from rl.config.keys import RecipeError
 from rl.config.recipe import load
 from rl.sweep.arms import load_sweep
 from rollout.prompts.stream import PromptStream
