@@ -140,16 +140,14 @@ def _media_token_counter(
 ) -> Callable[[Prompt], int]:
     """Return what counts the tokens that the media of a prompt take, besides their markers."""
     inputs = open_visual_inputs(model, config.data)
-    num_looked_at = 0
+    left = iter(range(CHECKED_MEDIA_PROMPTS))
 
     def count(prompt: Prompt) -> int:
-        nonlocal num_looked_at
         # It reads media and lays them out as the learner does, which takes time, so only the first
         # prompts with media are looked at: a later one that is too long is dropped when it is
         # asked.
-        if not prompt.media or inputs is None or num_looked_at == CHECKED_MEDIA_PROMPTS:
+        if not prompt.media or inputs is None or next(left, None) is None:
             return 0
-        num_looked_at += 1
         token_ids = chat.prompt_token_ids(prompt, thinking=False)
         try:
             return len(inputs.expanded(token_ids, prompt.media)) - len(token_ids)
@@ -190,10 +188,7 @@ def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[Route | 
 async def open_training(
     inputs: RunInputs, phase: Callable[[str], None]
 ) -> AsyncIterator[TrainingServices]:
-    """Start Ray, engines, learner and reward service, which stop with the block.
-
-    phase: told what is being started.
-    """
+    """Start Ray, engines, learner and reward service for the block, and tell `phase` of each."""
     config = inputs.config
     phase("starting Ray")
     with closing(open_cluster(config)) as cluster:
@@ -204,7 +199,15 @@ async def open_training(
             services = await _start_sampling(inputs, cluster, closers, inputs.model, learner)
             engine = services.engine
             phase("connecting learner and engines")
-            engine.canary = await _sample_canary(inputs, engine)
+            # The canary is a response of the mode with the largest budget, since whatever is wrong
+            # with the weights shows in more tokens.
+            mode = max(config.modes, key=lambda name: config.modes[name].max_tokens)
+            request = train_request(config, inputs.encode, "canary", inputs.heldout[0], mode)
+            # Scoring it samples one token more, which must fit too.
+            budget = max(1, min(request.max_tokens - 1, CANARY_TOKENS))
+            request = dataclasses.replace(request, n=1, max_tokens=budget)
+            (trajectory,) = (await engine.generate(request)).trajectories
+            engine.canary = Canary(request, trajectory)
             await learner.connect_engines(engine.actors, engine.canary)
             yield TrainingServices(engine, services.scorer, learner)
 
@@ -322,16 +325,3 @@ async def _start_preference(
     model = await RewardModelClient.start(path, places, config.dtype, config.deadline_s)
     closers.append(model.close)
     return model
-
-
-async def _sample_canary(inputs: RunInputs, engine: EnginePool) -> Canary:
-    """One response in the mode with the largest budget, cut to CANARY_TOKENS."""
-    modes = inputs.config.modes
-    # The long mode: whatever is wrong with the weights shows in more tokens.
-    mode = max(modes, key=lambda name: modes[name].max_tokens)
-    request = train_request(inputs.config, inputs.encode, "canary", inputs.heldout[0], mode)
-    # Scoring the canary samples one token more, which must fit too.
-    budget = max(1, min(request.max_tokens - 1, CANARY_TOKENS))
-    request = dataclasses.replace(request, n=1, max_tokens=budget)
-    (trajectory,) = (await engine.generate(request)).trajectories
-    return Canary(request, trajectory)

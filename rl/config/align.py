@@ -24,7 +24,6 @@ class DpoConfig(Section):
     """Pairs that a rank forwards at once, each as two rows."""
     # The paper does not publish its schedule; the optimizer's default is constant.
     optimizer: OptimizerConfig = OptimizerConfig()
-    """The optimizer of the pass."""
     checkpoint_every: int = Field(default=50, gt=0)
     """Steps between the checkpoints that a killed pass goes on from."""
 
@@ -111,6 +110,4 @@ class AlignConfig(Section):
     pairs_per_prompt: int = Field(default=2, gt=0)
     """The most pairs that are made of one prompt's responses."""
     dpo: DpoConfig = DpoConfig()
-    """How the policy learns from the pairs."""
     gate: GateConfig = GateConfig()
-    """What the aligned policy must show before it is accepted."""

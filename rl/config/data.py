@@ -85,9 +85,7 @@ class SourceConfig(Section):
     heldout_share: float = Field(default=0.05, gt=0, lt=1)
     """Share of the rows that are kept out of training where no held-out rows are named."""
     columns: ColumnsConfig = ColumnsConfig()
-    """Which column of a dataset holds what."""
     video: VideoConfig = VideoConfig()
-    """Which frames of its videos the model sees."""
     # The task checks them itself: only it knows which it has.
     settings: dict[str, Any] = {}
     """Settings of a procedural task, which are passed to it as they are."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +18,7 @@ TYPES = {"integer": "whole number", "number": "number", "boolean": "true or fals
 TYPES |= {"string": "text", "path": "path"}
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least"}
 BOUNDS |= {"exclusiveMaximum": "below", "maximum": "at most"}
+Schema = Mapping[str, Any]
 
 
 class RecipeError(ValueError):
@@ -30,70 +31,58 @@ class Key:
 
     name: str
     """Dotted, with wildcards, as in `modes.NAME.share`."""
+    parent: str
+    """The key that holds it, as in `modes.NAME`; empty for those of the outermost section."""
     type: str
     """Such as `whole number above 0, or null`."""
     default: str
     """As it would be written; of a key without one an example, if there is any."""
     help: str
-    section: type[BaseModel] | None
-    """Of a key that holds a section of its own, that section."""
+    section: str | None
+    """Of a key that holds a section of its own, what that section is."""
 
 
-def keys_of(section: type[BaseModel], prefix: str = "") -> list[Key]:
-    """The keys of a section in the order of the source, without those of sections within it.
+def keys_of(section: type[BaseModel]) -> list[Key]:
+    """Every key of a section in the order of the source, followed by those that it holds itself.
 
     A mapping of sections, such as `modes`, is one key, in which NAME stands for any name.
     """
     schema = section.model_json_schema()
-    keys = []
-    for name, field in section.model_fields.items():
-        about = schema["properties"][field.alias or name]
-        # A field holds one kind of section at most, with or without null beside it.
-        inner, wildcard = next(_sections_in(field.annotation), (None, ""))
-        default = about.get("default")
-        if field.examples and default is None:
-            shown = str(field.examples[0])
-        elif field.is_required() or "$ref" in about:
+    return list(_keys(schema, schema.get("$defs", {}), ""))
+
+
+def _keys(schema: Schema, definitions: Schema, parent: str) -> Iterator[Key]:
+    for name, about in schema["properties"].items():
+        # A key holds one kind of section at most: alone, beside null, in a list or under names.
+        inner = re.search(r"#/\$defs/(\w+)", json.dumps(about))
+        held = definitions[inner[1]] if inner else None
+        wildcard = {"object": ".NAME", "array": ".N"}.get(about.get("type"), "") if held else ""
+        dotted = f"{parent}.{name}{wildcard}".removeprefix(".")
+        is_required, default = name in schema.get("required", ()), about.get("default")
+        if default is None and "examples" in about:
+            shown = str(about["examples"][0])
+        elif is_required or "$ref" in about:
             # The keys of a section have defaults of their own.
             shown = ""
         else:
             shown = default if isinstance(default, str) else json.dumps(default)
-        dotted = f"{prefix}{field.alias or name}" + (f".{wildcard}" if wildcard else "")
-        kind = _type_text(about) + (", required" if field.is_required() else "")
-        keys.append(Key(dotted, kind, shown, " ".join((field.description or "").split()), inner))
-    return keys
+        kind = _type_text(about) + (", required" if is_required else "")
+        section = held and held.get("description", "")
+        # Most sections stand at one place, and their key needs no other words.
+        words = " ".join((about.get("description") or section or "").split())
+        yield Key(dotted, parent, kind, shown, words, section)
+        if held:
+            yield from _keys(held, definitions, dotted)
 
 
-def all_keys(section: type[BaseModel], prefix: str = "") -> Iterator[Key]:
-    """The keys of a section, each followed by those of the section that it holds."""
-    for key in keys_of(section, prefix):
-        yield key
-        if key.section is not None:
-            yield from all_keys(key.section, f"{key.name}.")
-
-
-def find_key(section: type[BaseModel], dotted: str) -> Key | None:
-    """The key that is called `dotted`; None if there is none.
-
-    Example: `modes`, `modes.NAME` and `modes.long` are the same key.
-    """
-    for key in all_keys(section):
-        if _named_as(key.name, dotted) == dotted:
-            return key
-    return None
-
-
-def matching_keys(section: type[BaseModel], word: str) -> list[Key]:
+def matching_keys(keys: Sequence[Key], word: str) -> list[Key]:
     """The keys whose name or help has this word, or else those with the most similar names."""
-    keys = list(all_keys(section))
     word = word.lower()
     matching = [key for key in keys if word in f"{key.name} {key.help}".lower()]
-    if matching:
-        return matching
     # People remember the name of a setting and not its section.
     last = {key: [p for p in key.name.split(".") if p not in WILDCARDS][-1] for key in keys}
     close = difflib.get_close_matches(word, set(last.values()), n=1)
-    return [key for key in keys if last[key] in close]
+    return matching or [key for key in keys if last[key] in close]
 
 
 def problems(
@@ -115,7 +104,9 @@ def problems(
         message = finding["msg"].removeprefix("Value error, ")
         # pydantic says that extra inputs are not permitted; a person wants to know which are.
         if finding["type"] == "extra_forbidden":
-            keys, prefix = valid_keys(model, key), key[: key.rfind(".") + 1]
+            # With the names that the wrong key has, such as those of modes.
+            names = [named_as(valid.name, key) for valid in keys_of(model)]
+            keys, prefix = [n.removesuffix(".NAME") for n in names], key[: key.rfind(".") + 1]
             inside = {k[len(prefix) :].partition(".")[0] for k in keys if k.startswith(prefix)}
             advice = nearest(key, keys) or f"the valid ones here are {', '.join(sorted(inside))}"
             lines.append(f"{key}: no such key, got {got}{where}; {advice}")
@@ -150,15 +141,11 @@ def nearest(key: str, keys: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-def valid_keys(section: type[BaseModel], wrong: str) -> list[str]:
-    """Every dotted key that a section takes, with the names that a wrong key has: its modes."""
-    return [_named_as(key.name, wrong).removesuffix(".NAME") for key in all_keys(section)]
-
-
-def _named_as(pattern: str, dotted: str) -> str:
+def named_as(pattern: str, dotted: str) -> str:
     """The pattern with the names and numbers of `dotted` in place of its wildcards.
 
-    Example: `modes.NAME.share` as `modes.long.shar` is `modes.long.share`.
+    Example: as `modes.long.shar`, `modes.NAME.share` is `modes.long.share`, and `modes.NAME` is
+    `modes.long`.
     """
     parts, given = pattern.split("."), dotted.split(".")
     for index, part in enumerate(parts):
@@ -168,20 +155,7 @@ def _named_as(pattern: str, dotted: str) -> str:
     return ".".join(parts)
 
 
-def _sections_in(annotation: Any) -> Iterator[tuple[type[BaseModel], str]]:
-    """The sections in a field's type, each with the wildcard for its name, if it is one of many."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation, ""
-    elif origin in (dict, list):
-        for model, _ in _sections_in(arguments[-1]):
-            yield model, "NAME" if origin is dict else "N"
-    elif origin in (Union, UnionType):
-        for argument in arguments:
-            yield from _sections_in(argument)
-
-
-def _type_text(schema: Mapping[str, Any]) -> str:
+def _type_text(schema: Schema) -> str:
     """The type that a JSON schema describes, in words, with its bounds."""
     bounds = (f" {words} {schema[name]:,}" for name, words in BOUNDS.items() if name in schema)
     if "anyOf" in schema:

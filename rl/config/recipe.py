@@ -70,13 +70,11 @@ def load(arguments: Sequence[str]) -> Loaded:
             "config=NAME is missing; name a recipe of the working directory or one of "
             f"{', '.join(recipe_names())}"
         )
-    recipe = find_recipe(str(directives["config"]))
+    name = str(directives["config"])
+    recipe = find_recipe(name)
     layers = _read_chain(recipe)
     if any("recipe" in layer.tree for layer in layers):
-        raise RecipeError(
-            f"{recipe.name} is a sweep, not a recipe; run it with python -m rl.sweep "
-            f"config={directives['config']}"
-        )
+        raise RecipeError(f"{name} is a sweep; run it with python -m rl.sweep config={name}")
     own_scale = _take(layers, "scale")
     scale = _scale_layers(layers, directives.get("scale", own_scale))
     layers += [*scale, Layer(COMMAND_LINE, overrides)]
@@ -109,10 +107,14 @@ def load_over(
     return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})
 
 
+def read_config(path: Path) -> Config:
+    """The configuration that a file holds; raises RecipeError."""
+    return _checked(_read_chain(path), {})
+
+
 def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
-    tree = defaults | _merge(layers)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(defaults | _merge(layers))
     except ValidationError as error:
         origins = {key: layer.name for layer in layers for key in dotted_leaves(layer.tree)}
         raise RecipeError("\n".join(problems(error, origins, Config))) from None
@@ -196,10 +198,7 @@ def split_argument(argument: str) -> tuple[str, str]:
     """The key and the value of `key=value`; raises RecipeError for anything else."""
     key, equals, value = argument.partition("=")
     if not equals or not all(key.split(".")):
-        raise RecipeError(
-            f"{argument!r} is not key=value; write it as rollout.group_size=16 (no spaces around "
-            "the equals sign)"
-        )
+        raise RecipeError(f"{argument!r} is not key=value, such as rollout.group_size=16")
     return key, value
 
 

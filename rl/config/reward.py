@@ -94,7 +94,6 @@ class RewardConfig(Section):
     """What a response is scored by. The reward is the weighted sum of its parts."""
 
     weights: RewardWeights = RewardWeights()
-    """The weight of each part in the reward."""
     task_weights: dict[str, dict[str, float]] = {}
     """Weights of single parts for one accuracy route or task, over `weights`."""
     mode_weights: dict[str, dict[str, float]] = {}
@@ -107,7 +106,6 @@ class RewardConfig(Section):
     plugins: dict[str, PluginConfig] = {}
     """Parts of your own."""
     repetition: RepetitionConfig = RepetitionConfig()
-    """What counts as repeated text."""
     overlong_window: dict[str, int] = {}
     """By mode, the tokens before the end of its budget in which length is punished (DAPO); a mode
     that is not named has no such window."""
@@ -138,11 +136,10 @@ class RewardConfig(Section):
         reserved = set(self.plugins) & {*RewardWeights.model_fields, *UNWEIGHTED_PARTS, "mean"}
         if reserved:
             raise ValueError(f"plugins must not take the name of a part: {sorted(reserved)}")
+        known = sorted(self.parts)
         for key in ("task_weights", "mode_weights"):
             for name, weights in getattr(self, key).items():
-                if unknown := sorted(set(weights) - set(self.parts)):
-                    raise ValueError(
-                        f"{key}.{name} weighs unknown parts {unknown}; there are "
-                        f"{sorted(self.parts)}"
-                    )
+                if unknown := sorted(set(weights) - set(known)):
+                    what = f"{key}.{name} weighs unknown parts {unknown}"
+                    raise ValueError(f"{what}; there are {known}")
         return self

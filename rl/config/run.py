@@ -87,33 +87,21 @@ class Config(Section):
     share_schedule: list[SharePoint] = []
     """Shares of the modes over the run; empty holds `modes.*.share` throughout."""
     data: SourceConfig
-    """Where prompts come from."""
     policy: PolicyConfig = PolicyConfig()
-    """The model that is trained, and the ranks that train it."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    """How the policy learns from a batch."""
     rollout: RolloutConfig
-    """What is sampled in a step, and the engines that sample it."""
     reward: RewardConfig = RewardConfig()
-    """What a response is scored by."""
     sync: SyncConfig = SyncConfig()
-    """How new weights reach the engines."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """When the run is saved."""
     eval: EvalConfig = EvalConfig()
-    """The evaluation on held-out prompts."""
     resources: ResourcesConfig = ResourcesConfig()
-    """What the run takes of the machine or cluster."""
     align: AlignConfig = AlignConfig()
-    """The RLAIF-V pass after RL."""
     log: LogConfig = LogConfig()
-    """Where metrics and samples go."""
 
     @model_validator(mode="after")
     def _modes_fit(self) -> Config:
         """Shares add up, budgets leave room for the prompt, and no section names another mode."""
-        # The shares of two layers do not add up by themselves, so this is the commonest mistake.
-        _check_shares("modes.*.share", {name: mode.share for name, mode in self.modes.items()})
+        shares = {"modes.*.share": {name: mode.share for name, mode in self.modes.items()}}
         for index, point in enumerate(self.share_schedule):
             # Also a mode with a share of 0, because between points shares are interpolated.
             if unknown := set(point.shares) ^ set(self.modes):
@@ -121,7 +109,16 @@ class Config(Section):
                     f"share_schedule[{index}].shares must name every mode and no other: "
                     f"{sorted(unknown)} differ from modes {sorted(self.modes)}"
                 )
-            _check_shares(f"share_schedule[{index}].shares", point.shares)
+            shares[f"share_schedule[{index}].shares"] = point.shares
+        if self.align.mix:
+            shares["align.mix"] = self.align.mix
+        for key, by_mode in shares.items():
+            total = sum(by_mode.values())
+            # The shares of two layers do not add up by themselves, so this is the commonest
+            # mistake. Thirds cannot be written exactly.
+            if not math.isclose(total, 1.0, abs_tol=1e-6):
+                listed = " + ".join(f"{name} {share}" for name, share in by_mode.items())
+                raise ValueError(f"{key} must sum to 1, got {total:g} ({listed})")
         steps = [point.step for point in self.share_schedule]
         if steps != sorted(set(steps)):
             raise ValueError(f"share_schedule steps must increase, got {steps}")
@@ -129,9 +126,8 @@ class Config(Section):
         for name, mode in self.modes.items():
             if mode.max_tokens >= self.rollout.max_model_length:
                 raise ValueError(
-                    f"modes.{name}.max_tokens must leave room for the prompt: {mode.max_tokens} "
-                    f">= rollout.max_model_length {self.rollout.max_model_length}; lower the "
-                    "first or raise the second"
+                    f"modes.{name}.max_tokens={mode.max_tokens} must leave room for the prompt in "
+                    f"rollout.max_model_length={self.rollout.max_model_length}; change one of them"
                 )
         named = {
             "reward.mode_weights": self.reward.mode_weights,
@@ -149,8 +145,6 @@ class Config(Section):
                     f"reward.overlong_window.{mode} must be between 1 and the mode's max_tokens "
                     f"{self.modes[mode].max_tokens}, got {window}"
                 )
-        if self.align.mix:
-            _check_shares("align.mix", self.align.mix)
         return self
 
     @model_validator(mode="after")
@@ -170,9 +164,8 @@ class Config(Section):
         is_on_engine = probability is not None and probability.scorer == "engine"
         if is_on_engine and self.rollout.engine.get("speculative_config"):
             raise ValueError(
-                "reward.probability scores on the engines, which cannot be forced while they "
-                "decode speculatively; leave rollout.engine.speculative_config out, or set "
-                "reward.probability.scorer=learner"
+                "engines that decode speculatively cannot be forced to score; leave out "
+                "rollout.engine.speculative_config, or set reward.probability.scorer=learner"
             )
         # A batch is cut into as many parts, and each needs one group at least.
         if self.rollout.prompts_per_step < self.algorithm.updates_per_batch:
@@ -257,11 +250,3 @@ class Config(Section):
             return self.sync.canary_tolerance
         # bfloat16 keeps 8 bits of a number, and engine and learner round at other places.
         return 1e-4 if self.policy.dtype == "float32" else 0.35
-
-
-def _check_shares(key: str, shares: dict[str, float]) -> None:
-    total = sum(shares.values())
-    # Thirds cannot be written exactly.
-    if not math.isclose(total, 1.0, abs_tol=1e-6):
-        listed = " + ".join(f"{name} {share}" for name, share in shares.items())
-        raise ValueError(f"{key} must sum to 1, got {total:g} ({listed})")

@@ -10,7 +10,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """The string under a field is its help, which `--help=KEY` prints."""
+    """The string under a field is its help, which `--help=KEY` prints; else that of its section."""
 
     model_config = ConfigDict(
         frozen=True,

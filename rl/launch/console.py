@@ -22,7 +22,6 @@ from rl.run.pictures import mode_colors
 from rl.run.terminal import duration, sparkline, step_line
 
 _MAX_SPARK_WIDTH = 24
-_NOTES_SHOWN = 4
 # Enough steps to even out evaluations and checkpoints, few enough to follow a change of speed.
 _PACE_STEPS = 20
 
@@ -62,7 +61,6 @@ class Console:
         self._step_times: deque[float] = deque(maxlen=_PACE_STEPS + 1)
         self._latest: dict[str, float] = {}
         self._history: defaultdict[str, list[float]] = defaultdict(list)
-        self._notes: deque[str] = deque(maxlen=_NOTES_SHOWN)
         self._live: Live | None = None
         self._moved_handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
         # In a log file a live view would be thousands of copies of itself.
@@ -73,11 +71,12 @@ class Console:
         """A stretch of work begins, and the one before it has ended."""
         self._end_phase()
         self._phase = (text, time.monotonic())
-        self._show(f"[{duration(time.monotonic() - self._started)}] {text}")
+        if self._live is None:
+            self._print(f"[{duration(time.monotonic() - self._started)}] {text}")
 
     def note(self, text: str) -> None:
-        self._notes.append(f"{duration(time.monotonic() - self._started)}  {text}")
-        self._show(f"note: {text}")
+        # Above the live view, where it stays to be read.
+        self._print(f"note: {text}")
 
     def step_done(self, step: int, metrics: Mapping[str, float]) -> None:
         self._end_phase()
@@ -87,7 +86,9 @@ class Console:
         self._latest.update(metrics)
         for key, value in metrics.items():
             self._history[key].append(value)
-        self._show(step_line(step, self._total_steps, self._modes, metrics, self._left()))
+        if self._live is None:
+            left = self._left()
+            self._print(step_line(step, self._total_steps, self._modes, metrics, left))
 
     def before_after_table(self, summary: Mapping[str, Any]) -> None:
         """Print held-out accuracy and length of every mode before and after (summary.json)."""
@@ -139,13 +140,6 @@ class Console:
         if ended is not None and self._live is not None:
             self._print(f"{duration(time.monotonic() - ended[1]):>9}  {ended[0]}")
 
-    def _show(self, line: str) -> None:
-        """Print the line, or have the live view show what it is about."""
-        if self._live is None:
-            self._print(line)
-        else:
-            self._live.refresh()
-
     def _print(self, text: str) -> None:
         # As Text it is no markup: a path or a note may hold square brackets.
         self._screen.print(Text(text), soft_wrap=True)
@@ -179,7 +173,6 @@ class Console:
         if self._phase is not None:
             elapsed = duration(time.monotonic() - self._phase[1])
             parts.append(Spinner("dots", Text(f"{self._phase[0]}  {elapsed}", style="bold")))
-        parts += [Text(note, style="dim") for note in self._notes]
         return Group(*parts)
 
     def _mode_table(self) -> Table:

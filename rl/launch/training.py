@@ -61,14 +61,13 @@ async def train(
 ) -> bool:
     """Run, or continue, the training that `config` describes; whether it came to its end.
 
-    notes: shown at the start. screen: where a person follows the run; stdout by default. sinks:
-    get every step's metrics, beside those that `config.log` asks for.
+    screen: where a person follows it; stdout by default. sinks: beside those of `config.log`.
     """
     directory, stop = RunDirectory(Path(config.run)), asyncio.Event()
     # All is closed in the reverse order: first the processes, then what they report to. The lock of
     # the directory goes last, so that no other driver starts while this one still writes.
     async with AsyncExitStack() as stack:
-        stack.enter_context(directory.open(config, dump(config), NEEDED_BYTES))
+        stack.enter_context(directory.open(config, NEEDED_BYTES))
         view = Console(directory.name, config.steps, list(config.modes), screen)
         console = stack.enter_context(closing(view))
         for note in notes:

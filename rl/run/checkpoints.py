@@ -38,15 +38,18 @@ class Checkpoint:
     path: Path
     step: int
     """Steps done when it was written."""
-    progress: Mapping[str, Any]
-    """What the writer was given: counts and reward state, as JSON holds them."""
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the writer was given: counts and reward state, as JSON holds them."""
+        return json.loads((self.path / PROGRESS).read_text(encoding="utf-8"))
 
 
+@dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run, in `directory`."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    directory: Path
 
     @contextmanager
     def writer(self, step: int, progress: Mapping[str, Any], keep_last: int) -> Iterator[Path]:
@@ -111,7 +114,7 @@ class Checkpoints:
             if damage := find_damage(path):
                 note(f"checkpoint {path.name} is skipped: {damage}")
             else:
-                return _read(path, step)
+                return Checkpoint(path, step)
         if steps:
             raise ValueError(
                 f"none of the checkpoints in {self.directory} is intact (steps "
@@ -126,15 +129,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending; not verified."""
-        if not self.directory.is_dir():
-            return []
-        matches = (_STEP_NAME.fullmatch(path.name) for path in self.directory.iterdir())
+        matches = (_STEP_NAME.fullmatch(path.name) for path in self.directory.glob("step_*"))
         return sorted(int(match[1]) for match in matches if match)
 
     def set_aside_after(self, step: int) -> None:
         """Rename checkpoints past `step` to `*.damaged`, so that they are not counted as newest."""
-        for later in [later for later in self.steps() if later > step]:
-            path = self.path(later)
+        for path in [self.path(later) for later in self.steps() if later > step]:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
@@ -172,14 +172,10 @@ def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) ->
     elif damage := find_damage(path := checkpoints.path(step)):
         raise ValueError(f"checkpoint {path} is damaged: {damage}; name another step")
     else:
-        checkpoint = _read(path, step)
+        checkpoint = Checkpoint(path, step)
     if not (checkpoint.path / "model" / "config.json").is_file():
         raise ValueError(f"{checkpoint.path} holds no model/; name another step of {steps}")
     return checkpoint
-
-
-def _read(path: Path, step: int) -> Checkpoint:
-    return Checkpoint(path, step, json.loads((path / PROGRESS).read_text(encoding="utf-8")))
 
 
 def find_damage(checkpoint: Path) -> str | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import inspect
 import re
 import sys
 import textwrap
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from rich.console import Console
 from rich.text import Text
 
-from rl.config.keys import Key, find_key, keys_of, matching_keys, nearest, problems
+from rl.config.keys import Key, keys_of, matching_keys, named_as, nearest, problems
 from rl.config.recipe import LOADER_KEYS, load, recipe_names, split_argument
 from rl.config.run import Config
 from rl.config.section import Section
@@ -203,35 +203,33 @@ def print_help(command: Command[Any], topic: str = "") -> None:
     """
     screen = Console(highlight=False, markup=False)
     screen.width = min(screen.width, HELP_WIDTH) if screen.is_terminal else HELP_WIDTH
-    sections = (command.keys, *command.settings)
+    own = [key for key in keys_of(command.keys) if key.name != "settings"]
+    others = {section: keys_of(section) for section in command.settings}
+    keys = [*own, *chain.from_iterable(others.values())]
     if not topic:
         screen.print((command.about or "").strip())
         screen.print(f"\nKeys of {command.name}:\n")
-        _print_keys(screen, [key for key in keys_of(command.keys) if key.name != "settings"])
-        for section in command.settings:
-            names = _indented(screen, ", ".join(key.name for key in keys_of(section)))
+        _print_keys(screen, own)
+        for section, its_keys in others.items():
+            names = _indented(screen, ", ".join(key.name for key in its_keys if not key.parent))
             screen.print(f"And {SETTINGS[section.__name__]}:\n\n{names}\n")
-        if command.settings:
+        if others:
             explained = "--help=KEY explains one, or all of a section; --help=WORD searches."
             screen.print(f"python -m {command.name} {explained}")
-        return
-    keys = [key for section in sections if (key := find_key(section, topic))]
-    if keys:
-        _print_keys(screen, keys[:1])
-        section = keys[0].section
-        if section is not None:
-            if section.__doc__:
-                screen.print(inspect.cleandoc(section.__doc__) + "\n")
-            _print_keys(screen, keys_of(section, f"{keys[0].name}."))
-        return
-    matching = [key for section in sections for key in matching_keys(section, topic)]
-    if not matching:
+    # `modes`, `modes.NAME` and `modes.long` are the same key.
+    elif key := next((key for key in keys if named_as(key.name, topic) == topic), None):
+        _print_keys(screen, [key])
+        if key.section and " ".join(key.section.split()) != key.help:
+            screen.print(key.section + "\n")
+        _print_keys(screen, (inner for inner in keys if inner.parent == key.name))
+    elif matching := matching_keys(keys, topic):
+        screen.print(f"No key is called {topic}; these are near:\n")
+        _print_keys(screen, matching)
+    else:
         raise ValueError(
             f"--help={topic}: no key or section of this name, nor any that mentions it; "
             f"python -m {command.name} --help lists them"
         )
-    screen.print(f"No key is called {topic}; these are near:\n")
-    _print_keys(screen, matching)
 
 
 def _print_keys(screen: Console, keys: Iterable[Key]) -> None:

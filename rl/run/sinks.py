@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +15,6 @@ from rl.run.directory import RunDirectory
 from rl.run.files import write_text
 from rl.run.jsonl import Journal, read_records
 
-_log = logging.getLogger(__name__)
-
 
 class Sinks:
     """All sinks of a run. One that fails is reported once and dropped; training goes on."""
@@ -26,16 +23,14 @@ class Sinks:
         self,
         log: LogConfig,
         directory: RunDirectory,
-        note: Callable[[str], None] = _log.warning,
+        note: Callable[[str], None],
         more: Sequence[MetricSink] = (),
     ) -> None:
-        """Open what `log` asks for beside `more`; raises ValueError where it cannot be had.
-
-        Steps after the last one in metrics.jsonl are taken as not yet made.
-        """
+        """Open what `log` asks for beside `more`; raises ValueError where it cannot be had."""
         self._note = note
         self._sinks: list[MetricSink] = [JsonlSink(directory.metrics_path)]
         if log.tensorboard:
+            # What comes after the last step of metrics.jsonl is taken as not yet made.
             next_step = max(read_metrics(directory.metrics_path), default=-1) + 1
             self._sinks.append(TensorBoardSink(directory.root / "tensorboard", next_step))
         if log.wandb_project is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -71,15 +71,11 @@ def sparkline(values: Sequence[float], width: int) -> str:
     """
     # A step may log NaN, say the mean of no samples.
     finite = [value for value in values if math.isfinite(value)]
-    count = min(width, len(finite))
-    bounds = [index * len(finite) // count for index in range(count + 1)] if count else []
-    means = [math.fsum(finite[a:b]) / (b - a) for a, b in pairwise(bounds)]
-    if not means:
+    if not finite:
         return ""
-    low, spread = min(means), max(means) - min(means)
+    means = [chunk.mean() for chunk in np.array_split(finite, min(width, len(finite)))]
     # A flat series has no range to be scaled to, and is drawn at the bottom.
-    if spread == 0:
-        return _BARS[0] * count
+    low, spread = min(means), max(means) - min(means) or 1.0
     return "".join(_BARS[round((mean - low) / spread * (len(_BARS) - 1))] for mean in means)
 
 

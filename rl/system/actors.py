@@ -73,16 +73,12 @@ async def call(
 
     Raises TimeoutError once the deadline has passed, and RuntimeError if the actor's process died.
     """
-    called = time.monotonic()
     reference = getattr(actor, method).remote(*arguments)
     answer = asyncio.ensure_future(_answer(reference))
     try:
-        while not answer.done():
-            left = max(called, last_sign()) + deadline_s - time.monotonic()
-            if left <= 0:
-                ray.cancel(reference)
-                raise TimeoutError(f"{who} did not finish {method} within {deadline_s:g} s{hint}")
-            await asyncio.wait([answer], timeout=left)
+        if await _missing([answer], deadline_s, last_sign):
+            ray.cancel(reference)
+            raise TimeoutError(f"{who} did not finish {method} within {deadline_s:g} s{hint}")
         return answer.result()
     # First, because it is a RayActorError too where the method itself met a dead actor.
     except RayTaskError as error:
@@ -112,42 +108,34 @@ async def call_all(
     Raises RuntimeError that names the actor which died or failed, and TimeoutError that names those
     which are late.
     """
-    called = time.monotonic()
     references = [getattr(actor, method).remote(*arguments) for actor in actors]
     answers = [asyncio.ensure_future(_answer(reference)) for reference in references]
-    pending = set(answers)
     try:
-        while pending:
-            left = max(called, last_sign()) + deadline_s - time.monotonic()
-            if left <= 0:
-                late = [index for index, answer in enumerate(answers) if answer in pending]
-                raise TimeoutError(
-                    f"{who}s {late} did not finish {method} within {deadline_s:g} s{hint}"
-                )
-            done, pending = await asyncio.wait(
-                pending, timeout=left, return_when=asyncio.FIRST_EXCEPTION
+        missing = await _missing(answers, deadline_s, last_sign)
+        if missing and any(answer.done() and answer.exception() for answer in answers):
+            # Collectives fail on all ranks when one dies, and the news of the death may come last.
+            await asyncio.wait(missing, timeout=BLAME_S)
+        errors = {i: e for i, a in enumerate(answers) if a.done() and (e := a.exception())}
+        if errors:
+            # An actor that died is blamed before one that failed, which may follow from it.
+            # A RayTaskError is a RayActorError too where the method itself met a dead actor.
+            dead = [
+                index
+                for index, error in errors.items()
+                if isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+            ]
+            index = min(dead or errors)
+            error = errors[index]
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, refusal):
+                raise cause from error
+            verb = "died" if dead else "failed"
+            raise RuntimeError(f"{who} {index} {verb} in {method}: {cause}") from error
+        if missing:
+            late = [index for index, answer in enumerate(answers) if answer in missing]
+            raise TimeoutError(
+                f"{who}s {late} did not finish {method} within {deadline_s:g} s{hint}"
             )
-            if any(answer.exception() for answer in done):
-                # Collectives fail on all ranks when one dies, and the news of the death may come
-                # last.
-                if pending:
-                    await asyncio.wait(pending, timeout=BLAME_S)
-                ended = {index: a.exception() for index, a in enumerate(answers) if a.done()}
-                errors = {index: error for index, error in ended.items() if error}
-                # An actor that died is blamed before one that failed, which may follow from it.
-                # A RayTaskError is a RayActorError too where the method itself met a dead actor.
-                dead = [
-                    index
-                    for index, error in errors.items()
-                    if isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
-                ]
-                index = min(dead or errors)
-                error = errors[index]
-                cause = error.cause if isinstance(error, RayTaskError) else error
-                if isinstance(cause, refusal):
-                    raise cause from error
-                verb = "died" if dead else "failed"
-                raise RuntimeError(f"{who} {index} {verb} in {method}: {cause}") from error
         return [answer.result() for answer in answers]
     finally:
         for reference, answer in zip(references, answers, strict=True):
@@ -155,6 +143,19 @@ async def call_all(
             if not answer.done():
                 ray.cancel(reference)
                 answer.cancel()
+
+
+async def _missing(
+    answers: Sequence[asyncio.Future], deadline_s: float, last_sign: Callable[[], float]
+) -> set[asyncio.Future]:
+    """The answers that are not there once the deadline has passed or another one has failed."""
+    called, missing = time.monotonic(), set(answers)
+    while missing and not any(answer.done() and answer.exception() for answer in answers):
+        left = max(called, last_sign()) + deadline_s - time.monotonic()
+        if left <= 0:
+            break
+        _, missing = await asyncio.wait(missing, timeout=left, return_when=asyncio.FIRST_EXCEPTION)
+    return missing
 
 
 async def close_all(actors: Sequence[Any], deadline_s: float) -> None:

@@ -65,6 +65,6 @@ def place(config: Config) -> Placement:
 def describe(placement: Placement) -> str:
     """One line per bundle, for people."""
     return "\n".join(
-        f"  bundle {place}: {bundle.gpus} GPU, {bundle.cpus:g} CPU: {', '.join(bundle.actors)}"
-        for place, bundle in enumerate(placement.bundles)
+        f"  bundle {index}: {bundle.gpus} GPU, {bundle.cpus:g} CPU: {', '.join(bundle.actors)}"
+        for index, bundle in enumerate(placement.bundles)
     )

@@ -16,7 +16,6 @@ from rl.align.claims.types import Response
 from rl.align.judging import judge
 from rl.config.data import SourceConfig
 from rl.config.keys import RecipeError
-from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.data.media.store import MediaStore
 from rl.loop.stages import Prompt
@@ -38,7 +37,7 @@ def run(tmp_path: Path) -> Path:
     """A run without any checkpoint."""
     root = tmp_path / "run"
     stored = config(run=str(root), align={"prompts": 77})
-    with RunDirectory(root).open(stored, dump(stored)):
+    with RunDirectory(root).open(stored):
         pass
     return root
 

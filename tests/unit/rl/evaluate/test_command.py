@@ -14,7 +14,6 @@ from rich.console import Console
 
 from rewards.service import RewardService
 from rewards.text.text_rewards import TextRewards
-from rl.config.recipe import dump
 from rl.config.reward import ProbabilityConfig, RewardConfig
 from rl.config.run import Config
 from rl.evaluate import __main__ as evaluate
@@ -42,7 +41,7 @@ def run(tmp_path: Path) -> Path:
     stored = config(run=str(root))
     directory = RunDirectory(root)
     with (
-        directory.open(stored, dump(stored)),
+        directory.open(stored),
         directory.checkpoints.writer(4, {"scorer": {}}, keep_last=1) as path,
     ):
         (path / "model").mkdir()

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policy.builtin.tokenizer import make_tokenizer
 from rl.config.data import SourceConfig
-from rl.config.recipe import dump
 from rl.config.rollout import ModeConfig
 from rl.export import __main__ as export
 from rl.export.card import CardFacts, model_card
@@ -245,7 +244,7 @@ FIGURES = {"accuracy": 0.25, "half_width": 0.05, "tokens_mean": 7.5, "truncated"
 def run(tmp_path: Path, random_policy: Path) -> Path:
     directory = RunDirectory(tmp_path / "runs" / "mine")
     stored = config(run=str(directory.root), data__system_prompt="Be `brief`.")
-    with directory.open(stored, dump(stored)):
+    with directory.open(stored):
         for step in STEPS:
             progress = {"progress": {"trained_tokens": TRAINED}, "before": {"short": FIGURES}}
             with directory.checkpoints.writer(step, progress, keep_last=2) as path:

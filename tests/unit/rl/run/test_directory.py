@@ -16,13 +16,8 @@ from tests.fakes import config
 REPOSITORY = Path(__file__).parents[4]
 
 
-def as_yaml(cfg):
-    return OmegaConf.to_yaml(OmegaConf.create(cfg.model_dump(mode="json")))
-
-
 def opened(root, needed_bytes=0, **changes):
-    cfg = config(**changes)
-    return RunDirectory(root).open(cfg, as_yaml(cfg), needed_bytes)
+    return RunDirectory(root).open(config(**changes), needed_bytes)
 
 
 def open_once(root, needed_bytes=0, **changes):

@@ -78,4 +78,4 @@ def test_tensorboard_shows_the_steps_that_a_resume_makes_again_once(tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_wandb_that_is_not_installed_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"log\.wandb_project=mine needs the wandb package"):
-        Sinks(LogConfig(tensorboard=False, wandb_project="mine"), RunDirectory(tmp_path))
+        Sinks(LogConfig(tensorboard=False, wandb_project="mine"), RunDirectory(tmp_path), print)
