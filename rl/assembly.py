@@ -90,11 +90,11 @@ class TrainingServices(SamplingServices):
 
 def gather_inputs(config: Config) -> RunInputs:
     """Load model directory, templates and prompts; raises ValueError for input that cannot run."""
-    if config.resources.ray_address is None and config.resources.gpus > count_visible_gpus():
+    gpus, visible = config.resources.gpus, count_visible_gpus()
+    if config.resources.ray_address is None and gpus > visible:
         raise ValueError(
-            f"resources.gpus asks for {config.resources.gpus} GPUs, this machine shows "
-            f"{count_visible_gpus()}; take a smaller scale=, or join a Ray cluster with "
-            "resources.ray_address=auto"
+            f"resources.gpus asks for {gpus} GPUs, this machine shows {visible}; take a smaller "
+            "scale=, or join a Ray cluster with resources.ray_address=auto"
         )
     stream = PromptStream.open(config)
     # Going through a data set of text alone would only cost time.

@@ -67,7 +67,7 @@ async def train(
     # All is closed in the reverse order: first the processes, then what they report to. The lock of
     # the directory goes last, so that no other driver starts while this one still writes.
     async with AsyncExitStack() as stack:
-        stack.enter_context(directory.open(config, NEEDED_BYTES))
+        stack.enter_context(directory.open(config))
         view = Console(directory.name, config.steps, list(config.modes), screen)
         console = stack.enter_context(closing(view))
         for note in notes:

@@ -129,16 +129,15 @@ class RunDirectory(OwnedDirectory):
         self.checkpoints = Checkpoints(root / "checkpoints")
 
     @contextmanager
-    def open(self, config: Config, needed_bytes: int = 0) -> Iterator[Self]:
+    def open(self, config: Config) -> Iterator[Self]:
         """Own the directory for the block and write config.yaml, or raise ValueError.
 
-        Refused are: a path that cannot be written, a disk with less than `needed_bytes` free, a
-        directory that another driver holds, a run that exists where `resume` is `never`, and a
-        run of another config. The sections of MAY_DIFFER_ON_RESUME may change on a resume.
-        What a killed driver left half-written in checkpoints/ is removed.
+        Refused are: a path that cannot be written, a disk that is all but full, a directory that
+        another driver holds, a run that exists where `resume` is `never`, and a run of another
+        config. What a killed driver left half-written in checkpoints/ is removed.
         """
         with self.hold():
-            self.check_room(needed_bytes)
+            self.check_room(NEEDED_BYTES)
             self.refuse_another(config)
             # The newest settings are kept: the run goes on under them.
             write_text(self.config_path, dump(config))

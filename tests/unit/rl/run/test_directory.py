@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from rl.run import directory
 from rl.run.checkpoints import find_damage
 from rl.run.directory import RunDirectory
 from tests.fakes import config
@@ -16,12 +17,12 @@ from tests.fakes import config
 REPOSITORY = Path(__file__).parents[4]
 
 
-def opened(root, needed_bytes=0, **changes):
-    return RunDirectory(root).open(config(**changes), needed_bytes)
+def opened(root, **changes):
+    return RunDirectory(root).open(config(**changes))
 
 
-def open_once(root, needed_bytes=0, **changes):
-    with opened(root, needed_bytes, **changes) as run:
+def open_once(root, **changes):
+    with opened(root, **changes) as run:
         return run
 
 
@@ -110,9 +111,10 @@ def test_a_path_through_a_file_cannot_be_written(tmp_path):
         open_once(tmp_path / "file" / "run")
 
 
-def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_path):
+def test_a_disk_with_too_little_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(directory, "NEEDED_BYTES", 2**50)
     with pytest.raises(ValueError, match=r"the run needs 1048576\.00 GiB"):
-        open_once(tmp_path / "run", needed_bytes=2**50)
+        open_once(tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
