@@ -2,6 +2,7 @@
 
     python scripts/bench.py config=hybrid_50_50.yaml
     python scripts/bench.py config=hybrid_50_50.yaml scale=one_gpu rounds=9 out=FILE.json
+    python scripts/bench.py config=hybrid_50_50.yaml against=trl
 
 Prints: tokens/s through the rollout workers against bare vLLM on the same requests; learner
 tokens/s against a bare PyTorch loop on the same batches, with peak memory and MFU on a GPU; the
@@ -24,9 +25,10 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
+from bench_trl import against_trl
 from pydantic import Field
 
 from rewards.rules.verifier import symbolic, verify_quickly
@@ -487,20 +489,29 @@ class BenchKeys(Keys):
     scale: ScaleName = None
     rounds: int = Field(default=5, gt=0)
     """How often each part is measured, in turns with the bare library."""
+    against: Literal["libraries", "trl"] = "libraries"
+    """What is measured: each part beside the bare library, or whole steps beside TRL's trainer."""
     out: Path | None = Field(default=None, examples=["FILE.json"])
     """File for the figures."""
 
 
 async def measure(keys: BenchKeys) -> None:
+    if keys.against == "trl":
+        results = await against_trl(keys.settings)
+    else:
+        results = await _against_libraries(keys)
+    if keys.out is not None:
+        keys.out.write_text(json.dumps(results, indent=1))
+
+
+async def _against_libraries(keys: BenchKeys) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as run:
         config = load([*keys.settings, f"run={run}"]).config
         if config.data.shows_media:
             raise ValueError(
                 "the bare sides of this benchmark are given text alone; take a text recipe"
             )
-        results = await bench(config, keys.rounds)
-    if keys.out is not None:
-        keys.out.write_text(json.dumps(results, indent=1))
+        return await bench(config, keys.rounds)
 
 
 if __name__ == "__main__":

@@ -25,4 +25,6 @@ def engine_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
         # Even an eager engine compiles its sampler, in C++, which a machine need not be able to.
         "TORCHDYNAMO_DISABLE": os.environ.get("TORCHDYNAMO_DISABLE", "1"),
+        # Each engine's processes would warn that triton is not there, which no CPU can use.
+        "TORCH_LOGS": os.environ.get("TORCH_LOGS", "-torch._library.triton"),
     }
