@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from PIL import Image
 
 from policy.learner.logprobs import LogprobModel
 from policy.models.family import unsampled_token_ids
-from policy.models.minicpmv import MediaPrompt, MiniCPMV, MiniCPMVInputs, MiniCPMVProcessor, collate
+from policy.models.minicpmv import MiniCPMV, MiniCPMVInputs
 from rl.config.data import SourceConfig
-from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER, PackedVideo
+from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER
 from rl.data.media.names import MediaFile, StillImage, Video
 from rl.data.media.store import MediaStore
 from rl.loop.batching import collate as collate_samples
@@ -30,7 +30,14 @@ from rollout.chat import ChatTemplate
 from rollout.engines.minicpmv import multi_modal_inputs
 from rollout.engines.worker import RolloutWorker
 from tests.engine_parity import engine_logprobs, open_worker, publish
-from tests.minicpmv_tiny import noise_frames, noise_image, save_tiny, tiny_model
+from tests.minicpmv_tiny import (
+    noise_frames,
+    noise_image,
+    save_tiny,
+    tiny_model,
+    tiny_tokenizer,
+)
+from tests.qwen_vl_tiny import Shelf, tiny_sample
 
 SAMPLED = 24
 # Measured: 3e-6 at most over these cases, in float32.
@@ -41,7 +48,17 @@ TOLERANCE = 5e-5
 class Case:
     text: str
     images: Sequence[Image.Image] = ()
-    videos: Sequence[PackedVideo] = field(default=())
+    videos: Sequence[Video] = ()
+
+    @property
+    def token_ids(self) -> list[int]:
+        """As a worker is asked: with a marker in each medium's place."""
+        pieces = re.split(f"({re.escape(IMAGE_MARKER)}|{re.escape(VIDEO_MARKER)})", self.text)
+        return [token for piece in pieces for token in tiny_tokenizer().encode(piece)]
+
+    @property
+    def stills(self) -> list[StillImage]:
+        return [StillImage(image, str(hash(image.tobytes()))) for image in self.images]
 
 
 @dataclass
@@ -49,21 +66,23 @@ class Policies:
     """The learner's model and an engine on the same checkpoint."""
 
     model: MiniCPMV
-    processor: MiniCPMVProcessor
+    inputs: MiniCPMVInputs
+    shelf: Shelf
     worker: RolloutWorker
     runner: asyncio.Runner
     num_asked: int = 0
 
-    def prompt(self, case: Case) -> MediaPrompt:
-        return self.processor(case.text, case.images, case.videos)
+    def prompt(self, case: Case) -> TrainSample:
+        """The case as the learner lays it out."""
+        of_kind = {IMAGE_MARKER: iter(case.stills), VIDEO_MARKER: iter(case.videos)}
+        markers = re.findall("|".join(map(re.escape, of_kind)), case.text)
+        media = self.shelf.put([next(of_kind[marker]) for marker in markers])
+        return tiny_sample("0", self.inputs.expanded(case.token_ids, media), [], media)
 
     def asked(self, case: Case) -> dict[str, Any]:
-        """The case as a worker asks it: a marker in each medium's place, and the media."""
-        pieces = re.split(f"({'|'.join(map(re.escape, (IMAGE_MARKER, VIDEO_MARKER)))})", case.text)
-        stills = [StillImage(image, "") for image in case.images]
-        videos = [Video(v.frames, (), v.groups, 1.0, "") for v in case.videos]
-        ids = [token for piece in pieces for token in self.processor.tokens.encode(piece)]
-        return {"prompt_token_ids": ids} | multi_modal_inputs(stills, videos)
+        """The case as a worker asks the engine."""
+        inputs = multi_modal_inputs(case.stills, case.videos)
+        return {"prompt_token_ids": case.token_ids} | inputs
 
     def sample(self, prompt: dict[str, Any], **settings: Any) -> Any:
         """The engine's final output, prompt log-probabilities included.
@@ -83,10 +102,11 @@ class Policies:
         return [output async for output in stream][-1]
 
     @torch.inference_mode()
-    def learner_logprobs(self, prompt: MediaPrompt, response: Sequence[int]) -> np.ndarray:
+    def learner_logprobs(self, prompt: TrainSample, response: Sequence[int]) -> np.ndarray:
         """[T - 1] of prompt and response."""
-        ids = torch.tensor([[*prompt.token_ids, *response]])  # [1, T]
-        logits = self.model(ids, visual=collate([prompt], ids.shape[1])).logits[0, :-1]  # [T-1, V]
+        ids = torch.tensor([[*prompt.trajectory.token_ids, *response]])  # [1, T]
+        visual = self.inputs([prompt], ids)
+        logits = self.model(ids, visual=visual).logits[0, :-1]  # [T - 1, V]
         table = torch.log_softmax(logits, dim=-1)
         return table.gather(1, ids[0, 1:, None])[:, 0].numpy()
 
@@ -94,7 +114,7 @@ class Policies:
         """Largest between the engine on `case` and the learner, who may see another case."""
         prompt = self.prompt(case)
         output = self.sample(self.asked(case))
-        assert output.prompt_token_ids == list(prompt.token_ids)
+        assert output.prompt_token_ids == prompt.trajectory.token_ids.tolist()
         learner = self.learner_logprobs(self.prompt(seen or case), output.outputs[0].token_ids)
         return float(np.abs(engine_logprobs(output) - learner).max())
 
@@ -103,9 +123,10 @@ class Policies:
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     root = tmp_path_factory.mktemp("minicpmv")
     model = save_tiny(root / "policy")
-    processor = MiniCPMVProcessor.from_pretrained(root / "policy")
+    shelf = Shelf()
+    inputs = MiniCPMVInputs(root / "policy", shelf)
     with open_worker(root / "policy") as (worker, runner):
-        yield Policies(model, processor, worker, runner)
+        yield Policies(model, inputs, shelf, worker, runner)
 
 
 def chat(*parts: str) -> str:
@@ -113,8 +134,9 @@ def chat(*parts: str) -> str:
     return f"<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-def video(*groups: tuple[int, ...], seed: int = 1) -> PackedVideo:
-    return PackedVideo(noise_frames(sum(map(len, groups)), 60, 44, seed), groups)
+def video(*groups: tuple[int, ...], seed: int = 1) -> Video:
+    frames = noise_frames(sum(map(len, groups)), 60, 44, seed)
+    return Video(frames, (), groups, 1.0, f"{groups} {seed}")
 
 
 CASES = {
@@ -163,10 +185,10 @@ def test_tokens_a_policy_wrote_apart_stay_apart(policies: Policies):
     """`a` and `b`, two tokens here, are one when their text is tokenised."""
     case = CASES["one image"]
     prompt, media = policies.prompt(case), policies.asked(case)
-    apart = [policies.processor.tokens.encode(letter)[0] for letter in "ab"]
+    apart = [tiny_tokenizer().encode(letter)[0] for letter in "ab"]
     media["prompt_token_ids"] += apart
     output = policies.sample(media)
-    assert output.prompt_token_ids == [*prompt.token_ids, *apart]
+    assert output.prompt_token_ids == [*prompt.trajectory.token_ids, *apart]
     learner = policies.learner_logprobs(prompt, [*apart, *output.outputs[0].token_ids])
     assert np.abs(engine_logprobs(output) - learner).max() < TOLERANCE
 
@@ -251,7 +273,7 @@ def test_a_missing_image_fails_its_group_and_says_which(policies: Policies):
 def test_media_out_of_bounds_are_refused_and_the_engine_lives(
     policies: Policies, media: dict[str, Any], message: str
 ):
-    ids = policies.processor.tokens.encode(chat(IMAGE_MARKER if "image" in media else VIDEO_MARKER))
+    ids = Case(chat(IMAGE_MARKER if "image" in media else VIDEO_MARKER)).token_ids
     with pytest.raises(GenerationFailed, match=message):
         policies.sample({"prompt_token_ids": ids, "multi_modal_data": media})
     assert policies.difference(CASES["one image"]) < TOLERANCE

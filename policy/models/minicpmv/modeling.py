@@ -2,7 +2,7 @@
 
 Parameters have the names of the published checkpoint (`llm.`, `vpm.`, `resampler.`), so the same
 tensors go to disk, to the engines and back. Shapes: B rows of T tokens, D decoder width, V
-vocabulary; views and groups as in batching.py.
+vocabulary; views and groups as in visual_inputs.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM, Qwen3Model
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutput
 
-from policy.models.minicpmv.batching import VisualBatch, smallest_batch
 from policy.models.minicpmv.resampler import CrossAttention, Resampler
-from policy.models.minicpmv.vision import VisionTower
+from policy.models.minicpmv.vision import Sizes, VisionTower
+from policy.models.minicpmv.visual_inputs import VisualBatch
 from rl.config.policy import Part
+from rl.data.media.minicpmv import STILL, Groups
 from rl.data.media.minicpmv_config import MiniCPMVConfig, refuse_unsupported
 
 
@@ -54,19 +55,19 @@ class Backbone(nn.Module):
         """
         embedded = self.llm.embed_tokens(input_ids)  # [B, T, D]
         if visual is None:
+            patch = embedded.new_zeros(1, 3, self.vpm.patch_size, self.vpm.patch_size)
             # Times zero and not left out: autograd must reach the tower.
-            smallest = smallest_batch(self.vpm.patch_size, embedded)
-            return embedded + 0 * self.see(smallest).sum()
+            return embedded + 0 * self.see(patch, [(1, 1)], [(STILL,)]).sum()
+        tokens = self.see(visual.patches, visual.sizes, visual.groups)  # [G, Q, D]
         # index_copy by position, and not wherever the placeholder's id stands: the placeholder is
         # an ordinary word, which a text may hold too.
-        seen = self.see(visual)[visual.shown].flatten(0, 1).to(embedded.dtype)  # [R * Q, D]
+        seen = tokens[visual.shown].flatten(0, 1).to(embedded.dtype)  # [R * Q, D]
         merged = embedded.flatten(0, 1).index_copy(0, visual.places, seen)  # [B * T, D]
         return merged.view_as(embedded)
 
-    def see(self, visual: VisualBatch) -> Tensor:
+    def see(self, patches: Tensor, sizes: Sizes, groups: Groups) -> Tensor:
         """Visual tokens [G, Q, D]."""
-        features = self.vpm(visual.patches, visual.sizes)  # [S, N, C]
-        return self.resampler(features, visual.sizes, visual.groups)
+        return self.resampler(self.vpm(patches, sizes), sizes, groups)
 
 
 class MiniCPMV(PreTrainedModel):
@@ -109,9 +110,6 @@ class MiniCPMV(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.llm.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.llm.lm_head

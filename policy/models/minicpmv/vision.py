@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.siglip.modeling_siglip import SiglipMLP
 
 from rl.data.media.minicpmv_config import position_grid
 
@@ -46,46 +46,33 @@ class VisionTower(nn.Module):
     def __init__(self, config: Any) -> None:
         """config: a SiglipVisionConfig."""
         super().__init__()
-        self.patch_size: int = config.patch_size
-        self.embeddings = VisionEmbeddings(config)
-        self.encoder = VisionEncoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        width, self.patch_size = config.hidden_size, config.patch_size
+        self.grid = position_grid(config)
+        patches = nn.Conv2d(config.num_channels, width, self.patch_size, self.patch_size)
+        positions = nn.Embedding(self.grid**2, width)
+        layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
+        # Dictionaries, because the checkpoint's names have these two levels.
+        self.embeddings = nn.ModuleDict(
+            {"patch_embedding": patches, "position_embedding": positions}
+        )
+        self.encoder = nn.ModuleDict({"layers": layers})
+        self.post_layernorm = nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, patches: Tensor, sizes: Sizes) -> Tensor:
         """[S, 3, P, P * N] -> features [S, N, C]; those of padding mean nothing."""
-        hidden = self.embeddings(patches, sizes)  # [S, N, C]
-        mask = patch_mask(sizes, hidden.shape[1], hidden.device)  # [S, N]
-        # Without padding there is no mask, and attention has its fastest kernel.
-        is_padded = any(rows * columns < hidden.shape[1] for rows, columns in sizes)
-        hidden = self.encoder(hidden, mask[:, None, None, :] if is_padded else None)
-        return self.post_layernorm(hidden)
-
-
-class VisionEmbeddings(nn.Module):
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.grid = position_grid(config)
-        patch = config.patch_size
-        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, patch, patch)
-        self.position_embedding = nn.Embedding(self.grid**2, config.hidden_size)
-
-    def forward(self, patches: Tensor, sizes: Sizes) -> Tensor:
         # A view's patches lie side by side in one strip, a patch high, so that views of any shape
         # go through one convolution.
-        embedded = self.patch_embedding(patches)[:, :, 0].transpose(1, 2)  # [S, N, C]
-        ids = position_ids(sizes, embedded.shape[1], self.grid, embedded.device)  # [S, N]
-        return embedded + self.position_embedding(ids)
-
-
-class VisionEncoder(nn.Module):
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
-
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        for layer in self.layers:
+        embedded = self.embeddings["patch_embedding"](patches)[:, :, 0].transpose(1, 2)  # [S, N, C]
+        length, device = embedded.shape[1], embedded.device
+        ids = position_ids(sizes, length, self.grid, device)  # [S, N]
+        hidden = embedded + self.embeddings["position_embedding"](ids)
+        # Without padding there is no mask, and attention has its fastest kernel.
+        mask = None
+        if any(rows * columns < length for rows, columns in sizes):
+            mask = patch_mask(sizes, length, device)[:, None, None, :]  # [S, 1, 1, N]
+        for layer in self.encoder["layers"]:
             hidden = layer(hidden, mask)
-        return hidden
+        return self.post_layernorm(hidden)
 
 
 class VisionLayer(GradientCheckpointingLayer):
@@ -94,7 +81,7 @@ class VisionLayer(GradientCheckpointingLayer):
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = VisionAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = VisionMLP(config)
+        self.mlp = SiglipMLP(config)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), mask)
@@ -119,14 +106,3 @@ class VisionAttention(nn.Module):
         )  # [S, heads, N, C / heads] each
         mixed = functional.scaled_dot_product_attention(query, key, value, mask)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # [S, N, C]
-
-
-class VisionMLP(nn.Module):
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(hidden)))

@@ -260,22 +260,6 @@ class MediaTokens:
         """Tokens of a text alone, none added around it."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def text(self, text: str) -> list[int]:
-        """Tokens of a prompt's text between media.
-
-        Raises ValueError for a text that writes a medium's own tokens: an engine, which looks for
-        the placeholders in the tokens, would take them for a medium.
-        """
-        tokens = self.encode(text)
-        # Brackets only: the placeholder is an ordinary word of the vocabulary.
-        if own := {token for pair in self._brackets.values() for token in pair} & set(tokens):
-            written = ", ".join(self.tokenizer.convert_ids_to_tokens(sorted(own)))
-            raise ValueError(
-                f"a prompt's text must not contain {written}; write {IMAGE_MARKER} or "
-                f"{VIDEO_MARKER} where a medium goes, or escape the text"
-            )
-        return tokens
-
     def image(self, width: int, height: int, place: int) -> list[int]:
         """Tokens of the image at `place` among the prompt's images, counted from 0."""
         whole, grid = self._block("image"), slice_grid(width, height, self.settings)

@@ -14,17 +14,21 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from policy.models.minicpmv import (
-    MiniCPMV,
-    MiniCPMVConfig,
-    MiniCPMVProcessor,
-    VisualBatch,
-    collate,
-)
+from policy.models.minicpmv import MiniCPMV, MiniCPMVConfig, MiniCPMVInputs, VisualBatch
 from policy.models.minicpmv.resampler import Resampler, plane_positions, sin_cos
 from policy.models.minicpmv.vision import position_ids
-from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER, PackedVideo
-from tests.minicpmv_tiny import noise_frames, noise_image, save_tiny, tiny_config, tiny_model
+from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER
+from rl.data.media.names import StillImage, Video
+from rl.loop.stages import TrainSample
+from tests.minicpmv_tiny import (
+    noise_frames,
+    noise_image,
+    save_tiny,
+    tiny_config,
+    tiny_model,
+    tiny_tokenizer,
+)
+from tests.qwen_vl_tiny import Shelf, tiny_sample
 
 # As the published file, with the fields of an older transformers.
 PUBLISHED: dict[str, Any] = {
@@ -77,15 +81,29 @@ def model() -> MiniCPMV:
 
 
 @pytest.fixture(scope="module")
-def processor(directory: Path) -> MiniCPMVProcessor:
-    return MiniCPMVProcessor.from_pretrained(directory)
+def inputs(directory: Path) -> MiniCPMVInputs:
+    return MiniCPMVInputs(directory, SHELF)
 
 
-def batch_of(prompts: list) -> tuple[Tensor, VisualBatch | None]:
+SHELF = Shelf()
+
+
+def sample(inputs: MiniCPMVInputs, *parts: str | StillImage | Video) -> TrainSample:
+    """A prompt of text and media, as the learner would train on it."""
+    media = SHELF.put(parts)
+    markers = {StillImage: IMAGE_MARKER, Video: VIDEO_MARKER}
+    pieces = [part if isinstance(part, str) else markers[type(part)] for part in parts]
+    ids = [token for piece in pieces for token in tiny_tokenizer().encode(piece)]
+    return tiny_sample("0", inputs.expanded(ids, media), [], media)
+
+
+def batch_of(
+    inputs: MiniCPMVInputs, samples: list[TrainSample]
+) -> tuple[Tensor, VisualBatch | None]:
     """Right-padded token ids [B, T] and the visual batch."""
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    rows = [[*p.token_ids, *[1] * (longest - len(p.token_ids))] for p in prompts]
-    return torch.tensor(rows), collate(prompts, longest)
+    rows = [torch.from_numpy(sample.trajectory.token_ids).long() for sample in samples]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1)
+    return ids, inputs(samples, ids)
 
 
 def logprobs(model: MiniCPMV, ids: Tensor, visual: VisualBatch | None) -> Tensor:
@@ -93,8 +111,13 @@ def logprobs(model: MiniCPMV, ids: Tensor, visual: VisualBatch | None) -> Tensor
         return model(ids, visual=visual).logits.log_softmax(-1)
 
 
-def packed(*groups: tuple[int, ...]) -> PackedVideo:
-    return PackedVideo(noise_frames(sum(map(len, groups)), 60, 44, seed=1), groups)
+def still(width: int, height: int) -> StillImage:
+    return StillImage(noise_image(width, height), f"{width}x{height}")
+
+
+def packed(*groups: tuple[int, ...]) -> Video:
+    frames = noise_frames(sum(map(len, groups)), 60, 44, seed=1)
+    return Video(frames, (), groups, fps=1.0, digest=str(groups))
 
 
 def test_the_published_configuration_gives_the_published_weights(tmp_path: Path):
@@ -259,23 +282,23 @@ def test_six_large_frames_become_64_tokens():
     assert tokens.shape == (1, 64, 256)
 
 
-def test_one_temporal_id_changes_the_answer(model: MiniCPMV, processor: MiniCPMVProcessor):
+def test_one_temporal_id_changes_the_answer(model: MiniCPMV, inputs: MiniCPMVInputs):
     seen = []
     for groups in (((0, 3, 7), (10, 13, 17)), ((0, 3, 7), (10, 14, 17))):
-        prompt = processor(f"{VIDEO_MARKER}\nwhat?", videos=[packed(*groups)])
-        seen.append(logprobs(model, *batch_of([prompt])))
+        shown = sample(inputs, packed(*groups), "\nwhat?")
+        seen.append(logprobs(model, *batch_of(inputs, [shown])))
     assert (seen[0] - seen[1]).abs().max() > 1e-2
 
 
-def test_a_batch_answers_as_its_prompts_alone(model: MiniCPMV, processor: MiniCPMVProcessor):
-    prompts = [
-        processor(f"{IMAGE_MARKER}\nwhat is this?", [noise_image(90, 61)]),
-        processor("no picture"),
-        processor(f"{VIDEO_MARKER}{IMAGE_MARKER}?", [noise_image(30, 44)], [packed((0, 2), (5,))]),
+def test_a_batch_answers_as_its_prompts_alone(model: MiniCPMV, inputs: MiniCPMVInputs):
+    samples = [
+        sample(inputs, still(90, 61), "\nwhat is this?"),
+        sample(inputs, "no picture"),
+        sample(inputs, packed((0, 2), (5,)), still(30, 44), "?"),
     ]
-    together = logprobs(model, *batch_of(prompts))
-    for prompt, row in zip(prompts, together, strict=True):
-        alone = logprobs(model, *batch_of([prompt]))[0]
+    together = logprobs(model, *batch_of(inputs, samples))
+    for one, row in zip(samples, together, strict=True):
+        alone = logprobs(model, *batch_of(inputs, [one]))[0]
         assert (row[: len(alone)] - alone).abs().max() < 2e-5
 
 
@@ -293,10 +316,10 @@ def gradients(model: MiniCPMV, ids: Tensor, visual: VisualBatch | None) -> dict[
     return {name: weight.grad for name, weight in model.named_parameters()}
 
 
-def test_gradients_reach_every_part(processor: MiniCPMVProcessor):
+def test_gradients_reach_every_part(inputs: MiniCPMVInputs):
     model = tiny_model().train()
-    prompt = processor(f"{IMAGE_MARKER}?", [noise_image(90, 61)])
-    found = gradients(model, *batch_of([prompt]))
+    shown = sample(inputs, still(90, 61), "?")
+    found = gradients(model, *batch_of(inputs, [shown]))
     for name, gradient in found.items():
         assert gradient is not None, name
         # A key's bias moves all scores of a query alike, so the softmax removes it.
@@ -311,9 +334,9 @@ def test_text_alone_gives_vision_a_gradient_of_zero():
         assert bool(gradient.any()) == name.startswith("llm."), name
 
 
-def test_checkpointing_changes_no_gradient(processor: MiniCPMVProcessor):
+def test_checkpointing_changes_no_gradient(inputs: MiniCPMVInputs):
     model = tiny_model().train()
-    ids, visual = batch_of([processor(f"{IMAGE_MARKER}?", [noise_image(90, 61)])])
+    ids, visual = batch_of(inputs, [sample(inputs, still(90, 61), "?")])
     plain = gradients(model, ids, visual)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     assert model.vpm.encoder.layers[0].gradient_checkpointing
@@ -323,11 +346,10 @@ def test_checkpointing_changes_no_gradient(processor: MiniCPMVProcessor):
         assert torch.allclose(gradient, again[name], rtol=1e-4, atol=1e-5), name
 
 
-def test_bfloat16_stays_near_float32(directory: Path, processor: MiniCPMVProcessor):
+def test_bfloat16_stays_near_float32(directory: Path, inputs: MiniCPMVInputs):
     """The spread of a tiny random model; what matters is that no part fails or overflows."""
     model = MiniCPMV.from_pretrained(directory, dtype=torch.bfloat16)
-    prompt = processor(f"{VIDEO_MARKER}?", videos=[packed((0, 3), (5,))])
-    ids, visual = batch_of([prompt])
+    ids, visual = batch_of(inputs, [sample(inputs, packed((0, 3), (5,)), "?")])
     assert visual is not None
     rounded = logprobs(model, ids, visual.to("cpu", torch.bfloat16))
     assert (rounded.float() - logprobs(tiny_model(), ids, visual)).abs().mean() < 0.05
