@@ -13,12 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from policy.dpo.checkpoints import last_checkpoint
 from policy.dpo.pairs import PairCollator
-from policy.learner.deepspeed_engine import (
-    RankPlace,
-    free_address,
-    join_ranks,
-    leave_out_shared_memory,
-)
+from policy.learner.deepspeed_engine import free_address, join_ranks
 from policy.models.family import open_visual_inputs
 from policy.models.loading import DTYPES, load_policy
 from policy.weights.full_weights import FullWeights, write_model_directory
@@ -58,10 +53,7 @@ class DpoRank:
     def train(self, address: str, port: int, target: Path) -> None:
         """Meet the other ranks, train to the last step and write the model directory `target`."""
         policy_config = self._task.config.policy
-        if not self._use_cuda:
-            torch.set_num_threads(policy_config.threads)
-            leave_out_shared_memory()
-        join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
+        join_ranks(self._task.config, self._rank, address, port)
         # LoRA adapters start with random weights, which must be the same on every rank.
         torch.manual_seed(self._task.config.seed)
         policy = load_policy(self._task.source, policy_config)

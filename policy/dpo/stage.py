@@ -20,7 +20,7 @@ import ray
 from policy.dpo.checkpoints import remove_torn_checkpoints
 from policy.dpo.pairs import DpoPair, keep_pairs, refuse_bad_pairs
 from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
-from policy.learner.rank_actor import rank_actor
+from policy.learner.learner import rank_actor
 from rl.config.run import Config
 from rl.run.sinks import read_metrics
 from rl.system.actors import call, call_all

@@ -5,35 +5,22 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import ray
 import torch
 
 from policy.learner.logprobs import ChunkedHead, LogprobModel
 from rl.config.policy import PolicyConfig
+from rl.config.run import Config
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """A rank that waits this long for another one fails, so that no run hangs for ever."""
 
 
-@dataclass(frozen=True)
-class RankPlace:
-    """Where a rank stands among its peers."""
-
-    rank: int
-    num_ranks: int
-    address: str
-    """Address and port at which rank 0 gathers all ranks."""
-    port: int
-
-
 def free_address() -> tuple[str, int]:
     """Return an address of this node and a port that is free on it."""
-    # Imported here, because ranks alone need it and a test of the configuration needs no Ray.
-    import ray
-
     # The port is free now and may be taken before rank 0 binds it; that is rare, and then the start
     # fails with the address in its error.
     with socket.socket() as probe:
@@ -41,36 +28,36 @@ def free_address() -> tuple[str, int]:
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
-def leave_out_shared_memory() -> None:
-    """Keep DeepSpeed on CPU from compiling its shared-memory collectives.
+def join_ranks(config: Config, rank: int, address: str, port: int) -> None:
+    """Set up this process, torch.distributed and DeepSpeed; returns when every rank has come.
 
-    That takes most of a minute and a C++ compiler, for what gloo does as well.
+    address, port: where rank 0 gathers all ranks.
     """
-    # Imported here: it takes seconds and reads DS_ACCELERATOR at once, which the process must have
-    # been given before.
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def join_ranks(place: RankPlace, use_cuda: bool) -> None:
-    """Set up torch.distributed and DeepSpeed's device; returns when every rank has come."""
+    use_cuda = config.resources.gpus > 0
     os.environ |= {
-        "RANK": str(place.rank),
-        "WORLD_SIZE": str(place.num_ranks),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(config.policy.ranks),
         # Ray shows each rank one device.
         "LOCAL_RANK": "0",
-        "MASTER_ADDR": place.address,
-        "MASTER_PORT": str(place.port),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
         "DS_ACCELERATOR": "cuda" if use_cuda else "cpu",
     }
     if use_cuda:
         torch.cuda.set_device(0)
+    else:
+        # Imported here: it takes seconds and reads DS_ACCELERATOR at once.
+        import deepspeed
+
+        torch.set_num_threads(config.policy.threads)
+        # DeepSpeed's collectives in shared memory take most of a minute and a C++ compiler to make,
+        # for what gloo does as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.distributed.init_process_group(
         "nccl" if use_cuda else "gloo",
-        init_method=f"tcp://{place.address}:{place.port}",
-        rank=place.rank,
-        world_size=place.num_ranks,
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=config.policy.ranks,
         timeout=COLLECTIVE_TIMEOUT,
     )
 
@@ -117,15 +104,12 @@ def open_engine(model: LogprobModel, config: PolicyConfig, use_cuda: bool) -> An
     """Return DeepSpeed's engine over the model's trainable parameters."""
     # Imported here for the same reason as above.
     import deepspeed
-    from deepspeed.utils import set_z3_leaf_modules
 
-    if not use_cuda:
-        leave_out_shared_memory()
     if config.effective_zero_stage == 3:
         # The head calls its output layer once per chunk, and ranks have different numbers of
         # chunks. As a leaf it is gathered once per forward, so the gathers of all ranks stay in
         # step.
-        set_z3_leaf_modules(model, [ChunkedHead])
+        deepspeed.utils.set_z3_leaf_modules(model, [ChunkedHead])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         trainable,

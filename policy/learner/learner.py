@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.learner.rank import LearnerRank, RankUpdate
-from policy.learner.rank_actor import rank_actor
-from policy.weights.engine_client import Rendezvous
 from rl.config.run import Config
 from rl.loop.losses import loss_metrics, reduce_sums
 from rl.loop.stages import BatchUpdate, Canary, ReferenceRequest, TrainBatch, WeightProof
@@ -28,6 +27,34 @@ from rl.system.cluster import Cluster
 START_TIMEOUT_S = 900.0
 UPDATE_TIMEOUT_S = 7200.0
 CHECKPOINT_TIMEOUT_S = 3600.0
+
+
+def rank_actor(
+    rank_class: type, config: Config, cluster: Cluster, rank: int, environment: Mapping[str, str]
+) -> Any:
+    """Return the actor class of a rank, placed in its bundle.
+
+    environment: variables beside those that all ranks have.
+    """
+    use_cuda = config.resources.gpus > 0
+    variables = {
+        "DS_ACCELERATOR": "cuda" if use_cuda else "cpu",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
+        **environment,
+    }
+    if not use_cuda:
+        variables["OMP_NUM_THREADS"] = str(config.policy.threads)
+    return ray.remote(rank_class).options(
+        num_cpus=config.resources.rank_cpus,
+        num_gpus=1 if use_cuda else 0,
+        # A rank that came back alone would find no peers; the run resumes from a checkpoint.
+        max_restarts=0,
+        runtime_env={"env_vars": variables},
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            cluster.group, cluster.placement.rank_bundles[rank]
+        ),
+    )
 
 
 class RayLearner:
@@ -47,8 +74,7 @@ class RayLearner:
 
     async def start(self) -> None:
         """Load the policy on every rank; returns when all can update."""
-        address, port = await self._rendezvous()
-        await self._call("start", START_TIMEOUT_S, address, port)
+        await self._call("start", START_TIMEOUT_S, *await self._free_address())
 
     async def devices_by_engine(self, tensor_parallel: int) -> list[str]:
         """CUDA devices of each colocated engine: those of its `tensor_parallel` learner ranks."""
@@ -112,13 +138,8 @@ class RayLearner:
 
     async def connect_engines(self, workers: Sequence[Any], canary: Canary) -> None:
         """Open the weight transfer to the rollout workers (Ray actors) on every rank."""
-        rollout = self._config.rollout
-        address, port = await self._rendezvous()
-        # Rank 0 alone sends, so it is the only learner rank that joins the engines' group.
-        world_size = 1 + rollout.workers * rollout.tensor_parallel
-        rendezvous = Rendezvous(address, port, world_size)
-        timeout_s = self._config.sync.deadline_s
-        await self._call("connect_engines", timeout_s, list(workers), canary, rendezvous)
+        address, timeout_s = await self._free_address(), self._config.sync.deadline_s
+        await self._call("connect_engines", timeout_s, list(workers), canary, address)
 
     async def send_weights(self, version: int) -> WeightProof:
         """Transfer every tensor to the engines; returns the proof of rank 0, the sender."""
@@ -151,7 +172,7 @@ class RayLearner:
             refusal=ValueError,
         )
 
-    async def _rendezvous(self) -> tuple[str, int]:
+    async def _free_address(self) -> tuple[str, int]:
         """An address of rank 0's node, and a port that is free on it."""
         return await call(
             self.ranks[0], "free_address", deadline_s=START_TIMEOUT_S, who="learner rank 0"

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy.learner.deepspeed_engine import RankPlace, free_address, join_ranks, open_engine
+from policy.learner.deepspeed_engine import free_address, join_ranks, open_engine
 from policy.learner.learning_rate import learning_rate_at
 from policy.learner.logprobs import LogprobModel
 from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import DTYPES, load_policy
-from policy.weights.engine_client import EngineClient, Rendezvous
 from policy.weights.full_weights import FullWeights, write_model_directory
 from rl.config.run import Config
 from rl.loop.batching import (
@@ -86,9 +85,7 @@ class LearnerRank:
     def start(self, address: str, port: int) -> None:
         """Meet the other ranks and load the policy; returns when this rank can update."""
         policy_config = self._config.policy
-        if not self._use_cuda:
-            torch.set_num_threads(policy_config.threads)
-        join_ranks(RankPlace(self._rank, policy_config.ranks, address, port), self._use_cuda)
+        join_ranks(self._config, self._rank, address, port)
         self._dtype = DTYPES[policy_config.dtype]
         # The same initial adapter on every rank.
         torch.manual_seed(self._config.seed)
@@ -115,17 +112,15 @@ class LearnerRank:
         # Every rank plans for all ranks and takes its part, so no rank has to send a plan to
         # another.
         updates = self.plan(batch.samples)
-        old_logprobs: list[list[Tensor]] | None = None
+        old_logprobs: list[list[Tensor] | None] = [None] * len(updates)
         # With one update the forward that trains gives them too, and saves a second forward.
         if len(updates) > 1:
             old_logprobs = [[self._logprobs(rows) for rows in u.micro_batches] for u in updates]
         parts: list[dict[str, Tensor]] = []
         mismatches: dict[int, float] = {}
         grad_norms = []
-        for place, update in enumerate(updates):
-            sums, log_ratios = self.accumulate(
-                update, old_logprobs[place] if old_logprobs else None
-            )
+        for update, old in zip(updates, old_logprobs, strict=True):
+            sums, log_ratios = self.accumulate(update, old)
             parts += sums
             mismatches |= log_ratios
             grad_norms.append(self._step())
@@ -175,8 +170,16 @@ class LearnerRank:
         mismatches: dict[int, float] = {}
         for place, samples in enumerate(update.micro_batches):
             self._engine.set_gradient_accumulation_boundary(place == last)
-            old = None if old_logprobs is None else old_logprobs[place]
-            inputs = self._loss_inputs(samples, update.counts, old)
+            micro_batch, logprobs, entropies = self._forward(samples)
+            mask = micro_batch.loss_mask
+            inputs = LossInputs(
+                policy_logprobs=logprobs,
+                old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs[place],
+                rollout_logprobs=micro_batch.rollout_logprobs[mask],
+                advantages=micro_batch.advantages[:, None].expand(mask.shape)[mask],
+                weights=token_weights(mask, update.counts, self._config.algorithm),
+                entropies=entropies,
+            )
             loss, sums = policy_loss(inputs, self._config.algorithm)
             lengths = [sample.trajectory.num_response_tokens for sample in samples]
             # Against the log-probabilities from before the first step of the batch: later ones
@@ -187,20 +190,6 @@ class LearnerRank:
             self._engine.backward(loss * self._config.policy.ranks)
             parts.append(sums)
         return parts, mismatches
-
-    def _loss_inputs(
-        self, samples: Sequence[TrainSample], counts: GlobalCounts, old_logprobs: Tensor | None
-    ) -> LossInputs:
-        micro_batch, logprobs, entropies = self._forward(samples)
-        mask = micro_batch.loss_mask
-        return LossInputs(
-            policy_logprobs=logprobs,
-            old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs,
-            rollout_logprobs=micro_batch.rollout_logprobs[mask],
-            advantages=micro_batch.advantages[:, None].expand(mask.shape)[mask],
-            weights=token_weights(mask, counts, self._config.algorithm),
-            entropies=entropies,
-        )
 
     def _step(self) -> float:
         """Clip, take the optimizer step and return the norm the gradient had."""
@@ -219,16 +208,14 @@ class LearnerRank:
     ) -> tuple[MicroBatch, Tensor, Tensor]:
         """The samples as a micro-batch, and logprobs and entropies of its loss tokens."""
         micro_batch = collate(samples)
-        visual = None
-        if self._visual_inputs is not None:
-            visual = self._visual_inputs(samples, micro_batch.token_ids)
+        visual = self._visual_inputs and self._visual_inputs(samples, micro_batch.token_ids)
         # After the visual inputs, which count tokens on the CPU.
         micro_batch = micro_batch.to(self._device)
         logprobs, entropies = self._engine(
             micro_batch.token_ids,
             micro_batch.loss_mask,
             micro_batch.temperature,
-            None if visual is None else visual.to(self._device, self._dtype).arguments,
+            visual and visual.to(self._device, self._dtype).arguments,
             is_sampled,
         )
         return micro_batch, logprobs, entropies
@@ -271,22 +258,14 @@ class LearnerRank:
         return tuple(self._logprobs([sample], is_sampled=False).tolist())
 
     def connect_engines(
-        self, workers: Sequence[Any], canary: Canary, rendezvous: Rendezvous
+        self, workers: Sequence[Any], canary: Canary, address: tuple[str, int]
     ) -> None:
-        """Meet the rollout workers (Ray actors); all ranks take part."""
+        """Meet the rollout workers (Ray actors), at rank 0's address; all ranks take part."""
         # Brings vLLM, which takes seconds: the driver imports this module too and needs none of it.
         from policy.weights.sender import WeightSender
 
         self._canary = canary
-        sync = self._config.sync
-        self.sender = WeightSender(
-            self._config.transport,
-            self._rank,
-            lambda: self._weights.metadata,
-            lambda: iter(self._weights),
-            EngineClient(workers, sync.deadline_s, self._config.rollout.tensor_parallel),
-            rendezvous,
-        )
+        self.sender = WeightSender(self._config, self._rank, self._weights, workers, address)
 
     def send_weights(self, version: int) -> WeightProof:
         """Transfer every tensor and return this rank's proof; only rank 0's has digests."""

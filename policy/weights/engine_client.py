@@ -1,10 +1,9 @@
-"""How the learner reaches the rollout workers for a publish: their address, and deadlines."""
+"""How the learner reaches the rollout workers for a publish: vLLM's calls, under deadlines."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rl.system.actors import call, call_all
@@ -22,21 +21,18 @@ class EngineClient:
         self._processes_per_worker = processes_per_worker
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        # vLLM numbers the processes of one engine; NCCL needs one numbering over all of them.
-        infos = [dict(init_info) for _ in self._workers]
-        for index, info in enumerate(infos):
+        async def meet(index: int, worker: Any) -> None:
+            info = dict(init_info)
+            # vLLM numbers the processes of one engine; NCCL needs one numbering over all of them.
             if "rank_offset" in info:
                 info["rank_offset"] += index * self._processes_per_worker
+            method, who = "init_weight_transfer_engine", f"rollout worker {index}"
+            await call(worker, method, info, deadline_s=self._deadline_s, who=who)
 
-        async def meet() -> None:
-            method, deadline_s = "init_weight_transfer_engine", self._deadline_s
-            calls = (
-                call(worker, method, info, deadline_s=deadline_s, who=f"rollout worker {index}")
-                for index, (worker, info) in enumerate(zip(self._workers, infos, strict=True))
-            )
-            await asyncio.gather(*calls)
+        async def meet_all() -> None:
+            await asyncio.gather(*(meet(*numbered) for numbered in enumerate(self._workers)))
 
-        asyncio.run(meet())
+        asyncio.run(meet_all())
 
     def start_weight_update(self) -> None:
         self._call("start_weight_update")
@@ -60,13 +56,3 @@ class EngineClient:
                 hint=" (sync.deadline_s)",
             )
         )
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    """Where rank 0 and the vLLM processes meet for NCCL."""
-
-    address: str
-    port: int
-    world_size: int
-    """One sender and every vLLM process."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -17,7 +20,6 @@ from policy.models.family import model_family
 from policy.models.loading import copy_companions
 
 SHARD_BYTES = 5 * 2**30
-WeightMetadata = list[tuple[str, torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,17 @@ class FullWeights:
         self, policy: PreTrainedModel | PeftModel, dtype: torch.dtype, is_partitioned: bool
     ) -> None:
         """is_partitioned: the parameters will be partitioned by ZeRO-3."""
-        self._dtype = dtype
+        self.dtype = dtype
         self._is_partitioned = is_partitioned
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self._units = list(_units(base))
         self._model_type: str = base.config.model_type
-        self.metadata: WeightMetadata = [
+        self.metadata = [
             (self._stored_name(unit, name), dtype, tuple(unit.owner.get_parameter(name).shape))
             for unit in self._units
             for name in unit.names
         ]
+        """Checkpoint name, type and shape of each tensor."""
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather a module at a time; every rank must iterate to the end, as gathers are shared."""
@@ -82,7 +85,7 @@ class FullWeights:
             ):
                 # A copy, because the gathered storage is freed at the end of this block.
                 tensors = [
-                    unit.tensor(name).to(self._dtype, copy=self._is_partitioned)
+                    unit.tensor(name).to(self.dtype, copy=self._is_partitioned)
                     for name in unit.names
                 ]
             for name, tensor in zip(unit.names, tensors, strict=True):
@@ -121,52 +124,30 @@ def write_model_directory(
 
     source: the directory the policy was loaded from; its configuration and tokenizer go along.
     """
-    # Planned from names and sizes before anything is gathered, so that at most one file is in
-    # memory.
-    shards = _plan_shards(weights.metadata)
+    sizes = {name: dtype.itemsize * math.prod(shape) for name, dtype, shape in weights.metadata}
+    # Planned from names and sizes before anything is gathered, so that a file is written and
+    # forgotten as soon as its last tensor has come.
+    plan = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
     if is_writer:
         target.mkdir()
         copy_companions(source, target)
-        _write_index(shards, weights.metadata, target)
-    tensors = iter(weights)
-    for file, names in shards.items():
-        shard = {}
-        for _ in names:
-            name, tensor = next(tensors)
-            if is_writer:
-                shard[name] = tensor.contiguous().cpu()
+        config = json.loads((target / "config.json").read_text())
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(weights.dtype).removeprefix("torch.")
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if plan.is_sharded:
+            index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+            text = json.dumps(index, indent=2) + "\n"
+            (target / "model.safetensors.index.json").write_text(text)
+    shards: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for name, tensor in weights:
         if is_writer:
-            save_file(shard, target / file, metadata={"format": "pt"})
-
-
-def _plan_shards(metadata: WeightMetadata) -> dict[str, list[str]]:
-    """Return the names in each file, in order; a file closes before it passes SHARD_BYTES."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, dtype, shape in metadata:
-        added = dtype.itemsize * torch.Size(shape).numel()
-        if shards[-1] and size + added > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += added
-    if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
-    return {
-        f"model-{place:05d}-of-{len(shards):05d}.safetensors": names
-        for place, names in enumerate(shards, start=1)
-    }
-
-
-def _write_index(shards: dict[str, list[str]], metadata: WeightMetadata, target: Path) -> None:
-    """Write which file holds what, and the weights' type into the configuration."""
-    _, dtype, _ = metadata[0]
-    config = json.loads((target / "config.json").read_text())
-    config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if len(shards) > 1:
-        total = sum(d.itemsize * torch.Size(shape).numel() for _, d, shape in metadata)
-        places = {name: file for file, names in shards.items() for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": places}
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+            file = plan.tensor_to_filename[name]
+            shards[file][name] = tensor.contiguous().cpu()
+            if len(shards[file]) == len(plan.filename_to_tensors[file]):
+                save_file(shards.pop(file), target / file, metadata={"format": "pt"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,14 +23,15 @@ from vllm.distributed.weight_transfer import (
     WeightTransferTrainerFactory,
 )
 from vllm.distributed.weight_transfer.base import TrainerInitInfo
+from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from policy.weights.engine_client import EngineClient, Rendezvous
+from policy.weights.engine_client import EngineClient
+from policy.weights.full_weights import FullWeights
+from rl.config.run import Config
 from rl.loop.weight_digest import tensor_digest
 
 SHARED_MEMORY = Path("/dev/shm")
-
-Metadata = Callable[[], list[tuple[str, torch.dtype, tuple[int, ...]]]]
-Weights = Callable[[], Iterator[tuple[str, torch.Tensor]]]
 
 
 class WeightSender:
@@ -38,23 +39,37 @@ class WeightSender:
 
     def __init__(
         self,
-        transport: str,
+        config: Config,
         rank: int,
-        metadata: Metadata,
-        weights: Weights,
-        client: EngineClient,
-        at: Rendezvous,
+        weights: FullWeights,
+        workers: Sequence[Any],
+        address: tuple[str, int],
     ) -> None:
-        """Meet the engines; returns when they are ready to receive."""
-        self.source = DigestedSource(metadata, weights, is_sender=rank == 0)
-        self._tells_parts = transport == "host"
-        self._engine = _open_trainer_engine(transport, rank, self.source, client, at)
+        """Meet the engines; returns when they are ready to receive.
+
+        address: where rank 0 and the vLLM processes gather for NCCL, with a port.
+        """
+        rollout = config.rollout
+        # Rank 0 alone sends, so it is the only learner rank that joins the engines' group.
+        world_size = 1 + rollout.workers * rollout.tensor_parallel
+        init_info = {
+            "host": HostTrainerInitInfo(rank=rank),
+            "nccl": NCCLTrainerInitInfo(*address, world_size, rank=rank),
+            # Packed: one staging buffer instead of a second copy of the model.
+            "ipc": IPCTrainerInitInfo(packed=True, rank=rank),
+        }[config.transport]
+        self.source = DigestedSource(weights, init_info.is_sender)
+        self._engine = WeightTransferTrainerFactory.trainer_init(
+            init_info,
+            client=EngineClient(workers, config.sync.deadline_s, rollout.tensor_parallel),
+            source=self.source,
+        )
 
     def send(self) -> dict[str, float]:
         """Send every tensor; returns seconds by part, as far as the transport tells them apart."""
         started = time.monotonic()
         self._engine.send_weights()
-        if self._tells_parts:
+        if isinstance(self._engine, HostTrainerEngine):
             return self._engine.seconds
         # vLLM's own engines gather, send and load chunk by chunk, all three at the same time.
         return {"transfer": time.monotonic() - started}
@@ -63,20 +78,19 @@ class WeightSender:
 class DigestedSource(WeightSource):
     """The rank's full weights by checkpoint name, digested as they are gathered."""
 
-    def __init__(self, metadata: Metadata, weights: Weights, is_sender: bool) -> None:
-        self._metadata = metadata
+    def __init__(self, weights: FullWeights, is_sender: bool) -> None:
         self._weights = weights
         self._is_sender = is_sender
         self.digests: dict[str, str] = {}
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, dtype, shape) for name, dtype, shape in self._metadata()]
+        return [ParamMeta(*described) for described in self._weights.metadata]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         self.digests = {}
         # Every rank goes through all tensors, since gathering them is a collective; only the sender
         # spends time on digests.
-        for name, tensor in self._weights():
+        for name, tensor in self._weights:
             if self._is_sender:
                 self.digests[name] = tensor_digest(tensor)
             yield name, tensor
@@ -91,10 +105,7 @@ class HostTrainerEngine(TrainerWeightTransferEngine[HostTrainerInitInfo]):
     """Sends all weights as one file in shared memory, which every engine of this host reads."""
 
     init_info_cls = HostTrainerInitInfo
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.seconds: dict[str, float] = {}
+    seconds: dict[str, float]
 
     @classmethod
     def trainer_init(
@@ -106,10 +117,13 @@ class HostTrainerEngine(TrainerWeightTransferEngine[HostTrainerInitInfo]):
 
     def send_weights(self) -> None:
         assert self.source is not None
+        self.seconds = {}
         started = time.monotonic()
         # Copied to the CPU one by one: a gathered tensor is freed when the next one is gathered.
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.source}
         gathered = time.monotonic()
+        # Only the sender writes and tells the engines; the other ranks have done their part by
+        # gathering.
         if not self.is_sender:
             return
         # In memory that all processes of this machine share, so nothing is written to a disk and
@@ -117,8 +131,6 @@ class HostTrainerEngine(TrainerWeightTransferEngine[HostTrainerInitInfo]):
         descriptor, path = tempfile.mkstemp(".safetensors", "hybrid_rl_", SHARED_MEMORY)
         os.close(descriptor)
         try:
-            # Only the sender writes and tells the engines; the other ranks have done their part by
-            # gathering.
             save_file(tensors, path)
             written = time.monotonic()
             self.client.start_weight_update()
@@ -133,24 +145,4 @@ class HostTrainerEngine(TrainerWeightTransferEngine[HostTrainerInitInfo]):
         }
 
 
-def _open_trainer_engine(
-    transport: str, rank: int, source: WeightSource, client: EngineClient, at: Rendezvous
-) -> TrainerWeightTransferEngine:
-    """Meet the engines; called on every rank, returns when they are ready to receive."""
-    if transport == "host":
-        return HostTrainerEngine.trainer_init(
-            HostTrainerInitInfo(rank=rank), client=client, source=source
-        )
-    if transport == "nccl":
-        # Imported here, because both need CUDA libraries that a machine without a GPU lacks.
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-
-        init_info: TrainerInitInfo = NCCLTrainerInitInfo(
-            at.address, at.port, at.world_size, rank=rank
-        )
-    else:
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-
-        # Packed: one staging buffer instead of a second copy of the model.
-        init_info = IPCTrainerInitInfo(packed=True, rank=rank)
-    return WeightTransferTrainerFactory.trainer_init(init_info, client=client, source=source)
+WeightTransferTrainerFactory.register_engine(HostTrainerInitInfo.backend, HostTrainerEngine)

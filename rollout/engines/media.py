@@ -18,49 +18,70 @@ from rl.config.data import SourceConfig
 from rl.data.media.families import family_name
 from rl.data.media.names import Medium, StillImage, Video
 from rl.data.media.store import MediaStore
-from rollout.engines import minicpmv, qwen_vl
+from rollout.engines import minicpmv
 
 
 @dataclass(frozen=True)
 class EngineFamily:
-    """How vLLM is told of a family's media.
+    """How vLLM is told of a family's media; the defaults are those of a model of text alone.
 
     A family whose model class is not vLLM's own also registers that class through an entry point
     (pyproject.toml), because vLLM looks for model classes in every process that it starts.
     """
 
-    inputs: Callable[[Sequence[StillImage], Sequence[Video]], dict[str, Any]]
-    """What a prompt of vLLM holds besides its tokens, which have one marker for each medium."""
+    video_metadata: Callable[[Video], dict[str, Any]] = lambda video: {}
+    """What the family's processor is told of a video besides its frames."""
     serving_arguments: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments without which no server can serve the model."""
     training_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Those with which an engine shows the model exactly what the learner shows it."""
 
+    def inputs(self, read: Sequence[StillImage | Video]) -> dict[str, Any]:
+        """What a prompt of vLLM holds besides its tokens, which have one marker for each medium."""
+        # vLLM takes each kind apart; the markers in the tokens keep the order of the prompt.
+        stills = [medium.pixels for medium in read if isinstance(medium, StillImage)]
+        videos = [(v.frames, self.video_metadata(v)) for v in read if isinstance(v, Video)]
+        media = {kind: shown for kind, shown in (("image", stills), ("video", videos)) if shown}
+        return {"multi_modal_data": media} if media else {}
+
 
 ENGINE_FAMILIES: dict[str, EngineFamily] = {
     "minicpmv": EngineFamily(
-        inputs=minicpmv.multi_modal_inputs,
+        video_metadata=lambda video: {"temporal_ids": video.groups},
         serving_arguments={"hf_overrides": {"architectures": [minicpmv.ARCHITECTURE]}},
     ),
     "qwen_vl": EngineFamily(
-        inputs=qwen_vl.multi_modal_inputs,
-        training_arguments=qwen_vl.TRAINING_ARGUMENTS,
+        # vLLM takes the time between frames out of these.
+        video_metadata=lambda video: {
+            "fps": video.fps,
+            "total_num_frames": len(video.frames),
+            "frames_indices": [time * video.fps for time in video.times_s],
+            "duration": len(video.frames) / video.fps,
+            "do_sample_frames": False,
+        },
+        training_arguments={
+            # A video's frames were chosen before (rl/data/media/video_frames.py), so vLLM must not.
+            "mm_processor_kwargs": {"do_sample_frames": False},
+            # The processor normalises pixels in float32, as the learner does. On the device vLLM
+            # would do it in the model's type, and engine and learner would see other pixels.
+            "mm_device_do_normalize": False,
+        },
     ),
 }
 """The adapters by the names of rl/data/media/families.py."""
+TEXT_ONLY = EngineFamily()
 
 
-def engine_family(directory: Path) -> EngineFamily | None:
-    """The adapter for the model of a directory; None if it reads text only."""
+def engine_family(directory: Path) -> EngineFamily:
+    """The adapter for the model of a directory."""
     # Read as JSON: transformers, which would read it too, need not know the model type here.
     name = family_name(json.loads((directory / "config.json").read_text())["model_type"])
-    return None if name is None else ENGINE_FAMILIES[name]
+    return TEXT_ONLY if name is None else ENGINE_FAMILIES[name]
 
 
 def serving_arguments(directory: Path) -> dict[str, Any]:
     """vLLM engine arguments without which no server can serve the model of a directory."""
-    family = engine_family(directory)
-    return {} if family is None else dict(family.serving_arguments)
+    return dict(engine_family(directory).serving_arguments)
 
 
 class EngineMedia:
@@ -68,15 +89,8 @@ class EngineMedia:
 
     def __init__(self, model: str, data: SourceConfig) -> None:
         """model: the policy's directory. data: where the media are read from."""
-        self._family = engine_family(Path(model))
+        self.family = engine_family(Path(model))
         self._store = MediaStore(data)
-
-    @property
-    def engine_arguments(self) -> dict[str, Any]:
-        """vLLM engine arguments that the model needs besides the usual ones."""
-        if self._family is None:
-            return {}
-        return {**self._family.serving_arguments, **self._family.training_arguments}
 
     async def read(self, media: Sequence[Medium]) -> list[StillImage | Video]:
         """The media of a prompt; raises MediaError."""
@@ -84,13 +98,3 @@ class EngineMedia:
             return []
         # In a thread, because reading and decoding must not hold up the requests in flight.
         return await asyncio.to_thread(lambda: [self._store.read(medium) for medium in media])
-
-    def inputs(self, read: Sequence[StillImage | Video]) -> dict[str, Any]:
-        """What a prompt of vLLM holds besides its tokens."""
-        if not read:
-            return {}
-        assert self._family is not None, "rollout/chat.py refuses media for a text model"
-        # vLLM takes each kind apart; the markers in the tokens keep the order of the prompt.
-        stills = [medium for medium in read if isinstance(medium, StillImage)]
-        videos = [medium for medium in read if isinstance(medium, Video)]
-        return self._family.inputs(stills, videos)

@@ -1,133 +1,20 @@
-"""The engine's side of a publish: vLLM weight-transfer engines that keep a receipt.
+"""A plug-in that vLLM loads in every process, also in those that hold no model.
 
-vLLM's own `nccl` and `ipc` engines, and `host` for CPU, with one addition: every tensor is
-digested between the wire and vLLM's loader, so the learner can compare what arrived with what it
-holds. vLLM finds this module through the `vllm.general_plugins` entry point, in every process.
+So it registers the engines of a publish by their names: receivers.py, which has them, takes longer
+to load. vLLM finds `register` through the `vllm.general_plugins` entry point.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass
 
-import torch
-from safetensors import safe_open
-from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
-from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
-
-from rl.loop.weight_digest import tensor_digest
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
 
 @functools.cache
 def register() -> None:
-    """Make the receipt-keeping engines known to vLLM under `host`, `proven_nccl`, `proven_ipc`."""
-    add = WeightTransferEngineFactory.register_engine
-    add("host", "rollout.engines.weight_receiver", "HostReceiver")
-    add("proven_nccl", "rollout.engines.cuda_weight_receiver", "NcclReceiver")
-    add("proven_ipc", "rollout.engines.cuda_weight_receiver", "IpcReceiver")
-
-
-class Receipt:
-    """Mixin for a vLLM worker engine: digests each tensor that its loader is given."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.digests: dict[str, str] = {}
-
-    def start_weight_update(self) -> None:
-        self.digests = {}
-        super().start_weight_update()
-
-    def receive_weights(self, update_info) -> None:
-        load_weights = self.model.load_weights
-
-        def digest_then_load(weights: Iterable[tuple[str, torch.Tensor]]):
-            # As a list: digests and loader both read the tensors, and what arrives is a generator.
-            arrived = list(weights)
-            self.digests.update((name, tensor_digest(tensor)) for name, tensor in arrived)
-            return load_weights(arrived)
-
-        # vLLM's engines load through this attribute, chunk by chunk; an instance attribute stands
-        # in front of the class's method for the length of one transfer.
-        self.model.load_weights = digest_then_load
-        try:
-            super().receive_weights(update_info)
-        finally:
-            del self.model.load_weights
-
-
-@dataclass
-class HostInitInfo(WeightTransferInitInfo):
-    """The host transport needs no rendezvous."""
-
-
-@dataclass
-class HostUpdateInfo(WeightTransferUpdateInfo):
-    """One safetensors file in shared memory, and the order in which to load it."""
-
-    path: str
-    names: list[str]
-
-
-class HostEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
-    """Loads checkpoint tensors from a file on this host, with vLLM's layerwise reload.
-
-    The reload lifecycle is what vLLM's `nccl` engine uses; on CPU it is required, because linear
-    weights are repacked after loading and a plain `load_weights` would write into the repacked
-    copies.
-    """
-
-    init_info_cls = HostInitInfo
-    update_info_cls = HostUpdateInfo
-
-    def init_transfer_engine(self, init_info: HostInitInfo) -> None:
-        """Nothing to set up: each update names its file."""
-
-    def start_weight_update(self) -> None:
-        # Imported here and below: vLLM loads this module as a plug-in in every process, also in
-        # those that hold no model.
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-
-    def receive_weights(self, update_info: HostUpdateInfo) -> None:
-        with safe_open(update_info.path, framework="pt") as file:
-            self.model.load_weights((name, file.get_tensor(name)) for name in update_info.names)
-
-    def update_weights(self, update_info: dict) -> None:
-        # The base class synchronises an accelerator afterwards; there is none here.
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def shutdown(self) -> None:
-        """Nothing is held between updates."""
-
-
-class HostReceiver(Receipt, HostEngine):
-    pass
-
-
-class WorkerExtension:
-    """Mixed into vLLM's worker class (`worker_extension_cls`); called by collective_rpc."""
-
-    def weight_digests(self) -> dict[str, str]:
-        """Digest of each tensor that arrived in the last transfer, by checkpoint name."""
-        return dict(self.weight_transfer_engine.digests)
-
-    def force_tokens(self) -> None:
-        """Let a V1 model runner take forced requests; the V2 runner can by itself."""
-        from vllm.v1.sample.sampler import Sampler
-
-        from rollout.engines.forced_decoding import ForcedSampler
-
-        sampler = self.model_runner.sampler
-        # Other samplers, such as that of the V2 runner, take forced tokens by themselves.
-        if isinstance(sampler, Sampler):
-            self.model_runner.sampler = ForcedSampler(
-                sampler.logprobs_mode, sampler.use_fp64_gumbel
-            )
+    """Make the engines that keep a receipt known to vLLM, as `proven_` and the transport."""
+    for transport, name in (("host", "Host"), ("nccl", "Nccl"), ("ipc", "Ipc")):
+        WeightTransferEngineFactory.register_engine(
+            f"proven_{transport}", "rollout.engines.receivers", f"{name}Receiver"
+        )

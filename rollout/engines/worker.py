@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +31,6 @@ from rl.loop.stages import (
 )
 from rollout.chat import ChatTemplate
 from rollout.engines.media import EngineMedia
-
-# The name under which rollout/engines/weight_receiver.py registers the engine of each transport.
-BACKENDS = {"host": "host", "nccl": "proven_nccl", "ipc": "proven_ipc"}
-
 
 # vLLM serves the lowest first. The canary must not wait behind groups in flight, and a reference
 # is to be scored before the prefix cache loses its context.
@@ -95,7 +92,6 @@ class RolloutWorker:
         from rollout.engines import vllm_api
 
         self._vllm = vllm_api
-
         settings = self._settings
         arguments: dict[str, Any] = {
             "model": settings.model,
@@ -106,7 +102,7 @@ class RolloutWorker:
             # The learner divides its logits by the temperature, so the sampler must report
             # log-probabilities after it.
             "logprobs_mode": "processed_logprobs",
-            "worker_extension_cls": "rollout.engines.weight_receiver.WorkerExtension",
+            "worker_extension_cls": "rollout.engines.receivers.WorkerExtension",
             "use_tqdm_on_load": False,
             "scheduling_policy": "priority",
         }
@@ -114,15 +110,16 @@ class RolloutWorker:
             # Inside a placement group vLLM would start Ray actors on the GPUs that this one holds.
             arguments["distributed_executor_backend"] = "mp"
         if settings.transport is not None:
-            backend = BACKENDS[settings.transport]
-            # Our own backends, which digest what arrives (weight_receiver.py).
-            arguments["weight_transfer_config"] = self._vllm.WeightTransferConfig(backend=backend)
+            # Our own backends, which digest what arrives (receivers.py).
+            backend = f"proven_{settings.transport}"
+            arguments["weight_transfer_config"] = vllm_api.WeightTransferConfig(backend=backend)
         self._media = EngineMedia(settings.model, settings.data)
-        arguments |= self._media.engine_arguments
-        config = self._vllm.AsyncEngineArgs(**arguments | settings.engine).create_engine_config()
+        family = self._media.family
+        arguments |= {**family.serving_arguments, **family.training_arguments, **settings.engine}
+        config = vllm_api.AsyncEngineArgs(**arguments).create_engine_config()
         if settings.scores_references:
-            self._vllm.enable_forced_decoding(config)
-        self._engine = self._vllm.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+            vllm_api.enable_forced_decoding(config)
+        self._engine = vllm_api.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         if settings.scores_references:
             await self._engine.collective_rpc("force_tokens")
         self._chat = ChatTemplate(settings.model)
@@ -132,7 +129,22 @@ class RolloutWorker:
         """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
         # A publish may come while this request is in flight; the loop refuses what is too stale.
         first_version = self._version
-        output, media = await self._answered(self._sample(request))
+        with self._failures():
+            sampling = self._vllm.SamplingParams(
+                n=request.n,
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                top_p=request.top_p,
+                seed=request.seed,
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
+                logit_bias=self._never_sampled or None,
+            )
+            output, shown = await self._final_output(
+                request.prompt_token_ids, request.prompt.media, sampling, request.group_id
+            )
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
             raise GenerationFailed("empty", "the engine returned no tokens for a trajectory")
         # A group with a part missing has no fair baseline, so the whole group fails.
@@ -145,22 +157,20 @@ class RolloutWorker:
                 self._trajectory(request.mode, output.prompt_token_ids, c, versions)
                 for c in output.outputs
             ),
-            media_digests=tuple(medium.digest for medium in media),
+            media_digests=tuple(medium.digest for medium in shown),
         )
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Log-probability of each reference token after the context; raises GenerationFailed."""
-        sampling = self._vllm.forced_sampling(
-            self._engine.vllm_config, request.reference_token_ids, request.temperature
-        )
-
-        async def forced() -> Any:
-            inputs = self._media.inputs(await self._media.read(request.prompt.media))
-            return await self._final_output(
-                request.context_token_ids, inputs, sampling, request.id, REFERENCE_PRIORITY
+        with self._failures():
+            sampling = self._vllm.forced_sampling(
+                self._engine.vllm_config, request.reference_token_ids, request.temperature
             )
-
-        (completion,) = (await self._answered(forced())).outputs
+            context, media = request.context_token_ids, request.prompt.media
+            output, _ = await self._final_output(
+                context, media, sampling, request.id, REFERENCE_PRIORITY
+            )
+        (completion,) = output.outputs
         if tuple(completion.token_ids) != request.reference_token_ids:
             raise GenerationFailed("not_forced", "the engine emitted tokens that it was not given")
         return tuple(completion.logprobs.logprobs)
@@ -173,27 +183,28 @@ class RolloutWorker:
         """
         # Loads an engine that comes back: Ray repeats the request, and not the call of `start`.
         await self.start()
-        (completion,) = (await self._answered(self._next_token(request))).outputs
+        with self._failures():
+            sampling = self._vllm.SamplingParams(
+                max_tokens=1,
+                temperature=1.0,
+                logprob_token_ids=list(request.token_ids),
+                detokenize=False,
+                output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
+            )
+            output, _ = await self._final_output(
+                request.prompt_token_ids, request.prompt.media, sampling, request.id
+            )
+        (completion,) = output.outputs
         if not completion.token_ids:
             raise GenerationFailed("empty", "the engine returned no token")
         (position,) = completion.logprobs
         return tuple(position[token].logprob for token in request.token_ids)
 
-    async def _next_token(self, request: NextTokenRequest) -> Any:
-        sampling = self._vllm.SamplingParams(
-            max_tokens=1,
-            temperature=1.0,
-            logprob_token_ids=list(request.token_ids),
-            detokenize=False,
-            output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
-        )
-        inputs = self._media.inputs(await self._media.read(request.prompt.media))
-        return await self._final_output(request.prompt_token_ids, inputs, sampling, request.id)
-
-    async def _answered(self, answer: Awaitable[Any]) -> Any:
-        """What the engine answers; GenerationFailed if the request, not the engine, is at fault."""
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raises GenerationFailed if the request, and not the engine, is at fault."""
         try:
-            return await answer
+            yield
         except self._vllm.EngineDeadError as error:
             if self._settings.comes_back:
                 # No engine comes up again in this process; Ray starts another and asks it again.
@@ -206,37 +217,20 @@ class RolloutWorker:
         except (ValueError, self._vllm.VLLMClientError) as error:
             raise GenerationFailed("request_refused", error) from error
 
-    async def _sample(self, request: RolloutRequest) -> tuple[Any, list[StillImage | Video]]:
-        """The engine's output, and the prompt's media as they were shown to it."""
-        sampling = self._vllm.SamplingParams(
-            n=request.n,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            seed=request.seed,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
-            logit_bias=self._never_sampled or None,
-        )
-        media = await self._media.read(request.prompt.media)
-        token_ids, inputs = request.prompt_token_ids, self._media.inputs(media)
-        return await self._final_output(token_ids, inputs, sampling, request.group_id), media
-
     async def _final_output(
         self,
         token_ids: Sequence[int],
-        inputs: Mapping[str, Any],
+        media: Sequence[Medium],
         sampling: Any,
         request_id: str,
         priority: int = 0,
-    ) -> Any:
-        """inputs: what the prompt holds besides its tokens."""
-        prompt = {"prompt_token_ids": list(token_ids), **inputs}
+    ) -> tuple[Any, list[StillImage | Video]]:
+        """The engine's output, and the prompt's media as they were shown to it."""
+        shown = await self._media.read(media)
+        prompt = {"prompt_token_ids": list(token_ids), **self._media.family.inputs(shown)}
         stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
         outputs = [output async for output in stream]
-        return outputs[-1]
+        return outputs[-1], shown
 
     def _trajectory(
         self,
@@ -246,19 +240,17 @@ class RolloutWorker:
         versions: tuple[int, int],
     ) -> Trajectory:
         """prompt_token_ids: with every token of the prompt's media."""
-        num_prompt = len(prompt_token_ids)
-        response = np.asarray(completion.token_ids, dtype=np.int32)
-        logprobs = np.zeros(num_prompt + len(response), dtype=np.float32)
-        logprobs[num_prompt:] = completion.logprobs.logprobs
-        loss_mask = np.zeros(len(logprobs), dtype=np.bool_)
-        loss_mask[num_prompt:] = True
+        ids = [np.asarray(part, np.int32) for part in (prompt_token_ids, completion.token_ids)]
+        token_ids = np.concatenate(ids)
+        loss_mask = np.arange(len(token_ids)) >= len(prompt_token_ids)
+        logprobs = np.zeros(len(token_ids), dtype=np.float32)
+        logprobs[loss_mask] = completion.logprobs.logprobs
         # Decoded here and not by vLLM, which would drop the special tokens that the format reward
         # looks for.
         text = self._chat.text(completion.token_ids)
         reasoning, answer = split_response(text, self._settings.thinking[mode])
-        prompt = np.asarray(prompt_token_ids, dtype=np.int32)
         return Trajectory(
-            token_ids=np.concatenate([prompt, response]),
+            token_ids=token_ids,
             loss_mask=loss_mask,
             rollout_logprobs=logprobs,
             versions=versions,
@@ -271,8 +263,7 @@ class RolloutWorker:
     # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove.
 
     async def pause(self) -> None:
-        """Freeze requests in flight and drop cached keys and values of the old weights."""
-        # Cached keys and values are of the old weights; new requests must not build on them.
+        """Freeze requests in flight, and drop cached keys and values, which are of old weights."""
         await self._engine.pause_generation(mode="keep", clear_cache=True)
 
     async def resume(self, version: int) -> None:
@@ -313,9 +304,8 @@ class RolloutWorker:
         # has.
         sampling = self._vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         request_id = f"canary/{self._num_canaries}"
-        inputs = self._media.inputs(await self._media.read(media))
-        output = await self._final_output(
-            (*context, *scored), inputs, sampling, request_id, CANARY_PRIORITY
+        output, _ = await self._final_output(
+            (*context, *scored), media, sampling, request_id, CANARY_PRIORITY
         )
         found = zip(scored, output.prompt_logprobs[-len(scored) :], strict=True)
         return tuple(position[token].logprob for token, position in found)

@@ -27,7 +27,7 @@ from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, TrainSample
 from rl.loop.weight_digest import tensor_digest
 from rollout.chat import ChatTemplate
-from rollout.engines.minicpmv import multi_modal_inputs
+from rollout.engines.media import ENGINE_FAMILIES
 from rollout.engines.worker import RolloutWorker
 from tests.engine_parity import engine_logprobs, open_worker, publish
 from tests.minicpmv_tiny import (
@@ -81,7 +81,7 @@ class Policies:
 
     def asked(self, case: Case) -> dict[str, Any]:
         """The case as a worker asks the engine."""
-        inputs = multi_modal_inputs(case.stills, case.videos)
+        inputs = ENGINE_FAMILIES["minicpmv"].inputs([*case.stills, *case.videos])
         return {"prompt_token_ids": case.token_ids} | inputs
 
     def sample(self, prompt: dict[str, Any], **settings: Any) -> Any:
@@ -89,7 +89,8 @@ class Policies:
 
         Raises GenerationFailed as a rollout worker does.
         """
-        return self.runner.run(self.worker._answered(self._sample(prompt, settings)))
+        with self.worker._failures():
+            return self.runner.run(self._sample(prompt, settings))
 
     async def _sample(self, prompt: dict[str, Any], settings: dict[str, Any]) -> Any:
         from vllm import SamplingParams

@@ -18,7 +18,7 @@ from policy.models.qwen_vl import QwenVLInputs, checkpoint_name, see_once
 from rl.data.media.names import Medium, StillImage, Video
 from rl.loop.stages import TrainSample
 from rl.loop.weight_digest import tensor_digest
-from rollout.engines.qwen_vl import TRAINING_ARGUMENTS, multi_modal_inputs
+from rollout.engines.media import ENGINE_FAMILIES
 from rollout.engines.worker import RolloutWorker
 from tests.engine_parity import engine_logprobs, open_worker, publish
 from tests.qwen_vl_tiny import (
@@ -57,6 +57,7 @@ CASES: Mapping[str, Case] = {
         "what?",
     ],
 }
+FAMILY = ENGINE_FAMILIES["qwen_vl"]
 
 
 @dataclass
@@ -73,7 +74,8 @@ class Policies:
     def ask(self, case: Case, appended: Sequence[int] = ()) -> Any:
         """The engine's final output, prompt log-probabilities included."""
         prompt = {"prompt_token_ids": [*prompt_token_ids(case), *appended], **inputs_of(case)}
-        return self.runner.run(self.worker._answered(self._ask(prompt)))
+        with self.worker._failures():
+            return self.runner.run(self._ask(prompt))
 
     async def _ask(self, prompt: dict[str, Any]) -> Any:
         from vllm import SamplingParams
@@ -125,9 +127,7 @@ class Policies:
 
 
 def inputs_of(case: Case) -> dict[str, Any]:
-    stills = [part for part in case if isinstance(part, StillImage)]
-    videos = [part for part in case if isinstance(part, Video)]
-    return multi_modal_inputs(stills, videos) if stills or videos else {}
+    return FAMILY.inputs([part for part in case if not isinstance(part, str)])
 
 
 def sample_of(name: str, output: Any, media: tuple[Medium, ...]) -> TrainSample:
@@ -204,7 +204,7 @@ def vllm_inputs(directory: Path, dtype: Any, case: Case) -> Any:
     from vllm.multimodal.processing import ProcessorInputs
     from vllm.multimodal.processing.context import TimingContext
 
-    config = ModelConfig(model=str(directory), dtype=dtype, **TRAINING_ARGUMENTS)
+    config = ModelConfig(model=str(directory), dtype=dtype, **FAMILY.training_arguments)
     processor = MULTIMODAL_REGISTRY.create_processor(config)
     media = processor.info.parse_mm_data(inputs_of(case)["multi_modal_data"])
     return processor.apply(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rollout.engines.media import EngineFamily
 
 ADAPTER = EngineFamily(
-    inputs=lambda stills, videos: {"multi_modal_data": {"image": [s.pixels for s in stills]}},
     serving_arguments={"hf_overrides": {"architectures": ["ColourModel"]}},
     training_arguments={"mm_processor_kwargs": {"do_resize": False}},
 )

@@ -98,10 +98,10 @@ def test_a_new_family_is_two_adapters_and_nothing_else(directory: Path, tmp_path
     assert chat.raw_text(token_ids).count(learner.MARKER) == 1
 
     shown = EngineMedia(str(directory), SourceConfig())
-    inputs = shown.inputs(asyncio.run(shown.read([red])))
+    inputs = shown.family.inputs(asyncio.run(shown.read([red])))
     assert inputs["multi_modal_data"]["image"][0].getpixel((0, 0)) == (255, 0, 0)
     assert serving_arguments(directory) == engine.ADAPTER.serving_arguments
-    assert shown.engine_arguments.keys() == {"hf_overrides", "mm_processor_kwargs"}
+    assert shown.family == engine.ADAPTER
     with pytest.raises(MediaError, match="missing"):
         asyncio.run(shown.read([MediaFile("image", str(tmp_path / "none.png"))]))
 
