@@ -231,7 +231,7 @@ class ClaimTask:
         ]
         visual = self.pictures.inputs(samples, token_ids)
         assert visual is not None
-        return dict(visual.arguments)
+        return visual.arguments()
 
 
 def _sums(seed: int, first: int, count: int, heldout: bool) -> list[Question]:

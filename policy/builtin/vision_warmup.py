@@ -198,7 +198,7 @@ class PictureTask:
         ]
         visual = self.inputs(samples, token_ids)
         assert visual is not None
-        return token_ids, targets, dict(visual.arguments)
+        return token_ids, targets, visual.arguments()
 
     def sampled(
         self, model: PreTrainedModel, asked: Sequence[RenderedImage], thinking: bool

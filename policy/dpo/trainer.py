@@ -82,8 +82,7 @@ class PairTrainer(DPOTrainer):
         prepared = super()._prepare_inputs(known)
         prepared |= {name: value.to(self.args.device) for name, value in references.items()}
         if media is not None and media.visual is not None:
-            visual = media.visual.to(self.args.device, self.model.dtype)
-            prepared |= visual.arguments
+            prepared |= media.visual.arguments(self.args.device, self.model.dtype)
         return prepared
 
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

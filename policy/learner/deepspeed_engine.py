@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import ray
 import torch
+from omegaconf import OmegaConf
 
 from policy.learner.logprobs import ChunkedHead, LogprobModel
 from rl.config.policy import PolicyConfig
@@ -88,16 +88,7 @@ def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
         # Micro-batch gradients differ by orders of magnitude; their sum in bfloat16 would lose the
         # small ones.
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
-    return _merged(ours, config.deepspeed)
-
-
-def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(ours)
-    for key, value in theirs.items():
-        old = result.get(key)
-        both_tables = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = _merged(old, value) if both_tables else value
-    return result
+    return OmegaConf.to_container(OmegaConf.merge(ours, config.deepspeed))
 
 
 def open_engine(model: LogprobModel, config: PolicyConfig, use_cuda: bool) -> Any:

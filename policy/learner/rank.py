@@ -62,10 +62,9 @@ class RankUpdate:
 class Update:
     """One optimizer step: this rank's micro-batches and the counts of all ranks."""
 
-    micro_batches: list[list[TrainSample]]
-    """Samples that are forwarded together; none where a rank only keeps in step."""
-    indices: list[list[int]]
-    """Where those samples stand in the batch."""
+    micro_batches: list[dict[int, TrainSample]]
+    """Samples that are forwarded together, by their place in the batch; none where a rank only
+    keeps in step."""
     counts: GlobalCounts
 
 
@@ -115,7 +114,10 @@ class LearnerRank:
         old_logprobs: list[list[Tensor] | None] = [None] * len(updates)
         # With one update the forward that trains gives them too, and saves a second forward.
         if len(updates) > 1:
-            old_logprobs = [[self._logprobs(rows) for rows in u.micro_batches] for u in updates]
+            old_logprobs = [
+                [self._logprobs([*rows.values()]) for rows in update.micro_batches]
+                for update in updates
+            ]
         parts: list[dict[str, Tensor]] = []
         mismatches: dict[int, float] = {}
         grad_norms = []
@@ -147,14 +149,8 @@ class LearnerRank:
                 num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
                 num_sequences=len(part),
             )
-            own = plan[self._rank]
-            updates.append(
-                Update(
-                    micro_batches=[[part[index] for index in rows] for rows in own],
-                    indices=[[indices[index] for index in rows] for rows in own],
-                    counts=counts,
-                )
-            )
+            own = [{indices[row]: part[row] for row in rows} for rows in plan[self._rank]]
+            updates.append(Update(own, counts))
         return updates
 
     def accumulate(
@@ -170,7 +166,7 @@ class LearnerRank:
         mismatches: dict[int, float] = {}
         for place, samples in enumerate(update.micro_batches):
             self._engine.set_gradient_accumulation_boundary(place == last)
-            micro_batch, logprobs, entropies = self._forward(samples)
+            micro_batch, logprobs, entropies = self._forward([*samples.values()])
             mask = micro_batch.loss_mask
             inputs = LossInputs(
                 policy_logprobs=logprobs,
@@ -181,11 +177,11 @@ class LearnerRank:
                 entropies=entropies,
             )
             loss, sums = policy_loss(inputs, self._config.algorithm)
-            lengths = [sample.trajectory.num_response_tokens for sample in samples]
+            lengths = [sample.trajectory.num_response_tokens for sample in samples.values()]
             # Against the log-probabilities from before the first step of the batch: later ones
             # would measure how far the policy has moved, and not how far the engine is off.
             ratios = mean_log_ratios(inputs.old_logprobs, inputs.rollout_logprobs, lengths)
-            mismatches |= zip(update.indices[place], ratios, strict=True)
+            mismatches |= zip(samples, ratios, strict=True)
             # DeepSpeed averages over ranks; the loss is already divided by global counts.
             self._engine.backward(loss * self._config.policy.ranks)
             parts.append(sums)
@@ -215,7 +211,7 @@ class LearnerRank:
             micro_batch.token_ids,
             micro_batch.loss_mask,
             micro_batch.temperature,
-            visual and visual.to(self._device, self._dtype).arguments,
+            visual and visual.arguments(self._device, self._dtype),
             is_sampled,
         )
         return micro_batch, logprobs, entropies

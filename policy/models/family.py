@@ -6,7 +6,7 @@ entry in rl/data/media/families.py, one here, and one in rollout/engines/media.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,13 +34,10 @@ from rl.loop.stages import TrainSample
 class VisualArguments(Protocol):
     """The media of one micro-batch."""
 
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        """Keyword arguments of the backbone."""
-        ...
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> VisualArguments:
-        """The same on a device, with pixels in the model's type."""
+    def arguments(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> dict[str, Any]:
+        """Keyword arguments of the backbone, on its device and with pixels in its type."""
         ...
 
 

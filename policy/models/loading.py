@@ -1,23 +1,25 @@
-"""Loads the policy: a causal language model from a directory, with a LoRA adapter if asked."""
+"""Loads the policy from a directory, and chooses what of it is trained: parts, or LoRA adapters."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
 from safetensors import safe_open
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from policy.models.cache import default_cache_dir, digest, find_model, made_once
 from policy.models.checks import read_config, refuse_unusable_weights
 from policy.models.family import model_family
-from policy.models.trained_parts import choose_trained
-from rl.config.policy import PolicyConfig
+from rl.config.policy import Part, PolicyConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -113,6 +115,69 @@ def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
         )
 
 
+def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel | PeftModel:
+    """Leave only `policy.train` trainable, with adapters on the language model under LoRA.
+
+    Raises ValueError for a part that the model does not have.
+    """
+    parts = model_family(model.config.model_type).parts(model)
+    trained: Sequence[Part] = config.train or (["llm"] if config.lora else list(parts))
+    if missing := sorted(set(trained) - set(parts)):
+        raise ValueError(
+            f"policy.train names {', '.join(missing)}, and {model.config.model_type} has only "
+            f"{', '.join(parts)}; leave policy.train out to train all of it"
+        )
+    if config.lora is not None and "llm" not in trained:
+        raise ValueError(
+            f"policy.lora adapts the language model, which policy.train={list(trained)} leaves as "
+            "it is; add llm to policy.train or leave policy.lora out"
+        )
+    # The adapter first: PEFT freezes the whole model when it adds one.
+    policy: PreTrainedModel | PeftModel = model
+    if config.lora is not None:
+        adapter = PeftLoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            target_modules=_targets(model, parts["llm"], config.lora.targets),
+        )
+        # Adapter weights in the model's own type: DeepSpeed keeps the float32 copies.
+        policy = get_peft_model(model, adapter, autocast_adapter_dtype=False)
+    # PEFT has frozen all but its adapters; without it everything is trainable until here.
+    for name, modules in parts.items():
+        if config.lora is None or name != "llm":
+            for module in modules:
+                module.requires_grad_(name in trained)
+    return policy
+
+
+def _targets(
+    model: PreTrainedModel, language_model: Sequence[nn.Module], wanted: str | list[str]
+) -> str | list[str]:
+    """What gets an adapter: what the configuration names, and only in the language model."""
+    if language_model == [model]:
+        return wanted
+    # PEFT finds layers by the ends of their names, and those of vision towers end the same way
+    # (q_proj, fc1), so it is given whole names. The output layer gets none, as with PEFT's own
+    # all-linear.
+    inside = {id(module) for part in language_model for module in part.modules()}
+    head = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside and module is not head
+    ]
+    if wanted == "all-linear":
+        return linear
+    endings = [wanted] if isinstance(wanted, str) else wanted
+    chosen = [name for name in linear if name.split(".")[-1] in endings]
+    if not chosen:
+        raise ValueError(
+            f"policy.lora.targets {wanted} name no linear layer of the language model; there are "
+            f"{', '.join(sorted({name.split('.')[-1] for name in linear}))}"
+        )
+    return chosen
+
+
 def untied_copy(directory: Path, cache_dir: Path) -> Path:
     """Return a copy of a tied model whose output layer has weights of its own; made once."""
     # Times of change stand for the weights: hashing the bytes of a large model takes minutes.
@@ -128,7 +193,7 @@ def untied_copy(directory: Path, cache_dir: Path) -> Path:
         )
         # A new Parameter breaks the tie; without the clone both would still share their storage.
         head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        head.weight = nn.Parameter(head.weight.detach().clone())
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False
         model.save_pretrained(aside)

@@ -8,8 +8,8 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 from transformers.video_utils import VideoMetadata
 
+from policy.models.checks import read_config
 from rl.config.policy import Part
 from rl.data.media.names import Medium, MediumKind, StillImage
 from rl.data.media.store import MediaStore
@@ -54,12 +55,13 @@ class Block:
     grid: Grid
     seconds_per_step: float = 0.0
 
-    @property
-    def end(self) -> int:
-        return self.start + int(np.prod(self.grid))
 
-
-def mrope_positions(length: int, blocks: Sequence[Block], steps_per_second: float) -> NDArray:
+def mrope_positions(
+    length: int,
+    blocks: Sequence[Block],
+    steps_per_second: float,
+    dtype: torch.dtype = torch.float32,
+) -> NDArray:
     """Positions [3, length] in time, height and width of a row with these visual blocks.
 
     Text counts on from the largest position before it, in all three alike
@@ -75,11 +77,13 @@ def mrope_positions(length: int, blocks: Sequence[Block], steps_per_second: floa
         following += block.start - done
         inside = np.indices(block.grid).reshape(3, -1)  # [3, tokens of the block]
         if block.grid[0] > 1:
+            # The engine rounds all it is told of a video to the model's type, times included.
+            seconds = torch.tensor(block.seconds_per_step, dtype=torch.float32).to(dtype).item()
             # Truncated to whole numbers by the assignment, as the engine truncates them.
-            inside[0] = inside[0] * (block.seconds_per_step * steps_per_second)
-        positions[:, block.start : block.end] = following + inside
+            inside[0] = inside[0] * (seconds * steps_per_second)
+        done = block.start + inside.shape[1]
+        positions[:, block.start : done] = following + inside
         following += inside.max() + 1
-        done = block.end
     positions[:, done:] = following + np.arange(length - done)
     return positions
 
@@ -95,44 +99,33 @@ class QwenVLBatch:
     length: int
     """T"""
     steps_per_second: float
-    device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.float32
-    """Of the model; the tensors are made when `arguments` is read."""
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> QwenVLBatch:
-        return replace(self, device=device, dtype=dtype)
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
+    def arguments(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> dict[str, Any]:
         """Pixels and grids by kind of medium, and position_ids [3, B, T].
 
         A medium that several rows show is there once; `repeats` then says which one each shows.
         """
-        rows = []
-        for blocks in self.blocks:
-            # The engine rounds all it is told of a video to the model's type, times included.
-            times = torch.tensor([b.seconds_per_step for b in blocks], dtype=torch.float32)
-            rounded = [
-                replace(block, seconds_per_step=seconds)
-                for block, seconds in zip(blocks, times.to(self.dtype).tolist(), strict=True)
-            ]
-            rows.append(mrope_positions(self.length, rounded, self.steps_per_second))
+        rows = [
+            mrope_positions(self.length, blocks, self.steps_per_second, dtype)
+            for blocks in self.blocks
+        ]
         positions = torch.from_numpy(np.stack(rows, axis=1))  # [3, B, T]
-        arguments: dict[str, Any] = {"position_ids": positions.to(self.device)}
+        arguments: dict[str, Any] = {"position_ids": positions.to(device)}
         repeats: dict[MediumKind, list[int]] = {}
         for kind, pixels in _PIXELS.items():
             shown = [medium for medium in self.media if medium.kind == kind]
             if not shown:
                 continue
             # By identity: the rows of a group share one SeenMedium, and comparing pixels is slow.
-            index: dict[int, int] = {}
-            order = [index.setdefault(id(medium), len(index)) for medium in shown]
-            distinct = list({id(medium): medium for medium in shown}.values())
-            patches = torch.cat([medium.pixels for medium in distinct])
-            arguments[pixels] = patches.to(self.device, self.dtype)
-            arguments[_GRIDS[kind]] = torch.tensor([m.grid for m in distinct]).to(self.device)
+            distinct = {id(medium): medium for medium in shown}
+            patches = torch.cat([medium.pixels for medium in distinct.values()])
+            arguments[pixels] = patches.to(device, dtype)
+            grids = torch.tensor([medium.grid for medium in distinct.values()])
+            arguments[_GRIDS[kind]] = grids.to(device)
             if len(distinct) < len(shown):
-                repeats[kind] = order
+                repeats[kind] = [list(distinct).index(id(medium)) for medium in shown]
         return arguments | ({"repeats": repeats} if repeats else {})
 
 
@@ -140,17 +133,17 @@ class QwenVLInputs:
     """Implements policy.models.family.VisualInputs."""
 
     def __init__(self, directory: Path, store: MediaStore) -> None:
-        config = AutoConfig.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
+        config = read_config(directory)
         # The very class that vLLM makes of this directory, so that pixels are the same.
         self._processor: Any = AutoProcessor.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
         self._store = store
         self._merge = config.vision_config.spatial_merge_size
-        self._tokens: dict[MediumKind, int] = {"image": config.image_token_id}
-        self._tokens["video"] = config.video_token_id
+        self._kinds: dict[int, MediumKind] = {
+            config.image_token_id: "image",
+            config.video_token_id: "video",
+        }
         # Qwen3-VL writes each frame's time into the text instead.
         self._times_are_text = config.model_type == "qwen3_vl"
         self._steps_per_second = getattr(config.vision_config, "tokens_per_second", 1.0)
@@ -158,7 +151,8 @@ class QwenVLInputs:
     def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> QwenVLBatch | None:
         media, blocks = [], []
         # Read once for all samples that show them: the samples of a group show the same media.
-        known = {medium: self._see(medium) for sample in samples for medium in sample.media}
+        every = dict.fromkeys(medium for sample in samples for medium in sample.media)
+        known = {medium: self._see(medium) for medium in every}
         for sample in samples:
             seen = [known[medium] for medium in sample.media]
             blocks.append(self._located(sample, seen))
@@ -168,19 +162,18 @@ class QwenVLInputs:
         return QwenVLBatch(tuple(media), tuple(blocks), token_ids.shape[1], self._steps_per_second)
 
     def expanded(self, token_ids: Sequence[int], media: Sequence[Medium]) -> tuple[int, ...]:
-        markers = list(self._tokens.values())
-        if (count := sum(token in markers for token in token_ids)) != len(media):
+        if (count := sum(token in self._kinds for token in token_ids)) != len(media):
             raise ValueError(
                 f"a prompt has {count} markers for its {len(media)} media; it needs one for each"
             )
         shown = iter(media)
         ids: list[int] = []
         for token in token_ids:
-            if token not in markers:
+            if token in self._kinds:
+                text = self._see(next(shown)).text
+                ids += self._processor.tokenizer.encode(text, add_special_tokens=False)
+            else:
                 ids.append(token)
-                continue
-            text = self._see(next(shown)).text
-            ids += self._processor.tokenizer.encode(text, add_special_tokens=False)
         return tuple(ids)
 
     def _see(self, medium: Medium) -> SeenMedium:
@@ -222,13 +215,12 @@ class QwenVLInputs:
             else:
                 expected.append((medium, (steps, height, width)))
         # Kind, start and count of each run of visual tokens in the sample's token ids.
-        kinds = {token: kind for kind, token in self._tokens.items()}
         runs: list[tuple[MediumKind, int, int]] = []
         start = 0
         for token, group in groupby(sample.trajectory.token_ids.tolist()):
             count = sum(1 for _ in group)
-            if token in kinds:
-                runs.append((kinds[token], start, count))
+            if token in self._kinds:
+                runs.append((self._kinds[token], start, count))
             start += count
         counts = [(medium.kind, int(np.prod(grid))) for medium, grid in expected]
         if [(kind, count) for kind, _, count in runs] != counts:
@@ -290,29 +282,27 @@ def see_once(model: PreTrainedModel) -> None:
 def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Give the backbone what its tower makes of the pixels instead of the pixels."""
     pixels = {kind: kwargs.pop(name) for kind, name in _PIXELS.items() if name in kwargs}
+    grids = {kind: kwargs[_GRIDS[kind]] for kind in pixels}
     repeats = kwargs.pop("repeats", {})
+    tokens = slice(None)
     if not pixels:
         # One black image of a single visual token, the least that the tower and the merger take.
-        vision, tower = backbone.config.vision_config, backbone.visual
+        vision, like = backbone.config.vision_config, next(backbone.visual.parameters())
         side = vision.spatial_merge_size
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        like = next(tower.parameters())
-        black = torch.zeros(side**2, values, device=like.device, dtype=like.dtype)
-        grid = torch.tensor([[1, side, side]], device=like.device)
-        seen = backbone.get_image_features(black, grid, return_dict=True)
+        pixels = {"image": torch.zeros(side**2, values, device=like.device, dtype=like.dtype)}
+        grids = {"image": torch.tensor([[1, side, side]], device=like.device)}
         # None of its tokens is kept, so the whole tower gets a gradient, which is zero. Without
         # one, ranks whose micro-batch is text alone would not take part in the reduction that the
         # others wait in.
-        kwargs["mm_encoder_outputs"] = {"image": _picked(seen, [0], slice(0))}
-        return args, kwargs
+        tokens = slice(0)
     # Images and videos go through the tower together; their grids say where each medium ends.
-    grids = {kind: kwargs[_GRIDS[kind]] for kind in pixels}
     patches, all_grids = torch.cat([*pixels.values()]), torch.cat([*grids.values()])
     seen = backbone.get_image_features(patches, all_grids, return_dict=True)
     outputs, done = {}, 0
     for kind, grid in grids.items():
         order = repeats.get(kind, range(len(grid)))
-        outputs[kind] = _picked(seen, [done + index for index in order], slice(None))
+        outputs[kind] = _picked(seen, [done + index for index in order], tokens)
         done += len(grid)
     kwargs["mm_encoder_outputs"] = outputs
     return args, kwargs

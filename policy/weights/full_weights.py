@@ -26,19 +26,11 @@ SHARD_BYTES = 5 * 2**30
 class _Unit:
     """A module whose weights are gathered together."""
 
-    path: str
     module: torch.nn.Module
-    names: tuple[str, ...]
-    """Its own weights, such as `weight` and `bias`."""
-
-    @property
-    def owner(self) -> torch.nn.Module:
-        """What holds the weights under their own names: the layer that a LoRA layer wraps."""
-        return self.module.get_base_layer() if isinstance(self.module, LoraLayer) else self.module
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return list(self.module.parameters(recurse=isinstance(self.module, LoraLayer)))
+    owner: torch.nn.Module
+    """What holds the weights under their own names: the layer that a LoRA layer wraps."""
+    names: dict[str, str]
+    """Its own weights, such as `weight` and `bias`, and their checkpoint names."""
 
     def tensor(self, name: str) -> torch.Tensor:
         """The gathered weight; a LoRA layer's with its adapters merged in."""
@@ -65,11 +57,10 @@ class FullWeights:
         self._is_partitioned = is_partitioned
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         self._units = list(_units(base))
-        self._model_type: str = base.config.model_type
         self.metadata = [
-            (self._stored_name(unit, name), dtype, tuple(unit.owner.get_parameter(name).shape))
+            (stored, dtype, tuple(unit.owner.get_parameter(name).shape))
             for unit in self._units
-            for name in unit.names
+            for name, stored in unit.names.items()
         ]
         """Checkpoint name, type and shape of each tensor."""
 
@@ -79,24 +70,22 @@ class FullWeights:
         import deepspeed
 
         for unit in self._units:
+            # A LoRA layer's adapters are in modules below it.
+            parameters = unit.module.parameters(recurse=isinstance(unit.module, LoraLayer))
             with (
                 torch.no_grad(),
-                deepspeed.zero.GatheredParameters(unit.parameters, enabled=self._is_partitioned),
+                deepspeed.zero.GatheredParameters(list(parameters), enabled=self._is_partitioned),
             ):
                 # A copy, because the gathered storage is freed at the end of this block.
                 tensors = [
                     unit.tensor(name).to(self.dtype, copy=self._is_partitioned)
                     for name in unit.names
                 ]
-            for name, tensor in zip(unit.names, tensors, strict=True):
-                yield self._stored_name(unit, name), tensor
-
-    def _stored_name(self, unit: _Unit, name: str) -> str:
-        family = model_family(self._model_type)
-        return family.checkpoint_name(self._model_type, f"{unit.path}.{name}")
+            yield from zip(unit.names.values(), tensors, strict=True)
 
 
-def _units(base: torch.nn.Module) -> Iterator[_Unit]:
+def _units(base: PreTrainedModel) -> Iterator[_Unit]:
+    stored_name = model_family(base.config.model_type).checkpoint_name
     # By identity: a tied weight has several names and must be sent once, under the first.
     seen: set[int] = set()
     # Matches no path until a LoRA layer is met, whose inner modules its own unit covers.
@@ -108,13 +97,13 @@ def _units(base: torch.nn.Module) -> Iterator[_Unit]:
         if isinstance(module, LoraLayer):
             adapted = f"{path}."
             owner = module.get_base_layer()
-        names = []
+        names = {}
         for name, parameter in owner.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                names.append(name)
+                names[name] = stored_name(base.config.model_type, f"{path}.{name}")
         if names:
-            yield _Unit(path, module, tuple(names))
+            yield _Unit(module, owner, names)
 
 
 def write_model_directory(

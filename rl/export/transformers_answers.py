@@ -56,7 +56,7 @@ def _score(
     response, count = request.reference_token_ids, len(request.reference_token_ids)
     ids = torch.tensor([[*context, *response]])  # [1, L]
     visual = inputs([reference_sample(request, context)], ids) if inputs is not None else None
-    seen = {} if visual is None else visual.to(model.device, model.dtype).arguments
+    seen = {} if visual is None else visual.arguments(model.device, model.dtype)
     ids = ids.to(model.device)
     # The position before each response token predicts it.
     logits = model(input_ids=ids, logits_to_keep=count + 1, **seen).logits[0, :-1]  # [count, V]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -88,16 +89,14 @@ def _pack(
     fewest = len(_cut(order, lengths, budget_tokens, total))
     # Every rank takes part in each round, so a round that is not full costs as much as a full one.
     allowed = -(-fewest // num_ranks) * num_ranks
-    low, high = 0, total
     # The largest cost of a micro-batch is searched for: the smallest with which the samples still
     # fit into the fewest rounds that the memory allows. Then no rank waits long for another.
-    while low < high:
-        middle = (low + high) // 2
-        if len(_cut(order, lengths, budget_tokens, middle)) <= allowed:
-            high = middle
-        else:
-            low = middle + 1
-    return _cut(order, lengths, budget_tokens, high)
+    max_cost = bisect.bisect_left(
+        range(total),
+        True,
+        key=lambda cost: len(_cut(order, lengths, budget_tokens, cost)) <= allowed,
+    )
+    return _cut(order, lengths, budget_tokens, max_cost)
 
 
 def _cut(

@@ -35,7 +35,6 @@ from rl.loop.publish import publish
 from rl.loop.stages import (
     Failure,
     Prompt,
-    RolloutGroup,
     RolloutRequest,
     ScoredGroup,
     TrainBatch,
@@ -142,7 +141,12 @@ class TrainingLoop:
                 if not await on_step(result):
                     return
         finally:
-            await self._cancel_producers()
+            # What is in flight is thrown away: a resumed run draws the same prompts and modes
+            # again, so nothing is lost but time, and nothing is trained on twice.
+            tasks = [task for tasks in self._asked_for.values() for task in tasks]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def step(self) -> StepResult:
         """Take the oldest step's groups, update the learner on them, publish its weights."""
@@ -158,7 +162,16 @@ class TrainingLoop:
         batch, advantages = self._credit(groups)
         update = await self._parts.learner.update(batch)
         updated = time.monotonic()
-        sync_metrics = await self._publish(self._version + 1)
+        sync_metrics = await publish(
+            self._parts.learner,
+            self._parts.engine,
+            self._version + 1,
+            self._config.canary_tolerance,
+        )
+        # Only after the proof: a slot that is given back earlier could be filled by an engine whose
+        # weights nobody has checked.
+        del self._asked_for[self._version]
+        self._version += 1
         finished = time.monotonic()
         # The batch holds the trajectories with an advantage, in the order of the groups.
         of_samples = iter(update.mismatches)
@@ -195,25 +208,22 @@ class TrainingLoop:
         last = min(self._version + self._config.rollout.max_staleness, self._config.steps - 1)
         while self._next_to_ask <= last:
             step = self._next_to_ask
-            self._asked_for[step] = self._ask_for_step(step)
+            prompts = self._parts.prompts.prompts(step)
+            modes = draw_step(
+                self._config.seed,
+                step,
+                shares_at(self._config, step + 1),
+                [prompt.mode for prompt in prompts],
+                self._config.rollout.draw,
+            )
+            # Long prompts go out first: they are the tail that everyone waits for.
+            budgets = [self._config.modes[mode].max_tokens for mode in modes]
+            tasks = {
+                place: asyncio.create_task(self._produce(step, place, prompts[place], modes[place]))
+                for place in sorted(range(len(prompts)), key=lambda place: -budgets[place])
+            }
+            self._asked_for[step] = [tasks[place] for place in range(len(prompts))]
             self._next_to_ask += 1
-
-    def _ask_for_step(self, step: int) -> list[asyncio.Task[ScoredGroup]]:
-        prompts = self._parts.prompts.prompts(step)
-        modes = draw_step(
-            self._config.seed,
-            step,
-            shares_at(self._config, step + 1),
-            [prompt.mode for prompt in prompts],
-            self._config.rollout.draw,
-        )
-        # Long prompts go out first: they are the tail that everyone waits for.
-        budgets = [self._config.modes[mode].max_tokens for mode in modes]
-        tasks = {
-            place: asyncio.create_task(self._produce(step, place, prompts[place], modes[place]))
-            for place in sorted(range(len(prompts)), key=lambda place: -budgets[place])
-        }
-        return [tasks[place] for place in range(len(prompts))]
 
     async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> ScoredGroup:
         """One group, from the first prompt of this place whose group is not dropped."""
@@ -251,37 +261,12 @@ class TrainingLoop:
         reason = self.group_filter.reason(step + 1, mode, scores)
         return None if reason is DropReason.UNSCORED else ScoredGroup(group, scores), reason
 
-    async def _cancel_producers(self) -> None:
-        # What is in flight is thrown away: a resumed run draws the same prompts and modes again, so
-        # nothing is lost but time, and nothing is trained on twice.
-        tasks = [task for tasks in self._asked_for.values() for task in tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._asked_for.clear()
-        self._next_to_ask = self._version
-
     # Trainer
 
     def _credit(
         self, groups: Sequence[ScoredGroup]
     ) -> tuple[TrainBatch, tuple[tuple[float | None, ...], ...]]:
-        self._refuse_unproven(groups)
-        advantages = tuple(
-            group_advantages(
-                [score.reward for score in scored.scores], self._config.algorithm.normalize_by_std
-            )
-            for scored in groups
-        )
-        samples = tuple(
-            _sample(scored.group, place, advantage)
-            for scored, of_group in zip(groups, advantages, strict=True)
-            for place, advantage in enumerate(of_group)
-            if advantage is not None
-        )
-        return TrainBatch(self._version + 1, samples), advantages
-
-    def _refuse_unproven(self, groups: Sequence[ScoredGroup]) -> None:
+        """Return the batch and every advantage; raises RuntimeError for an unproven version."""
         max_staleness = self._config.rollout.max_staleness
         for scored in groups:
             for trajectory in scored.group.trajectories:
@@ -292,28 +277,29 @@ class TrainingLoop:
                         f"{last}, outside what may be trained at version {self._version} with "
                         f"rollout.max_staleness {max_staleness}"
                     )
-
-    async def _publish(self, version: int) -> dict[str, float]:
-        """Publish, prove, and free the slots of the step that was trained."""
-        metrics = await publish(
-            self._parts.learner, self._parts.engine, version, self._config.canary_tolerance
+        advantages = tuple(
+            group_advantages(
+                [score.reward for score in scored.scores], self._config.algorithm.normalize_by_std
+            )
+            for scored in groups
         )
-        # Only after the proof: a slot that is given back earlier could be filled by an engine whose
-        # weights nobody has checked.
-        del self._asked_for[self._version]
-        self._version = version
-        return metrics
-
-
-def _sample(group: RolloutGroup, place: int, advantage: float) -> TrainSample:
-    request = group.request
-    return TrainSample(
-        trajectory=group.trajectories[place],
-        advantage=advantage,
-        temperature=request.temperature,
-        id=f"{request.group_id}/{place}",
-        media=request.prompt.media,
-    )
+        samples: list[TrainSample] = []
+        for scored, of_group in zip(groups, advantages, strict=True):
+            request = scored.group.request
+            samples += [
+                TrainSample(
+                    trajectory=trajectory,
+                    advantage=advantage,
+                    temperature=request.temperature,
+                    id=f"{request.group_id}/{place}",
+                    media=request.prompt.media,
+                )
+                for place, (trajectory, advantage) in enumerate(
+                    zip(scored.group.trajectories, of_group, strict=True)
+                )
+                if advantage is not None
+            ]
+        return TrainBatch(self._version + 1, tuple(samples)), advantages
 
 
 def train_request(

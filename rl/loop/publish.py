@@ -78,7 +78,9 @@ def _check_digests(engine: str, sent: WeightProof, received: WeightProof) -> Non
 
 def _check_canary(engine: str, sent: WeightProof, received: WeightProof, tolerance: float) -> float:
     pairs = zip(sent.canary_logprobs, received.canary_logprobs, strict=True)
-    differences = [_distance(ours, theirs) for ours, theirs in pairs]
+    distances = [abs(ours - theirs) for ours, theirs in pairs]
+    # Infinite where a side is not a number, which would compare as equal.
+    differences = [math.inf if math.isnan(distance) else distance for distance in distances]
     # The largest and not the mean: one tensor that was not applied may move few tokens.
     worst = max(range(len(differences)), key=differences.__getitem__)
     if differences[worst] > tolerance:
@@ -91,11 +93,6 @@ def _check_canary(engine: str, sent: WeightProof, received: WeightProof, toleran
             "differently (dtype, attention); sync.canary_tolerance sets the bound"
         )
     return differences[worst]
-
-
-def _distance(ours: float, theirs: float) -> float:
-    """Absolute difference; infinite if either is not a number, which would compare as equal."""
-    return math.inf if math.isnan(ours) or math.isnan(theirs) else abs(ours - theirs)
 
 
 def _listed(names: Sequence[str]) -> str:

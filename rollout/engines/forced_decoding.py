@@ -57,12 +57,19 @@ class ForcedTokens(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, tuple[list[int], list[int]]] = {}
+        """The tokens of a forced request, and the engine's own growing list of those it emitted."""
 
     def is_argmax_invariant(self) -> bool:
         return True
 
     def update_state(self, batch_update: Any) -> None:
-        process_dict_updates(self._rows, batch_update, _forced_row)
+        def row(
+            params: SamplingParams, prompt: list[int] | None, emitted: list[int]
+        ) -> tuple[list[int], list[int]] | None:
+            forced = (params.extra_args or {}).get(FORCED)
+            return (forced, emitted) if forced else None
+
+        process_dict_updates(self._rows, batch_update, row)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
@@ -74,14 +81,6 @@ class ForcedTokens(LogitsProcessor):
         for row, (forced, emitted) in self._rows.items():
             if len(emitted) < len(forced):
                 sampled[row] = forced[len(emitted)]
-
-
-def _forced_row(
-    params: SamplingParams, prompt: list[int] | None, emitted: list[int]
-) -> tuple[list[int], list[int]] | None:
-    """The tokens of a forced request, and the engine's own growing list of those it emitted."""
-    forced = (params.extra_args or {}).get(FORCED)
-    return (forced, emitted) if forced else None
 
 
 class ForcedSampler(Sampler):

@@ -6,9 +6,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -32,31 +31,21 @@ CLOSE_TIMEOUT_S = 20.0
 JUDGE_RESTARTS = 2
 
 
-@dataclass(frozen=True)
-class Deadline:
+class Deadline(NamedTuple):
     """Seconds, and the setting that they come from, which errors name."""
 
     seconds: float
     setting: str
-
-    @property
-    def hint(self) -> str:
-        return f" ({self.setting})"
 
 
 class EnginePool:
     """Implements Engine, ReferenceScorer and NextToken (rl/loop/interfaces.py) over Ray actors."""
 
     def __init__(
-        self,
-        name: str,
-        actors: Sequence[Any],
-        start: Deadline,
-        request: Deadline,
-        publish: Deadline,
+        self, name: str, actors: list[Any], start: Deadline, request: Deadline, publish: Deadline
     ) -> None:
         """name: what an engine is called in errors. The deadlines are of one call each."""
-        self.actors = list(actors)
+        self.actors = actors
         self.canary: Canary | None = None
         self.max_model_length = 0
         """Tokens of a prompt and its response, at most; known once the engines have started."""
@@ -88,9 +77,9 @@ class EnginePool:
         if devices is not None:
             # Ray would hide the GPUs from an actor that reserves none.
             environment["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+        # Colocated engines reserve no GPU, because the learner rank of the same bundle holds it.
         gpus = settings.tensor_parallel if on_gpu and devices is None else 0
         strategies = (PlacementGroupSchedulingStrategy(group, bundle) for bundle in bundles)
-        # Colocated engines reserve no GPU, because the learner rank of the same bundle holds it.
         places = ActorPlaces(cpus, gpus, tuple(strategies))
         arguments = [
             (f"engine {index}", settings, None if devices is None else devices[index])
@@ -128,13 +117,7 @@ class EnginePool:
 
     async def start(self) -> None:
         """Load all engines at the same time; returns when every one can sample."""
-        lengths = await call_all(
-            self.actors,
-            "start",
-            deadline_s=self._start.seconds,
-            who=self._name,
-            hint=self._start.hint,
-        )
+        lengths = await self._each(self._start, "start")
         self.max_model_length = min(lengths)
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
@@ -169,18 +152,15 @@ class EnginePool:
         tokens: int,
         method: str,
         request: Any,
-        last_sign: Callable[[], float] | None = None,
+        last_sign: Callable[[], float] = lambda: -math.inf,
     ) -> Any:
         """Call one engine; raises GenerationFailed for a request that failed or took too long."""
+        who, deadline_s = f"{self._name} {index}", self._request.seconds
         self._load[index] += tokens
         try:
+            actor = self.actors[index]
             return await call(
-                self.actors[index],
-                method,
-                request,
-                deadline_s=self._request.seconds,
-                who=f"{self._name} {index}",
-                last_sign=last_sign or (lambda: -math.inf),
+                actor, method, request, deadline_s=deadline_s, who=who, last_sign=last_sign
             )
         except TimeoutError:
             raise GenerationFailed("timeout", f"{self._request.setting} passed") from None
@@ -188,26 +168,23 @@ class EnginePool:
             self._load[index] -= tokens
 
     async def pause(self) -> None:
-        await self._each("pause")
+        await self._each(self._publish, "pause")
 
     async def resume(self, version: int) -> None:
-        await self._each("resume", version)
+        await self._each(self._publish, "resume", version)
 
     async def prove(self, version: int) -> list[WeightProof]:
         assert self.canary is not None, "set a canary before the first publish"
-        proofs = await self._each("prove", self.canary)
+        proofs = await self._each(self._publish, "prove", self.canary)
         return [proof for of_actor in proofs for proof in of_actor]
 
     async def close(self) -> None:
         """Stop the engines' own processes, then the actors."""
         await close_all(self.actors, CLOSE_TIMEOUT_S)
 
-    async def _each(self, method: str, *arguments: Any) -> list[Any]:
+    async def _each(self, deadline: Deadline, method: str, *arguments: Any) -> list[Any]:
+        seconds, setting = deadline
+        hint = f" ({setting})"
         return await call_all(
-            self.actors,
-            method,
-            *arguments,
-            deadline_s=self._publish.seconds,
-            who=self._name,
-            hint=self._publish.hint,
+            self.actors, method, *arguments, deadline_s=seconds, who=self._name, hint=hint
         )

@@ -289,7 +289,7 @@ def response_logprob(model: torch.nn.Module, inputs: Any, pair: DpoPair, side: s
     request = ReferenceRequest(pair.id, prompt, context, response, 1.0)
     ids = torch.tensor([[*context, *response]])
     visual = inputs([reference_sample(request, context)], ids)
-    seen = {} if visual is None else visual.arguments
+    seen = {} if visual is None else visual.arguments()
     table = torch.log_softmax(model(input_ids=ids, **seen).logits[0], dim=-1)
     first = len(context)
     return table[first - 1 : -1].gather(1, ids[0, first:, None]).sum()

@@ -214,7 +214,7 @@ def learner_logprobs(
     model = LogprobModel(policies.model, 64, unsampled_token_ids(directory))
     with torch.inference_mode():
         logprobs, _ = model(
-            batch.token_ids, batch.loss_mask, batch.temperature, visual and visual.arguments
+            batch.token_ids, batch.loss_mask, batch.temperature, visual and visual.arguments()
         )
     return logprobs.tolist()
 

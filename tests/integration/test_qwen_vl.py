@@ -100,7 +100,7 @@ class Policies:
         rows = [torch.from_numpy(sample.trajectory.token_ids).long() for sample in samples]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [B, T]
         visual = self.inputs(samples, ids)
-        arguments = {} if visual is None else visual.to("cpu", torch.float32).arguments
+        arguments = {} if visual is None else visual.arguments()
         hidden = self.model.base_model(input_ids=ids, use_cache=False, **arguments)
         logits = self.model.get_output_embeddings()(hidden.last_hidden_state[:, :-1])
         for row, sample in zip(logits, samples, strict=True):
@@ -186,7 +186,7 @@ def test_pixels_and_positions_are_the_engines_own(model_type: str, dtype: str, t
     ids = torch.from_numpy(sample.trajectory.token_ids)[None].long()
     visual = inputs([sample], ids)
     assert visual is not None
-    learner = visual.to("cpu", getattr(torch, dtype)).arguments
+    learner = visual.arguments("cpu", getattr(torch, dtype))
 
     processed = vllm_inputs(tmp_path, dtype, case)
     assert processed["prompt_token_ids"] == ids[0].tolist()

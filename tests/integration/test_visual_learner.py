@@ -99,7 +99,7 @@ def plain_logprobs(
 ) -> torch.Tensor:
     ids = torch.tensor(sample.trajectory.token_ids, dtype=torch.int64)
     visual = inputs([sample], ids[None])
-    seen = {} if visual is None else visual.arguments
+    seen = {} if visual is None else visual.arguments()
     logits = model(input_ids=ids[None], **seen).logits[0] / sample.temperature
     logits = logits.index_fill(1, torch.tensor(never), -torch.inf)
     mask = torch.tensor(sample.trajectory.loss_mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,10 @@ class Colours:
     colours: Tensor
     places: Tensor
 
-    @property
-    def arguments(self) -> dict[str, Tensor]:
-        return {"colours": self.colours, "places": self.places}
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Colours:
-        return replace(self, colours=self.colours.to(device, dtype), places=self.places.to(device))
+    def arguments(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        return {"colours": self.colours.to(device, dtype), "places": self.places.to(device)}
 
 
 class ColourInputs:

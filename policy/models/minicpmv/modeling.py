@@ -116,18 +116,10 @@ class MiniCPMV(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Fill weights that no checkpoint gave; the decoder fills its own."""
+        """Fill weights that no checkpoint gave."""
+        super()._init_weights(module)
         std = self.config.initializer_range
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, Resampler):
+        if isinstance(module, Resampler):
             init.normal_(module.query, std=std)
             init.normal_(module.proj, std=module.proj.shape[0] ** -0.5)
         elif isinstance(module, CrossAttention):

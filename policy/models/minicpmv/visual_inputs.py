@@ -50,19 +50,13 @@ class VisualBatch:
     places: Tensor
     """[R * Q] where each visual token goes, counted over the batch: row * T + position."""
 
-    @property
-    def arguments(self) -> dict[str, VisualBatch]:
+    def arguments(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> dict[str, VisualBatch]:
         """Implements policy.models.family.VisualArguments."""
-        return {"visual": self}
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> VisualBatch:
-        """On a device, with the patches in the model's type."""
-        return replace(
-            self,
-            patches=self.patches.to(device, dtype),
-            shown=self.shown.to(device),
-            places=self.places.to(device),
-        )
+        patches = self.patches.to(device, dtype)
+        shown, places = self.shown.to(device), self.places.to(device)
+        return {"visual": replace(self, patches=patches, shown=shown, places=places)}
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from rl.data.media.minicpmv import (
     IMAGE_MARKER,
     STILL,
     VIDEO_MARKER,
+    Groups,
     ImageSettings,
     MediaTokens,
     PackedVideo,
@@ -169,28 +170,29 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
                 f"mm_processor_kwargs {dict(hf_kwargs)} have no effect on MiniCPM-V; the settings "
                 "are those of the checkpoint's preprocessor_config.json"
             )
-        fields: dict[str, list[Any]] = {}
+        seen: dict[str, list[tuple[list[View], Groups]]] = {}
         if "image" in mm_items:
             images = mm_items.get_items("image", ImageProcessorItems)
-            seen = [image_views(image, self.info.settings) for image in images]
-            fields["pixel_values"], fields["tgt_sizes"] = self._tensors(seen)
+            views = [image_views(image, self.info.settings) for image in images]
+            # Each view of an image is a group of its own, without a time.
+            seen[""] = [(of_image, [(STILL,)] * len(of_image)) for of_image in views]
         if "video" in mm_items:
             items = mm_items.get_items("video", PackedVideoItems)
             videos = [items.packed(index) for index in range(len(items))]
-            seen = [frame_views(video.frames, self.info.settings) for video in videos]
-            fields["video_pixel_values"], fields["video_tgt_sizes"] = self._tensors(seen)
-            fields["video_temporal_ids"] = [
-                [torch.tensor(group) for group in video.groups] for video in videos
+            seen["video_"] = [(frame_views(v.frames, self.info.settings), v.groups) for v in videos]
+        dtype = self.info.ctx.model_config.dtype
+        fields: dict[str, list[Any]] = {}
+        for kind, media in seen.items():
+            fields[f"{kind}pixel_values"] = [
+                [torch.from_numpy(view.patches).to(dtype) for view in views] for views, _ in media
+            ]
+            fields[f"{kind}tgt_sizes"] = [
+                torch.tensor([v.size for v in views]) for views, _ in media
+            ]
+            fields[f"{kind}temporal_ids"] = [
+                [torch.tensor(group) for group in groups] for _, groups in media
             ]
         return BatchFeature(fields)
-
-    def _tensors(
-        self, seen: Sequence[Sequence[View]]
-    ) -> tuple[list[list[torch.Tensor]], list[torch.Tensor]]:
-        """Per medium: patches [3, P, P * N] of each view, and sizes [views, 2]."""
-        dtype = self.info.ctx.model_config.dtype
-        patches = [[torch.from_numpy(view.patches).to(dtype) for view in views] for views in seen]
-        return patches, [torch.tensor([view.size for view in views]) for views in seen]
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -200,6 +202,7 @@ class MediaProcessor(BaseMultiModalProcessor[MediaInfo]):
         return {
             "pixel_values": batched("image"),
             "tgt_sizes": batched("image", keep_on_cpu=True),
+            "temporal_ids": batched("image", keep_on_cpu=True),
             "video_pixel_values": batched("video"),
             "video_tgt_sizes": batched("video", keep_on_cpu=True),
             "video_temporal_ids": batched("video", keep_on_cpu=True),
@@ -250,32 +253,21 @@ class PackedMiniCPMV(MiniCPMV4_5):
     """vLLM's class, which knows how to read groups but is never told of any by its processor."""
 
     def embed_multimodal(self, **fields: Any) -> list[torch.Tensor]:
-        """Visual tokens [tokens, D] of each medium: images, then videos."""
-        embedded: list[torch.Tensor] = []
-        if "pixel_values" in fields:
-            # Each view of an image is a group of its own, without a time.
-            views = fields["pixel_values"]
-            stills = [[[STILL]] * len(patches) for patches in views]
-            embedded += self._see(views, fields["tgt_sizes"], stills)
-        if "video_pixel_values" in fields:
-            times = [
-                [group.tolist() for group in groups] for groups in fields["video_temporal_ids"]
-            ]
-            embedded += self._see(fields["video_pixel_values"], fields["video_tgt_sizes"], times)
-        return embedded
+        """Visual tokens [tokens, D] of each medium: images, then videos.
 
-    def _see(
-        self,
-        views: Sequence[Sequence[torch.Tensor]],
-        sizes: Sequence[torch.Tensor],
-        groups: Sequence[Sequence[Sequence[int]]],
-    ) -> list[torch.Tensor]:
-        """Per medium: patches [3, P, P * N] and sizes [views, 2] of its views, ids by group."""
-        inputs = {
-            "pixel_values": [patches for medium in views for patches in medium],
-            "tgt_sizes": torch.cat(list(sizes)),
-            "temporal_ids": groups,
-        }
-        # All views together, so that the tower runs once for all images, or all videos, of a step.
-        tokens = self.get_vision_hidden_states(inputs)  # [groups, Q, D]
-        return [part.flatten(0, 1) for part in tokens.split([len(medium) for medium in groups])]
+        fields: per medium patches [3, P, P * N] and sizes [views, 2] of its views, ids by group.
+        """
+        embedded: list[torch.Tensor] = []
+        for kind in ("", "video_"):
+            if f"{kind}pixel_values" not in fields:
+                continue
+            groups = [[ids.tolist() for ids in own] for own in fields[f"{kind}temporal_ids"]]
+            inputs = {
+                "pixel_values": [view for own in fields[f"{kind}pixel_values"] for view in own],
+                "tgt_sizes": torch.cat(list(fields[f"{kind}tgt_sizes"])),
+                "temporal_ids": groups,
+            }
+            # All views together, so that the tower runs once for all images, or videos, of a step.
+            tokens = self.get_vision_hidden_states(inputs)  # [groups, Q, D]
+            embedded += [part.flatten(0, 1) for part in tokens.split([len(own) for own in groups])]
+        return embedded

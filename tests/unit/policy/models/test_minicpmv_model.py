@@ -351,5 +351,5 @@ def test_bfloat16_stays_near_float32(directory: Path, inputs: MiniCPMVInputs):
     model = MiniCPMV.from_pretrained(directory, dtype=torch.bfloat16)
     ids, visual = batch_of(inputs, [sample(inputs, packed((0, 3), (5,)), "?")])
     assert visual is not None
-    rounded = logprobs(model, ids, visual.to("cpu", torch.bfloat16))
+    rounded = logprobs(model, ids, visual.arguments("cpu", torch.bfloat16)["visual"])
     assert (rounded.float() - logprobs(tiny_model(), ids, visual)).abs().mean() < 0.05

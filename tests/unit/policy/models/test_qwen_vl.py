@@ -126,7 +126,7 @@ def test_times_are_rounded_as_the_engine_rounds_them(directories: dict[str, Path
     ids = rows([sample])[0]
     is_video = ids == tiny_tokenizer().convert_tokens_to_ids("<|video_pad|>")
     for dtype, seconds in ((torch.float32, np.float32(2 / 0.7)), (torch.bfloat16, 2.859375)):
-        times = batch.to("cpu", dtype).arguments["position_ids"][0, 0, is_video]
+        times = batch.arguments("cpu", dtype)["position_ids"][0, 0, is_video]
         steps = (times - times[0]).unique().tolist()
         assert steps == [int(step * float(seconds) * 2) for step in range(25)]
 
@@ -148,7 +148,7 @@ def test_media_are_laid_out_row_by_row(directories: dict[str, Path], model_type:
     ]
     batch = inputs(samples, rows(samples))
     assert batch is not None
-    found = batch.to("cpu", torch.bfloat16).arguments
+    found = batch.arguments("cpu", torch.bfloat16)
     assert found["image_grid_thw"].tolist() == [[1, 4, 2], [1, 6, 4]]
     assert found["video_grid_thw"].tolist() == [[3, 2, 4]]
     assert len(found["pixel_values"]) == 8 + 24 and len(found["pixel_values_videos"]) == 24
@@ -157,7 +157,7 @@ def test_media_are_laid_out_row_by_row(directories: dict[str, Path], model_type:
     # A patch holds [channel, time, row, column], each value in [-1, 1].
     red = np.asarray(other.pixels)[:14, :14, 0] / 127.5 - 1
     if model_type == "qwen2_5_vl":
-        patch = batch.arguments["pixel_values"][0].view(3, 2, 14, 14)[0, 0]
+        patch = batch.arguments()["pixel_values"][0].view(3, 2, 14, 14)[0, 0]
         assert np.abs(patch.numpy() - red).max() < 1e-6
 
 
@@ -232,7 +232,7 @@ def test_a_prompt_needs_a_marker_for_each_medium(directories: dict[str, Path]):
 def logits_of(model: Any, inputs: QwenVLInputs, samples: list[Any]) -> torch.Tensor:
     ids = rows(samples)
     visual = inputs(samples, ids)
-    arguments = {} if visual is None else visual.to("cpu", torch.float32).arguments
+    arguments = {} if visual is None else visual.arguments()
     output = model.base_model(input_ids=ids, use_cache=False, **arguments)
     return model.get_output_embeddings()(output.last_hidden_state)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from policy.models.trained_parts import choose_trained
+from policy.models.loading import choose_trained
 from rl.config.policy import PolicyConfig
 from tests.minicpmv_tiny import tiny_model
 

@@ -127,7 +127,7 @@ def test_a_new_family_is_two_adapters_and_nothing_else(directory: Path, tmp_path
         visual = visual_inputs([sample], batch.token_ids)
         assert visual is not None
         logprobs[name], _ = model(
-            batch.token_ids, batch.loss_mask, batch.temperature, visual.arguments
+            batch.token_ids, batch.loss_mask, batch.temperature, visual.arguments()
         )
     assert logprobs["red"].shape == (3,)
     assert not torch.equal(logprobs["red"], logprobs["blue"])
