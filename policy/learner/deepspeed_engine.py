@@ -53,13 +53,8 @@ def join_ranks(config: Config, rank: int, address: str, port: int) -> None:
         # DeepSpeed's collectives in shared memory take most of a minute and a C++ compiler to make,
         # for what gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    torch.distributed.init_process_group(
-        "nccl" if use_cuda else "gloo",
-        init_method=f"tcp://{address}:{port}",
-        rank=rank,
-        world_size=config.policy.ranks,
-        timeout=COLLECTIVE_TIMEOUT,
-    )
+    # Where and how many the ranks are, it reads from the variables above.
+    torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
 
 
 def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:
@@ -97,9 +92,7 @@ def open_engine(model: LogprobModel, config: PolicyConfig, use_cuda: bool) -> An
     import deepspeed
 
     if config.effective_zero_stage == 3:
-        # The head calls its output layer once per chunk, and ranks have different numbers of
-        # chunks. As a leaf it is gathered once per forward, so the gathers of all ranks stay in
-        # step.
+        # Gathered once per forward, whatever the number of a rank's chunks (ChunkedHead).
         deepspeed.utils.set_z3_leaf_modules(model, [ChunkedHead])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(

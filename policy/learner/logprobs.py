@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from policy.models.family import model_family
 
 
-class LogprobModel(torch.nn.Module):
+class LogprobModel(nn.Module):
     """A causal language model that answers with the log-probabilities of its loss tokens.
 
     Rows are padded on the right and attention is causal, so no attention mask is needed: no
@@ -66,7 +66,7 @@ class LogprobModel(torch.nn.Module):
         )
 
 
-class ChunkedHead(torch.nn.Module):
+class ChunkedHead(nn.Module):
     """The output layer and log-softmax over chunks of positions, recomputed in the backward.
 
     One call takes all chunks. ZeRO-3 treats this module as a leaf, so the output layer is gathered
@@ -74,9 +74,7 @@ class ChunkedHead(torch.nn.Module):
     falling out of step.
     """
 
-    def __init__(
-        self, lm_head: torch.nn.Module, chunk_tokens: int, unsampled: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, lm_head: nn.Module, chunk_tokens: int, unsampled: Sequence[int]) -> None:
         super().__init__()
         self.lm_head = lm_head
         self.chunk_tokens = chunk_tokens
@@ -92,20 +90,13 @@ class ChunkedHead(torch.nn.Module):
         if len(targets) <= self.chunk_tokens:
             # One chunk is all that may exist at a time, so its logits may as well be kept.
             return self._chunk(hidden, targets, temperature, is_sampled)
-        chunks = []
-        for start in range(0, len(targets), self.chunk_tokens):
-            part = slice(start, start + self.chunk_tokens)
-            chunks.append(
-                checkpoint(
-                    self._chunk,
-                    hidden[part],
-                    targets[part],
-                    temperature[part],
-                    is_sampled,
-                    use_reentrant=False,
-                    preserve_rng_state=False,
-                )
+        tensors = (hidden, targets, temperature)
+        chunks = [
+            checkpoint(
+                self._chunk, *part, is_sampled, use_reentrant=False, preserve_rng_state=False
             )
+            for part in zip(*(tensor.split(self.chunk_tokens) for tensor in tensors), strict=True)
+        ]
         logprobs, entropies = zip(*chunks, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
 

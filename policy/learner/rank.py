@@ -78,7 +78,6 @@ class LearnerRank:
         self._device = torch.device("cuda:0" if self._use_cuda else "cpu")
 
     def free_address(self) -> tuple[str, int]:
-        """Return an address of this node and a port that is free on it."""
         return free_address()
 
     def start(self, address: str, port: int) -> None:
@@ -89,15 +88,11 @@ class LearnerRank:
         # The same initial adapter on every rank.
         torch.manual_seed(self._config.seed)
         policy = load_policy(self._source, policy_config)
-        self._weights = FullWeights(
-            policy,
-            self._dtype,
-            is_partitioned=policy_config.effective_zero_stage == 3,
-        )
+        is_partitioned = policy_config.effective_zero_stage == 3
+        self._weights = FullWeights(policy, self._dtype, is_partitioned)
         self._visual_inputs = open_visual_inputs(self._source, self._config.data)
-        model = LogprobModel(
-            policy, policy_config.logprob_chunk_tokens, unsampled_token_ids(self._source)
-        )
+        unsampled = unsampled_token_ids(self._source)
+        model = LogprobModel(policy, policy_config.logprob_chunk_tokens, unsampled)
         self._engine = open_engine(model, policy_config, self._use_cuda)
         self._engine.train()
 

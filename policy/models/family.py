@@ -79,7 +79,7 @@ MODEL_FAMILIES: dict[str, ModelFamily] = {
     "minicpmv": ModelFamily(
         auto_class=AutoModelForImageTextToText,
         inputs=minicpmv.MiniCPMVInputs,
-        parts=minicpmv.parts,
+        parts=minicpmv.MiniCPMV.parts,
         backbone=minicpmv.MiniCPMV.backbone,
     ),
     "qwen_vl": ModelFamily(

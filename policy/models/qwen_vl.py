@@ -243,11 +243,7 @@ def _summary(counts: Sequence[tuple[MediumKind, int]]) -> str:
 def parts(model: PreTrainedModel) -> dict[Part, list[nn.Module]]:
     """The modules of each part; the mergers count as the resampler."""
     visual = model.base_model.visual
-    mergers = [
-        module
-        for name, module in visual.named_children()
-        if name.endswith(("merger", "merger_list"))
-    ]
+    mergers = [m for name, m in visual.named_children() if name.endswith(("merger", "merger_list"))]
     return {
         "llm": [model.base_model.language_model, model.get_output_embeddings()],
         "vision": [module for module in visual.children() if module not in mergers],
@@ -262,11 +258,10 @@ def checkpoint_name(model_type: str, parameter: str) -> str:
     """
     # transformers has renamed the modules of Qwen2.5-VL since it was published. Exports keep the
     # published names, which other programs know.
-    if model_type != "qwen2_5_vl":
-        return parameter
-    for ours, published in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if parameter.startswith(ours):
-            return published + parameter.removeprefix(ours)
+    if model_type == "qwen2_5_vl":
+        for ours, published in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+            if parameter.startswith(ours):
+                return published + parameter.removeprefix(ours)
     return parameter
 
 
@@ -290,7 +285,7 @@ def _see_first(backbone: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         vision, like = backbone.config.vision_config, next(backbone.visual.parameters())
         side = vision.spatial_merge_size
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-        pixels = {"image": torch.zeros(side**2, values, device=like.device, dtype=like.dtype)}
+        pixels = {"image": like.new_zeros(side**2, values)}
         grids = {"image": torch.tensor([[1, side, side]], device=like.device)}
         # None of its tokens is kept, so the whole tower gets a gradient, which is zero. Without
         # one, ranks whose micro-batch is text alone would not take part in the reduction that the

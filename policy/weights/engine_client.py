@@ -21,18 +21,20 @@ class EngineClient:
         self._processes_per_worker = processes_per_worker
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        async def meet(index: int, worker: Any) -> None:
+        calls = []
+        for index, worker in enumerate(self._workers):
             info = dict(init_info)
             # vLLM numbers the processes of one engine; NCCL needs one numbering over all of them.
             if "rank_offset" in info:
                 info["rank_offset"] += index * self._processes_per_worker
-            method, who = "init_weight_transfer_engine", f"rollout worker {index}"
-            await call(worker, method, info, deadline_s=self._deadline_s, who=who)
+            who = f"rollout worker {index}"
+            method = "init_weight_transfer_engine"
+            calls.append(call(worker, method, info, deadline_s=self._deadline_s, who=who))
 
-        async def meet_all() -> None:
-            await asyncio.gather(*(meet(*numbered) for numbered in enumerate(self._workers)))
+        async def meet() -> None:
+            await asyncio.gather(*calls)
 
-        asyncio.run(meet_all())
+        asyncio.run(meet())
 
     def start_weight_update(self) -> None:
         self._call("start_weight_update")

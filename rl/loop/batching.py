@@ -58,10 +58,6 @@ def plan_micro_batches(
     micro-batches, because each is a round of collectives; empty ones fill up. Micro-batches of the
     same place cost about the same on all ranks.
     """
-    if num_ranks < 1 or budget_tokens < 1:
-        raise ValueError(
-            f"num_ranks and budget_tokens must be positive, got {num_ranks} and {budget_tokens}"
-        )
     # By length, and by index where lengths are equal: every rank must arrive at the same plan.
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     micro_batches = _pack(order, lengths, num_ranks, budget_tokens)

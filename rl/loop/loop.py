@@ -232,10 +232,23 @@ class TrainingLoop:
             # long ones, do not shift the ratio that was drawn.
             if attempt:
                 prompt = self._parts.prompts.replacement(step, place, attempt, mode)
-            scored, reason = await self._attempt(step, f"{step}/{place}/{attempt}", prompt, mode)
-            # A group of little signal may stand where no other was found.
-            if scored is not None and (not reason or attempt == MAX_ATTEMPTS - 1):
-                return scored
+            group_id = f"{step}/{place}/{attempt}"
+            request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
+            try:
+                with self._activity.at("sampling"):
+                    group = await self._parts.engine.generate(request)
+            except GenerationFailed as failed:
+                self._failures[failed.failure] += 1
+                self._dropped[mode, failed.failure.reason] += 1
+                continue
+            with self._activity.at("scoring"):
+                scores = await self._parts.scorer.score(group)
+            self._failures.update(score.failure for score in scores if score.failure)
+            reason = self.group_filter.reason(step + 1, mode, scores)
+            # A group of little signal may stand where no other was found, one without scores never.
+            is_last = attempt == MAX_ATTEMPTS - 1
+            if reason is None or (is_last and reason is not DropReason.UNSCORED):
+                return ScoredGroup(group, scores)
             self._dropped[mode, str(reason)] += 1
         reasons = {f"{mode}/{why}": count for (mode, why), count in self._dropped.items()}
         failures = {str(f): count for f, count in self._failures.most_common(SHOWN_FAILURES)}
@@ -243,23 +256,6 @@ class TrainingLoop:
             f"{MAX_ATTEMPTS} groups in a row were dropped for place {place} of step {step + 1} in "
             f"mode {mode}; reasons so far: {reasons}; failures: {failures}"
         )
-
-    async def _attempt(
-        self, step: int, group_id: str, prompt: Prompt, mode: str
-    ) -> tuple[ScoredGroup | None, str | None]:
-        """A scored group and why it is dropped, if it is; None where there is no such group."""
-        request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
-        try:
-            with self._activity.at("sampling"):
-                group = await self._parts.engine.generate(request)
-        except GenerationFailed as failed:
-            self._failures[failed.failure] += 1
-            return None, failed.failure.reason
-        with self._activity.at("scoring"):
-            scores = await self._parts.scorer.score(group)
-        self._failures.update(score.failure for score in scores if score.failure)
-        reason = self.group_filter.reason(step + 1, mode, scores)
-        return None if reason is DropReason.UNSCORED else ScoredGroup(group, scores), reason
 
     # Trainer
 

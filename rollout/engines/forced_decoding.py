@@ -56,7 +56,7 @@ class ForcedTokens(LogitsProcessor):
     """Knows which rows of the batch are forced, and to what; leaves the logits as they are."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        self._rows: dict[int, tuple[list[int], list[int]]] = {}
+        self.rows: dict[int, tuple[list[int], list[int]]] = {}
         """The tokens of a forced request, and the engine's own growing list of those it emitted."""
 
     def is_argmax_invariant(self) -> bool:
@@ -69,18 +69,10 @@ class ForcedTokens(LogitsProcessor):
             forced = (params.extra_args or {}).get(FORCED)
             return (forced, emitted) if forced else None
 
-        process_dict_updates(self._rows, batch_update, row)
+        process_dict_updates(self.rows, batch_update, row)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
-
-    def overwrite(self, sampled: torch.Tensor) -> None:
-        """Put the next forced token of each forced row into sampled [batch]."""
-        # vLLM appends what was emitted to this very list, so its length is the number of tokens
-        # done.
-        for row, (forced, emitted) in self._rows.items():
-            if len(emitted) < len(forced):
-                sampled[row] = forced[len(emitted)]
 
 
 class ForcedSampler(Sampler):
@@ -97,5 +89,9 @@ class ForcedSampler(Sampler):
         sampled, logprobs = super().sample(logits, sampling_metadata, logprobs_mode_override)
         for processor in sampling_metadata.logitsprocs.argmax_invariant:
             if isinstance(processor, ForcedTokens):
-                processor.overwrite(sampled)
+                # vLLM appends what was emitted to this very list, so its length is the number of
+                # tokens done.
+                for row, (forced, emitted) in processor.rows.items():
+                    if len(emitted) < len(forced):
+                        sampled[row] = forced[len(emitted)]
         return sampled, logprobs

@@ -1,23 +1,19 @@
 """The engines' adapters: what vLLM needs for each family of vision-language models.
 
-Media are read once per worker and handed over in the family's own form. Everyone else asks the
-adapter of a model, and never which family it is. A new family is an entry in
+Everyone else asks the adapter of a model, and never which family it is. A new family is an entry in
 rl/data/media/families.py, one here, and one in policy/models/family.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl.config.data import SourceConfig
 from rl.data.media.families import family_name
-from rl.data.media.names import Medium, StillImage, Video
-from rl.data.media.store import MediaStore
+from rl.data.media.names import StillImage, Video
 from rollout.engines import minicpmv
 
 
@@ -82,19 +78,3 @@ def engine_family(directory: Path) -> EngineFamily:
 def serving_arguments(directory: Path) -> dict[str, Any]:
     """vLLM engine arguments without which no server can serve the model of a directory."""
     return dict(engine_family(directory).serving_arguments)
-
-
-class EngineMedia:
-    """The media of prompts, for one engine."""
-
-    def __init__(self, model: str, data: SourceConfig) -> None:
-        """model: the policy's directory. data: where the media are read from."""
-        self.family = engine_family(Path(model))
-        self._store = MediaStore(data)
-
-    async def read(self, media: Sequence[Medium]) -> list[StillImage | Video]:
-        """The media of a prompt; raises MediaError."""
-        if not media:
-            return []
-        # In a thread, because reading and decoding must not hold up the requests in flight.
-        return await asyncio.to_thread(lambda: [self._store.read(medium) for medium in media])

@@ -81,10 +81,8 @@ class EnginePool:
         gpus = settings.tensor_parallel if on_gpu and devices is None else 0
         strategies = (PlacementGroupSchedulingStrategy(group, bundle) for bundle in bundles)
         places = ActorPlaces(cpus, gpus, tuple(strategies))
-        arguments = [
-            (f"engine {index}", settings, None if devices is None else devices[index])
-            for index in range(len(bundles))
-        ]
+        own_devices = enumerate(devices or [None] * len(bundles))
+        arguments = [(f"engine {index}", settings, seen) for index, seen in own_devices]
         return cls(
             "engine",
             places.start(RolloutWorker, environment, arguments),

@@ -3,6 +3,9 @@
 The driver imports the worker's class to make an actor of it, and needs none of this.
 """
 
+# What is imported here is for others to use.
+# ruff: noqa: F401
+
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
@@ -15,18 +18,3 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rollout.engines.forced_decoding import enable_forced_decoding, forced_sampling
-
-__all__ = [
-    "AsyncEngineArgs",
-    "AsyncLLM",
-    "EngineDeadError",
-    "EngineGenerateError",
-    "RequestOutputKind",
-    "SamplingParams",
-    "VLLMClientError",
-    "WeightTransferConfig",
-    "WeightTransferInitRequest",
-    "WeightTransferUpdateRequest",
-    "enable_forced_decoding",
-    "forced_sampling",
-]

@@ -12,12 +12,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rl.config.data import SourceConfig
 from rl.data.media.names import MediaError, Medium, StillImage, Video
+from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (
     Canary,
@@ -30,7 +32,7 @@ from rl.loop.stages import (
     split_response,
 )
 from rollout.chat import ChatTemplate
-from rollout.engines.media import EngineMedia
+from rollout.engines.media import engine_family
 
 # vLLM serves the lowest first. The canary must not wait behind groups in flight, and a reference
 # is to be scored before the prefix cache loses its context.
@@ -113,8 +115,8 @@ class RolloutWorker:
             # Our own backends, which digest what arrives (receivers.py).
             backend = f"proven_{settings.transport}"
             arguments["weight_transfer_config"] = vllm_api.WeightTransferConfig(backend=backend)
-        self._media = EngineMedia(settings.model, settings.data)
-        family = self._media.family
+        self._store = MediaStore(settings.data)
+        self._family = family = engine_family(Path(settings.model))
         arguments |= {**family.serving_arguments, **family.training_arguments, **settings.engine}
         config = vllm_api.AsyncEngineArgs(**arguments).create_engine_config()
         if settings.scores_references:
@@ -226,8 +228,11 @@ class RolloutWorker:
         priority: int = 0,
     ) -> tuple[Any, list[StillImage | Video]]:
         """The engine's output, and the prompt's media as they were shown to it."""
-        shown = await self._media.read(media)
-        prompt = {"prompt_token_ids": list(token_ids), **self._media.family.inputs(shown)}
+        shown: list[StillImage | Video] = []
+        if media:
+            # In a thread, because reading and decoding must not hold up the requests in flight.
+            shown = await asyncio.to_thread(lambda: [self._store.read(medium) for medium in media])
+        prompt = {"prompt_token_ids": list(token_ids), **self._family.inputs(shown)}
         stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
         outputs = [output async for output in stream]
         return outputs[-1], shown

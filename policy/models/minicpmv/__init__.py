@@ -10,11 +10,11 @@ Importing this package teaches transformers' Auto classes the model type `minicp
 
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from policy.models.minicpmv.modeling import MiniCPMV, parts
+from policy.models.minicpmv.modeling import MiniCPMV
 from policy.models.minicpmv.visual_inputs import MiniCPMVInputs, VisualBatch
 from rl.data.media.minicpmv_config import MiniCPMVConfig, register_config
 
-__all__ = ["MiniCPMV", "MiniCPMVConfig", "MiniCPMVInputs", "VisualBatch", "parts"]
+__all__ = ["MiniCPMV", "MiniCPMVConfig", "MiniCPMVInputs", "VisualBatch"]
 
 register_config()
 AutoModelForCausalLM.register(MiniCPMVConfig, MiniCPMV, exist_ok=True)

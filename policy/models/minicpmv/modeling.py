@@ -39,15 +39,7 @@ class Backbone(nn.Module):
         visual: VisualBatch | None = None,
         use_cache: bool = False,
     ) -> BaseModelOutputWithPast:
-        """Hidden states [B, T, D] of token ids [B, T]."""
-        return self.llm(
-            inputs_embeds=self.embed(input_ids, visual),
-            attention_mask=attention_mask,
-            use_cache=use_cache,
-        )
-
-    def embed(self, input_ids: Tensor, visual: VisualBatch | None) -> Tensor:
-        """[B, T, D], visual tokens in place.
+        """Hidden states [B, T, D] of token ids [B, T], with visual tokens in their places.
 
         Text alone passes one black patch through tower and resampler and leaves nothing of it but a
         gradient of zero: sharded ranks must all use the same weights, in the same order, though
@@ -57,13 +49,15 @@ class Backbone(nn.Module):
         if visual is None:
             patch = embedded.new_zeros(1, 3, self.vpm.patch_size, self.vpm.patch_size)
             # Times zero and not left out: autograd must reach the tower.
-            return embedded + 0 * self.see(patch, [(1, 1)], [(STILL,)]).sum()
-        tokens = self.see(visual.patches, visual.sizes, visual.groups)  # [G, Q, D]
-        # index_copy by position, and not wherever the placeholder's id stands: the placeholder is
-        # an ordinary word, which a text may hold too.
-        seen = tokens[visual.shown].flatten(0, 1).to(embedded.dtype)  # [R * Q, D]
-        merged = embedded.flatten(0, 1).index_copy(0, visual.places, seen)  # [B * T, D]
-        return merged.view_as(embedded)
+            embedded = embedded + 0 * self.see(patch, [(1, 1)], [(STILL,)]).sum()
+        else:
+            tokens = self.see(visual.patches, visual.sizes, visual.groups)  # [G, Q, D]
+            seen = tokens[visual.shown].flatten(0, 1).to(embedded.dtype)  # [R * Q, D]
+            # index_copy by position, and not wherever the placeholder's id stands: the placeholder
+            # is an ordinary word, which a text may hold too.
+            merged = embedded.flatten(0, 1).index_copy(0, visual.places, seen)  # [B * T, D]
+            embedded = merged.view_as(embedded)
+        return self.llm(inputs_embeds=embedded, attention_mask=attention_mask, use_cache=use_cache)
 
     def see(self, patches: Tensor, sizes: Sizes, groups: Groups) -> Tensor:
         """Visual tokens [G, Q, D]."""
@@ -108,6 +102,10 @@ class MiniCPMV(PreTrainedModel):
         """The model without its output layer; a new module each time, of this model's own parts."""
         return Backbone(self.llm.model, self.vpm, self.resampler)
 
+    def parts(self) -> dict[Part, list[nn.Module]]:
+        """What `policy.train` chooses from."""
+        return {"llm": [self.llm], "vision": [self.vpm], "resampler": [self.resampler]}
+
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.model.embed_tokens
 
@@ -125,8 +123,3 @@ class MiniCPMV(PreTrainedModel):
         elif isinstance(module, CrossAttention):
             init.normal_(module.in_proj_weight, std=std)
             init.zeros_(module.in_proj_bias)
-
-
-def parts(model: MiniCPMV) -> dict[Part, list[nn.Module]]:
-    """What `policy.train` chooses from."""
-    return {"llm": [model.llm], "vision": [model.vpm], "resampler": [model.resampler]}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from policy.models.minicpmv.vision import Sizes, patch_mask
+from policy.models.minicpmv.vision import Sizes, attention_mask, patch_mask
 from rl.data.media.minicpmv import STILL, Groups
 from rl.data.media.minicpmv_config import RESAMPLER_HEAD_DIM
 
@@ -61,13 +61,13 @@ class Resampler(nn.Module):
 
     def forward(self, features: Tensor, sizes: Sizes, groups: Groups) -> Tensor:
         """Features [S, N, C] of the views -> visual tokens [G, Q, D] of the groups."""
-        mask = patch_mask(sizes, features.shape[1], features.device)  # [S, N]
+        counts = [rows * columns for rows, columns in sizes]  # [S]
+        mask = patch_mask(counts, features.shape[1], features.device)  # [S, N]
         # Flat over all views from here on: a group's patches then stand together, whatever the
         # shapes of its views.
         values = self.ln_kv(self.kv_proj(features[mask]))  # [patches of all views, D]
         width = values.shape[-1]
         keys = values + plane_positions(sizes, width, values)
-        counts = [rows * columns for rows, columns in sizes]  # [S]
         times = [time for group in groups for time in group]  # [S]
         if any(time != STILL for time in times):
             table = torch.from_numpy(sin_cos(times, width)).to(values)  # [S, D]
@@ -112,12 +112,7 @@ class CrossAttention(nn.Module):
             for part, weight, bias in zip(inputs, weights, biases, strict=True)
         )  # [G, heads, Q or K, 128]
         # Groups are padded to the longest, whose padding must not be attended to.
-        mask, longest = None, key.shape[-2]
-        # Without padding there is no mask: attention then has its fastest kernel.
-        if min(lengths) < longest:
-            counts = torch.tensor(lengths, device=key.device)  # [G]
-            mask = torch.arange(longest, device=key.device) < counts[:, None]  # [G, K]
-            mask = mask[:, None, None, :]
+        mask = attention_mask(lengths, key.shape[-2], key.device)  # [G, 1, 1, K]
         mixed = functional.scaled_dot_product_attention(query, key, value, mask)
         # [G, heads, Q, 128]
         return self.out_proj(mixed.transpose(1, 2).flatten(2))

@@ -21,10 +21,17 @@ from rl.data.media.minicpmv_config import position_grid
 Sizes = Sequence[tuple[int, int]]
 
 
-def patch_mask(sizes: Sizes, length: int, device: torch.device) -> Tensor:
-    """[S, length], True on a view's own patches."""
-    counts = torch.tensor([rows * columns for rows, columns in sizes], device=device)  # [S]
-    return torch.arange(length, device=device) < counts[:, None]
+def patch_mask(counts: Sequence[int], length: int, device: torch.device) -> Tensor:
+    """[S, length], True on the first `counts` patches of each row, False on padding."""
+    return torch.arange(length, device=device) < torch.tensor(counts, device=device)[:, None]
+
+
+def attention_mask(counts: Sequence[int], length: int, device: torch.device) -> Tensor | None:
+    """[S, 1, 1, length] for attention to the patches that are no padding."""
+    # Without padding there is no mask: attention then has its fastest kernel.
+    if min(counts) == length:
+        return None
+    return patch_mask(counts, length, device)[:, None, None, :]
 
 
 def position_ids(sizes: Sizes, length: int, grid: int, device: torch.device) -> Tensor:
@@ -66,10 +73,7 @@ class VisionTower(nn.Module):
         length, device = embedded.shape[1], embedded.device
         ids = position_ids(sizes, length, self.grid, device)  # [S, N]
         hidden = embedded + self.embeddings["position_embedding"](ids)
-        # Without padding there is no mask, and attention has its fastest kernel.
-        mask = None
-        if any(rows * columns < length for rows, columns in sizes):
-            mask = patch_mask(sizes, length, device)[:, None, None, :]  # [S, 1, 1, N]
+        mask = attention_mask([rows * columns for rows, columns in sizes], length, device)
         for layer in self.encoder["layers"]:
             hidden = layer(hidden, mask)
         return self.post_layernorm(hidden)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from rl.data.media.families import FAMILIES
 from rl.data.media.minicpmv import (
-    IMAGE_MARKER,
     STILL,
-    VIDEO_MARKER,
     Groups,
     ImageSettings,
     MediaTokens,
@@ -31,8 +30,6 @@ from rl.data.media.minicpmv import (
 from rl.data.media.names import Medium, StillImage, describe
 from rl.data.media.store import MediaStore
 from rl.loop.stages import TrainSample
-
-_MARKERS = {"image": IMAGE_MARKER, "video": VIDEO_MARKER}
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ class MiniCPMVInputs:
         text, done = _as_text(token_ids), 0
         ids: list[int] = []
         for medium, shown in zip(media, self._laid_out(media), strict=True):
-            marker = self._tokens.encode(_MARKERS[medium.kind])
+            marker = self._tokens.encode(FAMILIES["minicpmv"].markers[medium.kind])
             start = text.find(_as_text(marker), done)
             if start < 0:
                 raise ValueError(f"a prompt has fewer markers than its {len(media)} media")

@@ -8,7 +8,7 @@ which starts from there too, sees the same tokens and pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -26,14 +26,14 @@ from vllm.multimodal.parse import (
     MultiModalDataParser,
     ProcessorBatchItems,
 )
-from vllm.multimodal.processing import BaseDummyInputsBuilder
-from vllm.multimodal.processing.processor import (
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
     PromptReplacement,
     PromptUpdateDetails,
-    ResolvedPromptUpdate,
 )
+from vllm.multimodal.processing.processor import ResolvedPromptUpdate
 
 from rl.data.media.minicpmv import (
     IMAGE_MARKER,
@@ -55,9 +55,6 @@ MAX_PROFILED_GROUPS = 180
 
 class PackedVideoItems(ProcessorBatchItems):
     """Videos as (frames, {"temporal_ids": groups}), all of which counts in a video's hash."""
-
-    def __init__(self, data: Sequence[Any]) -> None:
-        super().__init__(data, "video")
 
     def packed(self, index: int) -> PackedVideo:
         """Raises ValueError for frames without groups, or groups that do not fit them."""
@@ -87,7 +84,7 @@ class MediaParser(MultiModalDataParser):
         return ImageProcessorItems(images)
 
     def _parse_video_data(self, data: Any) -> PackedVideoItems:
-        return PackedVideoItems(data if isinstance(data, list) else [data])
+        return PackedVideoItems(data if isinstance(data, list) else [data], "video")
 
 
 class MediaInfo(BaseProcessingInfo):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from pathlib import Path
 
@@ -21,12 +20,13 @@ from policy.weights.full_weights import FullWeights
 from rl.config.data import SourceConfig
 from rl.config.policy import PolicyConfig
 from rl.data.media import families
-from rl.data.media.names import MediaError, MediaFile
+from rl.data.media.names import MediaFile
+from rl.data.media.store import MediaStore
 from rl.loop.batching import collate, reference_sample
 from rl.loop.stages import Prompt, ReferenceRequest
 from rollout.chat import ChatTemplate
 from rollout.engines import media as engine_side
-from rollout.engines.media import EngineMedia, serving_arguments
+from rollout.engines.media import engine_family, serving_arguments
 from tests.made_up_family import engine, learner
 
 ROOT = Path(rl.__file__).parent.parent
@@ -97,13 +97,11 @@ def test_a_new_family_is_two_adapters_and_nothing_else(directory: Path, tmp_path
     token_ids = chat.prompt_token_ids(asked(red), thinking=False)
     assert chat.raw_text(token_ids).count(learner.MARKER) == 1
 
-    shown = EngineMedia(str(directory), SourceConfig())
-    inputs = shown.family.inputs(asyncio.run(shown.read([red])))
+    family, store = engine_family(directory), MediaStore(SourceConfig())
+    assert family == engine.ADAPTER
+    inputs = family.inputs([store.read(red)])
     assert inputs["multi_modal_data"]["image"][0].getpixel((0, 0)) == (255, 0, 0)
     assert serving_arguments(directory) == engine.ADAPTER.serving_arguments
-    assert shown.family == engine.ADAPTER
-    with pytest.raises(MediaError, match="missing"):
-        asyncio.run(shown.read([MediaFile("image", str(tmp_path / "none.png"))]))
 
     visual_inputs = open_visual_inputs(directory, SourceConfig())
     assert visual_inputs is not None
