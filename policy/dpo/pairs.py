@@ -13,15 +13,18 @@ import torch
 from datasets import Dataset, disable_progress_bars
 
 from policy.models.family import VisualArguments, VisualInputs
+from rl.config.run import Config
 from rl.data.fingerprint import digest
 from rl.data.media.names import Medium, from_json, to_json
 from rl.loop.batching import reference_sample
-from rl.loop.stages import Prompt, ReferenceRequest, TrainSample
+from rl.loop.stages import Prompt, ReferenceRequest
 
 # Pairs that an error names; the others are counted.
 MAX_NAMED = 5
 # Key of a batch's media. No model takes an argument of this name, so none gets it by accident.
 MEDIA = "media"
+# Last file of a Trainer's checkpoint: one without it was being written when its process ended.
+COMPLETE = "complete"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,20 @@ def refuse_bad_pairs(pairs: Sequence[DpoPair], max_length: int) -> None:
     """
     if not pairs:
         raise ValueError("there are no preference pairs to train on; sample more prompts")
-    faults = [f"{pair.id} ({why})" for pair in pairs if (why := _fault(pair, max_length))]
+    faults = []
+    for pair in pairs:
+        chosen, rejected = pair.chosen_token_ids, pair.rejected_token_ids
+        length = len(pair.prompt_token_ids) + max(len(chosen), len(rejected))
+        faulty = {
+            # Nothing is there that the first token of a response could be predicted from.
+            "its prompt is empty": not pair.prompt_token_ids,
+            "its chosen response is empty": not chosen,
+            "its rejected response is empty": not rejected,
+            # Their margin is zero whatever the policy learns: the pair would dilute the batch.
+            "its responses are the same": chosen == rejected,
+            f"{length} tokens, of at most {max_length}": length > max_length,
+        }
+        faults += [f"{pair.id} ({why})" for why, is_so in faulty.items() if is_so][:1]
     if faults:
         more = f" and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
         raise ValueError(
@@ -64,20 +80,27 @@ def refuse_bad_pairs(pairs: Sequence[DpoPair], max_length: int) -> None:
         )
 
 
-def _fault(pair: DpoPair, max_length: int) -> str | None:
-    """Why a pair cannot be trained on."""
-    # An empty prompt leaves nothing that the first token of a response could be predicted from.
-    if not pair.prompt_token_ids:
-        return "its prompt is empty"
-    for name in ("chosen", "rejected"):
-        if not getattr(pair, f"{name}_token_ids"):
-            return f"its {name} response is empty"
-    # Their margin is zero whatever the policy learns, so the pair would only dilute the batch.
-    if pair.chosen_token_ids == pair.rejected_token_ids:
-        return "its responses are the same"
-    longest = max(len(pair.chosen_token_ids), len(pair.rejected_token_ids))
-    length = len(pair.prompt_token_ids) + longest
-    return f"{length} tokens, of at most {max_length}" if length > max_length else None
+def reference_batch_size(num_pairs: int, config: Config) -> int:
+    """Pairs that a rank forwards at once in the pass over the reference.
+
+    Raises ValueError if ZeRO-3 cannot go from that pass to the training.
+    """
+    policy, at_once = config.policy, config.align.dpo.micro_batch_pairs
+    if policy.effective_zero_stage < 3:
+        return at_once
+    # DeepSpeed records the order of a model's modules in its first forward, by their numbers, and
+    # closes the record at the start of the second. TRL makes an engine for the reference and then
+    # one for the training, which numbers the modules anew while the hooks of the first stay. If the
+    # first has made a single forward, its record is still open: the training's first forward looks
+    # the new numbers up in it and fails with "pop from an empty deque". So every rank makes two.
+    at_once = min(at_once, (num_pairs - 1) // policy.ranks)
+    if at_once == 0:
+        raise ValueError(
+            f"ZeRO-3 needs more preference pairs than ranks, because each rank must forward twice "
+            f"before it trains, and got {num_pairs} pairs for policy.ranks={policy.ranks}; sample "
+            "more prompts, or lower policy.ranks or policy.zero_stage"
+        )
+    return at_once
 
 
 def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
@@ -86,7 +109,17 @@ def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
     TRL keeps the reference log-probabilities beside the data set. Raises ValueError if the
     directory holds others.
     """
-    rows = [_row(pair) for pair in pairs]
+    # The columns that TRL's trainer works on, and what media stand in the prompt.
+    rows = [
+        {
+            "id": pair.id,
+            "prompt_ids": list(pair.prompt_token_ids),
+            "chosen_ids": list(pair.chosen_token_ids),
+            "rejected_ids": list(pair.rejected_token_ids),
+            "media_json": to_json(pair.media),
+        }
+        for pair in pairs
+    ]
     # Named by its content, so that checkpoints of other pairs can never be resumed with these.
     target = directory / ("pairs-" + digest("\n".join(map(repr, rows))))
     if others := [path.name for path in directory.glob("pairs-*") if path != target]:
@@ -102,17 +135,6 @@ def keep_pairs(pairs: Sequence[DpoPair], directory: Path) -> Path:
         Dataset.from_list(rows).save_to_disk(aside)
         aside.rename(target)
     return target
-
-
-def _row(pair: DpoPair) -> dict[str, Any]:
-    """The columns that TRL's trainer works on, and what media stand in the prompt."""
-    return {
-        "id": pair.id,
-        "prompt_ids": list(pair.prompt_token_ids),
-        "chosen_ids": list(pair.chosen_token_ids),
-        "rejected_ids": list(pair.rejected_token_ids),
-        "media_json": to_json(pair.media),
-    }
 
 
 def training_order(num_pairs: int, count: int, seed: int) -> list[int]:
@@ -143,36 +165,28 @@ class PairCollator:
         Raises ValueError, naming the pair, if it is too long with every token of its media.
         """
         shown = [from_json(row["media_json"]) for row in rows]
-        seen = [self._expanded(row, media) for row, media in zip(rows, shown, strict=True)]
-        batch = self._pad(seen)
-        if self._inputs is not None:
-            # In the order of the batch's rows: all that are chosen, then all that are rejected.
-            samples = [
-                _sample(row, media, column)
-                for column in ("chosen_ids", "rejected_ids")
-                for row, media in zip(seen, shown, strict=True)
-            ]
-            batch[MEDIA] = BatchMedia(self._inputs(samples, batch["input_ids"]))
-        return batch
-
-    def _expanded(self, row: Mapping[str, Any], media: Sequence[Medium]) -> dict[str, Any]:
-        """The row with every token of its media."""
         if self._inputs is None:
-            if media:
-                raise ValueError(f"pair {row['id']} shows media to a policy of text alone")
-            return dict(row)
-        prompt = list(self._inputs.expanded(row["prompt_ids"], media))
-        length = len(prompt) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        if length > self._max_length:
-            raise ValueError(
-                f"preference pair {row['id']} has {length} tokens with those of its media, of at "
-                f"most {self._max_length}; leave it out or raise rollout.max_model_length"
-            )
-        return {**row, "prompt_ids": prompt}
-
-
-def _sample(row: Mapping[str, Any], media: tuple[Medium, ...], column: str) -> TrainSample:
-    context, response = tuple(row["prompt_ids"]), tuple(row[column])
-    prompt = Prompt(row["id"], (), "", media=media)
-    request = ReferenceRequest(f"{row['id']}/{column}", prompt, context, response, temperature=1.0)
-    return reference_sample(request, context)
+            if hidden := [row["id"] for row, media in zip(rows, shown, strict=True) if media]:
+                raise ValueError(f"pair {hidden[0]} shows media to a policy of text alone")
+            return self._pad([dict(row) for row in rows])
+        expanded = []
+        for row, media in zip(rows, shown, strict=True):
+            prompt = list(self._inputs.expanded(row["prompt_ids"], media))
+            length = len(prompt) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+            if length > self._max_length:
+                raise ValueError(
+                    f"preference pair {row['id']} has {length} tokens with those of its media, of "
+                    f"at most {self._max_length}; leave it out or raise rollout.max_model_length"
+                )
+            expanded.append({**row, "prompt_ids": prompt})
+        batch = self._pad(expanded)
+        samples = []
+        # In the order of the batch's rows: all that are chosen, then all that are rejected.
+        for column in ("chosen_ids", "rejected_ids"):
+            for row, media in zip(expanded, shown, strict=True):
+                prompt, context = Prompt(row["id"], (), "", media=media), tuple(row["prompt_ids"])
+                name, response = f"{row['id']}/{column}", tuple(row[column])
+                request = ReferenceRequest(name, prompt, context, response, temperature=1.0)
+                samples.append(reference_sample(request, context))
+        batch[MEDIA] = BatchMedia(self._inputs(samples, batch["input_ids"]))
+        return batch

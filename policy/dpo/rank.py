@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from datasets import load_from_disk
-from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
-from policy.dpo.checkpoints import last_checkpoint
 from policy.dpo.pairs import PairCollator
 from policy.learner.deepspeed_engine import free_address, join_ranks
 from policy.models.family import open_visual_inputs
 from policy.models.loading import DTYPES, load_policy
 from policy.weights.full_weights import FullWeights, write_model_directory
 from rl.config.run import Config
-
-if TYPE_CHECKING:
-    from policy.dpo.trainer import PairTrainer
 
 # A file whose time says when rank 0 last began a micro-batch. A file, because the rank cannot
 # answer a call of the driver while it trains.
@@ -38,13 +32,16 @@ class DpoTask:
     """What policy.dpo.pairs.keep_pairs wrote."""
     directory: Path
     """The stage's own; all ranks can reach it."""
+    reference_batch_size: int
+    """Pairs that a rank forwards at once in the pass over the reference."""
+    checkpoint: Path | None
+    """The checkpoint that the training goes on from, if any."""
 
 
 class DpoRank:
     def __init__(self, task: DpoTask, rank: int) -> None:
         self._task = task
         self._rank = rank
-        self._use_cuda = task.config.resources.gpus > 0
 
     def free_address(self) -> tuple[str, int]:
         """Return an address of this node and a port that is free on it."""
@@ -52,46 +49,38 @@ class DpoRank:
 
     def train(self, address: str, port: int, target: Path) -> None:
         """Meet the other ranks, train to the last step and write the model directory `target`."""
-        policy_config = self._task.config.policy
-        join_ranks(self._task.config, self._rank, address, port)
+        task, is_writer = self._task, self._rank == 0
+        config = task.config
+        join_ranks(config, self._rank, address, port)
         # LoRA adapters start with random weights, which must be the same on every rank.
-        torch.manual_seed(self._task.config.seed)
-        policy = load_policy(self._task.source, policy_config)
-        weights = FullWeights(
-            policy,
-            DTYPES[policy_config.dtype],
-            is_partitioned=policy_config.effective_zero_stage == 3,
-        )
-        # After the policy is loaded: see training_arguments.
-        trainer = self._trainer(policy)
-        # Every rank looks by itself and finds the same: the driver has removed torn ones before.
-        checkpoint = last_checkpoint(self._task.directory)
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        # Every rank takes part, because under ZeRO-3 each holds a share of every weight.
-        write_model_directory(weights, self._task.source, target, is_writer=self._rank == 0)
-        # No rank may report success before the writer has finished.
-        torch.distributed.barrier()
-
-    def _trainer(self, policy: PreTrainedModel | PeftModel) -> PairTrainer:
-        # TRL takes seconds to load. The driver imports this module too and needs none of it.
-        from policy.dpo.trainer import MetricsLog, PairTrainer, training_arguments
-
-        task = self._task
+        torch.manual_seed(config.seed)
+        policy = load_policy(task.source, config.policy)
+        is_partitioned = config.policy.effective_zero_stage == 3
+        weights = FullWeights(policy, DTYPES[config.policy.dtype], is_partitioned)
         tokenizer = AutoTokenizer.from_pretrained(
             task.source, trust_remote_code=False, local_files_only=True
         )
-        # Padding is masked in attention and in the loss, so any token serves.
-        pad_token_id = tokenizer.pad_token_id or 0
-        max_length = task.config.rollout.max_model_length
-        inputs = open_visual_inputs(task.source, task.config.data)
-        return PairTrainer(
+        inputs = open_visual_inputs(task.source, config.data)
+        # TRL takes seconds to load. The driver imports this module too and needs none of it.
+        from policy.dpo.trainer import MetricsLog, PairTrainer, training_arguments
+
+        trainer = PairTrainer(
             policy,
-            task.config.align.dpo,
+            config.align.dpo,
             # One rank is enough: the others wait for it in every collective.
-            on_batch=(task.directory / HEARTBEAT).touch if self._rank == 0 else lambda: None,
-            args=training_arguments(task.config, task.directory, self._use_cuda),
+            on_batch=(task.directory / HEARTBEAT).touch if is_writer else lambda: None,
+            # After the policy is loaded: see training_arguments.
+            args=training_arguments(config, task.directory, use_cuda, task.reference_batch_size),
             train_dataset=load_from_disk(str(task.pairs)),
-            data_collator=PairCollator(pad_token_id, inputs, max_length),
+            # Padding is masked in attention and in the loss, so any token serves.
+            data_collator=PairCollator(
+                tokenizer.pad_token_id or 0, inputs, config.rollout.max_model_length
+            ),
             processing_class=tokenizer,
-            callbacks=[MetricsLog(task.directory / "metrics.jsonl", is_writer=self._rank == 0)],
+            callbacks=[MetricsLog(task.directory / "metrics.jsonl", is_writer)],
         )
+        trainer.train(resume_from_checkpoint=task.checkpoint and str(task.checkpoint))
+        # Every rank takes part, because under ZeRO-3 each holds a share of every weight.
+        write_model_directory(weights, task.source, target, is_writer=is_writer)
+        # No rank may report success before the writer has finished.
+        torch.distributed.barrier()

@@ -7,6 +7,7 @@ whatever node, and end with the driver however it ends.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import shutil
@@ -17,8 +18,13 @@ from typing import Any
 
 import ray
 
-from policy.dpo.checkpoints import remove_torn_checkpoints
-from policy.dpo.pairs import DpoPair, keep_pairs, refuse_bad_pairs
+from policy.dpo.pairs import (
+    COMPLETE,
+    DpoPair,
+    keep_pairs,
+    reference_batch_size,
+    refuse_bad_pairs,
+)
 from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
 from policy.learner.learner import rank_actor
 from rl.config.run import Config
@@ -26,6 +32,7 @@ from rl.run.sinks import read_metrics
 from rl.system.actors import call, call_all
 from rl.system.cluster import Cluster
 
+_log = logging.getLogger(__name__)
 START_TIMEOUT_S = 900.0
 # Longest time without a micro-batch: loading, a checkpoint or the result take less.
 STALL_TIMEOUT_S = 3600.0
@@ -45,19 +52,21 @@ async def train_dpo(
     pairs: Sequence[DpoPair],
     directory: Path,
     cluster: Cluster,
-    on_step: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+    on_step: Callable[[int, Mapping[str, float]], None],
 ) -> Path:
     """Optimise the policy of `source` on the pairs, as align.dpo says; return `directory`/model.
 
-    Called again on a directory where it was cut short, it goes on from the last complete
-    checkpoint, and where it ended, it returns at once. `metrics.jsonl` has the curves. on_step:
-    told of every step and its metrics once, also of those that an earlier process made.
+    source: the policy before, which is the reference too. Called again on a directory where it was
+    cut short, it goes on from the last complete checkpoint, and where it ended, it returns at once.
+    `metrics.jsonl` has the curves. on_step: told of every step and its metrics once, also of those
+    that an earlier process made.
 
     Raises ValueError for pairs and settings that cannot be trained, RuntimeError naming a rank that
     failed, TimeoutError if nothing has moved for STALL_TIMEOUT_S.
     """
     config.align.dpo.accumulation(config.policy.ranks)
     refuse_bad_pairs(pairs, config.rollout.max_model_length)
+    reference_batch = reference_batch_size(len(pairs), config)
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     kept = keep_pairs(pairs, directory)
@@ -76,8 +85,8 @@ async def train_dpo(
     if not model.exists():
         aside = directory / ".model.partial"
         shutil.rmtree(aside, ignore_errors=True)
-        remove_torn_checkpoints(directory)
-        task = DpoTask(config, source.absolute(), kept, directory)
+        checkpoint = last_checkpoint(directory)
+        task = DpoTask(config, source.absolute(), kept, directory, reference_batch, checkpoint)
         ranks = [
             rank_actor(DpoRank, config, cluster, rank, QUIET).remote(task, rank)
             for rank in range(config.policy.ranks)
@@ -101,6 +110,19 @@ async def train_dpo(
     return model
 
 
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint; removes those that are not, so call it while no rank runs."""
+    by_step: dict[int, Path] = {}
+    for checkpoint in directory.glob("checkpoint-*"):
+        if (checkpoint / COMPLETE).exists():
+            # By number and not by name, as `checkpoint-10` sorts before `checkpoint-2`.
+            by_step[int(checkpoint.name.rpartition("-")[2])] = checkpoint
+        else:
+            _log.warning("removing %s, which was not complete", checkpoint)
+            shutil.rmtree(checkpoint)
+    return by_step[max(by_step)] if by_step else None
+
+
 async def _train(ranks: Sequence[Any], target: Path, heartbeat: Path) -> None:
     """Train on all ranks; late are only ranks that begin no micro-batch for too long."""
 
@@ -110,14 +132,11 @@ async def _train(ranks: Sequence[Any], target: Path, heartbeat: Path) -> None:
         # The file's time is that of the wall clock, deadlines go by the monotonic one.
         return time.monotonic() - (time.time() - heartbeat.stat().st_mtime)
 
-    address, port = await call(
-        ranks[0], "free_address", deadline_s=START_TIMEOUT_S, who="DPO rank 0"
-    )
+    address = await call(ranks[0], "free_address", deadline_s=START_TIMEOUT_S, who="DPO rank 0")
     await call_all(
         ranks,
         "train",
-        address,
-        port,
+        *address,
         target,
         deadline_s=STALL_TIMEOUT_S,
         who="DPO rank",

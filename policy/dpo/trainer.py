@@ -18,8 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import GenerationConfig, PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from policy.dpo.checkpoints import COMPLETE
-from policy.dpo.pairs import MEDIA, training_order
+from policy.dpo.pairs import COMPLETE, MEDIA, training_order
 from policy.learner.deepspeed_engine import COLLECTIVE_TIMEOUT, deepspeed_config
 from policy.learner.learning_rate import learning_rate_at
 from policy.models.family import model_family
@@ -74,15 +73,15 @@ class PairTrainer(DPOTrainer):
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The batch on the device, with the media as arguments of the model."""
         self._on_batch()
-        known = {**inputs}
+        device = self.args.device
         # Trainer would bring every float to DeepSpeed's type. In bfloat16 that rounds a
         # log-probability of some hundreds to a whole number, more than the margin of a pair.
-        references = {name: known.pop(name) for name in REFERENCES if name in known}
-        media = known.pop(MEDIA, None)
-        prepared = super()._prepare_inputs(known)
-        prepared |= {name: value.to(self.args.device) for name, value in references.items()}
+        apart = {*REFERENCES, MEDIA}
+        prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k not in apart})
+        prepared |= {name: inputs[name].to(device) for name in REFERENCES if name in inputs}
+        media = inputs.get(MEDIA)
         if media is not None and media.visual is not None:
-            prepared |= media.visual.arguments(self.args.device, self.model.dtype)
+            prepared |= media.visual.arguments(device, self.model.dtype)
         return prepared
 
     def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -149,28 +148,27 @@ class MetricsLog(TrainerCallback):
             metrics = {ours: logs[theirs] for theirs, ours in METRICS.items() if theirs in logs}
             self._sink.write(state.global_step, metrics)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._sink is not None:
-            self._sink.close()
 
-
-def training_arguments(config: Config, directory: Path, use_cuda: bool) -> DPOConfig:
+def training_arguments(
+    config: Config, directory: Path, use_cuda: bool, reference_batch_size: int
+) -> DPOConfig:
     """What Trainer, TRL, accelerate and DeepSpeed are told.
 
     Make them after the policy is loaded: under ZeRO-3 they tell transformers to load every model
-    from then on in shares, one a rank. Raises ValueError if the batch is not a whole number of
-    micro-batches.
+    from then on in shares, one a rank. reference_batch_size: see policy/dpo/pairs.py. Raises
+    ValueError if the batch is not a whole number of micro-batches.
     """
     policy, dpo = config.policy, config.align.dpo
-    optimizer = dpo.optimizer
+    optimizer, accumulation = dpo.optimizer, dpo.accumulation(policy.ranks)
     return DPOConfig(
         output_dir=str(directory),
         beta=dpo.beta,
         max_length=None,
         precompute_ref_log_probs=True,
+        precompute_ref_batch_size=reference_batch_size,
         max_steps=dpo.steps,
         per_device_train_batch_size=dpo.micro_batch_pairs,
-        gradient_accumulation_steps=dpo.accumulation(policy.ranks),
+        gradient_accumulation_steps=accumulation,
         learning_rate=optimizer.learning_rate,
         adam_beta1=optimizer.betas[0],
         adam_beta2=optimizer.betas[1],
@@ -179,11 +177,11 @@ def training_arguments(config: Config, directory: Path, use_cuda: bool) -> DPOCo
         optim="adamw_torch_fused" if use_cuda else "adamw_torch",
         # The learner's configuration. Micro-batches are accelerate's affair here: it marks and
         # counts them, and these are the sizes that it goes by.
-        deepspeed=deepspeed_config(policy.model_copy(update={"optimizer": dpo.optimizer}))
+        deepspeed=deepspeed_config(policy.model_copy(update={"optimizer": optimizer}))
         | {
             "train_micro_batch_size_per_gpu": dpo.micro_batch_pairs,
-            "gradient_accumulation_steps": dpo.accumulation(policy.ranks),
-            "gradient_clipping": dpo.optimizer.max_grad_norm,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": optimizer.max_grad_norm,
         },
         bf16=policy.dtype == "bfloat16",
         gradient_checkpointing=policy.gradient_checkpointing,

@@ -18,19 +18,23 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from policy.dpo import DpoPair
-from policy.dpo.checkpoints import COMPLETE, last_checkpoint
 from policy.dpo.pairs import (
+    COMPLETE,
     MEDIA,
     PairCollator,
     keep_pairs,
+    reference_batch_size,
     refuse_bad_pairs,
     training_order,
 )
+from policy.dpo.stage import last_checkpoint
 from policy.dpo.trainer import MetricsLog, PairTrainer
 from rl.config.align import DpoConfig
+from rl.config.run import Config
 from rl.data.media.names import MediaFile
 from rl.run.sinks import read_metrics
 from tests import minicpmv_tiny
+from tests.fakes import config
 
 PAIR = DpoPair("a", (1, 2, 3), (), (4, 5), (6,))
 IMAGE = MediaFile("image", "a.png")
@@ -92,6 +96,29 @@ def test_kept_pairs_are_written_once_and_no_others_beside_them(tmp_path: Path):
         keep_pairs([replace(PAIR, rejected_token_ids=(7,))], tmp_path)
 
 
+def dpo_config(zero_stage: int, micro_batch_pairs: int) -> Config:
+    return config(
+        policy={"ranks": 2, "zero_stage": zero_stage},
+        align={"dpo": {"micro_batch_pairs": micro_batch_pairs}},
+    )
+
+
+@given(num_pairs=st.integers(3, 40), at_once=st.integers(1, 8))
+def test_under_zero_3_every_rank_forwards_the_reference_twice(num_pairs: int, at_once: int):
+    size = reference_batch_size(num_pairs, dpo_config(3, at_once))
+    assert 1 <= size <= at_once
+    # As accelerate shards batches: each rank has as many, rounded up.
+    assert math.ceil(math.ceil(num_pairs / size) / 2) >= 2
+    # No smaller than it must be.
+    assert size == at_once or math.ceil(math.ceil(num_pairs / (size + 1)) / 2) == 1
+
+
+def test_zero_3_needs_more_pairs_than_ranks():
+    with pytest.raises(ValueError, match=r"2 pairs for policy\.ranks=2; sample more prompts, or"):
+        reference_batch_size(2, dpo_config(3, 4))
+    assert reference_batch_size(2, dpo_config(2, 4)) == 4
+
+
 @given(num_pairs=st.integers(1, 40), num_places=st.integers(1, 200), seed=st.integers(0, 9))
 def test_every_pair_is_trained_as_often_as_every_other(num_pairs: int, num_places: int, seed: int):
     order = training_order(num_pairs, num_places, seed)
@@ -142,6 +169,8 @@ def test_the_last_checkpoint_is_the_newest_complete_one(tmp_path: Path):
         if is_complete:
             (tmp_path / f"checkpoint-{step}" / COMPLETE).touch()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    # What was being written when its process ended is in nobody's way.
+    assert not (tmp_path / "checkpoint-12").exists()
 
 
 def test_curves_have_our_names_and_no_loss_that_is_not_a_number(tmp_path: Path):
@@ -158,7 +187,7 @@ def test_curves_have_our_names_and_no_loss_that_is_not_a_number(tmp_path: Path):
 def model() -> Qwen3ForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = Qwen3Config(
+        settings = Qwen3Config(
             vocab_size=len(minicpmv_tiny.tiny_tokenizer()),
             hidden_size=32,
             intermediate_size=64,
@@ -169,7 +198,7 @@ def model() -> Qwen3ForCausalLM:
             tie_word_embeddings=False,
             initializer_range=0.3,
         )
-        return Qwen3ForCausalLM(config)
+        return Qwen3ForCausalLM(settings)
 
 
 def settings(directory: Path) -> DPOConfig:
