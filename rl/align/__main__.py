@@ -15,17 +15,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import rich.console
 from pydantic import Field, model_validator
 
 from rl.align.console import AlignmentConsole
-from rl.align.directory import AlignmentDirectory, Origin
 from rl.config.recipe import load, load_over
 from rl.config.run import Config
-from rl.data.fingerprint import stamp, stamp_of_model
-from rl.run.checkpoints import MANIFEST, Checkpoint, find_checkpoint
+from rl.run.checkpoints import find_checkpoint
 from rl.run.command import (
     Command,
     Keys,
@@ -35,12 +32,7 @@ from rl.run.command import (
     require_run,
     run_command,
 )
-from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
-from rl.system.memory_estimate import count_parameters
-
-SECTION = "align"
-# Two checkpoints of DPO, the result and its copy in checkpoints/, in sizes of a checkpoint.
-COPIES = 4
+from rl.run.directory import RunDirectory
 
 
 class AlignKeys(Keys):
@@ -76,35 +68,21 @@ def config_of(keys: AlignKeys) -> Config:
     if keys.model is not None:
         return load(settings).config
     assert keys.run is not None, "a command without a model names a run"
-    return load_over(RunDirectory(keys.run).config_path, SECTION, settings, takes_others=True)
+    return load_over(RunDirectory(keys.run).config_path, "align", settings, takes_others=True)
 
 
 async def align(keys: AlignKeys) -> None:
     await run_alignment(config_of(keys), keys.step, keys.model)
 
 
-async def run_alignment(
-    config: Config,
-    step: int | None = None,
-    model: str | None = None,
-    screen: rich.console.Console | None = None,
-) -> None:
+async def run_alignment(config: Config, step: int | None = None, model: str | None = None) -> None:
     """Align a policy, or go on with it.
 
     step: of the run's checkpoint; None takes the newest. model: is aligned in place of a run's
     checkpoint. Raises ValueError for input that cannot be aligned, before anything heavy starts.
     """
-    console = AlignmentConsole(screen or rich.console.Console(highlight=False))
+    console = AlignmentConsole(rich.console.Console(highlight=False))
     run = RunDirectory(Path(config.run))
-    directory = AlignmentDirectory(run.root)
-    # A pass asks for no rewards but accuracy, and a preference model would take memory from it.
-    config = config.without_preference()
-    # The pass is a run of its own, in a directory within the run's.
-    changes: dict[str, Any] = {"run": str(directory.root)}
-    if model is not None:
-        changes["policy"] = config.policy.model_copy(update={"model": model})
-    config = config.model_copy(update=changes)
-    # What can be refused at once comes before torch and vLLM load.
     config.align.dpo.accumulation(config.policy.ranks)
     has_ledger = model is None and any(run.ledger_path.glob("step_*.parquet"))
     if config.align.mine and not has_ledger:
@@ -114,37 +92,13 @@ async def run_alignment(
             "was trained with log.ledger=true"
         )
     checkpoint = None if model else find_checkpoint(run.root, step, console.note)
-    # torch and vLLM take long to load, so whatever a person can mend is refused before.
-    from rl.align.assistants import check_assistants
-    from rl.align.iterations import align as align_policy
-    from rl.assembly import gather_inputs
+    if model is not None:
+        policy = config.policy.model_copy(update={"model": model})
+        config = config.model_copy(update={"policy": policy})
+    # torch and vLLM take long to load, so what can be refused without them is refused before.
+    from rl.align.iterations import run_pass
 
-    inputs = gather_inputs(config)
-    origin = _origin(inputs.model, config.policy.model, run, checkpoint)
-    assistants = await check_assistants(config, origin.model)
-    with directory.open(config, origin.identity):
-        size = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES
-        run.check_room(NEEDED_BYTES + COPIES * size)
-        console.note(f"aligning {origin.name}; all of it is left in {directory.root}")
-        await align_policy(inputs, origin, assistants, directory, console)
-
-
-def _origin(model: Path, name: str, run: RunDirectory, checkpoint: Checkpoint | None) -> Origin:
-    """model, name: of the policy that is aligned where there is no checkpoint."""
-    if checkpoint is None:
-        identity = {"model": name, "weights": stamp_of_model(model)}
-        untrained = {"progress": {"trained_tokens": {}}, "before": {}}
-        return Origin(model, name, identity, untrained, 0, run.ledger_path)
-    # The manifest has the digest of every file of the checkpoint.
-    manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
-    return Origin(
-        checkpoint.path / "model",
-        str(checkpoint.path),
-        {"step": checkpoint.step, "weights": stamp(manifest)},
-        checkpoint.progress,
-        checkpoint.step,
-        run.ledger_path,
-    )
+    await run_pass(config, run, checkpoint, console)
 
 
 COMMAND = Command("rl.align", __doc__, AlignKeys, align, (Config,), goes_on=True)

@@ -38,8 +38,8 @@ from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
 from rollout.prompts.row_media import place_media
 
+# The mode of every request here: engine and endpoint are opened with thinking={ASK: False}.
 ASK = "ask"
-"""The mode of every request here: engine and endpoint are opened with thinking={ASK: False}."""
 WORDS = ("yes", "no")
 PROBE = "Is 2 an even number? Please answer yes or no."
 
@@ -58,14 +58,14 @@ class EngineAssistant:
         self._chat = chat
 
     async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
-        """The likeliest reply; None if the token budget cut it off. Raises GenerationFailed."""
+        """The likeliest reply; None if the token budget cut it off."""
         prompt = _prompt(messages)
         return await _reply(self._engine, prompt, self._encoded(prompt), max_tokens)
 
     async def label(self, question: str, media: Sequence[Medium]) -> Label:
         """How probable yes and no are, of the softmax over the whole vocabulary.
 
-        Raises GenerationFailed, and ValueError for a model that cannot label or cannot see.
+        Raises ValueError for a model that cannot label or cannot see.
         """
         if media and not self._chat.shows_media:
             raise ValueError(
@@ -95,17 +95,13 @@ class EndpointAssistant:
         self._endpoint = endpoint
 
     async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
-        """The likeliest reply; None if the token budget cut it off.
-
-        Raises GenerationFailed if the request is at fault, ValueError if the server is.
-        """
+        """The likeliest reply; None if the token budget cut it off."""
         return await _reply(self._endpoint, _prompt(messages), (), max_tokens)
 
     async def label(self, question: str, media: Sequence[Medium]) -> Label:
         """How probable yes and no are, as far as they are among the 20 likeliest tokens.
 
-        Raises GenerationFailed if the request is at fault, ValueError if the server is, and for
-        videos.
+        Raises ValueError for videos.
         """
         if any(medium.kind == "video" for medium in media):
             raise ValueError(
@@ -120,13 +116,9 @@ def label_of(logprobs: Iterable[tuple[str, float]]) -> Label:
 
     Example: label_of([("Yes", log(0.5)), (" yes", log(0.2)), ("No.", log(0.1))]) == Label(0.7, 0.0)
     """
-    probabilities: dict[str, list[float]] = {word: [] for word in WORDS}
-    for text, logprob in logprobs:
-        if (word := _word(text)) in probabilities:
-            probabilities[word].append(math.exp(logprob))
+    tokens = [(text.strip().casefold(), math.exp(logprob)) for text, logprob in logprobs]
     # fsum, so that the order of the tokens does not change the last bit of a label.
-    p_yes, p_no = map(math.fsum, probabilities.values())
-    return Label(p_yes, p_no)
+    return Label(*(math.fsum(p for text, p in tokens if text == word) for word in WORDS))
 
 
 @cache
@@ -137,27 +129,26 @@ def yes_no_tokens(name: str, chat: ChatTemplate) -> dict[int, str]:
     front. name: the labeller's, for errors. Raises ValueError if there is none of yes, or none of
     no.
     """
-    tokens: dict[str, dict[int, str]] = {word: {} for word in WORDS}
+    tokens: dict[int, str] = {}
     # Some tokenizers put a space in front of any text; after a line break the bare word shows.
     line_break = chat.token_ids("\n")
-    for word, spelling in ((w, s) for w in WORDS for s in (w, w.capitalize(), w.upper())):
-        for text in (spelling, f" {spelling}"):
-            after_break = chat.token_ids(f"\n{text}")[len(line_break) :]
-            for ids in (chat.token_ids(text), after_break):
-                # The unknown token is one token too, and a normaliser may have changed the word.
-                if len(ids) == 1 and _word(chat.raw_text(ids)) == word:
-                    tokens[word][ids[0]] = chat.raw_text(ids)
-    if missing := [word for word, known in tokens.items() if not known]:
+    for word in WORDS:
+        for spelling in (word, word.capitalize(), word.upper()):
+            for text in (spelling, f" {spelling}"):
+                after_break = chat.token_ids(f"\n{text}")[len(line_break) :]
+                for ids in (chat.token_ids(text), after_break):
+                    shown = chat.raw_text(ids)
+                    # The unknown token is one token too, and a normaliser may change the word.
+                    if len(ids) == 1 and shown.strip().casefold() == word:
+                        tokens[ids[0]] = shown
+    spelled = {text.strip().casefold() for text in tokens.values()}
+    if missing := [word for word in WORDS if word not in spelled]:
         raise ValueError(
             f"the tokenizer of labeller {name} has no token that spells {' or '.join(missing)}, so "
             "no label can be read from the next token; take a labeller whose tokenizer has both "
             "words, as those of Qwen and MiniCPM do"
         )
-    return {token: text for known in tokens.values() for token, text in known.items()}
-
-
-def _word(text: str) -> str:
-    return text.strip().casefold()
+    return tokens
 
 
 def _question(question: str, media: Sequence[Medium]) -> Prompt:
@@ -194,12 +185,12 @@ class AssistantSource:
     @asynccontextmanager
     async def open(self, policy: Path, cluster: Cluster | None) -> AsyncIterator[Assistant]:
         """policy: directory of the policy that is aligned. cluster: where engines go, if any."""
-        config = self.config
-        if self.served_name is not None:
-            assert self.settings.endpoint is not None
+        config, settings = self.config, self.settings
+        if settings.endpoint is not None:
+            assert self.served_name is not None, "an endpoint that was checked has a name"
             deadline_s, media = config.rollout.group_timeout_s, MediaStore(config.data)
             async with open_endpoint(
-                self.settings.endpoint, self.served_name, {ASK: False}, deadline_s, media
+                settings.endpoint, self.served_name, {ASK: False}, deadline_s, media
             ) as endpoint:
                 yield EndpointAssistant(endpoint)
             return
@@ -207,19 +198,17 @@ class AssistantSource:
         model = self.model or policy
         worker = WorkerSettings(
             model=str(model.absolute()),
-            dtype=self.settings.dtype or config.policy.dtype,
-            max_model_length=self.settings.max_model_length or config.rollout.max_model_length,
+            dtype=settings.dtype or config.policy.dtype,
+            max_model_length=settings.max_model_length or config.rollout.max_model_length,
             tensor_parallel=config.rollout.tensor_parallel,
             transport=config.transport,
             thinking={ASK: False},
             seed=config.seed,
-            engine=config.rollout.engine | self.settings.engine,
+            engine=config.rollout.engine | settings.engine,
             data=config.data,
         )
         # Labels are kept under this name, so it holds all that may change an answer.
-        deciding = json.dumps(
-            [worker.dtype, worker.max_model_length, self.settings.engine], default=str
-        )
+        deciding = json.dumps([worker.dtype, worker.max_model_length, settings.engine], default=str)
         name = f"{model.resolve().name}@{stamp_of_model(model)}/{stamp(deciding)}"
         engine = EnginePool.of_run(config, worker, cluster.group, cluster.placement.engine_bundles)
         try:
@@ -243,14 +232,27 @@ async def check_assistants(config: Config, policy: Path) -> Assistants:
     policy: directory of the policy that is aligned first. Raises ValueError for a model that cannot
     do its task.
     """
+
+    async def checked(settings: AssistantConfig, max_tokens: int) -> AssistantSource:
+        # max_tokens: the most that it is asked to write at once.
+        if settings.endpoint is not None:
+            name = await served_model(settings.endpoint, settings.served_name, max_tokens)
+            return AssistantSource(config, settings, None, name)
+        model = None
+        if settings.model is not None:
+            model = resolve_model(builtin_policy(settings.model), untie=False)
+        max_length = settings.max_model_length or config.rollout.max_model_length
+        refuse_longer_than_model(model or policy, max_length)
+        return AssistantSource(config, settings, model, None)
+
     align = config.align
     if align.labeller.endpoint is not None and config.data.columns.videos:
         raise ValueError(
             "align.labeller.endpoint is a server, which would choose other frames of the videos in "
             "data.columns.videos; name a model, align.labeller.model=DIR_OR_NAME"
         )
-    labeller = await _checked_source(config, align.labeller, policy, max_tokens=1)
-    if labeller.served_name is not None:
+    labeller = await checked(align.labeller, max_tokens=1)
+    if align.labeller.endpoint is not None:
         # Only an answer shows whether a server sends log-probabilities.
         async with labeller.open(policy, cluster=None) as assistant:
             try:
@@ -269,22 +271,5 @@ async def check_assistants(config: Config, policy: Path) -> Assistants:
                 "align.labeller.model to a vision-language model"
             )
         yes_no_tokens(str(model), chat)
-    divider = None
-    if align.divider is not None:
-        divider = await _checked_source(config, align.divider, policy, DIVIDER_TOKENS)
+    divider = None if align.divider is None else await checked(align.divider, DIVIDER_TOKENS)
     return Assistants(labeller, divider)
-
-
-async def _checked_source(
-    config: Config, settings: AssistantConfig, policy: Path, max_tokens: int
-) -> AssistantSource:
-    """max_tokens: the most that it is asked to write at once."""
-    if settings.endpoint is not None:
-        name = await served_model(settings.endpoint, settings.served_name, max_tokens)
-        return AssistantSource(config, settings, None, name)
-    model = None
-    if settings.model is not None:
-        model = resolve_model(builtin_policy(settings.model), untie=False)
-    max_length = settings.max_model_length or config.rollout.max_model_length
-    refuse_longer_than_model(model or policy, max_length)
-    return AssistantSource(config, settings, model, None)

@@ -12,11 +12,18 @@ import rich.console
 from rich.table import Table
 from rich.text import Text
 
-from rl.align.gate import Measurement, as_measurement
 from rl.run.terminal import duration, progress_bars
 
 # Often enough to see that the pass is alive, seldom enough for a log file.
 LINE_EVERY_S = 60.0
+# Name, kind, field and form of the figures of a Measurement (gate.py).
+_ROWS = (
+    ("accuracy", "modes", "accuracy", ".1%"),
+    ("tokens", "modes", "tokens_mean", ".1f"),
+    ("wrong claims a response", "hallucination", "wrong_claims", ".3f"),
+    ("responses with one", "hallucination", "wrong_responses", ".1%"),
+    ("claims a response", "hallucination", "claims", ".2f"),
+)
 
 
 class AlignmentConsole:
@@ -58,34 +65,22 @@ class AlignmentConsole:
 
     def verdict(self, number: int, verdict: Mapping[str, Any]) -> None:
         """Both measurements of an iteration side by side, and what became of its policy."""
-        before, after = (as_measurement(verdict[when]) for when in ("before", "after"))
+        before, after = verdict["before"], verdict["after"]
         # Side by side for each mode, because a reader compares before with after.
         table = Table(title=f"iteration {number}", title_justify="left")
         table.add_column("held-out")
-        for mode in before.modes:
+        for mode in before["modes"]:
             table.add_column(f"{mode} before", justify="right")
             table.add_column("after", justify="right")
-        rows = (
-            ("accuracy", lambda m, mode: f"{m.modes[mode].accuracy:.1%}"),
-            ("tokens", lambda m, mode: f"{m.modes[mode].tokens_mean:.1f}"),
-            ("wrong claims a response", lambda m, mode: _rate(m, mode, "wrong_claims", ".3f")),
-            ("responses with one", lambda m, mode: _rate(m, mode, "wrong_responses", ".1%")),
-            ("claims a response", lambda m, mode: _rate(m, mode, "claims", ".2f")),
-        )
-        for name, text in rows:
-            cells = (text(figures, mode) for mode in before.modes for figures in (before, after))
-            table.add_row(name, *cells)
+        for name, kind, figure, form in _ROWS:
+            # A mode in which no response could be judged has no rates.
+            rates = [when[kind].get(mode) for mode in before["modes"] for when in (before, after)]
+            table.add_row(name, *(format(rate[figure], form) if rate else "-" for rate in rates))
         self._screen.print(table)
         if verdict["is_accepted"]:
             self.note("accepted")
         else:
             self.note(f"not accepted, the policy before it stays: {'; '.join(verdict['reasons'])}")
-
-
-def _rate(measured: Measurement, mode: str, figure: str, form: str) -> str:
-    # A mode in which no response could be judged has no rates.
-    rate = measured.hallucination.get(mode)
-    return "-" if rate is None else format(getattr(rate, figure), form)
 
 
 def listed(counts: Mapping[str, int]) -> str:

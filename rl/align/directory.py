@@ -46,8 +46,6 @@ UNTIL: Mapping[str, tuple[str, ...]] = {
     "before": ("gate.prompts", "gate.samples"),
     "gate.json": ("gate.max_accuracy_drop",),
 }
-
-
 # Claims and labels of the responses that lie in the same directory: those of an iteration itself,
 # and the held-out ones below it.
 CLAIMS, LABELS = "claims.parquet", "labels.parquet"
@@ -55,10 +53,9 @@ CLAIMS, LABELS = "claims.parquet", "labels.parquet"
 
 @dataclass(frozen=True)
 class Origin:
-    """The policy that a pass begins with."""
+    """The policy that a pass begins with: a run's checkpoint, or another model."""
 
     model: Path
-    name: str
     identity: Mapping[str, Any]
     """What tells it from any other policy."""
     progress: Mapping[str, Any]
@@ -104,7 +101,7 @@ class AlignmentDirectory(OwnedDirectory):
     def open(self, config: Config, origin: Mapping[str, Any]) -> Iterator[None]:
         """Own the directory for the block; raises ValueError if it cannot go on with these.
 
-        origin: what tells the policy that the pass begins with from any other.
+        origin: Origin.identity.
         """
         origin_path = self.root / "origin.json"
         with self.hold():

@@ -6,28 +6,17 @@ held-out prompts -> samples -> responses -> claims, labels (judging.py) -> Measu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
 
 from rewards.preference.preference import final_answer
 from rl.align.claims.types import JudgedResponse, Response
 from rl.config.align import GateConfig
 from rl.config.rollout import EvalConfig
 from rl.config.run import Config
-from rl.evaluate.directory import EvaluationDirectory
-from rl.evaluate.evaluation import (
-    Encode,
-    ModeResult,
-    Sample,
-    Sampler,
-    answered_before,
-    evaluate,
-    half_width,
-    mean,
-    questions,
-)
-from rl.loop.interfaces import Scorer
+from rl.evaluate.evaluation import ModeResult, Sample, half_width, mean
 from rl.loop.stages import Prompt
 
 
@@ -54,9 +43,6 @@ class HallucinationRate:
     incomplete: int
     """Responses left out because a claim has no label."""
 
-    def as_metrics(self, mode: str) -> dict[str, float]:
-        return {f"eval/{mode}/{name}": float(value) for name, value in vars(self).items()}
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -66,59 +52,26 @@ class Measurement:
     hallucination: Mapping[str, HallucinationRate]
     """A mode of which no response could be judged is missing here."""
 
-    def wrong_claims(self, modes: Iterable[str]) -> float:
-        """Rejected claims per response, each of these modes with the same weight."""
-        return mean([self.hallucination[mode].wrong_claims for mode in modes])
-
-    def as_record(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "modes": {mode: asdict(result) for mode, result in self.modes.items()},
-            "hallucination": {mode: asdict(rate) for mode, rate in self.hallucination.items()},
-        }
-
     def as_metrics(self) -> dict[str, float]:
-        figures = [*self.modes.items(), *self.hallucination.items()]
-        return {k: v for mode, by_mode in figures for k, v in by_mode.as_metrics(mode).items()}
+        metrics: dict[str, float] = {}
+        for mode, result in self.modes.items():
+            metrics |= result.as_metrics(mode)
+        for mode, rate in self.hallucination.items():
+            metrics |= {f"eval/{mode}/{name}": float(value) for name, value in vars(rate).items()}
+        return metrics
+
+
+as_measurement = TypeAdapter(Measurement).validate_python
+"""A Measurement of what JSON has of one (`dataclasses.asdict`)."""
 
 
 def gate_config(config: Config) -> Config:
     """The run's configuration with the gate's prompts in place of the evaluation's."""
-    gate, run = config.align.gate, config.eval
     # Sampled as the run's evaluations are, so that the figures of both can be compared.
-    settings = EvalConfig(
-        prompts=gate.prompts,
-        samples=gate.samples,
-        temperature=run.temperature,
-        top_p=run.top_p,
-    )
+    sampling = {"temperature": config.eval.temperature, "top_p": config.eval.top_p}
+    gate = config.align.gate
+    settings = EvalConfig(prompts=gate.prompts, samples=gate.samples, **sampling)
     return config.model_copy(update={"eval": settings})
-
-
-async def answer_heldout(
-    config: Config,
-    encode: Encode,
-    sampler: Sampler,
-    scorer: Scorer,
-    prompts: Sequence[Prompt],
-    evaluation: EvaluationDirectory,
-    advance: Callable[[], None],
-) -> dict[str, ModeResult]:
-    """Sample and score held-out responses; return the figures of every mode.
-
-    config: with the gate's prompts (gate_config). evaluation: keeps each sample as it comes, and
-    what it holds already is not asked for again. `advance` is called for every response.
-    """
-    # A row of the data may have been edited since; then its old sample does not count.
-    known = answered_before(questions(config, prompts), evaluation.samples)
-    for _ in known:
-        advance()
-
-    def keep(sample: Sample) -> None:
-        evaluation.add(sample)
-        advance()
-
-    return await evaluate(config, encode, sampler, scorer, prompts, known.values(), keep)
 
 
 def as_responses(prompts: Iterable[Prompt], samples: Iterable[Sample]) -> list[Response]:
@@ -134,56 +87,37 @@ def as_responses(prompts: Iterable[Prompt], samples: Iterable[Sample]) -> list[R
     return responses
 
 
-def as_modes(record: Mapping[str, Any]) -> dict[str, ModeResult]:
-    """The figures by mode from plain values; JSON makes texts of the numbers in `pass_at`."""
-    return {
-        mode: ModeResult(**values | {"pass_at": {int(k): v for k, v in values["pass_at"].items()}})
-        for mode, values in record.items()
-    }
-
-
-def as_measurement(record: Mapping[str, Any]) -> Measurement:
-    """What Measurement.as_record made a record of."""
-    rates = {mode: HallucinationRate(**rate) for mode, rate in record["hallucination"].items()}
-    return Measurement(as_modes(record["modes"]), rates)
-
-
 def hallucination_rates(judged: Iterable[JudgedResponse]) -> dict[str, HallucinationRate]:
     """The rate of each mode; a mode of which no response is complete has none.
 
     In the manner of CHAIR (share of responses with an error) and MMHal (errors per response).
     """
     by_mode: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
-    for response in judged:
-        by_mode[response.response.mode].append(response)
-    return {
-        mode: _rate(complete, incomplete=len(by_mode[mode]) - len(complete))
-        for mode in sorted(by_mode)
-        if (complete := [each for each in by_mode[mode] if each.is_complete])
-    }
-
-
-def _rate(judged: Sequence[JudgedResponse], incomplete: int) -> HallucinationRate:
-    by_prompt: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
-    for response in judged:
-        by_prompt[response.response.prompt.id].append(response)
-
-    # First over the responses to a prompt, then over prompts: the prompts are what is drawn.
-    def means(value: Callable[[JudgedResponse], float]) -> list[float]:
-        return [mean([value(each) for each in group]) for group in by_prompt.values()]
-
-    wrong = means(lambda response: response.num_wrong)
-    any_wrong = means(lambda response: response.num_wrong > 0)
-    return HallucinationRate(
-        wrong_claims=mean(wrong),
-        wrong_claims_half_width=half_width(wrong),
-        wrong_responses=mean(any_wrong),
-        wrong_responses_half_width=half_width(any_wrong),
-        claims=mean(means(lambda response: len(response.claims))),
-        silent=mean(means(lambda response: not response.claims)),
-        count=len(by_prompt),
-        incomplete=incomplete,
-    )
+    for each in judged:
+        by_mode[each.response.mode].append(each)
+    rates = {}
+    for mode, of_mode in sorted(by_mode.items()):
+        by_prompt: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
+        for each in of_mode:
+            if each.is_complete:
+                by_prompt[each.response.prompt.id].append(each)
+        if not by_prompt:
+            continue
+        # First over the responses to a prompt, then over prompts: the prompts are what is drawn.
+        groups = by_prompt.values()
+        wrong = [mean([each.num_wrong for each in group]) for group in groups]
+        any_wrong = [mean([each.num_wrong > 0 for each in group]) for group in groups]
+        rates[mode] = HallucinationRate(
+            wrong_claims=mean(wrong),
+            wrong_claims_half_width=half_width(wrong),
+            wrong_responses=mean(any_wrong),
+            wrong_responses_half_width=half_width(any_wrong),
+            claims=mean([mean([len(each.claims) for each in group]) for group in groups]),
+            silent=mean([mean([not each.claims for each in group]) for group in groups]),
+            count=len(by_prompt),
+            incomplete=sum(not each.is_complete for each in of_mode),
+        )
+    return rates
 
 
 def refusals(before: Measurement, after: Measurement, gate: GateConfig) -> list[str]:
@@ -202,12 +136,17 @@ def refusals(before: Measurement, after: Measurement, gate: GateConfig) -> list[
                 f"{after.modes[mode].accuracy:.1%}), of at most {100 * gate.max_accuracy_drop:g} "
                 "(align.gate.max_accuracy_drop)"
             )
-    modes = set(before.modes)
+    measured = (before.hallucination, after.hallucination)
     # A mode that cannot be judged would otherwise count as one without wrong claims.
-    if lost := sorted(modes - (before.hallucination.keys() & after.hallucination.keys())):
+    if lost := sorted(
+        mode for mode in before.modes if any(mode not in rates for rates in measured)
+    ):
         reasons.append(f"no response in {', '.join(lost)} has claims that could be judged")
         return reasons
-    rate_before, rate_after = before.wrong_claims(modes), after.wrong_claims(modes)
-    if rate_after > rate_before:
-        reasons.append(f"wrong claims per response rise from {rate_before:.3f} to {rate_after:.3f}")
+    # Each mode has the same weight, however many of its responses could be judged.
+    rate, new_rate = (
+        mean([rates[mode].wrong_claims for mode in before.modes]) for rates in measured
+    )
+    if new_rate > rate:
+        reasons.append(f"wrong claims per response rise from {rate:.3f} to {new_rate:.3f}")
     return reasons

@@ -17,7 +17,8 @@ from contextlib import AbstractAsyncContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from rl.align.assistants import Assistants
+from policy.dpo import DpoPair, train_dpo
+from rl.align.assistants import Assistants, check_assistants
 from rl.align.claims.files import read_stage, write_stage
 from rl.align.claims.label_cache import LabelCache
 from rl.align.claims.types import DividedResponse, JudgedResponse, PreferencePair, Response
@@ -26,47 +27,73 @@ from rl.align.curves import draw_alignment
 from rl.align.directory import CLAIMS, LABELS, AlignmentDirectory, IterationFiles, Origin
 from rl.align.gate import (
     Measurement,
-    answer_heldout,
-    as_modes,
+    as_measurement,
     as_responses,
     gate_config,
     hallucination_rates,
     refusals,
 )
-from rl.align.judging import divide, divider_of, judge, refuse_unfit_labeller
-from rl.align.learning import learn
+from rl.align.judging import divide, judge, refuse_unfit_labeller
 from rl.align.pairing import mine_pairs, newest_rows, refuse_no_pairs, select_pairs
 from rl.align.sampling import sample, sampling_requests
-from rl.assembly import RunInputs, SamplingServices, open_engines
+from rl.assembly import RunInputs, SamplingServices, gather_inputs, open_engines
 from rl.config.run import Config
+from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.store import MediaStore
 from rl.evaluate.directory import open_evaluation
-from rl.evaluate.evaluation import questions
-from rl.loop.stages import Prompt, RolloutRequest
-from rl.run.directory import RunDirectory
+from rl.evaluate.evaluation import Sample, answered_before, evaluate, questions
+from rl.loop.stages import Prompt
+from rl.run.checkpoints import MANIFEST, Checkpoint
+from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 from rl.run.files import stack_versions, write_text
 from rl.run.jsonl import Journal
 from rl.run.ledger import LedgerRow
 from rl.run.sinks import Sinks, read_metrics
 from rl.system.cluster import Cluster, open_cluster
+from rl.system.memory_estimate import count_parameters
+
+# Two checkpoints of DPO, the result and its copy in checkpoints/, in sizes of a checkpoint.
+COPIES = 4
 
 
-async def align(
-    inputs: RunInputs,
-    origin: Origin,
-    assistants: Assistants,
-    directory: AlignmentDirectory,
-    console: AlignmentConsole,
+async def run_pass(
+    config: Config, run: RunDirectory, checkpoint: Checkpoint | None, console: AlignmentConsole
 ) -> None:
-    """Run the pass, or what is left of it."""
-    config = inputs.config
-    numbers = range(1, config.align.iterations + 1)
-    if not all(directory.iteration(number).gate.exists() for number in numbers):
-        # One for the whole pass: engines, labeller and learner take turns on the places that it
-        # reserves, which no other job can take in between.
-        cluster = open_cluster(config)
-        try:
-            with closing(Sinks(config.log, RunDirectory(directory.root), console.note)) as sinks:
+    """Run the pass, or what is left of it.
+
+    run: where its directory lies. checkpoint: of the run, whose policy is aligned; None aligns
+    `policy.model`. Raises ValueError for input that cannot be aligned, before any engine starts.
+    """
+    directory = AlignmentDirectory(run.root)
+    # The pass is a run of its own, in a directory within the run's. It asks for no rewards but
+    # accuracy, and a preference model would take memory from it.
+    config = config.without_preference().model_copy(update={"run": str(directory.root)})
+    inputs = gather_inputs(config)
+    if checkpoint is None:
+        name = config.policy.model
+        identity = {"model": name, "weights": stamp_of_model(inputs.model)}
+        untrained = {"progress": {"trained_tokens": {}}, "before": {}}
+        origin = Origin(inputs.model, identity, untrained, 0, run.ledger_path)
+    else:
+        name, progress = str(checkpoint.path), checkpoint.progress
+        # The manifest has the digest of every file of the checkpoint.
+        manifest = (checkpoint.path / MANIFEST).read_text(encoding="utf-8")
+        identity = {"step": checkpoint.step, "weights": stamp(manifest)}
+        model, step = checkpoint.path / "model", checkpoint.step
+        origin = Origin(model, identity, progress, step, run.ledger_path)
+    assistants = await check_assistants(config, origin.model)
+    with directory.open(config, origin.identity):
+        size = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES
+        run.check_room(NEEDED_BYTES + COPIES * size)
+        console.note(f"aligning {name}; all of it is left in {directory.root}")
+        numbers = range(1, config.align.iterations + 1)
+        if not all(directory.iteration(number).gate.exists() for number in numbers):
+            # One for the whole pass: engines, labeller and learner take turns on the places that it
+            # reserves, which no other job can take in between.
+            with (
+                closing(open_cluster(config)) as cluster,
+                closing(Sinks(config.log, RunDirectory(directory.root), console.note)) as sinks,
+            ):
                 for number in numbers:
                     files = directory.iteration(number)
                     if not files.gate.exists():
@@ -78,24 +105,20 @@ async def align(
                         # The checkpoint has a copy. Removed here and not right after the verdict,
                         # because a kill between the two would leave it for good.
                         shutil.rmtree(files.dpo / "model", ignore_errors=True)
-        finally:
-            cluster.close()
-    verdicts = [directory.iteration(number).verdict() for number in numbers]
-    for number, verdict in zip(numbers, verdicts, strict=True):
-        console.verdict(number, verdict)
-    accepted = [verdict for verdict in verdicts if verdict["is_accepted"]]
-    summary = {
-        "origin": dict(origin.identity),
-        "before": verdicts[0]["before"],
-        "after": accepted[-1]["after"] if accepted else verdicts[0]["before"],
-        "iterations": [
-            {key: verdict[key] for key in ("is_accepted", "reasons", "pairs")}
-            for verdict in verdicts
-        ],
-        "versions": stack_versions(),
-    }
-    write_text(directory.summary, json.dumps(summary, indent=1) + "\n")
-    console.note(f"curves: {draw_alignment(directory, verdicts)}")
+        verdicts = [directory.iteration(number).verdict() for number in numbers]
+        for number, verdict in zip(numbers, verdicts, strict=True):
+            console.verdict(number, verdict)
+        accepted = [verdict for verdict in verdicts if verdict["is_accepted"]]
+        kept = ("is_accepted", "reasons", "pairs")
+        summary = {
+            "origin": dict(origin.identity),
+            "before": verdicts[0]["before"],
+            "after": accepted[-1]["after"] if accepted else verdicts[0]["before"],
+            "iterations": [{key: verdict[key] for key in kept} for verdict in verdicts],
+            "versions": stack_versions(),
+        }
+        write_text(directory.summary, json.dumps(summary, indent=1) + "\n")
+        console.note(f"curves: {draw_alignment(directory, verdicts)}")
 
 
 async def _run_iteration(
@@ -110,12 +133,12 @@ async def _run_iteration(
 ) -> None:
     """Go from the policy that was accepted last to the verdict on the next one."""
     # What came before is read from the disk and not remembered, so a resumed pass sees the same.
-    config, align, stream = inputs.config, inputs.config.align, inputs.stream
+    config, align = inputs.config, inputs.config.align
     files = directory.iteration(number)
     files.root.mkdir(exist_ok=True)
     accepted = [n for n in range(1, number) if directory.iteration(n).verdict()["is_accepted"]]
     policy = directory.checkpoints.path(accepted[-1]) / "model" if accepted else origin.model
-    heldout = stream.heldout(align.gate.prompts)
+    heldout = inputs.stream.heldout(align.gate.prompts)
 
     def open_policy(model: Path) -> AbstractAsyncContextManager[SamplingServices]:
         return open_engines(inputs, console.note, model, origin.progress.get("scorer"), cluster)
@@ -126,36 +149,32 @@ async def _run_iteration(
             config, responses, assistants, origin.model, cluster, directory.labels, console
         )
 
-    is_mined = align.mine is not None
-    if is_mined:
+    samples = align.mine is None
+    if not samples:
         # Needs no model, so a ledger without a usable pair is refused before any is started.
         _pair(inputs, origin, files, console)
-    _reuse_measurement(directory, number)
-    needs_responses = not is_mined and not files.responses.exists()
+    if number > 1 and not files.before.exists():
+        # The iteration that gave the policy measured it last. A copy that was cut short must not
+        # pass for a whole one, so it gets its name at the end.
+        last, aside = directory.iteration(number - 1), files.root / ".before.partial"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(last.after if last.verdict()["is_accepted"] else last.before, aside)
+        aside.rename(files.before)
+    needs_responses = samples and not files.responses.exists()
     if needs_responses or not _is_answered(files.before):
         async with open_policy(policy) as system:
-            await _answer_heldout(inputs, system, heldout, files.before, console)
+            # One start of the engines may have to answer one of the two only.
+            if not _is_answered(files.before):
+                await _answer_heldout(inputs, system, heldout, files.before, console)
             if needs_responses:
-                requests = sampling_requests(config, stream, inputs.encode, number)
-                await _sample(config, requests, system, files, console)
+                await _sample(inputs, system, number, files, console)
     # One start of the assistants serves both, because an engine takes minutes to start.
     responses = {files.before: _heldout_responses(files.before, heldout)}
-    if not is_mined:
+    if samples:
         responses[files.root] = read_stage(files.responses, Response)
     await judged(responses)
     pairs = _pair(inputs, origin, files, console)
-    # The curves of all iterations stand in one file, each behind the one before it.
-    first = (number - 1) * align.dpo.steps
-    # An earlier process may have logged steps before it was killed.
-    logged = max(read_metrics(directory.metrics), default=0)
-    with console.stage(f"DPO steps on {len(pairs):,} pairs", align.dpo.steps) as advance:
-
-        def on_step(step: int, metrics: Mapping[str, float]) -> None:
-            advance()
-            if first + step > logged:
-                sinks.write(first + step, metrics)
-
-        aligned = await learn(config, policy, pairs, inputs.encode, files.dpo, cluster, on_step)
+    aligned = await _learn(number, inputs, policy, pairs, directory, console, cluster, sinks)
     if not _is_answered(files.after):
         async with open_policy(aligned) as system:
             await _answer_heldout(inputs, system, heldout, files.after, console)
@@ -167,8 +186,8 @@ async def _run_iteration(
         "is_accepted": not reasons,
         "reasons": reasons,
         "pairs": len(pairs),
-        "before": before.as_record(),
-        "after": after.as_record(),
+        "before": asdict(before),
+        "after": asdict(after),
     }
     if not reasons:
         gate = gate_config(config).eval.model_dump(mode="json")
@@ -180,61 +199,16 @@ async def _run_iteration(
     write_text(files.gate, json.dumps(verdict, indent=1) + "\n")
 
 
-def _reuse_measurement(directory: AlignmentDirectory, number: int) -> None:
-    """Take the measurement of the policy from the iteration that gave it, which made it last."""
-    files = directory.iteration(number)
-    if number == 1 or files.before.exists():
-        return
-    last = directory.iteration(number - 1)
-    # A copy that was cut short must not pass for a whole one, so it gets its name at the end.
-    aside = files.root / ".before.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(last.after if last.verdict()["is_accepted"] else last.before, aside)
-    aside.rename(files.before)
-
-
-def _is_answered(root: Path) -> bool:
-    return (root / "result.json").exists()
-
-
-async def _answer_heldout(
+async def _sample(
     inputs: RunInputs,
     system: SamplingServices,
-    prompts: Sequence[Prompt],
-    root: Path,
-    console: AlignmentConsole,
-) -> None:
-    """Leave held-out samples and their figures in `root`, unless they are there."""
-    # Before the engines are asked anything, as one start may have to answer other prompts only.
-    if _is_answered(root):
-        return
-    config = gate_config(inputs.config)
-    settings = {"eval": config.eval.model_dump(mode="json"), "prompts": len(prompts)}
-    num_responses = len(questions(config, prompts))
-    with (
-        open_evaluation(root, settings) as evaluation,
-        console.stage(f"held-out responses {root.name}", num_responses) as advance,
-    ):
-        results = await answer_heldout(
-            config, inputs.encode, system.engine, system.scorer, prompts, evaluation, advance
-        )
-        evaluation.write_result({"modes": {mode: asdict(r) for mode, r in results.items()}})
-
-
-def _heldout_responses(root: Path, prompts: Sequence[Prompt]) -> list[Response]:
-    """What `_answer_heldout` left in `root`."""
-    settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
-    with open_evaluation(root, settings) as evaluation:
-        return as_responses(prompts, evaluation.samples)
-
-
-async def _sample(
-    config: Config,
-    requests: Sequence[RolloutRequest],
-    system: SamplingServices,
+    number: int,
     files: IterationFiles,
     console: AlignmentConsole,
 ) -> None:
+    """Leave the responses to the training prompts of this iteration."""
+    config = inputs.config
+    requests = sampling_requests(config, inputs.stream, inputs.encode, number)
     if len(requests) < config.align.prompts:
         console.note(f"there are {len(requests)} of align.prompts={config.align.prompts}")
     with (
@@ -267,29 +241,26 @@ async def _divide_and_judge(
         source = assistants.divider
         async with source.open(policy, cluster) if source else nullcontext() as assistant:
             for root in undivided:
+                name, count = f"responses divided ({root.name})", len(responses[root])
                 with (
                     Journal(root / "claims.jsonl") as journal,
-                    console.stage(
-                        f"responses divided ({root.name})", len(responses[root])
-                    ) as advance,
+                    console.stage(name, count) as advance,
                 ):
-                    divider = divider_of(assistant)
-                    divided = await divide(config, responses[root], divider, journal, advance)
+                    divided = await divide(config, responses[root], assistant, journal, advance)
                     write_stage(root / CLAIMS, DividedResponse, divided)
                     journal.remove()
                 fallbacks = Counter(each.fallback for each in divided if each.fallback)
                 console.note_counts("responses divided by rules instead", fallbacks)
                 if not any(each.claims for each in divided):
-                    console.note(f"none of the {len(divided)} responses states a fact")
+                    console.note(f"none of the {count} responses states a fact")
     if unjudged := [root for root in responses if not (root / LABELS).exists()]:
         # The labels of all iterations in one file: equal questions come again.
-        cache = LabelCache(labels)
+        cache, media = LabelCache(labels), MediaStore(config.data)
         async with assistants.labeller.open(policy, cluster) as labeller:
             for root in unjudged:
                 divided = read_stage(root / CLAIMS, DividedResponse)
                 num_claims = sum(len(each.claims) for each in divided)
                 with console.stage(f"claims judged ({root.name})", num_claims) as advance:
-                    media = MediaStore(config.data)
                     judged, reasons = await judge(config, divided, labeller, media, cache, advance)
                 console.note_counts("claims without a label", reasons)
                 refuse_unfit_labeller(labeller.name, judged, reasons)
@@ -301,33 +272,109 @@ def _pair(
 ) -> list[PreferencePair]:
     """Make the pairs, unless they are there; raises ValueError where there are none."""
     align, seed = inputs.config.align, inputs.config.seed
-    if not files.pairs.exists():
-        if align.mine is None:
-            judged = read_stage(files.root / LABELS, JudgedResponse)
-            selection = select_pairs(judged, seed, align.gap, align.pairs_per_prompt)
-        else:
+    if files.pairs.exists():
+        return read_stage(files.pairs, PreferencePair)
+    if align.mine is None:
+        judged = read_stage(files.root / LABELS, JudgedResponse)
+        selection = select_pairs(judged, seed, align.gap, align.pairs_per_prompt)
+    else:
 
-            def encode(row: LedgerRow) -> tuple[int, ...]:
-                is_ended = row.finish_reason == "stop"
-                return inputs.chat.response_token_ids(row.text, is_ended=is_ended)
+        def encode(row: LedgerRow) -> tuple[int, ...]:
+            return inputs.chat.response_token_ids(row.text, row.finish_reason == "stop")
 
-            rows = newest_rows(origin.ledger, origin.step, align.prompts)
-            selection = mine_pairs(
-                rows, encode, seed, align.gap, align.mine, align.pairs_per_prompt
-            )
-        # Written before the refusal, because these counts say what to change.
-        balance = selection.balance and asdict(selection.balance)
-        counts = {"counts": dict(selection.counts), "balance": balance}
-        write_text(files.pair_counts, json.dumps(counts, indent=1) + "\n")
-        console.note(f"pairs: {listed(selection.counts)}")
-        refuse_no_pairs(selection.counts)
-        write_stage(files.pairs, PreferencePair, selection.pairs)
-    return read_stage(files.pairs, PreferencePair)
+        rows = newest_rows(origin.ledger, origin.step, align.prompts)
+        selection = mine_pairs(rows, encode, seed, align.gap, align.mine, align.pairs_per_prompt)
+    # Written before the refusal, because these counts say what to change.
+    counts = {"counts": dict(selection.counts), "balance": selection.balance}
+    write_text(files.pair_counts, json.dumps(counts, indent=1) + "\n")
+    console.note(f"pairs: {listed(selection.counts)}")
+    refuse_no_pairs(selection.counts)
+    write_stage(files.pairs, PreferencePair, selection.pairs)
+    return list(selection.pairs)
+
+
+async def _learn(
+    number: int,
+    inputs: RunInputs,
+    policy: Path,
+    pairs: Sequence[PreferencePair],
+    directory: AlignmentDirectory,
+    console: AlignmentConsole,
+    cluster: Cluster,
+    sinks: Sinks,
+) -> Path:
+    """Return the directory of the policy that has learned from the pairs."""
+    # The tokens that were sampled, and no text tokenised anew: another spelling of the same text in
+    # tokens is another response to the policy.
+    examples = [
+        DpoPair(
+            id=pair.id,
+            prompt_token_ids=inputs.encode(pair.prompt, pair.mode),
+            media=pair.prompt.media,
+            chosen_token_ids=pair.chosen.response.token_ids,
+            rejected_token_ids=pair.rejected.response.token_ids,
+        )
+        for pair in pairs
+    ]
+    steps = inputs.config.align.dpo.steps
+    # The curves of all iterations stand in one file, each behind the one before it.
+    first = (number - 1) * steps
+    # An earlier process may have logged steps before it was killed.
+    logged = max(read_metrics(directory.metrics), default=0)
+    with console.stage(f"DPO steps on {len(pairs):,} pairs", steps) as advance:
+
+        def on_step(step: int, metrics: Mapping[str, float]) -> None:
+            advance()
+            if first + step > logged:
+                sinks.write(first + step, metrics)
+
+        target = directory.iteration(number).dpo
+        return await train_dpo(inputs.config, policy, examples, target, cluster, on_step)
+
+
+def _is_answered(root: Path) -> bool:
+    return (root / "result.json").exists()
+
+
+async def _answer_heldout(
+    inputs: RunInputs,
+    system: SamplingServices,
+    prompts: Sequence[Prompt],
+    root: Path,
+    console: AlignmentConsole,
+) -> None:
+    """Leave held-out samples and their figures in `root`."""
+    config = gate_config(inputs.config)
+    settings = {"eval": config.eval.model_dump(mode="json"), "prompts": len(prompts)}
+    asked = questions(config, prompts)
+    with (
+        open_evaluation(root, settings) as evaluation,
+        console.stage(f"held-out responses {root.name}", len(asked)) as advance,
+    ):
+        # A row of the data may have been edited since; then its old sample does not count.
+        known = answered_before(asked, evaluation.samples).values()
+        for _ in known:
+            advance()
+
+        def keep(sample: Sample) -> None:
+            evaluation.add(sample)
+            advance()
+
+        results = await evaluate(
+            config, inputs.encode, system.engine, system.scorer, prompts, known, keep
+        )
+        evaluation.write_result({"modes": {mode: asdict(r) for mode, r in results.items()}})
+
+
+def _heldout_responses(root: Path, prompts: Sequence[Prompt]) -> list[Response]:
+    """What `_answer_heldout` left in `root`."""
+    settings = json.loads((root / "settings.json").read_text(encoding="utf-8"))
+    with open_evaluation(root, settings) as evaluation:
+        return as_responses(prompts, evaluation.samples)
 
 
 def _measurement(root: Path) -> Measurement:
     """Of the policy whose judged held-out responses lie in `root`."""
-    stored = json.loads((root / "result.json").read_text(encoding="utf-8"))["modes"]
-    return Measurement(
-        as_modes(stored), hallucination_rates(read_stage(root / LABELS, JudgedResponse))
-    )
+    modes = json.loads((root / "result.json").read_text(encoding="utf-8"))["modes"]
+    rates = hallucination_rates(read_stage(root / LABELS, JudgedResponse))
+    return as_measurement({"modes": modes, "hallucination": rates})

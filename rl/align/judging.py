@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from rl.align.claims import language_model, rules
@@ -36,8 +37,6 @@ MOST_UNLABELLED = 0.5
 # the two is more probable says nothing, and the claim has no label.
 LEAST_MASS = 0.1
 
-Divider = Callable[[Response], Awaitable[DividedResponse]]
-
 
 class Assistant(Protocol):
     """A language model that is asked one thing at a time: it divides answers, or labels claims."""
@@ -48,7 +47,7 @@ class Assistant(Protocol):
     async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
         """The likeliest reply, without reasoning; None if the token budget cut it off.
 
-        Raises rl.loop.interfaces.GenerationFailed if the request is at fault.
+        Raises GenerationFailed if the request is at fault, ValueError if the model is.
         """
         ...
 
@@ -56,59 +55,48 @@ class Assistant(Protocol):
         """How probable yes and no are as the next token, each summed over its spellings.
 
         Both may be next to nothing, where the model wants to say something else. Raises
-        rl.loop.interfaces.GenerationFailed if the request is at fault, ValueError if the model is.
+        GenerationFailed if the request is at fault, ValueError if the model is.
         """
         ...
-
-
-def divider_of(assistant: Assistant | None) -> Divider:
-    """Divide by a model, and by rules what it fails at; by rules alone without a model."""
-
-    async def divider(response: Response) -> DividedResponse:
-        if assistant is None:
-            return rules.divide(response)
-        ask = functools.partial(assistant.reply, max_tokens=DIVIDER_TOKENS)
-        try:
-            return await language_model.divide(response, ask)
-        except GenerationFailed as failed:
-            return rules.divide(response, fallback=f"claims/{failed.failure.reason}")
-
-    return divider
 
 
 async def divide(
     config: Config,
     responses: Sequence[Response],
-    divider: Divider,
+    assistant: Assistant | None,
     journal: Journal,
     advance: Callable[[], None],
 ) -> list[DividedResponse]:
     """Return the responses with their claims; equal answers to a prompt are divided once.
 
-    What the journal holds is not divided again. `advance` is called for every response.
+    assistant: divides them, and rules divide what it fails at; None leaves all to the rules. What
+    the journal holds is not divided again. `advance` is called for every response.
     """
     # Short answers repeat often, and the reasoning before them does not matter here.
     alike: dict[tuple[str, str | None], list[Response]] = {}
     for response in responses:
         alike.setdefault((response.prompt.id, response.answer), []).append(response)
-    known = {}
-    for record in journal.records:
-        divided = from_row(DividedResponse, record)
-        known[divided.response.prompt.id, divided.response.answer] = divided
+    records = (from_row(DividedResponse, record) for record in journal.records)
+    known = {(each.response.prompt.id, each.response.answer): each for each in records}
 
-    async def ask(key: tuple[str, str | None]) -> None:
+    async def divide_alike(key: tuple[str, str | None]) -> None:
+        response = alike[key][0]
         if key not in known:
-            known[key] = await divider(alike[key][0])
+            if assistant is None:
+                known[key] = rules.divide(response)
+            else:
+                ask = functools.partial(assistant.reply, max_tokens=DIVIDER_TOKENS)
+                try:
+                    known[key] = await language_model.divide(response, ask)
+                except GenerationFailed as failed:
+                    fallback = f"claims/{failed.failure.reason}"
+                    known[key] = rules.divide(response, fallback)
             journal.add(to_row(known[key]))
         for _ in alike[key]:
             advance()
 
-    await for_each(config, alike, ask)
-    results = (known[response.prompt.id, response.answer] for response in responses)
-    return [
-        DividedResponse(response, result.claims, result.divider, result.fallback)
-        for response, result in zip(responses, results, strict=True)
-    ]
+    await for_each(config, alike, divide_alike)
+    return [replace(known[each.prompt.id, each.answer], response=each) for each in responses]
 
 
 async def judge(
@@ -143,11 +131,11 @@ async def judge(
             label = cache.get(key)
             if label is None:
                 label = await labeller.label(question, prompt.media)
+                # Also one without mass, or each pass would ask for it again.
                 cache.put(key, label)
         except GenerationFailed as failed:
             reasons[failed.failure.reason] += times[pair]
         else:
-            # A label without mass is cached like any other, or each pass would ask for it again.
             if label.p_yes + label.p_no >= LEAST_MASS:
                 labels[pair] = label
             else:
@@ -156,14 +144,10 @@ async def judge(
             advance()
 
     await for_each(config, times, ask)
-    judged = [
-        JudgedResponse(
-            each.response,
-            each.claims,
-            tuple(labels.get((each.response.prompt.id, claim.question)) for claim in each.claims),
-        )
-        for each in divided
-    ]
+    judged = []
+    for each in divided:
+        pairs = ((each.response.prompt.id, claim.question) for claim in each.claims)
+        judged.append(JudgedResponse(each.response, each.claims, tuple(map(labels.get, pairs))))
     return judged, reasons
 
 
@@ -172,11 +156,10 @@ def refuse_unfit_labeller(
 ) -> None:
     """Raise ValueError if too many claims have no label, and say why they have none."""
     pairs = [pair for each in judged for pair in zip(each.claims, each.labels, strict=True)]
-    if reasons.total() <= MOST_UNLABELLED * len(pairs):
-        return
-    example = next(claim.question for claim, label in pairs if label is None)
-    raise ValueError(
-        f"the labeller {name} gives {reasons.total()} of {len(pairs)} claims no label "
-        f"({listed(reasons)}), such as {example!r}; take another with align.labeller. All that was "
-        "sampled and divided is kept"
-    )
+    if reasons.total() > MOST_UNLABELLED * len(pairs):
+        example = next(claim.question for claim, label in pairs if label is None)
+        raise ValueError(
+            f"the labeller {name} gives {reasons.total()} of {len(pairs)} claims no label "
+            f"({listed(reasons)}), such as {example!r}; take another with align.labeller. All that "
+            "was sampled and divided is kept"
+        )

@@ -31,26 +31,12 @@ from rl.data.media.names import from_json
 from rl.loop.stages import Prompt
 from rl.run.ledger import LedgerRow, read_rows
 
-PER_PROMPT = 2
+# By what share of the rejected response a chosen one may be shorter: the values that are tried.
+# Exact fractions, so that a length right at the limit is decided the same way on every machine.
 RATIOS = tuple(Fraction(percent, 100) for percent in range(0, 100, 2))
-"""By what share of the rejected response a chosen one may be shorter: the values that are tried.
-Exact fractions, so that a length right at the limit is decided the same way on every machine."""
-
 # A Chinese or Japanese character, or a run of others.
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
-
-
-@dataclass(frozen=True)
-class Balance:
-    """Mean words of the pairs, before and after those with too short a chosen response left."""
-
-    ratio: float
-    """A chosen response may be shorter than the rejected one by this share of it."""
-    chosen_before: float
-    rejected_before: float
-    chosen: float
-    rejected: float
 
 
 @dataclass(frozen=True)
@@ -59,12 +45,12 @@ class PairSelection:
     """In the order of prompt ids, modes and indices."""
     counts: Mapping[str, int]
     """What became of the responses, `responses/WHY`, and of their pairs, `pairs/WHY`."""
-    balance: Balance | None
-    """None where no pair was left to balance."""
+    balance: Mapping[str, float] | None
+    """See `balanced`; None where no pair was left to balance."""
 
 
 def select_pairs(
-    judged: Iterable[JudgedResponse], seed: int, gap: float = 1, per_prompt: int = PER_PROMPT
+    judged: Iterable[JudgedResponse], seed: int, gap: float = 1, per_prompt: int = 2
 ) -> PairSelection:
     """Return the preference pairs of judged responses.
 
@@ -75,15 +61,14 @@ def select_pairs(
     """
     # Sorted, because groupby below joins neighbours only.
     ordered = sorted(judged, key=lambda each: each.response.key)
-    for each, following in pairwise(ordered):
-        response = each.response
-        if response.key == following.response.key:
+    for (name, mode, index), following in pairwise(each.response.key for each in ordered):
+        if (name, mode, index) == following:
             raise ValueError(
-                f"two responses are number {response.index} of prompt {response.prompt.id} "
-                f"in mode {response.mode}; give prompts ids of their own, and number responses"
+                f"two responses are number {index} of prompt {name} in mode {mode}; give prompts "
+                "ids of their own, and number responses"
             )
     counts: Counter[str] = Counter()
-    usable = []
+    usable: list[JudgedResponse] = []
     for each in ordered:
         if each.response.answer is None:
             counts["responses/no_answer"] += 1
@@ -94,11 +79,9 @@ def select_pairs(
         else:
             counts["responses/used"] += 1
             usable.append(each)
-    candidates = [
-        pair
-        for _, group in groupby(usable, key=lambda each: each.response.key[:2])
-        for pair in _candidates(list(group), gap, lambda each: each.response.answer, counts)
-    ]
+    candidates: list[PreferencePair] = []
+    for _, group in groupby(usable, key=lambda each: each.response.key[:2]):
+        candidates += _candidates(list(group), gap, lambda each: each.response.answer, counts)
     return _selection(candidates, seed, per_prompt, counts)
 
 
@@ -108,7 +91,7 @@ def mine_pairs(
     seed: int,
     gap: float,
     by: Literal["reward", "accuracy"] = "reward",
-    per_prompt: int = PER_PROMPT,
+    per_prompt: int = 2,
 ) -> PairSelection:
     """Return pairs of trajectories of one group that an RL run rewarded differently.
 
@@ -127,18 +110,27 @@ def mine_pairs(
         for index, row in enumerate(group):
             score = row.reward if by == "reward" else row.parts.get("accuracy")
             counts["responses/no_score" if score is None else "responses/used"] += 1
-            if score is not None:
-                rewarded.append(RewardedResponse(_response(row, index), group_id, score))
+            if score is None:
+                continue
+            prompt = Prompt(
+                id=row.prompt_id,
+                messages=tuple(json.loads(row.messages)),
+                reference=row.reference,
+                task=row.task,
+                media=from_json(row.media) if row.media else (),
+            )
+            response = Response(prompt, row.mode, index, (), row.text, row.answer)
+            rewarded.append(RewardedResponse(response, group_id, score))
         candidates += _candidates(rewarded, gap, lambda each: each.response.text, counts)
+    selection = _selection(candidates, seed, per_prompt, counts)
 
-    # Only now, because tokenising every response of a ledger would take minutes.
+    # Only now, because tokenising every response of a ledger would take minutes. The length rule
+    # counts words, so it does not need the tokens either.
     def encoded(scored: ScoredResponse) -> ScoredResponse:
         assert isinstance(scored, RewardedResponse)
         row = groups[scored.group_id][scored.response.index]
         return replace(scored, response=replace(scored.response, token_ids=encode(row)))
 
-    selection = _selection(candidates, seed, per_prompt, counts)
-    # The length rule counts words, so it does not need the tokens either.
     pairs = (PreferencePair(encoded(p.chosen), encoded(p.rejected)) for p in selection.pairs)
     return replace(selection, pairs=tuple(pairs))
 
@@ -166,21 +158,20 @@ def refuse_no_pairs(counts: Mapping[str, int]) -> None:
         )
 
 
-def balanced(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], Balance | None]:
+def balanced(
+    pairs: Sequence[PreferencePair],
+) -> tuple[list[PreferencePair], Mapping[str, float] | None]:
     """Drop pairs whose chosen response is shorter by more than a ratio, so that length tells less.
 
     The ratio, of 0 to 0.98 by 0.02, is the one that makes |mean chosen - mean rejected| over the
-    mean of the rejected, in words, smallest; of equals the one that keeps the most pairs.
+    mean of the rejected, in words, smallest; of equals the one that keeps the most pairs. Returns
+    with the pairs the ratio and these means of all pairs and of those that are kept.
     """
-    lengths = [
-        (num_words(pair.chosen.response.text), num_words(pair.rejected.response.text))
-        for pair in pairs
-    ]
+    sides = ("chosen", "rejected")
+    lengths = [[num_words(getattr(pair, side).response.text) for side in sides] for pair in pairs]
 
-    def mean_lengths(numbers: Sequence[int]) -> tuple[Fraction, Fraction]:
-        totals = (sum(lengths[number][side] for number in numbers) for side in (0, 1))
-        chosen, rejected = (Fraction(total, len(numbers)) for total in totals)
-        return chosen, rejected
+    def mean_lengths(of: Sequence[int]) -> list[Fraction]:
+        return [Fraction(sum(lengths[n][side] for n in of), len(of)) for side in (0, 1)]
 
     best: tuple[Fraction, Fraction, list[int]] | None = None
     # From the largest ratio down, so that of equal ones the first, which keeps the most, stays.
@@ -194,8 +185,9 @@ def balanced(pairs: Sequence[PreferencePair]) -> tuple[list[PreferencePair], Bal
     if best is None:
         return [], None
     _, ratio, kept = best
-    means = (*mean_lengths(range(len(pairs))), *mean_lengths(kept))
-    return [pairs[number] for number in kept], Balance(float(ratio), *map(float, means))
+    names = ("ratio", "chosen_before", "rejected_before", *sides)
+    figures = map(float, (ratio, *mean_lengths(range(len(pairs))), *mean_lengths(kept)))
+    return [pairs[n] for n in kept], dict(zip(names, figures, strict=True))
 
 
 def num_words(text: str) -> int:
@@ -243,9 +235,8 @@ def _selection(
         return stable_hash(json.dumps([seed, "pair", pair.id]))
 
     def position(pair: PreferencePair) -> tuple[str, str, str, int, int]:
-        chosen, rejected = pair.chosen, pair.rejected
-        group_id = chosen.group_id if isinstance(chosen, RewardedResponse) else ""
-        indices = chosen.response.index, rejected.response.index
+        group_id = pair.chosen.group_id if isinstance(pair.chosen, RewardedResponse) else ""
+        indices = pair.chosen.response.index, pair.rejected.response.index
         return pair.prompt.id, pair.mode, group_id, *indices
 
     drawn = [pair for of in by_prompt.values() for pair in sorted(of, key=draw)[:per_prompt]]
@@ -254,15 +245,3 @@ def _selection(
     counts["pairs/chosen_too_short"] += len(drawn) - len(pairs)
     counts["pairs/kept"] += len(pairs)
     return PairSelection(tuple(pairs), dict(sorted((+counts).items())), balance)
-
-
-def _response(row: LedgerRow, index: int) -> Response:
-    """The response of a row, its tokens yet to come."""
-    prompt = Prompt(
-        id=row.prompt_id,
-        messages=tuple(json.loads(row.messages)),
-        reference=row.reference,
-        task=row.task,
-        media=from_json(row.media) if row.media else (),
-    )
-    return Response(prompt, row.mode, index, token_ids=(), text=row.text, answer=row.answer)

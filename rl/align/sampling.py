@@ -42,10 +42,10 @@ def sampling_requests(
             # A step may draw a prompt that an earlier one has drawn: the first mode stays.
             drawn.setdefault(prompt.id, (prompt, mode))
         step += 1
-    requests = []
-    for prompt, mode in list(drawn.values())[:wanted]:
+
+    def request(prompt: Prompt, mode: str) -> RolloutRequest:
         group_id = f"align/{iteration}/{prompt.id}"
-        request = RolloutRequest(
+        return RolloutRequest(
             group_id=group_id,
             prompt=prompt,
             mode=mode,
@@ -57,8 +57,8 @@ def sampling_requests(
             # Always seeded: a pass that was cut short must sample what it would have sampled.
             seed=sampling_seed(config.seed, group_id),
         )
-        requests.append(request)
-    return requests
+
+    return [request(*of) for of in list(drawn.values())[:wanted]]
 
 
 async def sample(
@@ -73,20 +73,20 @@ async def sample(
     A group is in the journal before it counts as done, and one that is there is not asked for
     again. Responses come back in the order of the requests.
     """
-    known = {
-        record["group_id"]: [from_row(Response, row) for row in record["responses"]]
-        for record in journal.records
-    }
+    known: dict[str, list[Response]] = {}
+    for record in journal.records:
+        known[record["group_id"]] = [from_row(Response, row) for row in record["responses"]]
     failures: Counter[str] = Counter()
 
     async def ask(request: RolloutRequest) -> None:
-        if request.group_id not in known:
+        name = request.group_id
+        if name not in known:
             try:
                 group = await engine.generate(request)
             except GenerationFailed as failed:
                 failures[failed.failure.reason] += 1
             else:
-                responses = known[request.group_id] = [
+                known[name] = [
                     Response(
                         prompt=request.prompt,
                         mode=request.mode,
@@ -97,8 +97,7 @@ async def sample(
                     )
                     for index, trajectory in enumerate(group.trajectories)
                 ]
-                rows = [to_row(response) for response in responses]
-                journal.add({"group_id": request.group_id, "responses": rows})
+                journal.add({"group_id": name, "responses": [to_row(each) for each in known[name]]})
         advance()
 
     await for_each(config, requests, ask)

@@ -1,8 +1,7 @@
 """The Parquet file of each stage of an RLAIF-V pass, written all or nothing.
 
 Every row stands for itself, so that a file can be read with any tool: it has the prompt with its
-media and reference, the texts, and the claims with their questions and probabilities. The columns
-are the keys of the row types below, and the Arrow schema of a file is derived from them.
+media and reference, the texts, and the claims with their questions and probabilities.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,85 +32,47 @@ Item = Response | DividedResponse | JudgedResponse | RewardedResponse | Preferen
 ItemType = TypeVar("ItemType", bound=Item)
 
 
-class _PromptRow(TypedDict):
-    prompt_id: str
-    messages: str
-    """The chat messages as JSON."""
-    media: str | None
-    """As rl.data.media.names.to_json writes them; None without any."""
-    reference: str
-    task: str
-    pinned_mode: str | None
-    """The mode that the data set prescribes, if any."""
-    mode: str
-    """The mode in which the prompt was asked."""
-
-
-class _AnswerRow(TypedDict):
-    place: int
-    """Response.index."""
-    token_ids: list[int]
-    text: str
-    answer: str | None
-
-
-class _ClaimRow(TypedDict):
-    text: str
-    question: str
-
-
-class _JudgedClaimRow(_ClaimRow):
-    p_yes: float | None
-    p_no: float | None
-    """Both are None where the labeller gave no label."""
-
-
-class _ResponseRow(_PromptRow, _AnswerRow):
-    pass
-
-
-class _DividedRow(_ResponseRow):
-    claims: list[_ClaimRow]
-    divider: str
-    fallback: str | None
-
-
-class _JudgedRow(_ResponseRow):
-    claims: list[_JudgedClaimRow]
-    score: float | None
-    """None where a claim has no label."""
-
-
-class _ScoredRow(_AnswerRow):
-    """One response of a pair."""
-
-    claims: list[_JudgedClaimRow] | None
-    """None in a pair that was mined from a ledger."""
-    group_id: str | None
-    """None in a pair of judged responses."""
-    score: float
-
-
-class _PairRow(_PromptRow):
-    id: str
-    chosen: _ScoredRow
-    rejected: _ScoredRow
-
-
-_ROWS: Mapping[type, type] = {
-    Response: _ResponseRow,
-    DividedResponse: _DividedRow,
-    JudgedResponse: _JudgedRow,
-    PreferencePair: _PairRow,
+_TEXT, _NUMBER, _COUNT = pa.string(), pa.float64(), pa.int32()
+_PROMPT = [
+    ("prompt_id", _TEXT),
+    # The chat messages as JSON.
+    ("messages", _TEXT),
+    # As rl.data.media.names.to_json writes them; null without any.
+    ("media", _TEXT),
+    ("reference", _TEXT),
+    ("task", _TEXT),
+    # The mode that the data set prescribes, if any, and the one in which the prompt was asked.
+    ("pinned_mode", _TEXT),
+    ("mode", _TEXT),
+]
+# Token ids make up most of a file, so they are as small as they may be.
+_ANSWER = [("place", _COUNT), ("token_ids", pa.list_(_COUNT)), ("text", _TEXT), ("answer", _TEXT)]
+_CLAIM = [("text", _TEXT), ("question", _TEXT)]
+# Both probabilities are null where the labeller gave no label.
+_JUDGED = [*_CLAIM, ("p_yes", _NUMBER), ("p_no", _NUMBER)]
+_JUDGED_CLAIMS = ("claims", pa.list_(pa.struct(_JUDGED)))
+# In a pair of judged responses there is no group, and in one that was mined from a ledger there are
+# no claims.
+_SCORED = pa.struct([*_ANSWER, _JUDGED_CLAIMS, ("group_id", _TEXT), ("score", _NUMBER)])
+_COLUMNS: Mapping[type, list[tuple[str, pa.DataType]]] = {
+    Response: [*_PROMPT, *_ANSWER],
+    DividedResponse: [
+        *_PROMPT,
+        *_ANSWER,
+        ("claims", pa.list_(pa.struct(_CLAIM))),
+        ("divider", _TEXT),
+        ("fallback", _TEXT),
+    ],
+    # The score is null where a claim has no label.
+    JudgedResponse: [*_PROMPT, *_ANSWER, _JUDGED_CLAIMS, ("score", _NUMBER)],
+    PreferencePair: [*_PROMPT, ("id", _TEXT), ("chosen", _SCORED), ("rejected", _SCORED)],
 }
-# Numbers as small as they may be: token ids make up most of a file.
-_ARROW_TYPES = {str: pa.string(), int: pa.int32(), float: pa.float64()}
 
 
 def write_stage(path: Path, stage: type[ItemType], items: Iterable[ItemType]) -> None:
     """Write the file of a stage; `stage` is the type of the items, of which there may be none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist([to_row(item) for item in items], pa.schema(_columns(stage)))
+    table = pa.Table.from_pylist([to_row(item) for item in items], pa.schema(_COLUMNS[stage]))
     with atomic_write(path) as partial:
         pq.write_table(table, partial, compression="zstd")
 
@@ -123,7 +83,7 @@ def read_stage(path: Path, stage: type[ItemType]) -> list[ItemType]:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
-    expected = [column.name for column in _columns(stage)]
+    expected = [name for name, _ in _COLUMNS[stage]]
     # Only the names: a list's inner field is called otherwise in a file that was read back.
     if set(table.column_names) != set(expected):
         raise ValueError(
@@ -131,24 +91,6 @@ def read_stage(path: Path, stage: type[ItemType]) -> list[ItemType]:
             f"{', '.join(expected)}; another version wrote it, remove it to have it made again"
         )
     return [from_row(stage, row) for row in table.to_pylist()]
-
-
-def _columns(stage: type) -> list[pa.Field]:
-    return [pa.field(*column) for column in _arrow_fields(_ROWS[stage])]
-
-
-def _arrow_fields(row: type) -> list[tuple[str, pa.DataType]]:
-    """Name and Arrow type of each key of a row type; every column may hold nulls."""
-
-    def arrow_type(hint: Any) -> pa.DataType:
-        if get_origin(hint) is UnionType:
-            # `X | None` is the only union that rows have.
-            return arrow_type(get_args(hint)[0])
-        if get_origin(hint) is list:
-            return pa.list_(arrow_type(get_args(hint)[0]))
-        return _ARROW_TYPES.get(hint) or pa.struct(_arrow_fields(hint))
-
-    return [(name, arrow_type(hint)) for name, hint in get_type_hints(row).items()]
 
 
 def to_row(item: Item) -> dict[str, Any]:
@@ -175,15 +117,13 @@ def to_row(item: Item) -> dict[str, Any]:
                 "fallback": item.fallback,
             }
         case JudgedResponse():
-            claims = []
-            for claim, label in zip(item.claims, item.labels, strict=True):
-                # Without a label both probabilities are null.
-                probabilities = vars(label) if label else {"p_yes": None, "p_no": None}
-                claims.append(_storable(vars(claim)) | probabilities)
-            row = to_row(item.response) | {
-                "claims": claims,
-                "score": item.score if item.is_complete else None,
-            }
+            # Arrow writes null for what is not there.
+            claims = [
+                _storable(vars(claim)) | (vars(label) if label else {})
+                for claim, label in zip(item.claims, item.labels, strict=True)
+            ]
+            score = item.score if item.is_complete else None
+            row = to_row(item.response) | {"claims": claims, "score": score}
         case RewardedResponse():
             row = to_row(item.response) | {"group_id": item.group_id, "score": item.score}
         case PreferencePair():
@@ -197,8 +137,8 @@ def to_row(item: Item) -> dict[str, Any]:
     return _storable(row)
 
 
-# A data set read from JSON may hold half a surrogate pair, which Parquet's UTF-8 cannot.
 def _storable(row: Mapping[str, Any]) -> dict[str, Any]:
+    # A data set read from JSON may hold half a surrogate pair, which Parquet's UTF-8 cannot.
     return {k: storable_text(v) if isinstance(v, str) else v for k, v in row.items()}
 
 

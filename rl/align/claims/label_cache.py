@@ -10,13 +10,13 @@ import errno
 import json
 import sqlite3
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 from rl.align.claims.types import Label
+from rl.data.fingerprint import digest
 
+# How long a writer waits for the others; each holds the file for one `put`.
 WAIT_S = 60.0
-"""How long a writer waits for the others; each holds the file for one `put`."""
 
 
 def label_key(labeller: str, media_digests: Sequence[str], question: str) -> str:
@@ -25,8 +25,7 @@ def label_key(labeller: str, media_digests: Sequence[str], question: str) -> str
     labeller: its name and version, with everything that changes its answers. media_digests: of the
     media that it is shown, in order. question: the whole text that it is asked.
     """
-    content = json.dumps([labeller, list(media_digests), question])
-    return blake2b(content.encode(), digest_size=16).hexdigest()
+    return digest(json.dumps([labeller, list(media_digests), question]), size=16)
 
 
 class LabelCache:
@@ -49,24 +48,21 @@ class LabelCache:
             self._database.execute(
                 "CREATE TABLE IF NOT EXISTS labels (key TEXT PRIMARY KEY, p_yes REAL, p_no REAL)"
             )
-        except sqlite3.OperationalError:
-            raise
         except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
             raise ValueError(
                 f"{path} holds no labels ({error}); remove it, and the questions are asked again"
             ) from error
 
-    def __len__(self) -> int:
-        return self._database.execute("SELECT count(*) FROM labels").fetchone()[0]
-
     def get(self, key: str) -> Label | None:
-        """The label, whichever process put it there; None if there is none."""
+        """The label of a `label_key`, whichever process put it there; None if there is none."""
         query = "SELECT p_yes, p_no FROM labels WHERE key = ?"
         row = self._database.execute(query, (key,)).fetchone()
         return Label(*row) if row else None
 
     def put(self, key: str, label: Label) -> None:
-        """Keep a label by its `label_key`; once it returns, the label outlives this process."""
+        """Keep a label; once this returns, the label outlives this process."""
         row = (key, label.p_yes, label.p_no)
         try:
             self._database.execute("INSERT OR IGNORE INTO labels VALUES (?, ?, ?)", row)

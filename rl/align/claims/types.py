@@ -81,13 +81,6 @@ class JudgedResponse:
     labels: tuple[Label | None, ...]
     """One per claim; None where the labeller gave none."""
 
-    def __post_init__(self) -> None:
-        if len(self.claims) != len(self.labels):
-            raise ValueError(
-                f"response {self.response.key} has {len(self.claims)} claims and "
-                f"{len(self.labels)} labels; give each claim a label or None"
-            )
-
     @property
     def is_complete(self) -> bool:
         """Whether every claim has a label."""
@@ -96,15 +89,13 @@ class JudgedResponse:
     @property
     def num_wrong(self) -> int:
         """Claims that were rejected; raises ValueError if some have no label."""
-        labels = [label for label in self.labels if label is not None]
         # A claim without a label is not known to be right, so it must not count as right.
-        if len(labels) < len(self.labels):
-            missing = len(self.labels) - len(labels)
+        if missing := self.labels.count(None):
             raise ValueError(
                 f"{missing} of {len(self.labels)} claims of response {self.response.key} have no "
                 "label; leave such a response out"
             )
-        return sum(not label.is_accepted for label in labels)
+        return sum(label is not None and not label.is_accepted for label in self.labels)
 
     @property
     def score(self) -> float:
@@ -154,12 +145,8 @@ class PreferencePair:
 
     @property
     def id(self) -> str:
-        """Unique among the pairs of one file.
-
-        Example: "arithmetic/17/short/0>3"
-        """
-        name = self.prompt.id
+        """Unique among the pairs of one file. Example: "arithmetic/17/short/0>3" """
         # An RL run asks a prompt again in later steps, so there the prompt alone is not enough.
-        if isinstance(self.chosen, RewardedResponse):
-            name = f"{name}/{self.chosen.group_id}"
-        return f"{name}/{self.mode}/{self.chosen.response.index}>{self.rejected.response.index}"
+        group = f"/{self.chosen.group_id}" if isinstance(self.chosen, RewardedResponse) else ""
+        indices = f"{self.chosen.response.index}>{self.rejected.response.index}"
+        return f"{self.prompt.id}{group}/{self.mode}/{indices}"

@@ -16,7 +16,7 @@ from rl.align.claims.types import (
     Response,
     RewardedResponse,
 )
-from rl.align.gate import hallucination_rates
+from rl.align.gate import Measurement, hallucination_rates
 from rl.data.media.names import MediaFile, RenderedImage, from_json
 from rl.loop.stages import Prompt
 
@@ -54,8 +54,6 @@ def test_a_response_with_a_missing_label_has_no_score():
     assert not one.is_complete
     with pytest.raises(ValueError, match=r"1 of 3 claims of response \('a', 'short', 0\)"):
         _ = one.score
-    with pytest.raises(ValueError, match="2 claims and 1 labels"):
-        JudgedResponse(one.response, one.claims[:2], (YES,))
 
 
 def test_a_pair_is_of_one_prompt_and_mode_with_the_better_first():
@@ -90,8 +88,8 @@ def test_rates_count_wrong_claims_and_responses_by_mode():
     assert short.wrong_responses_half_width == 0.0
     assert (short.claims, short.silent, short.count, short.incomplete) == (1.25, 0.25, 2, 1)
     assert rates["long"].wrong_claims == 0.0
-    metrics = short.as_metrics("short")
-    assert metrics["eval/short/wrong_claims"] == 0.75 and len(metrics) == 8
+    metrics = Measurement({}, rates).as_metrics()
+    assert metrics["eval/short/wrong_claims"] == 0.75 and len(metrics) == 2 * 8
 
 
 RESPONSE = Response(PROMPT, "long", 2, (7, 8, 2), "<think>\nx\n</think>\n\n红杯子", "红杯子")

@@ -27,6 +27,7 @@ from rollout.endpoint import open_endpoint
 from tests.bpe_policy import make_policy
 from tests.fakes import config
 from tests.unit.rl.align.test_assistant import listing
+from tests.unit.rl.align.test_label_cache import num_labels
 from tests.unit.rollout.test_endpoint import Reply, Server, completion
 
 RECIPE = ["config=rlaif_v.yaml", "scale=cpu_tiny"]
@@ -188,7 +189,7 @@ def test_what_was_labelled_before_a_server_went_down_is_not_asked_again(tmp_path
     try:
         with pytest.raises(ValueError, match=r"endpoint http://.* does not answer"):
             asyncio.run(labelled())
-        kept = len(LabelCache(tmp_path / "labels"))
+        kept = num_labels(tmp_path / "labels")
         assert kept >= 2
         asked.clear()
         asked.extend(["", "", "", ""])
@@ -196,7 +197,7 @@ def test_what_was_labelled_before_a_server_went_down_is_not_asked_again(tmp_path
         assert len(asked) - 4 == 8 - kept
     finally:
         server.close()
-    assert len(LabelCache(tmp_path / "labels")) == 8
+    assert num_labels(tmp_path / "labels") == 8
 
 
 def answered(number: int) -> Response:

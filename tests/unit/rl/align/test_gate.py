@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from rl.align.gate import HallucinationRate, Measurement, as_measurement, refusals
 from rl.config.align import GateConfig
@@ -53,6 +54,6 @@ def test_a_mode_that_can_no_longer_be_judged_is_refused() -> None:
 
 
 def test_a_measurement_survives_json() -> None:
-    assert as_measurement(json.loads(json.dumps(BEFORE.as_record()))) == BEFORE
+    assert as_measurement(json.loads(json.dumps(asdict(BEFORE)))) == BEFORE
     assert BEFORE.as_metrics()["eval/short/wrong_claims"] == 0.8
     assert BEFORE.as_metrics()["eval/long/accuracy"] == 0.9

@@ -106,7 +106,7 @@ def run(directory: AlignmentDirectory, tmp_path: Path) -> tuple[dict[str, Any], 
         stream=SimpleNamespace(heldout=lambda count: HELDOUT[:count]),
         encode=lambda prompt, mode: (1, 2),
     )
-    origin = Origin(tmp_path, "p", {"model": "p"}, {"before": {}}, 0, tmp_path)
+    origin = Origin(tmp_path, {"model": "p"}, {"before": {}}, 0, tmp_path)
     none: Any = None
     sinks: Any = Sinks()
     console = AlignmentConsole(Console(quiet=True))

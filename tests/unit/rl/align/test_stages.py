@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,30 +114,58 @@ def response(number: int, place: int, answer: str | None) -> Response:
     return Response(prompt(number), "short", place, (1, 2), answer or "", answer)
 
 
-def test_equal_answers_are_divided_once_and_never_after_a_restart(tmp_path: Path) -> None:
-    asked: list[Response] = []
+class Divider:
+    """States one claim of each answer; stops at the `stop`th answer."""
 
-    async def divider(one: Response) -> DividedResponse:
-        asked.append(one)
-        if len(asked) == 3:
+    name = "divider"
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.asked: list[str] = []
+        self._stop = stop
+
+    async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
+        shown = messages[-1]["content"]
+        if shown.startswith("Statements:"):
+            return "1. Is it so?"
+        if len(self.asked) == self._stop:
             raise Stopped
-        return rules.divide(one)
+        self.asked.append(shown)
+        return f"1. It is {len(self.asked)}."
 
+
+def test_equal_answers_are_divided_once_and_never_after_a_restart(tmp_path: Path) -> None:
     responses = [response(0, 0, "11"), response(0, 1, "11"), response(0, 2, "12")]
     responses += [response(1, 0, "11"), response(1, 1, None)]
 
-    def divided() -> list[DividedResponse]:
+    def divided(divider: Any) -> list[DividedResponse]:
         with Journal(tmp_path / "journal") as journal:
             return asyncio.run(divide(ONE_SLOT, responses, divider, journal, lambda: None))
 
+    first, second = Divider(stop=2), Divider()
     with pytest.raises(Stopped):
-        divided()
-    found = divided()
+        divided(first)
+    found = divided(second)
     assert [one.response for one in found] == responses
     assert [len(one.claims) for one in found] == [1, 1, 1, 1, 0]
     assert found[0].claims == found[1].claims != found[2].claims
-    # Two before the stop, the one that it hit again, and the one without an answer.
-    assert len(asked) == 2 + 1 + 2
+    # Only the answer at which it stopped: one response has no answer to be divided.
+    assert (len(first.asked), len(second.asked)) == (2, 1)
+
+
+def test_rules_divide_without_a_divider_and_where_it_fails(tmp_path: Path) -> None:
+    class Failing(Divider):
+        async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
+            raise GenerationFailed("timeout", "too slow")
+
+    def divided(divider: Any) -> DividedResponse:
+        with Journal(tmp_path / str(divider)) as journal:
+            answers = [response(0, 0, "11")]
+            (only,) = asyncio.run(divide(SLOTS, answers, divider, journal, lambda: None))
+        return only
+
+    by_rules = rules.divide(response(0, 0, "11"))
+    assert divided(None) == by_rules
+    assert divided(Failing()) == replace(by_rules, fallback="claims/timeout")
 
 
 class Labeller:
