@@ -21,10 +21,8 @@ from rl.config.run import Config
 HEARTBEAT = "heartbeat"
 
 
-@dataclass(frozen=True)
-class DpoTask:
-    """What every rank is told."""
-
+@dataclass
+class DpoRank:
     config: Config
     source: Path
     """Directory of the policy as it is now, which is the reference too."""
@@ -36,12 +34,7 @@ class DpoTask:
     """Pairs that a rank forwards at once in the pass over the reference."""
     checkpoint: Path | None
     """The checkpoint that the training goes on from, if any."""
-
-
-class DpoRank:
-    def __init__(self, task: DpoTask, rank: int) -> None:
-        self._task = task
-        self._rank = rank
+    rank: int
 
     def free_address(self) -> tuple[str, int]:
         """Return an address of this node and a port that is free on it."""
@@ -49,18 +42,17 @@ class DpoRank:
 
     def train(self, address: str, port: int, target: Path) -> None:
         """Meet the other ranks, train to the last step and write the model directory `target`."""
-        task, is_writer = self._task, self._rank == 0
-        config = task.config
-        join_ranks(config, self._rank, address, port)
+        config, is_writer = self.config, self.rank == 0
+        join_ranks(config, self.rank, address, port)
         # LoRA adapters start with random weights, which must be the same on every rank.
         torch.manual_seed(config.seed)
-        policy = load_policy(task.source, config.policy)
+        policy = load_policy(self.source, config.policy)
         is_partitioned = config.policy.effective_zero_stage == 3
         weights = FullWeights(policy, DTYPES[config.policy.dtype], is_partitioned)
         tokenizer = AutoTokenizer.from_pretrained(
-            task.source, trust_remote_code=False, local_files_only=True
+            self.source, trust_remote_code=False, local_files_only=True
         )
-        inputs = open_visual_inputs(task.source, config.data)
+        inputs = open_visual_inputs(self.source, config.data)
         # TRL takes seconds to load. The driver imports this module too and needs none of it.
         from policy.dpo.trainer import MetricsLog, PairTrainer, training_arguments
 
@@ -68,19 +60,19 @@ class DpoRank:
             policy,
             config.align.dpo,
             # One rank is enough: the others wait for it in every collective.
-            on_batch=(task.directory / HEARTBEAT).touch if is_writer else lambda: None,
+            on_batch=(self.directory / HEARTBEAT).touch if is_writer else lambda: None,
             # After the policy is loaded: see training_arguments.
-            args=training_arguments(config, task.directory, use_cuda, task.reference_batch_size),
-            train_dataset=load_from_disk(str(task.pairs)),
+            args=training_arguments(config, self.directory, use_cuda, self.reference_batch_size),
+            train_dataset=load_from_disk(str(self.pairs)),
             # Padding is masked in attention and in the loss, so any token serves.
             data_collator=PairCollator(
                 tokenizer.pad_token_id or 0, inputs, config.rollout.max_model_length
             ),
             processing_class=tokenizer,
-            callbacks=[MetricsLog(task.directory / "metrics.jsonl", is_writer)],
+            callbacks=[MetricsLog(self.directory / "metrics.jsonl", is_writer)],
         )
-        trainer.train(resume_from_checkpoint=task.checkpoint and str(task.checkpoint))
+        trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
         # Every rank takes part, because under ZeRO-3 each holds a share of every weight.
-        write_model_directory(weights, task.source, target, is_writer=is_writer)
+        write_model_directory(weights, self.source, target, is_writer=is_writer)
         # No rank may report success before the writer has finished.
         torch.distributed.barrier()

@@ -18,14 +18,8 @@ from typing import Any
 
 import ray
 
-from policy.dpo.pairs import (
-    COMPLETE,
-    DpoPair,
-    keep_pairs,
-    reference_batch_size,
-    refuse_bad_pairs,
-)
-from policy.dpo.rank import HEARTBEAT, DpoRank, DpoTask
+from policy.dpo.pairs import COMPLETE, DpoPair, keep_pairs, reference_batch_size, refuse_bad_pairs
+from policy.dpo.rank import HEARTBEAT, DpoRank
 from policy.learner.learner import rank_actor
 from rl.config.run import Config
 from rl.run.sinks import read_metrics
@@ -86,9 +80,9 @@ async def train_dpo(
         aside = directory / ".model.partial"
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint = last_checkpoint(directory)
-        task = DpoTask(config, source.absolute(), kept, directory, reference_batch, checkpoint)
+        task = (config, source.absolute(), kept, directory, reference_batch, checkpoint)
         ranks = [
-            rank_actor(DpoRank, config, cluster, rank, QUIET).remote(task, rank)
+            rank_actor(DpoRank, config, cluster, rank, QUIET).remote(*task, rank)
             for rank in range(config.policy.ranks)
         ]
         training = asyncio.ensure_future(_train(ranks, aside, directory / HEARTBEAT))
@@ -112,15 +106,15 @@ async def train_dpo(
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest complete checkpoint; removes those that are not, so call it while no rank runs."""
-    by_step: dict[int, Path] = {}
+    complete = []
     for checkpoint in directory.glob("checkpoint-*"):
         if (checkpoint / COMPLETE).exists():
-            # By number and not by name, as `checkpoint-10` sorts before `checkpoint-2`.
-            by_step[int(checkpoint.name.rpartition("-")[2])] = checkpoint
+            complete.append(checkpoint)
         else:
             _log.warning("removing %s, which was not complete", checkpoint)
             shutil.rmtree(checkpoint)
-    return by_step[max(by_step)] if by_step else None
+    # By number and not by name, as `checkpoint-10` sorts before `checkpoint-2`.
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 async def _train(ranks: Sequence[Any], target: Path, heartbeat: Path) -> None:

@@ -28,8 +28,6 @@ from rl.run.files import write_text
 from rl.run.sinks import JsonlSink
 
 REFERENCES = ("ref_chosen_logps", "ref_rejected_logps")
-# Two, because the one before must stay until the newest is complete.
-KEPT_CHECKPOINTS = 2
 METRICS = {
     "loss": "dpo/loss",
     "rewards/margins": "dpo/margin",
@@ -90,12 +88,11 @@ class PairTrainer(DPOTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """The learner's schedule."""
-        chosen = self._dpo.optimizer
-
-        def factor(done: int) -> float:
-            return learning_rate_at(chosen, done + 1, self._dpo.steps) / chosen.learning_rate
-
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        settings, steps = self._dpo.optimizer, self._dpo.steps
+        self.lr_scheduler = LambdaLR(
+            optimizer or self.optimizer,
+            lambda done: learning_rate_at(settings, done + 1, steps) / settings.learning_rate,
+        )
         return self.lr_scheduler
 
     def _nothing(self, *_: Any, **__: Any) -> None:
@@ -191,7 +188,8 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=use_cuda,
         save_steps=dpo.checkpoint_every,
-        save_total_limit=KEPT_CHECKPOINTS,
+        # The one before must stay until the newest is complete.
+        save_total_limit=2,
         logging_steps=1,
         # A loss that is not a number must reach MetricsLog, which ends the training.
         logging_nan_inf_filter=False,

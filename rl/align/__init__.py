@@ -1,7 +1,7 @@
 """The RLAIF-V pass (https://arxiv.org/abs/2405.17220) on Ray, vLLM and DeepSpeed.
 
     policy -> responses -> claims, labels -> pairs -> aligned policy -> verdict
-            sampling       judging        pairing   learning          gate
+            sampling       judging        pairing  policy/dpo        gate
 
 Each stage is a function from values to values in a file of that name. iterations.py calls them in
 this order and keeps what they return in the directory of the pass (directory.py): a stage that is

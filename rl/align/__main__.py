@@ -49,25 +49,23 @@ class AlignKeys(Keys):
     def _name_one_policy(self) -> AlignKeys:
         if self.model is not None and self.step is not None:
             raise ValueError("step= is of a run's checkpoint; leave out model= or step=")
-        if self.model is not None:
-            return self
-        if self.run is None:
-            raise ValueError(
-                "name a run directory, run=runs/NAME; or another policy with the recipe whose "
-                "settings it takes, model=DIR_OR_NAME config=NAME.yaml"
-            )
-        require_run(self.run)
+        if self.model is None:
+            if self.run is None:
+                raise ValueError(
+                    "name a run directory, run=runs/NAME; or another policy with the recipe whose "
+                    "settings it takes, model=DIR_OR_NAME config=NAME.yaml"
+                )
+            require_run(self.run)
         return self
 
 
 def config_of(keys: AlignKeys) -> Config:
     """The settings of the pass; raises ValueError where they are none."""
-    settings = list(keys.settings)
-    if keys.run is not None:
-        settings.append(f"run={keys.run}")
+    if keys.run is None:
+        return load(keys.settings).config
+    settings = [*keys.settings, f"run={keys.run}"]
     if keys.model is not None:
         return load(settings).config
-    assert keys.run is not None, "a command without a model names a run"
     return load_over(RunDirectory(keys.run).config_path, "align", settings, takes_others=True)
 
 

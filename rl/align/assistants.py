@@ -52,7 +52,6 @@ class EngineAssistant:
     """Implements rl.align.judging.Assistant by a model in the project's engines."""
 
     def __init__(self, name: str, engine: EnginePool, chat: ChatTemplate) -> None:
-        """chat: of the model that the engine serves."""
         self.name = name
         self._engine = engine
         self._chat = chat
@@ -63,16 +62,8 @@ class EngineAssistant:
         return await _reply(self._engine, prompt, self._encoded(prompt), max_tokens)
 
     async def label(self, question: str, media: Sequence[Medium]) -> Label:
-        """How probable yes and no are, of the softmax over the whole vocabulary.
-
-        Raises ValueError for a model that cannot label or cannot see.
-        """
-        if media and not self._chat.shows_media:
-            raise ValueError(
-                f"labeller {self.name} sees no images or videos, and is shown {len(media)} with "
-                f"{question!r:.100}; take a vision-language model, or data without media"
-            )
-        prompt = _question(question, media)
+        """How probable yes and no are, of the softmax over the whole vocabulary."""
+        prompt = _prompt([{"role": "user", "content": question}], media)
         # Not when it is made, because a divider may well have a tokenizer that cannot label.
         tokens = yes_no_tokens(self.name, self._chat)
         request = NextTokenRequest(prompt.id, prompt, self._encoded(prompt), tuple(tokens))
@@ -99,16 +90,9 @@ class EndpointAssistant:
         return await _reply(self._endpoint, _prompt(messages), (), max_tokens)
 
     async def label(self, question: str, media: Sequence[Medium]) -> Label:
-        """How probable yes and no are, as far as they are among the 20 likeliest tokens.
-
-        Raises ValueError for videos.
-        """
-        if any(medium.kind == "video" for medium in media):
-            raise ValueError(
-                f"labeller {self.name} is a server, which would choose other frames of a video; "
-                "take a model directory as the labeller, or data without videos"
-            )
-        return label_of(await self._endpoint.next_token_logprobs(_question(question, media), ASK))
+        """How probable yes and no are, as far as they are among the 20 likeliest tokens."""
+        prompt = _prompt([{"role": "user", "content": question}], media)
+        return label_of(await self._endpoint.next_token_logprobs(prompt, ASK))
 
 
 def label_of(logprobs: Iterable[tuple[str, float]]) -> Label:
@@ -132,15 +116,13 @@ def yes_no_tokens(name: str, chat: ChatTemplate) -> dict[int, str]:
     tokens: dict[int, str] = {}
     # Some tokenizers put a space in front of any text; after a line break the bare word shows.
     line_break = chat.token_ids("\n")
-    for word in WORDS:
-        for spelling in (word, word.capitalize(), word.upper()):
-            for text in (spelling, f" {spelling}"):
-                after_break = chat.token_ids(f"\n{text}")[len(line_break) :]
-                for ids in (chat.token_ids(text), after_break):
-                    shown = chat.raw_text(ids)
-                    # The unknown token is one token too, and a normaliser may change the word.
-                    if len(ids) == 1 and shown.strip().casefold() == word:
-                        tokens[ids[0]] = shown
+    words = [spelling for word in WORDS for spelling in (word, word.capitalize(), word.upper())]
+    for text in [space + word for word in words for space in ("", " ")]:
+        for ids in (chat.token_ids(text), chat.token_ids(f"\n{text}")[len(line_break) :]):
+            shown = chat.raw_text(ids)
+            # The unknown token is one token too, and a normaliser may have changed the word.
+            if len(ids) == 1 and shown.strip().casefold() in WORDS:
+                tokens[ids[0]] = shown
     spelled = {text.strip().casefold() for text in tokens.values()}
     if missing := [word for word in WORDS if word not in spelled]:
         raise ValueError(
@@ -151,15 +133,10 @@ def yes_no_tokens(name: str, chat: ChatTemplate) -> dict[int, str]:
     return tokens
 
 
-def _question(question: str, media: Sequence[Medium]) -> Prompt:
-    """One user message: the media in order, then the question."""
-    messages = place_media(({"role": "user", "content": question},), media, has_tags=False)
-    return _prompt(*messages)
-
-
 def _prompt(messages: Sequence[Mapping[str, Any]], media: Sequence[Medium] = ()) -> Prompt:
-    name = f"{ASK}/{next(_request_numbers)}"
-    return Prompt(name, tuple(messages), reference="", media=tuple(media))
+    """The media are shown in order before the first message of a user."""
+    shown, ordered = place_media(messages, media, has_tags=False)
+    return Prompt(f"{ASK}/{next(_request_numbers)}", shown, reference="", media=ordered)
 
 
 async def _reply(

@@ -91,10 +91,8 @@ class AlignmentDirectory(OwnedDirectory):
         self.checkpoints = Checkpoints(self.root / "checkpoints")
         self.labels = self.root / "labels.sqlite"
         self.metrics = self.root / "metrics.jsonl"
-        self.summary = self.root / "summary.json"
 
     def iteration(self, number: int) -> IterationFiles:
-        """number: from 1."""
         return IterationFiles(self.root / f"iteration_{number}")
 
     @contextmanager

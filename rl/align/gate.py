@@ -1,6 +1,6 @@
-"""The gate: how a policy is measured on held-out prompts, and whether the aligned one is accepted.
+"""The gate: what is measured of a policy, and whether the aligned one is accepted.
 
-held-out prompts -> samples -> responses -> claims, labels (judging.py) -> Measurement -> refusals
+samples, labels of their claims (judging.py) -> Measurement, before and after -> refusals
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from rewards.preference.preference import final_answer
-from rl.align.claims.types import JudgedResponse, Response
+from rl.align.claims.types import JudgedResponse
 from rl.config.align import GateConfig
 from rl.config.rollout import EvalConfig
 from rl.config.run import Config
-from rl.evaluate.evaluation import ModeResult, Sample, half_width, mean
-from rl.loop.stages import Prompt
+from rl.evaluate.evaluation import ModeResult, half_width, mean
 
 
 @dataclass(frozen=True)
@@ -72,19 +70,6 @@ def gate_config(config: Config) -> Config:
     gate = config.align.gate
     settings = EvalConfig(prompts=gate.prompts, samples=gate.samples, **sampling)
     return config.model_copy(update={"eval": settings})
-
-
-def as_responses(prompts: Iterable[Prompt], samples: Iterable[Sample]) -> list[Response]:
-    """Held-out samples as responses. They are judged and not trained on, so they have no tokens."""
-    prompt_of = {prompt.id: prompt for prompt in prompts}
-    responses = []
-    # Samples come in the order in which they were answered, which differs from run to run.
-    for sample in sorted(samples, key=lambda sample: sample.key):
-        assert sample.text is not None, "an open evaluation holds what was answered"
-        answer = final_answer(sample.answer, sample.finish_reason)
-        prompt = prompt_of[sample.prompt_id]
-        responses.append(Response(prompt, sample.mode, sample.sample, (), sample.text, answer))
-    return responses
 
 
 def hallucination_rates(judged: Iterable[JudgedResponse]) -> dict[str, HallucinationRate]:

@@ -14,10 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import combinations, groupby, pairwise
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Literal
 
+from rl.align.claims.files import from_row
 from rl.align.claims.types import (
     JudgedResponse,
     PreferencePair,
@@ -27,8 +28,6 @@ from rl.align.claims.types import (
 )
 from rl.align.console import listed
 from rl.data.fingerprint import stable_hash
-from rl.data.media.names import from_json
-from rl.loop.stages import Prompt
 from rl.run.ledger import LedgerRow, read_rows
 
 # By what share of the rejected response a chosen one may be shorter: the values that are tried.
@@ -56,20 +55,12 @@ def select_pairs(
 
     gap: the least difference between the scores of a pair. per_prompt: the most pairs of a prompt,
     all modes together. A response with a claim that has no label is left out, and so is one without
-    claims: to say nothing would be the best choice. Raises ValueError where two responses have one
-    prompt id, mode and index.
+    claims: to say nothing would be the best choice.
     """
-    # Sorted, because groupby below joins neighbours only.
-    ordered = sorted(judged, key=lambda each: each.response.key)
-    for (name, mode, index), following in pairwise(each.response.key for each in ordered):
-        if (name, mode, index) == following:
-            raise ValueError(
-                f"two responses are number {index} of prompt {name} in mode {mode}; give prompts "
-                "ids of their own, and number responses"
-            )
     counts: Counter[str] = Counter()
     usable: list[JudgedResponse] = []
-    for each in ordered:
+    # Sorted, because groupby below joins neighbours only.
+    for each in sorted(judged, key=lambda each: each.response.key):
         if each.response.answer is None:
             counts["responses/no_answer"] += 1
         elif not each.claims:
@@ -112,14 +103,9 @@ def mine_pairs(
             counts["responses/no_score" if score is None else "responses/used"] += 1
             if score is None:
                 continue
-            prompt = Prompt(
-                id=row.prompt_id,
-                messages=tuple(json.loads(row.messages)),
-                reference=row.reference,
-                task=row.task,
-                media=from_json(row.media) if row.media else (),
-            )
-            response = Response(prompt, row.mode, index, (), row.text, row.answer)
+            # A ledger has the columns of a stage's file, but for these.
+            others = {"pinned_mode": None, "place": index, "token_ids": ()}
+            response = from_row(Response, vars(row) | others)
             rewarded.append(RewardedResponse(response, group_id, score))
         candidates += _candidates(rewarded, gap, lambda each: each.response.text, counts)
     selection = _selection(candidates, seed, per_prompt, counts)
@@ -173,18 +159,15 @@ def balanced(
     def mean_lengths(of: Sequence[int]) -> list[Fraction]:
         return [Fraction(sum(lengths[n][side] for n in of), len(of)) for side in (0, 1)]
 
-    best: tuple[Fraction, Fraction, list[int]] | None = None
-    # From the largest ratio down, so that of equal ones the first, which keeps the most, stays.
+    choices = []
     for ratio in reversed(RATIOS):
-        kept = [n for n, (c, r) in enumerate(lengths) if r - c <= ratio * r]
-        if kept:
+        if kept := [n for n, (c, r) in enumerate(lengths) if r - c <= ratio * r]:
             chosen, rejected = mean_lengths(kept)
-            imbalance = abs(chosen - rejected) / (rejected or 1)
-            if best is None or imbalance < best[0]:
-                best = imbalance, ratio, kept
-    if best is None:
+            choices.append((abs(chosen - rejected) / (rejected or 1), ratio, kept))
+    if not choices:
         return [], None
-    _, ratio, kept = best
+    # Of equals min takes the first, which has the largest ratio and so keeps the most.
+    _, ratio, kept = min(choices, key=lambda choice: choice[0])
     names = ("ratio", "chosen_before", "rejected_before", *sides)
     figures = map(float, (ratio, *mean_lengths(range(len(pairs))), *mean_lengths(kept)))
     return [pairs[n] for n in kept], dict(zip(names, figures, strict=True))

@@ -86,17 +86,12 @@ async def sample(
             except GenerationFailed as failed:
                 failures[failed.failure.reason] += 1
             else:
-                known[name] = [
-                    Response(
-                        prompt=request.prompt,
-                        mode=request.mode,
-                        index=index,
-                        token_ids=tuple(trajectory.response_token_ids.tolist()),
-                        text=trajectory.text,
-                        answer=final_answer(trajectory.answer, trajectory.finish_reason),
-                    )
-                    for index, trajectory in enumerate(group.trajectories)
-                ]
+                responses = known[name] = []
+                for index, each in enumerate(group.trajectories):
+                    ids = tuple(each.response_token_ids.tolist())
+                    answer = final_answer(each.answer, each.finish_reason)
+                    asked = request.prompt, request.mode, index
+                    responses.append(Response(*asked, ids, each.text, answer))
                 journal.add({"group_id": name, "responses": [to_row(each) for each in known[name]]})
         advance()
 

@@ -1,1 +1,1 @@
-"""Answers to claims to preference pairs: dividing, the cache of labels, and pairing."""
+"""Claims of answers: their types and files, how answers are divided, and the cache of labels."""

@@ -23,8 +23,7 @@ MAX_CLAIMS = 64
 # In characters; a longer text is no single fact.
 MAX_CLAIM_LENGTH = 600
 
-Message = Mapping[str, Any]
-Ask = Callable[[Sequence[Message]], Awaitable[str | None]]
+Ask = Callable[[Sequence[Mapping[str, Any]]], Awaitable[str | None]]
 """Chat messages to a model's reply; None for a reply that its token budget cut off."""
 
 _CLAIMS_TASK = """\
@@ -165,38 +164,30 @@ def _items(text: str, key: str) -> list[str]:
 
     key: under which a JSON object holds its list.
     """
-    is_json = text.startswith(("[", "{"))
-    items = _json_items(text, key) if is_json else _lines_of_list(text)
+    if text.startswith(("[", "{")):
+        try:
+            stored = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Unreadable("json", f"{error}") from error
+        items = stored.get(key) if isinstance(stored, dict) else stored
+        if not isinstance(items, list):
+            raise Unreadable("json", f"no list of {key} in {text:.80}")
+        # Models also write a list of objects with one text each.
+        items = [i.popitem()[1] if isinstance(i, dict) and len(i) == 1 else i for i in items]
+        if others := [item for item in items if not isinstance(item, str)]:
+            raise Unreadable("json", f"{others[0]!s:.80} is no text")
+    else:
+        lines = [line for line in text.splitlines() if line.strip()]
+        marks = [_NUMBERED.fullmatch(line) or _BULLET.fullmatch(line) for line in lines]
+        # "Here are the facts:"
+        if len(lines) > 1 and lines[0].rstrip().endswith((":", "：")) and marks[0] is None:
+            lines, marks = lines[1:], marks[1:]
+        if None in marks:
+            raise Unreadable("no_list", f"{lines[marks.index(None)]:.80}")
+        marked = [mark.groupdict() for mark in marks if mark is not None]
+        numbers = [int(item["number"]) for item in marked if "number" in item]
+        # A gap means that a line was lost or that the reply was cut at its beginning.
+        if numbers and numbers != list(range(1, len(marked) + 1)):
+            raise Unreadable("numbering", f"{numbers[:20]} should count from 1 to {len(marked)}")
+        items = [item["text"] for item in marked]
     return [" ".join(_EMPHASIS.sub("", item).split()) for item in items]
-
-
-def _lines_of_list(text: str) -> list[str]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    marks = [_NUMBERED.fullmatch(line) or _BULLET.fullmatch(line) for line in lines]
-    # "Here are the facts:"
-    if len(lines) > 1 and lines[0].rstrip().endswith((":", "：")) and marks[0] is None:
-        lines, marks = lines[1:], marks[1:]
-    if None in marks:
-        raise Unreadable("no_list", f"{lines[marks.index(None)]:.80}")
-    items = [mark.groupdict() for mark in marks if mark is not None]
-    numbers = [int(item["number"]) for item in items if "number" in item]
-    # A gap means that a line was lost or that the reply was cut at its beginning.
-    if numbers and numbers != list(range(1, len(items) + 1)):
-        raise Unreadable("numbering", f"{numbers[:20]} should count from 1 to {len(items)}")
-    return [item["text"] for item in items]
-
-
-def _json_items(text: str, key: str) -> list[str]:
-    """The texts of a list, of an object with a list, or of a list of objects with one text each."""
-    try:
-        stored = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable("json", f"{error}") from error
-    items = stored.get(key) if isinstance(stored, dict) else stored
-    if not isinstance(items, list):
-        raise Unreadable("json", f"no list of {key} in {text:.80}")
-    texts = [next(iter(i.values())) if isinstance(i, dict) and len(i) == 1 else i for i in items]
-    for item in texts:
-        if not isinstance(item, str):
-            raise Unreadable("json", f"{item!s:.80} is no text")
-    return texts

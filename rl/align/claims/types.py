@@ -126,13 +126,12 @@ class PreferencePair:
     rejected: ScoredResponse
 
     def __post_init__(self) -> None:
-        keys = [scored.response.key for scored in (self.chosen, self.rejected)]
-        if keys[0][:2] != keys[1][:2]:
-            raise ValueError(f"both responses of a pair need one prompt and mode, got {keys}")
-        if not self.chosen.score > self.rejected.score:
+        chosen, rejected = self.chosen, self.rejected
+        is_alike = chosen.response.key[:2] == rejected.response.key[:2]
+        if not (is_alike and chosen.score > rejected.score):
             raise ValueError(
-                f"pair {self.id}: the chosen response must have the higher score, got "
-                f"{self.chosen.score} and {self.rejected.score}"
+                "the responses of a pair need one prompt and mode, and the chosen one the higher "
+                f"score, got {chosen.score} and {rejected.score} in {self.id}"
             )
 
     @property

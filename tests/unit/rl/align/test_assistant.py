@@ -202,14 +202,6 @@ def test_media_are_shown_in_order_before_the_question(tmp_path):
     assert f"user\n{video}{image}red?<|im_end|>" in chat.raw_text(asked.prompt_token_ids)
 
 
-def test_a_labeller_that_reads_only_is_shown_nothing(tmp_path):
-    chat, engine = saved(tmp_path, with_words("yes", "no")), Answers()
-    shown = [MediaFile("image", "/a.png")]
-    with pytest.raises(ValueError, match="labeller tiny sees no images or videos, and is shown 1"):
-        asyncio.run(EngineAssistant("tiny", engine, chat).label(QUESTION, shown))
-    assert engine.asked == []
-
-
 def test_a_question_that_writes_a_marker_fails_alone(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     tokenizer = tiny_tokenizer()
@@ -340,13 +332,6 @@ def test_a_server_sees_the_image_before_the_question(serve, tmp_path):
 def test_an_image_that_is_gone_fails_its_question(serve):
     with pytest.raises(GenerationFailed, match=r"bad_media: missing: /none\.png"):
         label(serve(lambda body: listing(("yes", 1.0))), MediaFile("image", "/none.png"))
-
-
-def test_a_server_is_not_asked_about_a_video(serve):
-    server = serve(lambda body: listing(("yes", 1.0)))
-    with pytest.raises(ValueError, match="would choose other frames of a video; take a model dir"):
-        label(server, MediaFile("video", "/a.mp4"))
-    assert len(server.asked) == 1
 
 
 def test_a_reply_is_the_likeliest_text_or_none_if_it_was_cut(serve):

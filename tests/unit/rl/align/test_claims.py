@@ -60,7 +60,7 @@ def test_a_pair_is_of_one_prompt_and_mode_with_the_better_first():
     better, worse = judged("a", [YES]), judged("a", [NO], place=1)
     pair = PreferencePair(better, worse)
     assert (pair.id, pair.mode, pair.prompt.id) == ("a/short/0>1", "short", "a")
-    with pytest.raises(ValueError, match=r"higher score, got -1\.0 and 0\.0"):
+    with pytest.raises(ValueError, match=r"the higher score, got -1\.0 and 0\.0"):
         PreferencePair(worse, better)
     with pytest.raises(ValueError, match="one prompt and mode"):
         PreferencePair(better, judged("b", [NO]))

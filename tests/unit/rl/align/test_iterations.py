@@ -26,7 +26,7 @@ from rl.align.claims.types import (
 from rl.align.console import AlignmentConsole
 from rl.align.directory import CLAIMS, LABELS, AlignmentDirectory, Origin
 from rl.align.gate import as_measurement, gate_config, refusals
-from rl.align.iterations import _run_iteration
+from rl.align.iterations import Stages
 from rl.config.run import Config
 from rl.evaluate.directory import open_evaluation
 from rl.evaluate.evaluation import ModeResult, Sample, questions
@@ -111,7 +111,8 @@ def run(directory: AlignmentDirectory, tmp_path: Path) -> tuple[dict[str, Any], 
     sinks: Any = Sinks()
     console = AlignmentConsole(Console(quiet=True))
     assistants = Assistants(none, None)
-    asyncio.run(_run_iteration(1, inputs, origin, assistants, directory, console, none, sinks))
+    stages = Stages(inputs, origin, assistants, directory, console, none, sinks)
+    asyncio.run(stages.iterate(1))
     return directory.iteration(1).verdict(), sinks
 
 

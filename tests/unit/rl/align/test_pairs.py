@@ -74,11 +74,6 @@ def test_other_seeds_draw_other_pairs_and_other_prompts_change_none():
     assert ids(select_pairs(more, 3))[2:] == ids(select_pairs(responses, 3))
 
 
-def test_two_responses_of_one_number_are_refused():
-    with pytest.raises(ValueError, match="two responses are number 1 of prompt a in mode short"):
-        select_pairs([judged("a", 1, 0), judged("a", 1, 1)], seed=0)
-
-
 def test_nothing_to_pair_gives_nothing():
     empty = select_pairs([], seed=0)
     assert (empty.pairs, empty.counts, empty.balance) == ((), {}, None)
