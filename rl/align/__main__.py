@@ -19,7 +19,7 @@ from pathlib import Path
 import rich.console
 from pydantic import Field, model_validator
 
-from rl.align.console import AlignmentConsole
+from rl.align.report import AlignmentConsole
 from rl.config.recipe import load, load_over
 from rl.config.run import Config
 from rl.run.checkpoints import find_checkpoint

@@ -6,7 +6,7 @@ iteration_1/     responses.parquet, claims.parquet, labels.parquet, pairs.parque
                  pairs.json (counts), dpo/ (policy/dpo), gate.json,
                  before/ and after/ (held-out: rl/evaluate/directory.py, claims, labels)
 checkpoints/     step_000001 is the policy that iteration 1 gave, if the gate let it through
-metrics.jsonl    a line a DPO step                curves.png     rl/align/curves.py
+metrics.jsonl    a line a DPO step                curves.png     rl/align/report.py
 summary.json     before, after and every iteration
 
 So `rl.evaluate` and `rl.export` take `run=runs/NAME/align` like any other run.

@@ -23,8 +23,6 @@ from rl.align.assistants import Assistants, check_assistants
 from rl.align.claims.files import read_stage, write_stage
 from rl.align.claims.label_cache import LabelCache
 from rl.align.claims.types import DividedResponse, JudgedResponse, PreferencePair, Response
-from rl.align.console import AlignmentConsole, listed
-from rl.align.curves import draw_alignment
 from rl.align.directory import CLAIMS, LABELS, AlignmentDirectory, IterationFiles, Origin
 from rl.align.gate import (
     Measurement,
@@ -35,6 +33,7 @@ from rl.align.gate import (
 )
 from rl.align.judging import divide, judge, refuse_unfit_labeller
 from rl.align.pairing import mine_pairs, newest_rows, refuse_no_pairs, select_pairs
+from rl.align.report import AlignmentConsole, draw_alignment, listed
 from rl.align.sampling import sample, sampling_requests
 from rl.assembly import RunInputs, SamplingServices, gather_inputs, open_engines
 from rl.config.run import Config

@@ -19,7 +19,7 @@ from rl.align.claims import language_model, rules
 from rl.align.claims.files import from_row, to_row
 from rl.align.claims.label_cache import LabelCache, label_key
 from rl.align.claims.types import DividedResponse, JudgedResponse, Label, Response
-from rl.align.console import listed
+from rl.align.report import listed
 from rl.config.run import Config
 from rl.data.media.names import Medium
 from rl.data.media.store import MediaStore

@@ -26,7 +26,7 @@ from rl.align.claims.types import (
     RewardedResponse,
     ScoredResponse,
 )
-from rl.align.console import listed
+from rl.align.report import listed
 from rl.data.fingerprint import stable_hash
 from rl.run.ledger import LedgerRow, read_rows
 

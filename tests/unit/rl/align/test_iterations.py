@@ -23,10 +23,10 @@ from rl.align.claims.types import (
     PreferencePair,
     Response,
 )
-from rl.align.console import AlignmentConsole
 from rl.align.directory import CLAIMS, LABELS, AlignmentDirectory, Origin
 from rl.align.gate import as_measurement, gate_config, refusals
 from rl.align.iterations import Stages
+from rl.align.report import AlignmentConsole
 from rl.config.run import Config
 from rl.evaluate.directory import open_evaluation
 from rl.evaluate.evaluation import ModeResult, Sample, questions
