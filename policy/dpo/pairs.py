@@ -55,8 +55,6 @@ def refuse_bad_pairs(pairs: Sequence[DpoPair], max_length: int) -> None:
 
     max_length: tokens of prompt and response; media are counted once they are read (PairCollator).
     """
-    if not pairs:
-        raise ValueError("there are no preference pairs to train on; sample more prompts")
     faults = []
     for pair in pairs:
         chosen, rejected = pair.chosen_token_ids, pair.rejected_token_ids

@@ -13,14 +13,28 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
+from datasets import load_from_disk
+from transformers import AutoTokenizer
 
-from policy.dpo.pairs import COMPLETE, DpoPair, keep_pairs, reference_batch_size, refuse_bad_pairs
-from policy.dpo.rank import HEARTBEAT, DpoRank
+from policy.dpo.pairs import (
+    COMPLETE,
+    DpoPair,
+    PairCollator,
+    keep_pairs,
+    reference_batch_size,
+    refuse_bad_pairs,
+)
+from policy.learner.deepspeed_engine import free_address, join_ranks
 from policy.learner.learner import rank_actor
+from policy.models.family import open_visual_inputs
+from policy.models.loading import DTYPES, load_policy
+from policy.weights.full_weights import FullWeights, write_model_directory
 from rl.config.run import Config
 from rl.run.sinks import read_metrics
 from rl.system.actors import call, call_all
@@ -30,6 +44,9 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 900.0
 # Longest time without a micro-batch: loading, a checkpoint or the result take less.
 STALL_TIMEOUT_S = 3600.0
+# A file whose time says when rank 0 last began a micro-batch. A file, because the rank cannot
+# answer a call of the driver while it trains.
+HEARTBEAT = "heartbeat"
 # Time between two looks at the steps that were made.
 REPORT_S = 1.0
 # Every rank would write the same warnings and bars into the driver's terminal.
@@ -58,7 +75,6 @@ async def train_dpo(
     Raises ValueError for pairs and settings that cannot be trained, RuntimeError naming a rank that
     failed, TimeoutError if nothing has moved for STALL_TIMEOUT_S.
     """
-    config.align.dpo.accumulation(config.policy.ranks)
     refuse_bad_pairs(pairs, config.rollout.max_model_length)
     reference_batch = reference_batch_size(len(pairs), config)
     directory = directory.absolute()
@@ -138,3 +154,62 @@ async def _train(ranks: Sequence[Any], target: Path, heartbeat: Path) -> None:
         last_sign=last_beat,
         refusal=ValueError,
     )
+
+
+@dataclass
+class DpoRank:
+    """One rank; train_dpo makes a Ray actor of it."""
+
+    config: Config
+    source: Path
+    """Directory of the policy as it is now, which is the reference too."""
+    pairs: Path
+    """What policy.dpo.pairs.keep_pairs wrote."""
+    directory: Path
+    """The stage's own; all ranks can reach it."""
+    reference_batch_size: int
+    """Pairs that a rank forwards at once in the pass over the reference."""
+    checkpoint: Path | None
+    """The checkpoint that the training goes on from, if any."""
+    rank: int
+
+    def free_address(self) -> tuple[str, int]:
+        """Return an address of this node and a port that is free on it."""
+        return free_address()
+
+    def train(self, address: str, port: int, target: Path) -> None:
+        """Meet the other ranks, train to the last step and write the model directory `target`."""
+        config, is_writer = self.config, self.rank == 0
+        join_ranks(config, self.rank, address, port)
+        # LoRA adapters start with random weights, which must be the same on every rank.
+        torch.manual_seed(config.seed)
+        policy = load_policy(self.source, config.policy)
+        is_partitioned = config.policy.effective_zero_stage == 3
+        weights = FullWeights(policy, DTYPES[config.policy.dtype], is_partitioned)
+        tokenizer = AutoTokenizer.from_pretrained(
+            self.source, trust_remote_code=False, local_files_only=True
+        )
+        inputs = open_visual_inputs(self.source, config.data)
+        # TRL takes seconds to load, and the driver needs none of it.
+        from policy.dpo.trainer import MetricsLog, PairTrainer, training_arguments
+
+        trainer = PairTrainer(
+            policy,
+            config.align.dpo,
+            # One rank is enough: the others wait for it in every collective.
+            on_batch=(self.directory / HEARTBEAT).touch if is_writer else lambda: None,
+            # After the policy is loaded: see training_arguments.
+            args=training_arguments(config, self.directory, use_cuda, self.reference_batch_size),
+            train_dataset=load_from_disk(str(self.pairs)),
+            # Padding is masked in attention and in the loss, so any token serves.
+            data_collator=PairCollator(
+                tokenizer.pad_token_id or 0, inputs, config.rollout.max_model_length
+            ),
+            processing_class=tokenizer,
+            callbacks=[MetricsLog(self.directory / "metrics.jsonl", is_writer)],
+        )
+        trainer.train(resume_from_checkpoint=self.checkpoint and str(self.checkpoint))
+        # Every rank takes part, because under ZeRO-3 each holds a share of every weight.
+        write_model_directory(weights, self.source, target, is_writer=is_writer)
+        # No rank may report success before the writer has finished.
+        torch.distributed.barrier()

@@ -66,9 +66,9 @@ as_measurement = TypeAdapter(Measurement).validate_python
 def gate_config(config: Config) -> Config:
     """The run's configuration with the gate's prompts in place of the evaluation's."""
     # Sampled as the run's evaluations are, so that the figures of both can be compared.
-    sampling = {"temperature": config.eval.temperature, "top_p": config.eval.top_p}
-    gate = config.align.gate
-    settings = EvalConfig(prompts=gate.prompts, samples=gate.samples, **sampling)
+    gate, run = config.align.gate, config.eval
+    asked = EvalConfig(prompts=gate.prompts, samples=gate.samples)
+    settings = asked.model_copy(update={"temperature": run.temperature, "top_p": run.top_p})
     return config.model_copy(update={"eval": settings})
 
 

@@ -2,9 +2,8 @@
 
     policy -> sample -> judge -> pair -> learn -> sample, judge -> measure, refusals   an iteration
 
-What the stages of the other modules return is written here alone, each to its file; a stage whose
-file is there is not done again. What models answer one by one is kept as it comes. So, killed at
-any moment, the same command does only what is missing.
+A stage whose file is there is not done again, and what models answer one by one is kept as it
+comes. So, killed at any moment, the same command does only what is missing.
 """
 
 from __future__ import annotations
@@ -59,10 +58,9 @@ UNTRAINED = {"progress": {"trained_tokens": {}}, "before": {}}
 async def run_pass(
     config: Config, run: RunDirectory, checkpoint: Checkpoint | None, console: AlignmentConsole
 ) -> None:
-    """Run the pass, or what is left of it.
+    """Run the pass, or what is left of it, in the directory of a run.
 
-    run: where its directory lies. checkpoint: of the run, whose policy is aligned; None aligns
-    `policy.model`. Raises ValueError for input that cannot be aligned, before any engine starts.
+    checkpoint: of the run; None aligns `policy.model`. Raises ValueError as run_alignment does.
     """
     directory = AlignmentDirectory(run.root)
     # The pass is a run of its own, in a directory within the run's. It asks for no rewards but
@@ -136,9 +134,8 @@ class Stages:
         files.root.mkdir(exist_ok=True)
         # What came before is read from the disk and not remembered: a resumed pass sees the same.
         accepted = [n for n in range(1, number) if directory.iteration(n).verdict()["is_accepted"]]
-        checkpoints, policy = directory.checkpoints, self.origin.model
-        if accepted:
-            policy = checkpoints.path(accepted[-1]) / "model"
+        checkpoints = directory.checkpoints
+        policy = checkpoints.path(accepted[-1]) / "model" if accepted else self.origin.model
         if number > 1 and not files.before.exists():
             # The iteration that gave the policy measured it last. A copy that was cut short must
             # not pass for a whole one, so it gets its name at the end.

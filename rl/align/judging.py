@@ -2,14 +2,14 @@
 
     Response -> divide -> DividedResponse -> judge -> JudgedResponse
 
-What a model answered is on disk before it counts as done. Responses come back in the order in which
-they were given.
+What a model answered is on disk before it counts as done. The order of the responses stays.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +17,11 @@ from typing import Any, Protocol
 
 from rl.align.claims import language_model, rules
 from rl.align.claims.files import from_row, to_row
-from rl.align.claims.label_cache import LabelCache, label_key
+from rl.align.claims.label_cache import LabelCache
 from rl.align.claims.types import DividedResponse, JudgedResponse, Label, Response
 from rl.align.report import listed
 from rl.config.run import Config
+from rl.data.fingerprint import digest
 from rl.data.media.names import Medium
 from rl.data.media.store import MediaStore
 from rl.evaluate.evaluation import for_each
@@ -127,7 +128,9 @@ async def judge(
             digests = await asyncio.to_thread(
                 lambda: [media.read(medium).digest for medium in prompt.media]
             )
-            key = label_key(f"{labeller.name}/{LABELLING}", digests, question)
+            # Everything that decides the label.
+            content = json.dumps([f"{labeller.name}/{LABELLING}", digests, question])
+            key = digest(content, size=16)
             label = cache.get(key)
             if label is None:
                 label = await labeller.label(question, prompt.media)

@@ -33,7 +33,7 @@ from rl.run.ledger import LedgerRow, read_rows
 # By what share of the rejected response a chosen one may be shorter: the values that are tried.
 # Exact fractions, so that a length right at the limit is decided the same way on every machine.
 RATIOS = tuple(Fraction(percent, 100) for percent in range(0, 100, 2))
-# A Chinese or Japanese character, or a run of others.
+# Words stand between white space; of Chinese and Japanese every character counts as one.
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
 
@@ -154,7 +154,8 @@ def balanced(
     with the pairs the ratio and these means of all pairs and of those that are kept.
     """
     sides = ("chosen", "rejected")
-    lengths = [[num_words(getattr(pair, side).response.text) for side in sides] for pair in pairs]
+    texts = [[getattr(pair, side).response.text for side in sides] for pair in pairs]
+    lengths = [[len(_WORD.findall(text)) for text in both] for both in texts]
 
     def mean_lengths(of: Sequence[int]) -> list[Fraction]:
         return [Fraction(sum(lengths[n][side] for n in of), len(of)) for side in (0, 1)]
@@ -171,14 +172,6 @@ def balanced(
     names = ("ratio", "chosen_before", "rejected_before", *sides)
     figures = map(float, (ratio, *mean_lengths(range(len(pairs))), *mean_lengths(kept)))
     return [pairs[n] for n in kept], dict(zip(names, figures, strict=True))
-
-
-def num_words(text: str) -> int:
-    """Words between white space; every Chinese or Japanese character is a word.
-
-    Example: num_words("a red 杯子") == 4
-    """
-    return sum(1 for _ in _WORD.finditer(text))
 
 
 def _candidates(

@@ -7,25 +7,13 @@ or not at all, also where its process is killed.
 from __future__ import annotations
 
 import errno
-import json
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 
 from rl.align.claims.types import Label
-from rl.data.fingerprint import digest
 
 # How long a writer waits for the others; each holds the file for one `put`.
 WAIT_S = 60.0
-
-
-def label_key(labeller: str, media_digests: Sequence[str], question: str) -> str:
-    """What a label is kept under (32 hexadecimal digits).
-
-    labeller: its name and version, with everything that changes its answers. media_digests: of the
-    media that it is shown, in order. question: the whole text that it is asked.
-    """
-    return digest(json.dumps([labeller, list(media_digests), question]), size=16)
 
 
 class LabelCache:
@@ -56,7 +44,7 @@ class LabelCache:
             ) from error
 
     def get(self, key: str) -> Label | None:
-        """The label of a `label_key`, whichever process put it there; None if there is none."""
+        """The label, whichever process put it there; None if there is none."""
         query = "SELECT p_yes, p_no FROM labels WHERE key = ?"
         row = self._database.execute(query, (key,)).fetchone()
         return Label(*row) if row else None

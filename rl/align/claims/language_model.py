@@ -169,13 +169,16 @@ def _items(text: str, key: str) -> list[str]:
             stored = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise Unreadable("json", f"{error}") from error
-        items = stored.get(key) if isinstance(stored, dict) else stored
-        if not isinstance(items, list):
+        listed = stored.get(key) if isinstance(stored, dict) else stored
+        if not isinstance(listed, list):
             raise Unreadable("json", f"no list of {key} in {text:.80}")
-        # Models also write a list of objects with one text each.
-        items = [i.popitem()[1] if isinstance(i, dict) and len(i) == 1 else i for i in items]
-        if others := [item for item in items if not isinstance(item, str)]:
-            raise Unreadable("json", f"{others[0]!s:.80} is no text")
+        items: list[str] = []
+        for each in listed:
+            # Models also write a list of objects with one text each.
+            item = each.popitem()[1] if isinstance(each, dict) and len(each) == 1 else each
+            if not isinstance(item, str):
+                raise Unreadable("json", f"{item!s:.80} is no text")
+            items.append(item)
     else:
         lines = [line for line in text.splitlines() if line.strip()]
         marks = [_NUMBERED.fullmatch(line) or _BULLET.fullmatch(line) for line in lines]

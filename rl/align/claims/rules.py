@@ -5,9 +5,8 @@
 For runs without a language model to divide with, and where such a model's reply cannot be read. A
 bare answer becomes a statement through the question that it answers; a sentence is one claim as it
 stands. What states no fact is left out: questions, greetings, opinions, guesses, and talk about the
-writer. There is no grammar here: a sentence is not taken apart further, and a pronoun stays. Rules
-that do more are wrong too often, and the language model does it well. The same text gives the same
-claims in every process, and every expression is bounded, so that matching stays linear.
+writer. A sentence is not taken apart further, and a pronoun stays: rules that do more are wrong too
+often, and the language model does it well. Every expression is bounded, so matching stays linear.
 """
 
 from __future__ import annotations

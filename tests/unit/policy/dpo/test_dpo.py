@@ -83,8 +83,6 @@ def test_many_bad_pairs_are_counted():
     bad = [replace(PAIR, id=str(place), chosen_token_ids=()) for place in range(8)]
     with pytest.raises(ValueError, match=r"8 of 8 .*; 4 \(its chosen .*\) and 3 more; leave"):
         refuse_bad_pairs(bad, max_length=5)
-    with pytest.raises(ValueError, match="no preference pairs"):
-        refuse_bad_pairs([], max_length=5)
 
 
 def test_kept_pairs_are_written_once_and_no_others_beside_them(tmp_path: Path):

@@ -4,8 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.align.claims.types import Claim, JudgedResponse, Label, Response, RewardedResponse
-from rl.align.pairing import balanced, mine_pairs, num_words, select_pairs
+from rl.align.claims.types import (
+    Claim,
+    JudgedResponse,
+    Label,
+    PreferencePair,
+    Response,
+    RewardedResponse,
+)
+from rl.align.pairing import balanced, mine_pairs, select_pairs
 from rl.loop.stages import Prompt
 from rl.run.ledger import LedgerRow
 
@@ -109,9 +116,9 @@ def test_no_ratio_keeps_a_chosen_response_of_next_to_nothing():
 
 
 def test_words_of_scripts_without_spaces_are_characters():
-    assert num_words("a red 杯子 on  it\n") == 6
-    assert num_words("天空是蓝色的") == 6
-    assert num_words(" \n") == 0
+    chosen, rejected = judged("a", 0, 0, "a red 杯子 on  it\n"), judged("a", 1, 1, "天空是蓝色 \n")
+    _, balance = balanced([PreferencePair(chosen, rejected)])
+    assert (balance["chosen"], balance["rejected"]) == (6, 5)
 
 
 RESPONSES = st.lists(

@@ -19,12 +19,13 @@ from rl.align.judging import LEAST_MASS, divide, judge, refuse_unfit_labeller
 from rl.align.pairing import refuse_no_pairs
 from rl.align.sampling import sample
 from rl.config.data import SourceConfig
-from rl.data.media.names import Medium
+from rl.data.media.names import MediaFile, Medium
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rl.run.jsonl import Journal
 from tests.fakes import config
+from tests.minicpmv_tiny import noise_image
 
 SLOTS = config(rollout__prompts_per_step=1, rollout__group_size=2)
 ONE_SLOT = SLOTS.model_copy(update={"rollout": SLOTS.rollout.model_copy(update={"group_size": 1})})
@@ -169,9 +170,8 @@ def test_rules_divide_without_a_divider_and_where_it_fails(tmp_path: Path) -> No
 
 
 class Labeller:
-    name = "labeller"
-
-    def __init__(self, stop: int | None = None) -> None:
+    def __init__(self, stop: int | None = None, name: str = "labeller") -> None:
+        self.name = name
         self.asked: list[str] = []
         self._stop = stop
 
@@ -214,6 +214,27 @@ def test_each_question_is_asked_once_and_a_rerun_asks_nothing(tmp_path: Path) ->
     second = Labeller()
     assert judged(second, tmp_path / "labels", ["11", "12", "11"])[0] == found
     assert second.asked == []
+
+
+def test_a_label_is_kept_under_all_that_decides_it(tmp_path: Path) -> None:
+    for number in (0, 1):
+        noise_image(20, 20, number).save(tmp_path / f"{number}.png")
+    first, second = (MediaFile("image", str(tmp_path / f"{number}.png")) for number in (0, 1))
+    cache, store = LabelCache(tmp_path / "labels"), MediaStore(SourceConfig())
+
+    def num_asked(media: Sequence[Medium], answer: str, name: str = "labeller") -> int:
+        labeller, bare = Labeller(name=name), response(0, 0, answer)
+        shown = replace(bare, prompt=replace(bare.prompt, media=tuple(media)))
+        divided = [rules.divide(shown)]
+        asyncio.run(judge(SLOTS, divided, labeller, store, cache, lambda: None))
+        return len(labeller.asked)
+
+    assert num_asked([first, second], "11") == 1
+    assert num_asked([first, second], "11") == 0
+    assert num_asked([second, first], "11") == 1
+    assert num_asked([first], "11") == 1
+    assert num_asked([first, second], "12") == 1
+    assert num_asked([first, second], "11", "another") == 1
 
 
 def test_labels_given_before_a_stop_are_not_asked_for_again(tmp_path: Path) -> None:
