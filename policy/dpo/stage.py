@@ -199,7 +199,9 @@ class DpoRank:
             # One rank is enough: the others wait for it in every collective.
             on_batch=(self.directory / HEARTBEAT).touch if is_writer else lambda: None,
             # After the policy is loaded: see training_arguments.
-            args=training_arguments(config, self.directory, use_cuda, self.reference_batch_size),
+            args=training_arguments(
+                config, self.directory, config.resources.gpus > 0, self.reference_batch_size
+            ),
             train_dataset=load_from_disk(str(self.pairs)),
             # Padding is masked in attention and in the loss, so any token serves.
             data_collator=PairCollator(
