@@ -15,15 +15,14 @@ most against the reference, which is the model that it was trained from
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 from rich.console import Console
@@ -33,20 +32,14 @@ from rl.config.recipe import load
 from rl.config.run import Config
 from rl.evaluate import best_of
 from rl.evaluate.best_of import BestOf, best_of_figures, choices
-from rl.evaluate.directory import (
-    EvaluationDirectory,
-    Logprobs,
-    label,
-    open_evaluation,
-    open_logprobs,
-)
+from rl.evaluate.directory import EvaluationDirectory, Row, label, open_evaluation
 from rl.evaluate.evaluation import (
     METRICS,
     By,
+    Key,
     ModeResult,
     NothingAnswered,
     Question,
-    ResponseLogprob,
     Sample,
     answered_before,
     evaluate,
@@ -55,7 +48,7 @@ from rl.evaluate.evaluation import (
     score_responses,
     scored_before,
 )
-from rl.evaluate.sources import Note, Session, Source
+from rl.loop.stages import Prompt
 from rl.run.checkpoints import find_checkpoint
 from rl.run.command import (
     Command,
@@ -68,7 +61,11 @@ from rl.run.command import (
     run_command,
 )
 from rl.run.files import stack_versions
+from rl.run.jsonl import write_records
 from rl.run.terminal import progress_bars
+
+if TYPE_CHECKING:
+    from rl.evaluate.sources import Source
 
 
 class EvaluateKeys(Keys):
@@ -116,255 +113,100 @@ class EvaluateKeys(Keys):
         return self
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    config: Config
-    run: Path | None
-    split: str
-    data: str | None
-    """Name of the data, where the command line says anything of them."""
-    step: int | None
-    """Checkpoint of the run; None takes the newest."""
-    model: str | None
-    endpoint: str | None
-    served_name: str | None
-    out: Path | None
-    reference: str | None = None
-    """Model that the best of a prompt's responses is chosen against; None chooses none."""
-
-
 async def evaluate_policy(keys: EvaluateKeys) -> None:
-    try:
-        console = Console(stderr=True, soft_wrap=True, markup=False)
-        await run_evaluation(evaluation_of(keys), console)
-    except NothingAnswered as error:
-        raise ValueError(str(error)) from error
+    """Ask for what is not there yet and leave the figures; raises ValueError for bad input."""
+    started = time.monotonic()
+    console = Console(stderr=True, soft_wrap=True, markup=False)
+    config = config_of(keys)
+    policy = keys.model or keys.endpoint
+    if policy is None:
+        assert keys.run is not None, "settings without a policy are refused"
+        policy = find_checkpoint(keys.run, keys.step, console.print)
+    # They load torch, engines, rules and matplotlib, for which what is refused above does not wait.
+    from rl.evaluate import picture, sources
+
+    # All input is read and checked here; engines start only once the directory is known to be ours.
+    if keys.endpoint is not None:
+        prompts, models = await sources.endpoint_sources(
+            config, keys.split, keys.endpoint, keys.served_name, console.print
+        )
+    else:
+        prompts, models = sources.engine_sources(
+            config, keys.split, policy, keys.reference, console.print
+        )
+    reference = models["reference"].name if "reference" in models else None
+    has_own_data = any(setting.startswith("data") for setting in keys.settings)
+    name = label(models["policy"].name, config, keys.split, has_own_data, reference)
+    root = keys.out or (keys.run or Path()) / "evaluations" / name
+    settings = settings_of(config, keys.split, models)
+    wanted = questions(config, prompts)
+    with open_evaluation(root, settings, has_reference=reference is not None) as directory:
+        # What is on disk and what is asked are compared anew each time, so the same command after a
+        # kill, with more samples, or after a mended server does what is missing and no more.
+        missing = len(wanted) - len(answered_before(wanted, directory.samples))
+        console.print(f"{root}: {missing} of {len(wanted)} responses are to be asked for")
+        try:
+            await _complete(config, prompts, models, directory, console)
+            samples = answered_before(wanted, directory.samples)
+            results, best = figures(wanted, samples), {}
+            result = settings | {by: {"path": m.path, **m.identity} for by, m in models.items()}
+            result |= {
+                "n": len(prompts),
+                "k": config.eval.samples,
+                "metrics": METRICS,
+                "modes": {mode: asdict(figure) for mode, figure in results.items()},
+                "asked": missing,
+                "seconds": round(time.monotonic() - started, 1),
+                "versions": stack_versions(),
+            }
+            if reference is not None:
+                in_order = [samples[question.key] for question in wanted]
+                by_policy, by_reference = (
+                    scored_before(in_order, directory.logprobs, by) for by in get_args(By)
+                )
+                chosen = choices(in_order, by_policy, by_reference, config.align.dpo.beta)
+                write_records(root / "best_of.jsonl", map(asdict, chosen))
+                best = best_of_figures(samples, chosen)
+                result["best_of"] = {
+                    "beta": config.align.dpo.beta,
+                    "metrics": best_of.METRICS,
+                    "modes": {mode: asdict(figure) for mode, figure in best.items()},
+                }
+        except NothingAnswered as error:
+            raise ValueError(str(error)) from error
+        directory.write_result(result)
+        drawn = picture.draw_accuracy(root)
+    Console().print(as_table(name, results, best))
+    console.print(f"written to {root}; picture: {drawn}")
 
 
-def evaluation_of(keys: EvaluateKeys) -> Evaluation:
-    """What the command line asks for, with its settings; raises ValueError for bad ones."""
-    settings = keys.settings
-    config = config_of_run(keys.run, settings) if keys.run else load(settings).config
-    if keys.reference is not None:
-        _refuse_no_choice(config)
-    has_own_data = any(setting.startswith("data") for setting in settings)
-    data = config.data
-    return Evaluation(
-        config=config,
-        run=keys.run,
-        split=keys.split,
-        data=Path(data.heldout_path or data.path or data.kind).stem if has_own_data else None,
-        step=keys.step,
-        model=keys.model,
-        endpoint=keys.endpoint,
-        served_name=keys.served_name,
-        out=keys.out,
-        reference=keys.reference,
-    )
-
-
-def _refuse_no_choice(config: Config) -> None:
-    if config.eval.samples < 2:
+def config_of(keys: EvaluateKeys) -> Config:
+    """The settings of an evaluation; raises ValueError for bad ones."""
+    config = config_of_run(keys.run, keys.settings) if keys.run else load(keys.settings).config
+    if keys.reference is not None and config.eval.samples < 2:
         raise ValueError(
             "reference= chooses the best of eval.samples responses, got eval.samples=1; set "
             "eval.samples=8, say"
         )
-    if config.rollout.engine.get("speculative_config"):
+    if keys.reference is not None and config.rollout.engine.get("speculative_config"):
         raise ValueError(
             "reference= has the engines score given tokens, which they cannot while they decode "
             "speculatively; set rollout.engine.speculative_config=null"
         )
+    return config
 
 
-async def run_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Ask for what is not there yet and leave the figures; raises ValueError for bad input."""
-    started = time.monotonic()
-    config = evaluation.config
-    # All input is read and checked here; engines start only once the directory is known to be ours.
-    source = await _source(evaluation, console.print)
-    reference = source.reference
-    name = label(
-        source.name,
-        evaluation.data,
-        evaluation.split,
-        config.eval,
-        reference.name if reference else None,
-    )
-    root = evaluation.out or (evaluation.run or Path()) / "evaluations" / name
-    settings = settings_of(evaluation, source)
-    asked = questions(config, source.prompts)
-    with (
-        open_evaluation(root, settings) as directory,
-        open_logprobs(directory) if reference else nullcontext() as logprobs,
-    ):
-        # What is on disk and what is asked are compared anew each time, so the same command after a
-        # kill, with more samples, or after a mended server does what is missing and no more.
-        missing = len(asked) - len(answered_before(asked, directory.samples))
-        console.print(f"{root}: {missing} of {len(asked)} responses are to be asked for")
-        await _complete(config, source, asked, directory, logprobs, console)
-        samples = answered_before(asked, directory.samples)
-        results, best = figures(asked, samples), {}
-        result = settings | {
-            "policy": {"path": source.path, **source.policy},
-            "n": len(source.prompts),
-            "k": config.eval.samples,
-            "metrics": METRICS,
-            "modes": {mode: dataclasses.asdict(figure) for mode, figure in results.items()},
-            "asked": missing,
-            "seconds": round(time.monotonic() - started, 1),
-            "versions": stack_versions(),
-        }
-        if reference and logprobs:
-            in_order = [samples[question.key] for question in asked]
-            by_policy, by_reference = (
-                scored_before(in_order, logprobs.found, by) for by in get_args(By)
-            )
-            chosen = choices(in_order, by_policy, by_reference, config.align.dpo.beta)
-            directory.write_choices(chosen)
-            best = best_of_figures(samples, chosen)
-            result["reference"] = {"path": reference.path, "weights": reference.weights}
-            result["best_of"] = {
-                "beta": config.align.dpo.beta,
-                "metrics": best_of.METRICS,
-                "modes": {mode: dataclasses.asdict(figure) for mode, figure in best.items()},
-            }
-        directory.write_result(result)
-        # Drawing libraries start slowly, and help and a mistyped key are to be answered at once.
-        from rl.evaluate.picture import draw_accuracy
-
-        picture = draw_accuracy(root)
-    Console().print(as_table(name, results, best))
-    console.print(f"written to {root}; picture: {picture}")
-
-
-async def _source(evaluation: Evaluation, note: Note) -> Source:
-    config, split = evaluation.config, evaluation.split
-    # Each source loads torch, engines or rules. What can be refused before comes before.
-    if evaluation.endpoint is not None:
-        from rl.evaluate.endpoint_source import endpoint_source
-
-        return await endpoint_source(
-            config, split, evaluation.endpoint, evaluation.served_name, note
-        )
-    if evaluation.model is not None:
-        from rl.evaluate.engine_sources import model_source
-
-        return model_source(config, split, evaluation.model, note, evaluation.reference)
-    assert evaluation.run is not None, "the command line names one of them"
-    checkpoint = find_checkpoint(evaluation.run, evaluation.step, note)
-    from rl.evaluate.engine_sources import checkpoint_source
-
-    return checkpoint_source(config, split, checkpoint, note, evaluation.reference)
-
-
-async def _complete(
-    config: Config,
-    source: Source,
-    asked: Sequence[Question],
-    directory: EvaluationDirectory,
-    logprobs: Logprobs | None,
-    console: Console,
-) -> None:
-    """Have what is missing asked for and scored; what comes is in the directory at once.
-
-    The engines of a model start only if something is missing from it, and those of the reference
-    only when those of the policy have stopped: both together may not fit.
-    """
-    models: dict[By, Callable[[], AbstractAsyncContextManager[Session]]]
-    models = {"policy": source.open}
-    if source.reference is not None:
-        models["reference"] = source.reference.open
-    for by, open_session in models.items():
-        samples = answered_before(asked, directory.samples)
-        is_asked = by == "policy" and len(samples) < len(asked)
-        if not is_asked and not _unscored(asked, directory, logprobs, by):
-            continue
-        async with open_session() as session:
-            if is_asked:
-                await _ask(config, source, session, asked, directory, logprobs is not None, console)
-            unscored = _unscored(asked, directory, logprobs, by)
-            if logprobs is not None and unscored:
-                await _score(config, session, by, unscored, logprobs, console)
-
-
-def _unscored(
-    asked: Sequence[Question], directory: EvaluationDirectory, logprobs: Logprobs | None, by: By
-) -> list[tuple[Question, Sample]]:
-    """The responses that a model has yet to score; none where there is no reference."""
-    if logprobs is None:
-        return []
-    samples = answered_before(asked, directory.samples)
-    scored = scored_before(samples.values(), logprobs.found, by)
-    answered = [(question, samples.get(question.key)) for question in asked]
-    return [(q, one) for q, one in answered if one and one.is_answered and q.key not in scored]
-
-
-async def _ask(
-    config: Config,
-    source: Source,
-    session: Session,
-    asked: Sequence[Question],
-    directory: EvaluationDirectory,
-    token_ids: bool,
-    console: Console,
-) -> None:
-    known = answered_before(asked, directory.samples).values()
-    with progress(asked, known, console) as advance:
-
-        def keep(sample: Sample) -> None:
-            directory.add(sample)
-            advance(sample.mode)
-
-        await evaluate(
-            config,
-            session.encode,
-            session.sampler,
-            session.scorer,
-            source.prompts,
-            known,
-            keep,
-            token_ids,
-        )
-
-
-async def _score(
-    config: Config,
-    session: Session,
-    by: By,
-    unscored: Sequence[tuple[Question, Sample]],
-    logprobs: Logprobs,
-    console: Console,
-) -> None:
-    assert session.responses is not None, "engines of an evaluation with a reference score"
-    console.print(f"{len(unscored)} responses are to be scored by the {by}")
-    failures: Counter[str] = Counter()
-    what = f", scored by the {by}"
-    with progress([question for question, _ in unscored], [], console, what) as advance:
-
-        def keep(result: ResponseLogprob) -> None:
-            logprobs.add(result)
-            failures.update([result.failure] if result.failure else [])
-            advance(result.mode)
-
-        await score_responses(config, session.encode, session.responses, by, unscored, keep)
-    for why, _ in failures.most_common(1):
-        console.print(f"note: {failures.total()} of them have no score, most with: {why}")
-
-
-def settings_of(evaluation: Evaluation, source: Source) -> dict[str, Any]:
+def settings_of(config: Config, split: str, models: Mapping[By, Source]) -> dict[str, Any]:
     """All that decides what a response is and how it is scored, but for how many there are."""
-    config = evaluation.config
     data = config.data.model_dump(mode="json", exclude_defaults=True)
     modes = {
         name: {"thinking": mode.thinking, "max_tokens": mode.max_tokens}
         for name, mode in config.modes.items()
     }
-    reference = {"reference": {"weights": source.reference.weights}} if source.reference else {}
     return {
-        "policy": dict(source.policy),
-        **reference,
+        **{by: dict(model.identity) for by, model in models.items()},
         "task": {"kind": config.data.kind, **data},
-        "split": evaluation.split,
+        "split": split,
         "settings": {
             "temperature": config.eval.temperature,
             "top_p": config.eval.top_p,
@@ -377,23 +219,80 @@ def settings_of(evaluation: Evaluation, source: Source) -> dict[str, Any]:
     }
 
 
+async def _complete(
+    config: Config,
+    prompts: Sequence[Prompt],
+    models: Mapping[By, Source],
+    directory: EvaluationDirectory,
+    console: Console,
+) -> None:
+    """Have what is missing asked for and scored; what comes is in the directory at once."""
+    wanted, has_reference = questions(config, prompts), "reference" in models
+
+    def unscored(by: By) -> list[tuple[Question, Sample]]:
+        samples = answered_before(wanted, directory.samples)
+        scored = scored_before(samples.values(), directory.logprobs, by)
+        answered = [(question, samples.get(question.key)) for question in wanted]
+        return [(q, s) for q, s in answered if s and s.is_answered and q.key not in scored]
+
+    # The engines of a model start only if something is missing from it, and those of the reference
+    # only when those of the policy have stopped: both together may not fit.
+    for by, model in models.items():
+        known = answered_before(wanted, directory.samples)
+        is_asked = by == "policy" and len(known) < len(wanted)
+        if not is_asked and not (has_reference and unscored(by)):
+            continue
+        async with model.open() as session:
+            encode, scorer = session.encode, session.scorer
+            if is_asked:
+                with progress(wanted, known, directory.add, console) as keep:
+                    await evaluate(
+                        config,
+                        encode,
+                        session.sampler,
+                        scorer,
+                        prompts,
+                        known.values(),
+                        keep,
+                        token_ids=has_reference,
+                    )
+            if session.responses is None or not (responses := unscored(by)):
+                continue
+            console.print(f"{len(responses)} responses are to be scored by the {by}")
+            num_before, what = len(directory.logprobs), f", scored by the {by}"
+            scored = [question for question, _ in responses]
+            with progress(scored, {}, directory.add_logprob, console, what) as keep:
+                await score_responses(config, encode, session.responses, by, responses, keep)
+        failures = Counter(row.failure for row in directory.logprobs[num_before:] if row.failure)
+        for why, _ in failures.most_common(1):
+            console.print(f"note: {failures.total()} of them have no score, most with: {why}")
+
+
 # What a person sees
 
 
 @contextmanager
 def progress(
-    asked: Sequence[Question], known: Collection[Sample], console: Console, what: str = ""
-) -> Iterator[Callable[[str], None]]:
-    """A bar per mode, and what is done to it; yields what moves the bar of a mode by one."""
-    keys = {sample.key for sample in known}
+    wanted: Sequence[Question],
+    known: Collection[Key],
+    add: Callable[[Row], None],
+    console: Console,
+    what: str = "",
+) -> Iterator[Callable[[Row], None]]:
+    """A bar per mode, and what is done to it; yields what adds a row and moves its mode's bar."""
     with progress_bars(console) as bars:
+        totals = Counter(question.mode for question in wanted)
+        done = Counter(question.mode for question in wanted if question.key in known)
         bar_of = {
-            mode: bars.add_task(f"{mode}{what}", total=total)
-            for mode, total in Counter(question.mode for question in asked).items()
+            mode: bars.add_task(f"{mode}{what}", total=total, completed=done[mode])
+            for mode, total in totals.items()
         }
-        for mode, done in Counter(q.mode for q in asked if q.key in keys).items():
-            bars.advance(bar_of[mode], done)
-        yield lambda mode: bars.advance(bar_of[mode])
+
+        def keep(row: Row) -> None:
+            add(row)
+            bars.advance(bar_of[row.mode])
+
+        yield keep
 
 
 def as_table(

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean as mean
 
-from rl.evaluate.evaluation import Key, NothingAnswered, Sample, half_width, mean
+from rl.evaluate.evaluation import Key, NothingAnswered, Sample, half_width
 
 ROUNDING = 1e-5
 """Nats per token within which two responses are equally good: in float32 an engine scores the same
@@ -44,21 +45,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class BestOf:
-    """Figures of the chosen responses of one mode."""
+    """Figures of the chosen responses of one mode; METRICS says what each of them is."""
 
     accuracy: float
     half_width: float
     tokens_mean: float
     reward_mean: float
     unrewarded: int
-
-
-def reward(policy_logprob: float, reference_logprob: float, tokens: int, beta: float) -> float:
-    """r of one response, from its log-probabilities summed over its `tokens` tokens.
-
-    Example: reward(-2.0, -6.0, tokens=8, beta=0.1) == 0.05
-    """
-    return beta * (policy_logprob - reference_logprob) / tokens
 
 
 def choose(rewards: Sequence[float | None], beta: float) -> int | None:
@@ -68,13 +61,13 @@ def choose(rewards: Sequence[float | None], beta: float) -> int | None:
 
     Example: choose([None, 0.1, 0.3, 0.3], beta=0.1) == 2
     """
-    known = [one for one in rewards if one is not None]
+    known = [reward for reward in rewards if reward is not None]
     if not known:
         return None
     # Batching changes an engine's figures in the last digits. Without this margin two runs of the
     # same command could choose different responses among equals.
     enough = max(known) - beta * ROUNDING
-    return next(n for n, one in enumerate(rewards) if one is not None and one >= enough)
+    return next(n for n, reward in enumerate(rewards) if reward is not None and reward >= enough)
 
 
 def choices(
@@ -86,45 +79,41 @@ def choices(
     """One for every prompt and mode, in the order of the samples.
 
     samples: those of a prompt and mode by their number. by_policy, by_reference: log-probabilities
-    of those that have one.
+    of those that have one, summed over the tokens of the response.
     """
     rewards: defaultdict[tuple[str, str], list[float | None]] = defaultdict(list)
     for sample in samples:
-        key = sample.key
-        is_scored = key in by_policy and key in by_reference
-        rewards[sample.prompt_id, sample.mode].append(
-            reward(by_policy[key], by_reference[key], sample.tokens, beta) if is_scored else None
-        )
+        key, reward = sample.key, None
+        if key in by_policy and key in by_reference:
+            reward = beta * (by_policy[key] - by_reference[key]) / sample.tokens
+        rewards[sample.prompt_id, sample.mode].append(reward)
     return [
         Choice(prompt_id, mode, choose(of_prompt, beta), tuple(of_prompt))
         for (prompt_id, mode), of_prompt in rewards.items()
     ]
 
 
-def best_of_figures(samples: Mapping[Key, Sample], chosen: Iterable[Choice]) -> dict[str, BestOf]:
+def best_of_figures(samples: Mapping[Key, Sample], chosen: Sequence[Choice]) -> dict[str, BestOf]:
     """The figures of every mode; raises NothingAnswered for one where nothing has a reward."""
-    of_mode: defaultdict[str, list[Choice]] = defaultdict(list)
-    for choice in chosen:
-        of_mode[choice.mode].append(choice)
-    return {mode: _summarize(mode, group, samples) for mode, group in of_mode.items()}
-
-
-def _summarize(mode: str, group: Sequence[Choice], samples: Mapping[Key, Sample]) -> BestOf:
-    best = [
-        (samples[choice.prompt_id, mode, choice.sample], choice.rewards[choice.sample])
-        for choice in group
-        if choice.sample is not None
-    ]
-    if not best:
-        raise NothingAnswered(f"no response of mode {mode} has a reward to be chosen by")
-    # A prompt without any choice counts as wrong, as one without an answer does: leaving it out
-    # would let a policy look better by failing on what is hard.
-    without_one = [0.0] * (len(group) - len(best))
-    accuracies = [sample.accuracy or 0.0 for sample, _ in best] + without_one
-    return BestOf(
-        accuracy=mean(accuracies),
-        half_width=half_width(accuracies),
-        tokens_mean=mean([sample.tokens for sample, _ in best]),
-        reward_mean=mean([found for _, found in best if found is not None]),
-        unrewarded=sum(one is None for choice in group for one in choice.rewards),
-    )
+    figures = {}
+    for mode in dict.fromkeys(choice.mode for choice in chosen):
+        of_mode = [choice for choice in chosen if choice.mode == mode]
+        best = [
+            (samples[choice.prompt_id, mode, choice.sample], choice.rewards[choice.sample])
+            for choice in of_mode
+            if choice.sample is not None
+        ]
+        if not best:
+            raise NothingAnswered(f"no response of mode {mode} has a reward to be chosen by")
+        # A prompt without any choice counts as wrong, as one without an answer does: leaving it
+        # out would let a policy look better by failing on what is hard.
+        without_choice = [0.0] * (len(of_mode) - len(best))
+        accuracies = [sample.accuracy or 0.0 for sample, _ in best] + without_choice
+        figures[mode] = BestOf(
+            accuracy=mean(accuracies),
+            half_width=half_width(accuracies),
+            tokens_mean=mean([sample.tokens for sample, _ in best]),
+            reward_mean=mean([reward for _, reward in best if reward is not None]),
+            unrewarded=sum(reward is None for choice in of_mode for reward in choice.rewards),
+        )
+    return figures

@@ -14,6 +14,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean as mean
 from typing import Literal, Protocol, TypeVar
 
 from rl.config.run import Config
@@ -125,40 +126,30 @@ class ResponseLogprob:
 
 @dataclass(frozen=True)
 class ModeResult:
-    """Figures of one mode over `count` prompts with `samples` responses each."""
+    """Figures of one mode; METRICS says what each of them is."""
 
     accuracy: float
     half_width: float
-    """Half of the 95 % confidence interval of the accuracy (normal approximation)."""
     tokens_mean: float
     truncated: float
-    """Share of responses that ran into their budget."""
     unscored: int
-    """Responses that failed, or whose verification failed; they count as wrong."""
     count: int
     leak: float = 0.0
-    """Share of responses that do what the other mode does (rewards/text/format.py)."""
     samples: int = 1
     pass_at: Mapping[int, float] = field(default_factory=dict)
-    """pass@k by k, over the prompts that rules verify; empty where there are none."""
+    """Empty where rules verify no prompt."""
 
     def as_metrics(self, mode: str) -> dict[str, float]:
-        return {
-            f"eval/{mode}/accuracy": self.accuracy,
-            f"eval/{mode}/half_width": self.half_width,
-            f"eval/{mode}/tokens_mean": self.tokens_mean,
-            f"eval/{mode}/truncated": self.truncated,
-            f"eval/{mode}/leak": self.leak,
-            f"eval/{mode}/unscored": float(self.unscored),
-        }
+        names = ("accuracy", "half_width", "tokens_mean", "truncated", "leak", "unscored")
+        return {f"eval/{mode}/{name}": float(getattr(self, name)) for name in names}
 
 
 @dataclass(frozen=True)
 class Question:
     """One response to ask for."""
 
-    place: int
-    """The prompt's place in the list of prompts."""
+    index: int
+    """The prompt's, in the list of prompts."""
     prompt: Prompt
     mode: str
     sample: int
@@ -191,19 +182,63 @@ async def evaluate(
     as it comes, with its token_ids if so asked. Raises NothingAnswered where all of a mode's
     responses failed.
     """
-    asked = questions(config, prompts)
-    samples = answered_before(asked, known)
+    wanted = questions(config, prompts)
+    samples = answered_before(wanted, known)
 
-    # One request per response rather than one of n: a killed evaluation then goes on at the
-    # response it stopped at, and each response has a seed of its own.
     async def ask(question: Question) -> None:
-        request = _request(config, encode, question)
-        sample = await _sample(request, question, sampler, scorer, token_ids)
+        sample = await _answer(config, encode, sampler, scorer, question, token_ids)
         samples[question.key] = sample
         keep(sample)
 
-    await for_each(config, [one for one in asked if one.key not in samples], ask)
-    return figures(asked, samples)
+    await for_each(config, [q for q in wanted if q.key not in samples], ask)
+    return figures(wanted, samples)
+
+
+async def _answer(
+    config: Config,
+    encode: Encode,
+    sampler: Sampler,
+    scorer: Scorer,
+    question: Question,
+    token_ids: bool,
+) -> Sample:
+    mode = question.mode
+    # It decides the seed. The first sample's has no number, so that the first response to a prompt
+    # is the same as in training's own evaluation, whatever eval.samples is.
+    group_id = f"eval/{mode}/{question.index}" + (f"/{question.sample}" if question.sample else "")
+    request = RolloutRequest(
+        group_id=group_id,
+        prompt=question.prompt,
+        mode=mode,
+        prompt_token_ids=encode(question.prompt, mode),
+        # One request per response rather than one of n: a killed evaluation then goes on at the
+        # response it stopped at, and each response has a seed of its own.
+        n=1,
+        max_tokens=config.modes[mode].max_tokens,
+        temperature=config.eval.temperature,
+        top_p=config.eval.top_p,
+        seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
+    )
+    try:
+        group = await sampler.generate(request)
+    except GenerationFailed as failure:
+        # It counts as a wrong answer of this prompt, and the other prompts are asked all the same.
+        return Sample(*question.key, failure=str(failure), asked=question.digest)
+    (trajectory,), (score,) = group.trajectories, await scorer.score(group)
+    return Sample(
+        *question.key,
+        text=trajectory.text,
+        reasoning=trajectory.reasoning,
+        answer=trajectory.answer,
+        tokens=trajectory.num_response_tokens,
+        finish_reason=trajectory.finish_reason,
+        accuracy=score.parts.get("accuracy"),
+        route=str(score.route or ""),
+        failure=str(score.failure) if score.failure else None,
+        leak=score.parts.get("leak"),
+        asked=question.digest,
+        token_ids=tuple(trajectory.response_token_ids.tolist()) if token_ids else None,
+    )
 
 
 async def score_responses(
@@ -219,10 +254,18 @@ async def score_responses(
     responses: with their token_ids. keep: given each result as it comes, failures too.
     """
 
-    # A response that one model cannot score is no error of the evaluation: it is never chosen.
     async def score(response: tuple[Question, Sample]) -> None:
         question, sample = response
-        request = _scoring_request(encode, question, sample)
+        assert sample.token_ids, f"{sample.key} was asked for without its token ids"
+        request = ReferenceRequest(
+            id=f"eval/{question.mode}/{question.index}/{question.sample}/logprobs",
+            prompt=question.prompt,
+            context_token_ids=encode(question.prompt, question.mode),
+            # The very tokens that were sampled: the text, encoded again, may give other ones.
+            reference_token_ids=sample.token_ids,
+            temperature=1.0,
+        )
+        # A response that one model cannot score is no error of the evaluation: it is never chosen.
         logprob, failure = None, None
         try:
             total = math.fsum(await scorer.reference_logprobs(request))
@@ -264,18 +307,18 @@ async def for_each(
 def questions(config: Config, prompts: Sequence[Prompt]) -> list[Question]:
     """All responses of an evaluation."""
     return [
-        Question(place, prompt, mode, sample)
+        Question(index, prompt, mode, sample)
         for mode in config.modes
-        for place, prompt in enumerate(prompts)
+        for index, prompt in enumerate(prompts)
         for sample in range(config.eval.samples)
     ]
 
 
-def answered_before(asked: Sequence[Question], known: Iterable[Sample]) -> dict[Key, Sample]:
+def answered_before(wanted: Sequence[Question], known: Iterable[Sample]) -> dict[Key, Sample]:
     """Those of the known samples that answer these questions as they now stand, by key."""
     # The id of a prompt alone does not do: a row of the data may have been edited since.
-    digests = {question.key: question.digest for question in asked}
-    return {one.key: one for one in known if digests.get(one.key) == one.asked}
+    digests = {question.key: question.digest for question in wanted}
+    return {sample.key: sample for sample in known if digests.get(sample.key) == sample.asked}
 
 
 def scored_before(
@@ -285,16 +328,16 @@ def scored_before(
     # Compared by what was sampled: the response may have been asked for again, and be another one.
     digests = {sample.key: sample.digest for sample in samples if sample.is_answered}
     return {
-        one.key: one.logprob
-        for one in known
-        if one.by == by and one.logprob is not None and digests.get(one.key) == one.response
+        row.key: row.logprob
+        for row in known
+        if row.by == by and row.logprob is not None and digests.get(row.key) == row.response
     }
 
 
-def figures(asked: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[str, ModeResult]:
+def figures(wanted: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[str, ModeResult]:
     """The figures of every mode from the samples of all questions."""
-    modes = dict.fromkeys(question.mode for question in asked)
-    return {mode: summarize([samples[q.key] for q in asked if q.mode == mode]) for mode in modes}
+    modes = dict.fromkeys(question.mode for question in wanted)
+    return {mode: summarize([samples[q.key] for q in wanted if q.mode == mode]) for mode in modes}
 
 
 def summarize(samples: Sequence[Sample]) -> ModeResult:
@@ -306,24 +349,27 @@ def summarize(samples: Sequence[Sample]) -> ModeResult:
     if not answered:
         (reason, _), *_ = Counter(sample.failure for sample in samples).most_common(1)
         raise NothingAnswered(f"all {len(samples)} responses of a mode failed, most with: {reason}")
-    of_prompt: defaultdict[str, list[Sample]] = defaultdict(list)
+    by_prompt: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
-        of_prompt[sample.prompt_id].append(sample)
+        by_prompt[sample.prompt_id].append(sample)
     # What has no score counts as wrong: leaving it out would reward a policy that never finishes.
-    means = [mean([one.accuracy or 0.0 for one in group]) for group in of_prompt.values()]
+    means = [mean([sample.accuracy or 0.0 for sample in group]) for group in by_prompt.values()]
+    n = len(samples) // len(means)
     # A probability says how right a response is and not whether, so no k of them can be counted.
-    verified = [
-        group
-        for group in of_prompt.values()
-        if not any(Route.parse(one.route).name == PROBABILITY for one in group)
+    num_right = [
+        sum(sample.accuracy == 1.0 for sample in group)
+        for group in by_prompt.values()
+        if not any(Route.parse(sample.route).name == PROBABILITY for sample in group)
     ]
-    num_samples = len(samples) // len(means)
     # 1, 2, 4, ... and the number of samples itself: the curve of pass@k on a logarithmic scale.
-    ks = [2**power for power in range(num_samples.bit_length()) if 2**power < num_samples]
-    pass_at = {}
-    for k in (*ks, num_samples) if verified else ():
-        rights = [(len(group), sum(one.accuracy == 1.0 for one in group)) for group in verified]
-        pass_at[k] = mean([pass_at_k(n, right, k) for n, right in rights])
+    ks = [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
+    # Of n responses c are right. 1 - C(n - c, k) / C(n, k) is the chance that k of them, drawn
+    # without replacement, hold a right one: unbiased (https://arxiv.org/abs/2107.03374, eq. 1).
+    pass_at = {
+        k: mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in num_right])
+        for k in ks
+        if num_right
+    }
     return ModeResult(
         accuracy=mean(means),
         half_width=half_width(means),
@@ -332,13 +378,9 @@ def summarize(samples: Sequence[Sample]) -> ModeResult:
         unscored=sum(sample.failure is not None for sample in samples),
         count=len(means),
         leak=mean([sample.leak or 0.0 for sample in answered]),
-        samples=num_samples,
+        samples=n,
         pass_at=pass_at,
     )
-
-
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def half_width(means: Sequence[float]) -> float:
@@ -350,67 +392,3 @@ def half_width(means: Sequence[float]) -> float:
     center = mean(means)
     variance = mean([(value - center) ** 2 for value in means])
     return 1.96 * math.sqrt(variance / len(means))
-
-
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that k of n responses, drawn without replacement, hold one of the `right` ones.
-
-    1 - C(n - c, k) / C(n, k), unbiased (https://arxiv.org/abs/2107.03374, eq. 1).
-
-    Example: pass_at_k(4, 1, 2) == 0.5
-    """
-    return 1 - math.comb(n - right, k) / math.comb(n, k)
-
-
-async def _sample(
-    request: RolloutRequest, question: Question, sampler: Sampler, scorer: Scorer, token_ids: bool
-) -> Sample:
-    try:
-        group = await sampler.generate(request)
-    except GenerationFailed as failure:
-        return Sample(*question.key, failure=str(failure), asked=question.digest)
-    (trajectory,), (score,) = group.trajectories, await scorer.score(group)
-    return Sample(
-        *question.key,
-        text=trajectory.text,
-        reasoning=trajectory.reasoning,
-        answer=trajectory.answer,
-        tokens=trajectory.num_response_tokens,
-        finish_reason=trajectory.finish_reason,
-        accuracy=score.parts.get("accuracy"),
-        route=str(score.route or ""),
-        failure=str(score.failure) if score.failure else None,
-        leak=score.parts.get("leak"),
-        asked=question.digest,
-        token_ids=tuple(trajectory.response_token_ids.tolist()) if token_ids else None,
-    )
-
-
-def _request(config: Config, encode: Encode, question: Question) -> RolloutRequest:
-    mode, prompt = question.mode, question.prompt
-    # It decides the seed. The first sample's has no number, so that the first response to a prompt
-    # is the same as in training's own evaluation, whatever eval.samples is.
-    group_id = f"eval/{mode}/{question.place}" + (f"/{question.sample}" if question.sample else "")
-    return RolloutRequest(
-        group_id=group_id,
-        prompt=prompt,
-        mode=mode,
-        prompt_token_ids=encode(prompt, mode),
-        n=1,
-        max_tokens=config.modes[mode].max_tokens,
-        temperature=config.eval.temperature,
-        top_p=config.eval.top_p,
-        seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
-    )
-
-
-def _scoring_request(encode: Encode, question: Question, sample: Sample) -> ReferenceRequest:
-    assert sample.token_ids, f"{sample.key} was asked for without its token ids"
-    return ReferenceRequest(
-        id=f"eval/{question.mode}/{question.place}/{question.sample}/logprobs",
-        prompt=question.prompt,
-        context_token_ids=encode(question.prompt, question.mode),
-        # The very tokens that were sampled: the text, encoded again, may give other ones.
-        reference_token_ids=sample.token_ids,
-        temperature=1.0,
-    )

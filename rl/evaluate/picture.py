@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from rl.evaluate.directory import read_results
 from rl.run.files import atomic_write
 from rl.run.pictures import GREY, INK, mode_colors, plain
 
@@ -23,25 +22,11 @@ from rl.run.pictures import GREY, INK, mode_colors, plain
 def draw_accuracy(root: Path) -> Path:
     """Draw the evaluation in `root` from its result.json, with those beside it that compare."""
     own = json.loads((root / "result.json").read_text(encoding="utf-8"))
-
-    def of_prompts(result: Mapping[str, Any]) -> list[Any]:
-        """Which prompts were asked, and how."""
-        sampling = ("temperature", "top_p", "seed", "modes")
-        return [result[key] for key in ("task", "split", "n")] + [
-            result["settings"][key] for key in sampling
-        ]
-
-    # Only points of the same prompts and the same sampling can be compared by eye.
-    others = [
-        other
-        for name, other in read_results(root.parent).items()
-        if name != root.name and of_prompts(own) == of_prompts(other)
-    ]
     figure = Figure(figsize=(10, 6.5), dpi=120, facecolor="white")
     axes = figure.subplots()
     figure.subplots_adjust(left=0.08, right=0.97, top=0.84, bottom=0.11)
     colors = mode_colors(own["modes"])
-    for other in others:
+    for other in _comparable(root, own):
         for mode, figures in other["modes"].items():
             if mode in colors:
                 at = figures["tokens_mean"], figures["accuracy"]
@@ -49,7 +34,17 @@ def draw_accuracy(root: Path) -> Path:
                 axes.errorbar(*at, figures["half_width"], fmt="o", capsize=3, zorder=3, **style)
                 _label(axes, *at, _name(other["policy"]), GREY)
     for mode, figures in own["modes"].items():
-        _draw_own(axes, mode, figures, colors[mode])
+        (x, y), color = (figures["tokens_mean"], figures["accuracy"]), colors[mode]
+        style = {"color": color, "markersize": 11, "markeredgecolor": "white", "zorder": 5}
+        axes.errorbar(x, y, figures["half_width"], color=color, linewidth=2, capsize=5, zorder=4)
+        axes.plot(x, y, "o", label=mode, **style)
+        # A ladder of short strokes above the point: what sampling more often would reach.
+        if ladder := {int(k): share for k, share in figures["pass_at"].items() if int(k) > 1}:
+            top = max(ladder.values())
+            axes.plot([x, x], [y, top], color=color, alpha=0.3, linewidth=1.5)
+            strokes = {"color": color, "alpha": 0.6, "markersize": 16}
+            axes.plot([x] * len(ladder), list(ladder.values()), "_", **strokes)
+            _label(axes, x, top, f"pass@{max(ladder)}", color, above=True)
     _finish(axes, own)
     path = root / "accuracy.png"
     with atomic_write(path) as partial:
@@ -57,24 +52,29 @@ def draw_accuracy(root: Path) -> Path:
     return path
 
 
+def _comparable(root: Path, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The results of other evaluations beside `root` that asked the same prompts the same way."""
+
+    # Only points of the same prompts and the same sampling can be compared by eye.
+    def conditions(result: Mapping[str, Any]) -> list[Any]:
+        sampling = [result["settings"][key] for key in ("temperature", "top_p", "seed", "modes")]
+        return [result["task"], result["split"], result["n"], sampling]
+
+    # `result.json` is a common name, so the other two files of an evaluation must lie beside it.
+    results = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(root.parent.glob("*/result.json"))
+        if path.parent.name != root.name
+        and (path.parent / "settings.json").is_file()
+        and (path.parent / "samples.jsonl").is_file()
+    ]
+    return [result for result in results if conditions(result) == conditions(own)]
+
+
 def _name(policy: Mapping[str, Any]) -> str:
     if policy["kind"] == "checkpoint":
         return f"step {policy['step']}"
     return str(policy["served_name"] if policy["kind"] == "endpoint" else Path(policy["path"]).name)
-
-
-def _draw_own(axes: Axes, mode: str, figures: Mapping[str, Any], color: str) -> None:
-    x, y = figures["tokens_mean"], figures["accuracy"]
-    style = {"color": color, "markersize": 11, "markeredgecolor": "white", "zorder": 5}
-    axes.errorbar(x, y, figures["half_width"], color=color, linewidth=2, capsize=5, zorder=4)
-    axes.plot(x, y, "o", label=mode, **style)
-    # A ladder of short strokes above the point: what sampling more often would reach.
-    ladder = {int(k): chance for k, chance in figures["pass_at"].items() if int(k) > 1}
-    if not ladder:
-        return
-    axes.plot([x, x], [y, max(ladder.values())], color=color, alpha=0.3, linewidth=1.5)
-    axes.plot([x] * len(ladder), list(ladder.values()), "_", color=color, alpha=0.6, markersize=16)
-    _label(axes, x, max(ladder.values()), f"pass@{max(ladder)}", color, above=True)
 
 
 def _label(axes: Axes, x: float, y: float, text: str, color: str, above: bool = False) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.evaluate import best_of
-from rl.evaluate.best_of import ROUNDING, BestOf, Choice, best_of_figures, choices, choose, reward
+from rl.evaluate.best_of import ROUNDING, BestOf, Choice, best_of_figures, choices, choose
 from rl.evaluate.evaluation import NothingAnswered, Sample
 
 BETA = 0.1
@@ -14,6 +14,12 @@ rewards = st.lists(st.none() | st.floats(-5, 5), min_size=1, max_size=8)
 
 def sample(prompt, number, tokens=4, accuracy=0.0, mode="long"):
     return Sample(prompt, mode, number, "12", tokens=tokens, accuracy=accuracy)
+
+
+def reward(policy, reference, tokens, beta):
+    response = sample("p", 0, tokens)
+    (choice,) = choices([response], {response.key: policy}, {response.key: reference}, beta)
+    return choice.rewards[0]
 
 
 def test_the_reward_by_hand():

@@ -17,12 +17,11 @@ from rewards.text.text_rewards import TextRewards
 from rl.config.reward import ProbabilityConfig, RewardConfig
 from rl.config.run import Config
 from rl.evaluate import __main__ as evaluate
-from rl.evaluate.__main__ import COMMAND, Evaluation, as_table, evaluation_of, progress
+from rl.evaluate.__main__ import COMMAND, as_table, config_of, progress
 from rl.evaluate.best_of import BestOf
-from rl.evaluate.endpoint_source import NoProbability
 from rl.evaluate.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluate.picture import draw_accuracy
-from rl.evaluate.sources import prompts_of
+from rl.evaluate.sources import NoProbability, prompts_of
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
 from rl.run.command import read
 from rl.run.directory import RunDirectory
@@ -138,20 +137,11 @@ def test_data_that_an_endpoint_cannot_be_scored_on_is_refused_before_it_is_asked
     assert not (tmp_path / "out").exists()
 
 
-def evaluation(*arguments: str) -> Evaluation:
-    return evaluation_of(read(COMMAND, arguments))
-
-
 def test_settings_are_those_of_the_run_with_the_command_line_over_them(run):
-    asked = evaluation(f"run={run}", "eval.prompts=7", "split=train", "step=4")
-    assert (asked.config.eval.prompts, asked.config.modes["long"].max_tokens) == (7, 16)
-    assert (asked.run, asked.step, asked.split, asked.data) == (run, 4, "train", None)
-
-
-def test_other_data_is_named(run):
-    data = ["data.kind=dataset", "data.path=a/train.jsonl", "data.heldout_path=a/math_500.jsonl"]
-    assert evaluation(f"run={run}", *data).data == "math_500"
-    assert evaluation(f"run={run}", "data.system_prompt=Short.").data == "chain_sum"
+    keys = read(COMMAND, [f"run={run}", "eval.prompts=7", "split=train", "step=4"])
+    assert (keys.run, keys.step, keys.split) == (run, 4, "train")
+    settings = config_of(keys)
+    assert (settings.eval.prompts, settings.modes["long"].max_tokens) == (7, 16)
 
 
 def stream_of(config: Config) -> PromptStream:
@@ -197,9 +187,11 @@ def test_progress_counts_what_was_there(capsys):
     prompts = [Prompt(str(n), (), "1") for n in range(3)]
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=100)
-    known = [Sample("0", "long", 0, "1"), Sample("other", "long", 0, "1")]
-    with progress(questions(cfg, prompts), known, console) as advance:
-        advance("long")
+    known = {("0", "long", 0), ("other", "long", 0)}
+    added: list[Sample] = []
+    with progress(questions(cfg, prompts), known, added.append, console) as keep:
+        keep(Sample("1", "long", 0, "1"))
+    assert [sample.prompt_id for sample in added] == ["1"]
     shown = screen.getvalue()
     assert "2/3" in shown and "0/3" in shown
 
@@ -259,10 +251,13 @@ def result(step: int, temperature: float = 1.0, accuracy: float = 0.5) -> dict:
     }
 
 
-def picture(root: Path, results: dict[str, dict]) -> bytes:
+EVALUATION_FILES = ("result.json", "settings.json", "samples.jsonl")
+
+
+def picture(root: Path, results: dict[str, dict], files: tuple[str, ...] = EVALUATION_FILES):
     for name, content in results.items():
         (root / name).mkdir(parents=True, exist_ok=True)
-        for file in ("result.json", "settings.json", "samples.jsonl"):
+        for file in EVALUATION_FILES if name == "own" else files:
             (root / name / file).write_text(json.dumps(content))
     return draw_accuracy(root / "own").read_bytes()
 
@@ -274,3 +269,10 @@ def test_the_picture_shows_others_that_asked_the_same_way_and_no_more(tmp_path):
     assert alone[:4] == b"\x89PNG" and len(alone) > 10_000
     assert greedy == alone
     assert before != alone
+
+
+def test_the_picture_leaves_out_a_result_that_another_tool_wrote(tmp_path):
+    alone = picture(tmp_path / "a", {"own": result(8)})
+    beside = {"own": result(8), "other": result(4, 1.0, 0.2)}
+    assert picture(tmp_path / "b", beside, ("result.json", "settings.json")) == alone
+    assert picture(tmp_path / "c", beside, ("result.json", "samples.jsonl")) == alone

@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from rl.config.rollout import EvalConfig
-from rl.evaluate.best_of import Choice
-from rl.evaluate.directory import label, open_evaluation, open_logprobs, read_results
+from rl.evaluate.directory import label, open_evaluation
 from rl.evaluate.evaluation import ResponseLogprob, Sample
+from tests.fakes import config
 
 SETTINGS = {"policy": {"kind": "checkpoint", "step": 4}, "settings": {"temperature": 0.0}}
 FIRST = Sample(
@@ -52,10 +51,10 @@ def test_what_is_added_is_there_at_once(tmp_path):
 
 
 def logprobs_of(root, *added):
-    with open_evaluation(root, SETTINGS) as directory, open_logprobs(directory) as logprobs:
-        for one in added:
-            logprobs.add(one)
-        return logprobs.found
+    with open_evaluation(root, SETTINGS, has_reference=True) as directory:
+        for logprob in added:
+            directory.add_logprob(logprob)
+        return directory.logprobs
 
 
 def test_logprobs_come_back_as_they_were_without_a_torn_line(tmp_path):
@@ -70,16 +69,8 @@ def test_logprobs_come_back_as_they_were_without_a_torn_line(tmp_path):
 
 def test_a_line_that_is_no_logprob_is_refused(tmp_path):
     (tmp_path / "logprobs.jsonl").write_text('{"prompt_id": "p/0"}\n')
-    with pytest.raises(ValueError, match=r"logprobs.jsonl has a line that is no log-probability"):
+    with pytest.raises(ValueError, match=r"logprobs.jsonl, line 1 is no ResponseLogprob"):
         logprobs_of(tmp_path)
-
-
-def test_the_choices_are_written_a_line_each(tmp_path):
-    with open_evaluation(tmp_path, SETTINGS) as directory:
-        directory.write_choices([Choice("a", "long", 1, (None, 0.5)), Choice("b", "long", 0, ())])
-    first, second = map(json.loads, (tmp_path / "best_of.jsonl").read_text().splitlines())
-    assert first == {"prompt_id": "a", "mode": "long", "sample": 1, "rewards": [None, 0.5]}
-    assert (second["prompt_id"], second["sample"]) == ("b", 0)
 
 
 def test_a_response_that_failed_is_asked_for_again(tmp_path):
@@ -117,7 +108,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     fill(tmp_path, FIRST)
     path = tmp_path / "samples.jsonl"
     path.write_text("{}\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"samples.jsonl, line 1 is no sample"):
+    with pytest.raises(ValueError, match=r"samples.jsonl, line 1 is no Sample"):
         stored(tmp_path)
 
 
@@ -159,17 +150,19 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
         pass
 
 
-def test_results_of_finished_evaluations_are_read_by_name(tmp_path):
-    fill(tmp_path / "unfinished", FIRST)
-    with open_evaluation(tmp_path / "done", SETTINGS) as directory:
-        directory.write_result(SETTINGS | {"n": 1})
-    assert read_results(tmp_path) == {"done": SETTINGS | {"n": 1}}
-
-
 def test_a_label_says_what_was_asked():
-    greedy = EvalConfig(temperature=0)
-    assert label("step_000120", None, "heldout", greedy) == "step_000120_heldout_greedy"
-    sampled = EvalConfig(temperature=0.7, top_p=0.9, samples=8)
-    assert label("model_a b", "gsm8k", "train", sampled) == "model_a-b_gsm8k_train_t0.7_p0.9_k8"
-    best = label("model_a", None, "heldout", sampled, "org b")
+    greedy = config(eval={"temperature": 0.0})
+    assert label("step_000120", greedy, "heldout", False, None) == "step_000120_heldout_greedy"
+    sampled = config(eval={"temperature": 0.7, "top_p": 0.9, "samples": 8})
+    alone = label("model_a b", sampled, "train", False, None)
+    assert alone == "model_a-b_train_t0.7_p0.9_k8"
+    best = label("model_a", sampled, "heldout", False, "org b")
     assert best == "model_a_heldout_t0.7_p0.9_k8_against_org-b"
+
+
+def test_other_data_is_named():
+    built_in = config(eval={"temperature": 0.0}, data={"kind": "chain_sum"})
+    assert label("a", built_in, "heldout", True, None) == "a_chain_sum_heldout_greedy"
+    files = {"kind": "dataset", "path": "a/train.jsonl", "heldout_path": "a/math_500.jsonl"}
+    dataset = config(eval={"temperature": 0.0}, data=files)
+    assert label("a", dataset, "heldout", True, None) == "a_math_500_heldout_greedy"
