@@ -22,7 +22,7 @@ from rl.config.run import Config
 from rl.run.checkpoints import find_checkpoint
 from rl.run.command import Command, Keys, RunPath, Step, Switch, config_of_run, run_command
 from rl.run.directory import RunDirectory
-from rl.run.files import sync_to_disk
+from rl.run.files import stack_versions, sync_to_disk
 
 
 class ExportKeys(Keys):
@@ -42,15 +42,30 @@ def export(keys: ExportKeys) -> None:
     console = Console(stderr=True, soft_wrap=True)
     run = RunDirectory(Path(config.run))
     checkpoint = find_checkpoint(run.root, keys.step, console.print)
-    out = keys.out.absolute()
+    model, out = checkpoint.path / "model", keys.out.absolute()
     with _complete_or_absent(out) as partial:
-        # It loads torch; what is refused above does not wait for that.
-        from rl.export.checkpoint import export_checkpoint
+        # They load torch; what is refused above does not wait for that.
+        from rl.export import card, chat_template, directory, proof
 
         console.print(f"exporting step {checkpoint.step} of {run.root}")
-        command = export_checkpoint(
-            config, run, checkpoint, partial, out.name, keys.prove, console.print
-        )
+        default = config.modes[directory.default_mode(config.modes)]
+        template = chat_template.serving_template(model, default.thinking)
+        directory.write_serving_directory(model, partial, template, config.modes)
+        proven: dict[str, proof.ModeProof] = {}
+        if keys.prove:
+            console.print("proving it in vLLM against the checkpoint's model")
+            proven = proof.prove(config, model, partial)
+            for mode, figures in proven.items():
+                console.print(
+                    f"mode {mode}: {figures.prompts} prompts, {figures.tokens} tokens, largest "
+                    f"logprob difference {figures.max_difference:.2g}, largest greedy gap "
+                    f"{figures.greedy_gap:.2g}"
+                )
+            proof.require_equal(proven, config.canary_tolerance)
+        versions = stack_versions()
+        text = card.model_card(config, run, checkpoint, out.name, proven, versions)
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        command = card.serve_command(config, out.name, model)
     console.print(f"{out} is ready: {command}")
 
 

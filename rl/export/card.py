@@ -6,57 +6,42 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from rl.config.rollout import EvalConfig
 from rl.config.run import Config
+from rl.export.directory import default_mode, request_fields
 from rl.export.proof import ModeProof
+from rl.run.checkpoints import Checkpoint
+from rl.run.directory import RunDirectory
+from rl.run.sinks import read_metrics
 from rl.run.templates import templates
+from rollout.engines.media import serving_arguments
 
+REASONING_PARSER = "qwen3"
+"""Its grammar is that of rollout/chat.py: with enable_thinking all up to </think> is reasoning,
+without it all is content."""
 # What card.md.j2 has columns for, in this order.
 _RATES = (("wrong_claims", ".3f"), ("wrong_responses", ".1%"), ("claims", ".3f"))
 _COLUMNS = ["chat_template_kwargs", "temperature", "top_p", "max_tokens"]
-Figures = Mapping[str, Mapping[str, float]]
-"""Held-out figures by mode, named as the fields of rl/evaluate/evaluation.py:ModeResult."""
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """All that a card says beyond the configuration."""
-
-    name: str
-    """The directory's name."""
-    step: int
-    """RL steps."""
-    trained_tokens: Mapping[str, int]
-    before: Figures
-    after: Figures
-    """Empty where the checkpoint was not evaluated."""
-    trained_with: Mapping[str, str]
-    """Library versions; empty where the run has not ended, and so not written them."""
-    exported_with: Mapping[str, str]
-    requests: Mapping[str, Mapping[str, Any]]
-    """How each mode is asked for, as fields of a chat completion request."""
-    default_mode: str
-    reasoning_parser: str | None
-    engine: Mapping[str, Any]
-    """vLLM engine arguments without which the model is not served."""
-    proof: Mapping[str, ModeProof]
-    """Empty where the export was not proven."""
-    alignment: Mapping[str, Any] | None = None
-    """What the gate of the RLAIF-V pass measured (rl/align/gate.py); None before any pass."""
-
-
-def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
+def model_card(
+    config: Config,
+    run: RunDirectory,
+    checkpoint: Checkpoint,
+    name: str,
+    proof: Mapping[str, ModeProof],
+    versions: Mapping[str, str],
+) -> str:
     """Return the card as Markdown with the front matter of the Hugging Face hub.
 
-    config_text: the run's config.yaml as it stands.
+    name: the directory's. proof: empty where there is none. versions: of the libraries that
+    exported it.
     """
-    model, alignment = config.policy.model, facts.alignment
+    model, progress = config.policy.model, checkpoint.progress
     # The hub links a card to its base model by name; a path on this machine means nothing there.
     is_hub_name = re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not Path(model).exists()
     data = ModelCardData(
@@ -65,31 +50,65 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
         base_model=model if is_hub_name else None,
         tags=["grpo", "reasoning", "hybrid-reasoning"],
     )
-    trained = [f"{facts.step} steps of reinforcement learning (GRPO)"] if facts.step else []
-    before, evaluated = facts.before, config.eval
-    if alignment is not None:
-        plural = "" if alignment["accepted"] == 1 else "s"
-        trained.append(
-            f"{alignment['accepted']} iteration{plural} of alignment on AI feedback (RLAIF-V, DPO)"
-        )
-        # A pass measures before and after itself, with the settings of its own gate.
-        before, evaluated = alignment["before"]["modes"], EvalConfig(**alignment["asked"])
-    # As JSON: people paste these into requests.
-    requests = [
-        [mode, *(json.dumps(fields[column]) for column in _COLUMNS)]
-        for mode, fields in facts.requests.items()
-    ]
-    results: list[list[str]] = []
-    for mode, figures in facts.after.items():
-        at_first = _accuracy(before[mode]) if mode in before else ""
-        length = [f"{figures['tokens_mean']:.1f}", f"{figures['truncated']:.1%}"]
-        results.append([mode, at_first, _accuracy(figures), *length])
-    proof = [
-        [mode, p.prompts, p.tokens, f"{p.max_difference:.1e}", f"{p.greedy_gap:.1e}"]
-        for mode, p in facts.proof.items()
-    ]
+    step, results, hallucination = _measured(config, run, checkpoint)
+    alignment = progress.get("align")
+    requests = {mode: request_fields(settings) for mode, settings in config.modes.items()}
+    # A run writes the versions that trained it when it ends.
+    trained_with = {}
+    if run.summary_path.is_file():
+        trained_with = json.loads(run.summary_path.read_text(encoding="utf-8"))["versions"]
+    text = _TEMPLATES.get_template("card.md.j2").render(
+        name=name,
+        config=config,
+        config_text=run.config_path.read_text(encoding="utf-8"),
+        data=data.to_yaml(),
+        step=step,
+        alignment=alignment,
+        trained_tokens=progress["progress"]["trained_tokens"],
+        trained_with=trained_with,
+        exported_with=versions,
+        # A pass measures with the settings of its own gate.
+        evaluated=EvalConfig(**alignment["asked"]) if alignment else config.eval,
+        command=serve_command(config, name, checkpoint.path / "model"),
+        requests=requests,
+        default_mode=default_mode(config.modes),
+        columns=_COLUMNS,
+        # As JSON: people paste these into requests.
+        request_rows=[
+            [mode, *(json.dumps(fields[column]) for column in _COLUMNS)]
+            for mode, fields in requests.items()
+        ],
+        results=results,
+        hallucination=hallucination,
+        proof=[
+            [mode, p.prompts, p.tokens, f"{p.max_difference:.1e}", f"{p.greedy_gap:.1e}"]
+            for mode, p in proof.items()
+        ],
+    )
+    # It reads the front matter back, as the hub will.
+    return str(ModelCard(text))
+
+
+def _measured(
+    config: Config, run: RunDirectory, checkpoint: Checkpoint
+) -> tuple[int, list[list[str]], list[list[str]]]:
+    """The RL steps behind a checkpoint, its table of accuracies, and that of hallucinations."""
+    alignment = checkpoint.progress.get("align")
     hallucination: list[list[str]] = []
-    if alignment is not None:
+    # Held-out figures by mode, named as the fields of rl/evaluate/evaluation.py:ModeResult.
+    if alignment is None:
+        step, before = checkpoint.step, checkpoint.progress["before"]
+        logged = read_metrics(run.metrics_path).get(step, {})
+        after = {
+            mode: {k.removeprefix(prefix): v for k, v in logged.items() if k.startswith(prefix)}
+            for mode in config.modes
+            if (prefix := f"eval/{mode}/")
+        }
+    else:
+        # The steps of a pass are its iterations; the card tells how far RL went before them.
+        step = alignment["origin"].get("step", 0)
+        # A pass measures before and after itself.
+        before, after = (alignment[when]["modes"] for when in ("before", "after"))
         first, last = (alignment[when]["hallucination"] for when in ("before", "after"))
         # Every rate before and after the last iteration, of the modes that both measured.
         hallucination = [
@@ -97,39 +116,28 @@ def model_card(config: Config, config_text: str, facts: CardFacts) -> str:
             for mode in first
             if mode in last
         ]
-    text = _TEMPLATES.get_template("card.md.j2").render(
-        config=config,
-        config_text=config_text,
-        facts=facts,
-        data=data.to_yaml(),
-        trained=trained,
-        evaluated=evaluated,
-        command=serve_command(
-            facts.name, config.policy.dtype, facts.reasoning_parser, facts.engine
-        ),
-        columns=_COLUMNS,
-        requests=requests,
-        results=results,
-        hallucination=hallucination,
-        proof=proof,
-    )
-    # It reads the front matter back, as the hub will.
-    return str(ModelCard(text))
+    accuracies: list[list[str]] = []
+    for mode, figures in after.items():
+        # A mode has none where training did not evaluate at this step.
+        if figures:
+            at_first = _accuracy(before[mode]) if mode in before else ""
+            length = [f"{figures['tokens_mean']:.1f}", f"{figures['truncated']:.1%}"]
+            accuracies.append([mode, at_first, _accuracy(figures), *length])
+    return step, accuracies, hallucination
 
 
-def serve_command(
-    name: str, dtype: str, reasoning_parser: str | None, engine: Mapping[str, Any]
-) -> str:
+def serve_command(config: Config, name: str, model: Path) -> str:
     """Return the shell command that serves the directory `name` of the working directory.
 
-    engine: vLLM engine arguments without which the model is not served.
+    model: a directory with the same model.
     """
-    parser = f" --reasoning-parser {reasoning_parser}" if reasoning_parser else ""
+    is_parsed = any(mode.thinking for mode in config.modes.values())
+    parser = f" --reasoning-parser {REASONING_PARSER}" if is_parsed else ""
     # Left to itself vLLM computes float32 weights in half precision.
-    precision = f" --dtype {dtype}" if dtype == "float32" else ""
+    precision = " --dtype float32" if config.policy.dtype == "float32" else ""
     needed = "".join(
         f" --{key.replace('_', '-')} {shlex.quote(json.dumps(value))}"
-        for key, value in engine.items()
+        for key, value in serving_arguments(model).items()
     )
     return f"vllm serve {shlex.quote(f'./{name}')}{parser}{precision}{needed}"
 

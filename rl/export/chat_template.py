@@ -48,7 +48,8 @@ def serving_template(directory: Path, thinks_by_default: bool) -> str:
         "{% set enable_thinking = enable_thinking if enable_thinking is defined "
         f"and enable_thinking is not none else {default} %}}\n"
         + template.removesuffix("\n")
-        + f"{{{{ ({_literal(thinking)} if enable_thinking else {_literal(direct)}) "
+        # Python quotes these texts as Jinja does.
+        + f"{{{{ ({thinking!r} if enable_thinking else {direct!r}) "
         "if add_generation_prompt else '' }}"
     )
 
@@ -74,8 +75,3 @@ def _rendered(tokenizer: Any, **switch: bool) -> str:
         add_generation_prompt=True,
         **switch,
     )
-
-
-def _literal(text: str) -> str:
-    """A text of this module as a Jinja string."""
-    return "'" + text.replace("\n", "\\n") + "'"

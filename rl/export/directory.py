@@ -32,11 +32,28 @@ def write_serving_directory(
         if file.is_file():
             # The content alone: a checkpoint's weights may be closed to the user who serves them.
             shutil.copyfile(file, target / file.name)
-    _replace_chat_template(target, chat_template)
+    # Three places may hold a chat template, and readers differ in which they look at first. With
+    # the two others gone, none can serve a template that training did not use.
+    (target / "chat_template.json").unlink(missing_ok=True)
+    settings = _read_json(target / "tokenizer_config.json")
+    if settings.pop("chat_template", None) is not None:
+        _write_json(target / "tokenizer_config.json", settings)
+    (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     default = default_mode(modes)
-    _write_generation_config(target / "generation_config.json", modes[default])
-    settings = {name: request_fields(mode) for name, mode in modes.items()}
-    _write_json(target / MODES, {"default": default, "modes": settings})
+    # Of the base model's own settings only its special tokens stay: its temperature or top_k would
+    # be applied to every request that names none, which is not how the policy was trained.
+    stored = _read_json(target / "generation_config.json")
+    tokens = {key: value for key, value in stored.items() if key.endswith("_token_id")}
+    sampling = {
+        "do_sample": True,
+        "temperature": modes[default].temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "max_new_tokens": modes[default].max_tokens,
+    }
+    _write_json(target / "generation_config.json", tokens | sampling)
+    fields = {name: request_fields(mode) for name, mode in modes.items()}
+    _write_json(target / MODES, {"default": default, "modes": fields})
 
 
 def request_fields(mode: ModeConfig) -> dict[str, Any]:
@@ -49,33 +66,8 @@ def request_fields(mode: ModeConfig) -> dict[str, Any]:
     }
 
 
-def _replace_chat_template(target: Path, chat_template: str) -> None:
-    """Leave one chat template, in the file that comes first for transformers and vLLM."""
-    # Three places may hold one, and readers differ in which they look at first. With the two others
-    # gone, none can serve a template that training did not use.
-    (target / "chat_template.json").unlink(missing_ok=True)
-    tokenizer_config = target / "tokenizer_config.json"
-    if tokenizer_config.is_file():
-        settings = json.loads(tokenizer_config.read_text(encoding="utf-8"))
-        if settings.pop("chat_template", None) is not None:
-            _write_json(tokenizer_config, settings)
-    (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-
-
-def _write_generation_config(path: Path, mode: ModeConfig) -> None:
-    """Sample as training did; of the base model's own settings only its special tokens stay."""
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    # Its temperature or top_k would be applied to every request that names none, which is not how
-    # the policy was trained.
-    tokens = {key: value for key, value in stored.items() if key.endswith("_token_id")}
-    sampling = {
-        "do_sample": True,
-        "temperature": mode.temperature,
-        "top_p": 1.0,
-        "top_k": 0,
-        "max_new_tokens": mode.max_tokens,
-    }
-    _write_json(path, tokens | sampling)
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

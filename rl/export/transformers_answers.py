@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from policy.models.checks import read_config
-from policy.models.family import VisualInputs, open_visual_inputs
+from policy.models.family import open_visual_inputs
 from policy.models.loading import DTYPES, auto_class
 from rl.config.data import SourceConfig
 from rl.loop.batching import reference_sample
@@ -24,12 +23,16 @@ class ScoredTokens:
 
     logprobs: tuple[float, ...]
     best: tuple[float, ...]
-    """Log-probability of the likeliest token at each place."""
+    """Log-probability of the likeliest token at each position."""
 
 
 @torch.inference_mode()
 def score_responses(
-    directory: Path, data: SourceConfig, dtype: str, on_gpu: bool, asked: Sequence[ReferenceRequest]
+    directory: Path,
+    data: SourceConfig,
+    dtype: str,
+    on_gpu: bool,
+    requests: Sequence[ReferenceRequest],
 ) -> list[ScoredTokens]:
     """Score each request's reference after its context, one sequence at a time and unpadded.
 
@@ -42,25 +45,24 @@ def score_responses(
     )
     model.to(device).eval()
     inputs = open_visual_inputs(directory, data)
+    scored = []
     # One at a time: padding changes the last digits, and this reading is what vLLM's is held
     # against.
-    return [_score(model, request, inputs) for request in asked]
-
-
-def _score(
-    model: PreTrainedModel, request: ReferenceRequest, inputs: VisualInputs | None
-) -> ScoredTokens:
-    context = request.context_token_ids
-    if inputs is not None:
-        context = inputs.expanded(context, request.prompt.media)
-    response, count = request.reference_token_ids, len(request.reference_token_ids)
-    ids = torch.tensor([[*context, *response]])  # [1, L]
-    visual = inputs([reference_sample(request, context)], ids) if inputs is not None else None
-    seen = {} if visual is None else visual.arguments(model.device, model.dtype)
-    ids = ids.to(model.device)
-    # The position before each response token predicts it.
-    logits = model(input_ids=ids, logits_to_keep=count + 1, **seen).logits[0, :-1]  # [count, V]
-    # In float32, as vLLM computes them too: rounding to bfloat16 would be a difference of its own.
-    table = torch.log_softmax(logits.float(), dim=-1)  # [count, V]
-    chosen = table.gather(1, ids[0, -count:, None])[:, 0]  # [count]
-    return ScoredTokens(tuple(chosen.tolist()), tuple(table.max(dim=-1).values.tolist()))
+    for request in requests:
+        context, response = request.context_token_ids, request.reference_token_ids
+        if inputs is not None:
+            context = inputs.expanded(context, request.prompt.media)
+        ids = torch.tensor([[*context, *response]])  # [1, L]
+        visual = inputs([reference_sample(request, context)], ids) if inputs is not None else None
+        seen = {} if visual is None else visual.arguments(device, model.dtype)
+        ids = ids.to(device)
+        # The position before each response token predicts it.
+        kept = len(response) + 1
+        logits = model(input_ids=ids, logits_to_keep=kept, **seen).logits[0, :-1]  # [T, V]
+        # In float32, as vLLM computes them too: rounding to bfloat16 would be a difference of its
+        # own.
+        table = torch.log_softmax(logits.float(), dim=-1)  # [T, V]
+        chosen = table.gather(1, ids[0, -len(response) :, None])[:, 0]  # [T]
+        best = table.max(dim=-1).values  # [T]
+        scored.append(ScoredTokens(tuple(chosen.tolist()), tuple(best.tolist())))
+    return scored

@@ -24,10 +24,6 @@ from rl.system.engine_environment import engine_environment
 _SHOWN_OUTPUT = 2000
 
 
-class PlainEngineFailed(RuntimeError):
-    """vLLM did not start on the directory, or did not answer in time."""
-
-
 @dataclass(frozen=True)
 class Question:
     messages: Sequence[Mapping[str, Any]]
@@ -46,35 +42,27 @@ class PlainResponse:
     """Of each sampled token at temperature 1, whatever the question's temperature."""
 
 
-@dataclass(frozen=True)
-class PlainEngine:
-    """Where and how the engine runs."""
+def ask_vllm(
+    arguments: Mapping[str, Any],
+    questions: Sequence[Question],
+    cpus: float,
+    on_gpu: bool,
+    deadline_s: float,
+) -> list[PlainResponse]:
+    """Start vLLM, have it answer the questions in their order, and end it.
 
-    arguments: Mapping[str, Any]
-    """vLLM engine arguments, `model` among them."""
-    cpus: float
-    on_gpu: bool
-    deadline_s: float
-    """For start and all answers together."""
-
-    def ask(self, questions: Sequence[Question]) -> list[PlainResponse]:
-        """Answer the questions, in their order; raises PlainEngineFailed."""
-        with tempfile.TemporaryDirectory(prefix="plain-engine-") as folder:
-            job, answers = Path(folder) / "job.json", Path(folder) / "answers.json"
-            listed = [asdict(question) for question in questions]
-            job.write_text(json.dumps({"engine": dict(self.arguments), "questions": listed}))
-            self._run(job, answers, Path(folder) / "output.txt")
-            answered = json.loads(answers.read_text())
-        return [PlainResponse(*map(tuple, fields)) for fields in answered]
-
-    def _run(self, job: Path, answers: Path, output: Path) -> None:
-        environment = os.environ | engine_environment(self.cpus, self.on_gpu)
-        command = [sys.executable, "-m", "rl.export.vllm_answers", str(job), str(answers)]
+    arguments: vLLM engine arguments, `model` among them. deadline_s: for start and all answers
+    together. Raises ValueError if vLLM does not start, or does not answer in time.
+    """
+    with tempfile.TemporaryDirectory(prefix="plain-engine-") as folder:
+        job, answers, output = (Path(folder) / name for name in ("job", "answers", "output"))
+        listed = [asdict(question) for question in questions]
+        job.write_text(json.dumps({"engine": dict(arguments), "questions": listed}))
         # Into a file: a full pipe that nobody reads would stop vLLM while it logs.
         with output.open("wb") as file:
             process = subprocess.Popen(
-                command,
-                env=environment,
+                [sys.executable, "-m", "rl.export.vllm_answers", str(job), str(answers)],
+                env=os.environ | engine_environment(cpus, on_gpu),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -82,9 +70,8 @@ class PlainEngine:
             )
         code = None
         try:
-            code = process.wait(self.deadline_s)
-        except subprocess.TimeoutExpired:
-            pass
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(deadline_s)
         finally:
             # vLLM starts processes of its own, which outlive the first one; together they are a
             # group. What is left of it is killed also where this process is interrupted.
@@ -93,12 +80,15 @@ class PlainEngine:
             process.wait()
         tail = output.read_text(encoding="utf-8", errors="replace")[-_SHOWN_OUTPUT:].strip()
         if code is None:
-            raise PlainEngineFailed(
-                f"vLLM did not answer within {self.deadline_s:g} s; raise "
+            raise ValueError(
+                f"nothing was exported: vLLM did not answer within {deadline_s:g} s; raise "
                 f"rollout.start_timeout_s, or see what it was doing: {tail}"
             )
         if code != 0:
-            raise PlainEngineFailed(f"vLLM could not answer from the directory: {tail}")
+            raise ValueError(
+                f"nothing was exported: vLLM could not answer from the directory: {tail}"
+            )
+        return [PlainResponse(*map(tuple, fields)) for fields in json.loads(answers.read_text())]
 
 
 def main(job: Path, answers: Path) -> None:
@@ -111,30 +101,25 @@ def main(job: Path, answers: Path) -> None:
     llm: Any = LLM(**asked["engine"])
     answered: dict[int, list[list[Any]]] = {}
     # A batch has one set of template arguments, so the modes are asked one after the other.
-    for thinking in (False, True):
-        numbers = [number for number, q in enumerate(questions) if q.thinking == thinking]
-        if not numbers:
-            continue
+    for thinking in {question.thinking for question in questions}:
+        batch = {number: q for number, q in enumerate(questions) if q.thinking == thinking}
+        parameters = [
+            # The sampled token alone, without the likeliest ones.
+            SamplingParams(
+                max_tokens=q.max_tokens, temperature=q.temperature, logprobs=0, flat_logprobs=True
+            )
+            for q in batch.values()
+        ]
         outputs = llm.chat(
-            [list(questions[number].messages) for number in numbers],
-            [
-                SamplingParams(
-                    max_tokens=questions[number].max_tokens,
-                    temperature=questions[number].temperature,
-                    # The sampled token alone, without the likeliest ones.
-                    logprobs=0,
-                    flat_logprobs=True,
-                )
-                for number in numbers
-            ],
+            [list(q.messages) for q in batch.values()],
+            parameters,
             chat_template_kwargs={"enable_thinking": thinking},
             use_tqdm=False,
         )
-        for number, output in zip(numbers, outputs, strict=True):
+        for number, output in zip(batch, outputs, strict=True):
             response: Any = output.outputs[0]
-            prompt_token_ids = list(output.prompt_token_ids or ())
             logprobs = list(response.logprobs.logprobs)
-            answered[number] = [prompt_token_ids, list(response.token_ids), logprobs]
+            answered[number] = [list(output.prompt_token_ids), list(response.token_ids), logprobs]
     answers.write_text(json.dumps([answered[number] for number in range(len(questions))]))
 
 

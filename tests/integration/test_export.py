@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from policy.builtin.text_policy import ensure_tiny_policy
 from rl.config.data import SourceConfig
 from rl.config.recipe import dump, load
-from rl.config.run import Config
 from rl.export import __main__ as export
-from rl.export import checkpoint as export_stages
+from rl.export import directory as serving
+from rl.export import proof as proving
 from rl.export.proof import PROOF_PROMPTS, ModeProof
 from rl.export.transformers_answers import score_responses
 from rl.loop.stages import Prompt, ReferenceRequest
@@ -123,13 +123,13 @@ def test_an_export_has_the_learners_logprobs(trained, kind, tmp_path):
 
 def test_what_vllm_serves_is_proven_against_the_checkpoint(trained, tmp_path, monkeypatch):
     proofs: dict[str, ModeProof] = {}
-    require_equal = export_stages.require_equal
+    require_equal = proving.require_equal
 
     def kept(proof: Mapping[str, ModeProof], tolerance: float) -> None:
         proofs.update(proof)
         require_equal(proof, tolerance)
 
-    monkeypatch.setattr(export_stages, "require_equal", kept)
+    monkeypatch.setattr(proving, "require_equal", kept)
     out = tmp_path / "out"
     run = trained["lora_on_two_zero_3_ranks"]
     assert export.main([f"run={run.root}", f"out={out}"]) == 0
@@ -147,16 +147,16 @@ def test_what_vllm_serves_is_proven_against_the_checkpoint(trained, tmp_path, mo
 @pytest.mark.slow
 def test_an_export_damaged_before_its_proof_is_refused(trained, tmp_path, monkeypatch, capsys):
     """One tensor is two per cent larger: the file is whole, and vLLM serves it."""
-    write = export_stages.write_model
+    write = serving.write_serving_directory
 
-    def write_and_damage(config: Config, checkpoint: Any, directory: Path) -> None:
-        write(config, checkpoint, directory)
+    def write_and_damage(source: Path, directory: Path, template: str, modes: Any) -> None:
+        write(source, directory, template, modes)
         weights = load_file(directory / "model.safetensors")
         name = "model.layers.1.self_attn.o_proj.weight"
         weights[name] = 1.02 * weights[name]
         save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
-    monkeypatch.setattr(export_stages, "write_model", write_and_damage)
+    monkeypatch.setattr(serving, "write_serving_directory", write_and_damage)
     out = tmp_path / "out"
     assert export.main([f"run={trained['zero_0'].root}", f"out={out}"]) == 2
     error = capsys.readouterr().err

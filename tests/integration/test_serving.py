@@ -26,7 +26,6 @@ from rl.config.recipe import load
 from rl.config.run import Config
 from rl.export.card import serve_command
 from rl.export.chat_template import serving_template
-from rl.export.checkpoint import REASONING_PARSER
 from rl.export.directory import write_serving_directory
 from rl.loop.stages import Prompt, split_response
 from rl.run.files import stack_versions
@@ -105,7 +104,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def start_server(directory: Path, output: Path) -> tuple[subprocess.Popen[bytes], int]:
     """The card's own command, on a free port of this machine, in a process group of its own."""
-    program, *arguments = serve_command(directory.name, "float32", REASONING_PARSER, {}).split()
+    config = load(SETTINGS).config
+    program, *arguments = serve_command(config, directory.name, directory).split()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
