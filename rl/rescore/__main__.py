@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from rich.console import Console
 
 from rewards.text.plugins import with_checked_plugins
@@ -33,23 +33,13 @@ class RescoreKeys(Keys):
     config: OptionalRecipeName = None
     scale: ScaleName = None
 
-    @model_validator(mode="after")
-    def _keep_the_ledger(self) -> RescoreKeys:
-        # The ledger is the only record of what was sampled, and nothing may write over it.
-        ledger = RunDirectory(self.run).ledger_path
-        if self.out is not None and self.out.resolve() == ledger.resolve():
-            raise ValueError(f"out={self.out} is the ledger itself; name another directory")
-        return self
-
 
 async def compare(keys: RescoreKeys) -> None:
-    # Imported here, so that help is answered before pandas loads.
-    from rl.rescore.replay import rescore
-    from rl.rescore.study import alarms, as_table, changes, sign_flips
-
-    console = Console(stderr=True)
     directory = RunDirectory(keys.run)
     out = keys.out or directory.root / "rescored"
+    # The ledger is the only record of what was sampled, and nothing may write over it.
+    if out.resolve() == directory.ledger_path.resolve():
+        raise ValueError(f"out={out} is the ledger itself; name another directory")
     stored = load_over(directory.config_path, "reward", [])
     config = load_over(directory.config_path, "reward", keys.settings)
     reward = with_checked_plugins(config.reward)
@@ -57,13 +47,17 @@ async def compare(keys: RescoreKeys) -> None:
     paths = sorted(directory.ledger_path.glob("step_*.parquet"))
     if not paths:
         raise ValueError(f"{directory.ledger_path} holds no step_*.parquet; was log.ledger on?")
-    old, new = await rescore(paths, stored, config, out, console)
-    Console().print(as_table(changes(old, new)))
-    for mode, share in sign_flips(old, new).items():
-        Console().print(f"{mode}: {share:.1%} of the advantages change their sign")
-    weights = {mode: config.reward.weights_for("", "", mode) for mode in config.modes}
-    for sentence in alarms(new, weights):
-        Console().print(f"[bold red]alarm[/] {sentence}")
+    # They load pandas, for which help and what is refused above do not wait.
+    from rl.rescore import replay, study
+
+    console, screen = Console(stderr=True), Console()
+    old, new = await replay.rescore(paths, stored, config, out, console)
+    screen.print(study.as_table(study.changes(old, new)))
+    for mode, share in study.sign_flips(old, new).items():
+        screen.print(f"{mode}: {share:.1%} of the advantages change their sign")
+    weights = {mode: reward.weights_for("", "", mode) for mode in config.modes}
+    for sentence in study.alarms(new, weights):
+        screen.print(f"[bold red]alarm[/] {sentence}")
     console.print(f"{len(new)} scores written to {out}")
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
+from policy.builtin.names import builtin_reward_model
+from policy.models.cache import find_model
 from rewards.composition import Accuracy, Preference
-from rewards.preference.preference import PreferenceInput
-from rewards.preference.reward_model import RewardModel
+from rewards.preference.preference import PreferenceInput, PreferenceModel
 from rewards.probability import probability_accuracy, unanswered
 from rewards.service import PreferredAnswers, RewardService, TextSource
 from rewards.text.text_rewards import TextRewards
@@ -46,22 +49,19 @@ async def rescore(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score every step anew and write it under `out`; returns the old and the new numbers."""
     model = _preference_model(stored.reward, config.reward)
-    text = TextRewards(config.reward, config.modes)
     was, would_be = [], []
-    try:
+    with closing(TextRewards(config.reward, config.modes)) as text:
         for path in track(paths, "rescoring", console=console, transient=True):
             old = read_rows(path)
-            new = await rescored(old, config, text, model)
+            new = await _rescored(old, config, text, model)
             write_step(out, old[0].step, new)
             # Only numbers are kept of each step: the texts of a long run would not fit into memory.
             was.append(scores_of(old))
             would_be.append(scores_of(new))
-    finally:
-        text.close()
     return pd.concat(was, ignore_index=True), pd.concat(would_be, ignore_index=True)
 
 
-def _preference_model(stored: RewardConfig, wanted: RewardConfig) -> RewardModel | None:
+def _preference_model(stored: RewardConfig, wanted: RewardConfig) -> PreferenceModel | None:
     """The reward model to ask, or None where the ledger has its scores."""
     before, after = stored.preference, wanted.preference
     if after is None or (before and (before.kind, before.model) == (after.kind, after.model)):
@@ -71,16 +71,25 @@ def _preference_model(stored: RewardConfig, wanted: RewardConfig) -> RewardModel
             f"the judge {after.model} is not what the run used, and a judge needs an engine; "
             "rescore with a classifier, or with reward.preference=null"
         )
-    # Imported here because it takes seconds, and the built-in models are rarely asked for.
-    from policy.builtin.names import builtin_reward_model
-    from policy.models.cache import find_model
-
     path = find_model(builtin_reward_model(after.model), "the preference model")
-    return RewardModel(path, after.dtype, "cpu")
+    return LoadedModel(path, after.dtype)
 
 
-async def rescored(
-    rows: Sequence[LedgerRow], config: Config, text: TextSource, model: RewardModel | None
+class LoadedModel:
+    """Implements rewards.preference.preference.PreferenceModel by a model in this process."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        # It loads torch, and most ledgers are scored again without a model.
+        from rewards.preference.reward_model import RewardModel
+
+        self._model = RewardModel(path, dtype, "cpu")
+
+    async def score(self, inputs: Sequence[PreferenceInput]) -> tuple[float | None, ...]:
+        return tuple(self._model.score(inputs))
+
+
+async def _rescored(
+    rows: Sequence[LedgerRow], config: Config, text: TextSource, model: PreferenceModel | None
 ) -> list[LedgerRow]:
     """Return the rows of one step with new scores and advantages.
 
@@ -92,30 +101,29 @@ async def rescored(
     recorded = RecordedScores(groups, reward.probability)
     preference = None
     if reward.preference is not None:
-        preference = recorded if model is None else PreferredAnswers(LoadedModel(model))
+        preference = recorded if model is None else PreferredAnswers(model)
     service = RewardService(
         reward, config.modes, text, recorded if reward.probability else None, preference
     )
-    scored = await asyncio.gather(*(service.score(as_group(group)) for group in groups.values()))
+    scored = await asyncio.gather(*(service.score(_as_group(group)) for group in groups.values()))
     new = []
     for group, scores in zip(groups.values(), scored, strict=True):
         rewards = [score.reward for score in scores]
         advantages = group_advantages(rewards, config.algorithm.normalize_by_std)
         for row, score, advantage in zip(group, scores, advantages, strict=True):
-            new.append(
-                dataclasses.replace(
-                    row,
-                    reward=score.reward,
-                    parts=score.parts,
-                    route=str(score.route or ""),
-                    failure=str(score.failure) if score.failure else None,
-                    claimed=score.claimed.text if score.claimed else None,
-                    claimed_how=score.claimed.how if score.claimed else None,
-                    why=score.claimed.why if score.claimed else None,
-                    preference_answer=score.preference_answer,
-                    advantage=advantage,
-                )
+            changed = dataclasses.replace(
+                row,
+                reward=score.reward,
+                parts=score.parts,
+                route=str(score.route or ""),
+                failure=str(score.failure) if score.failure else None,
+                claimed=score.claimed.text if score.claimed else None,
+                claimed_how=score.claimed.how if score.claimed else None,
+                why=score.claimed.why if score.claimed else None,
+                preference_answer=score.preference_answer,
+                advantage=advantage,
             )
+            new.append(changed)
     return new
 
 
@@ -123,65 +131,53 @@ class RecordedScores:
     """Implements rewards.service.ProbabilitySource and PreferenceSource from ledger rows."""
 
     def __init__(
-        self, rows: dict[str, list[LedgerRow]], probability: ProbabilityConfig | None
+        self, rows: Mapping[str, Sequence[LedgerRow]], probability: ProbabilityConfig | None
     ) -> None:
         """rows: by group."""
         self._rows = rows
         self._probability = probability
 
     async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
-        rows = self._rows[group.request.group_id]
-        return [
-            self._accuracy(row, trajectory, thinking)
-            for row, trajectory in zip(rows, group.trajectories, strict=True)
-        ]
+        assert self._probability is not None, "asked only where the reward is configured"
+        debias = thinking and self._probability.debias
+        accuracies = []
+        for row, trajectory in zip(
+            self._rows[group.request.group_id], group.trajectories, strict=True
+        ):
+            probability, baseline = row.parts.get("probability"), row.parts.get("baseline")
+            if invalid := unanswered(self._probability, trajectory, thinking):
+                accuracies.append(invalid)
+            # A run whose reward had no probability, or was not debiased, did not measure them.
+            elif probability is None or (debias and baseline is None):
+                failure = not_scorable("the ledger has no probability for it")
+                accuracies.append(Accuracy(None, Route(PROBABILITY), failure))
+            else:
+                accuracies.append(probability_accuracy(probability, baseline if debias else None))
+        return accuracies
 
     async def preferences(self, group: RolloutGroup) -> list[Preference]:
         rows = self._rows[group.request.group_id]
         return [Preference(row.preference_answer, row.parts.get("preference_raw")) for row in rows]
 
-    def _accuracy(self, row: LedgerRow, trajectory: Trajectory, thinking: bool) -> Accuracy:
-        assert self._probability is not None, "asked only where the reward is configured"
-        if invalid := unanswered(self._probability, trajectory, thinking):
-            return invalid
-        debias = thinking and self._probability.debias
-        probability, baseline = row.parts.get("probability"), row.parts.get("baseline")
-        if probability is None or (debias and baseline is None):
-            failure = not_scorable("the ledger has no probability for it")
-            return Accuracy(None, Route(PROBABILITY), failure)
-        return probability_accuracy(probability, baseline if debias else None)
 
-
-class LoadedModel:
-    """Implements rewards.preference.preference.PreferenceModel by a model in this process."""
-
-    def __init__(self, model: RewardModel) -> None:
-        self._model = model
-
-    async def score(self, inputs: Sequence[PreferenceInput]) -> tuple[float | None, ...]:
-        return tuple(self._model.score(inputs))
-
-
-def as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:
+def _as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:
     """The group as the reward service saw it, its tokens but for their number left out."""
     first = rows[0]
     messages = tuple(json.loads(first.messages))
     prompt = Prompt(first.prompt_id, messages, first.reference, first.task)
     request = RolloutRequest(first.group_id, prompt, first.mode, (0,), len(rows), 1, 1.0, None)
-    return RolloutGroup(request, tuple(_trajectory(row) for row in rows))
-
-
-def _trajectory(row: LedgerRow) -> Trajectory:
-    # One prompt token before the response: a trajectory never begins inside the loss.
-    length = row.num_tokens + 1
-    reason: FinishReason = row.finish_reason  # type: ignore[assignment]
-    return Trajectory(
-        token_ids=np.zeros(length, np.int32),
-        loss_mask=np.arange(length) > 0,
-        rollout_logprobs=np.zeros(length, np.float32),
-        versions=(row.first_version, row.last_version),
-        finish_reason=reason,
-        text=row.text,
-        reasoning=row.reasoning,
-        answer=row.answer,
-    )
+    trajectories = [
+        Trajectory(
+            # One prompt token before the response: a trajectory never begins inside the loss.
+            token_ids=np.zeros(1 + row.num_tokens, np.int32),
+            loss_mask=np.arange(1 + row.num_tokens) > 0,
+            rollout_logprobs=np.zeros(1 + row.num_tokens, np.float32),
+            versions=(row.first_version, row.last_version),
+            finish_reason=cast(FinishReason, row.finish_reason),
+            text=row.text,
+            reasoning=row.reasoning,
+            answer=row.answer,
+        )
+        for row in rows
+    ]
+    return RolloutGroup(request, tuple(trajectories))

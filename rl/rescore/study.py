@@ -64,8 +64,7 @@ def sign_flips(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, float]:
 def alarms(rows: pd.DataFrame, weights: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Sentences that name what alone explains a mode's reward within its groups.
 
-    weights: of the parts, by mode. Accuracy is what a reward should be made of: where it explains
-    the reward, a part that agrees with it raises no alarm.
+    weights: of the parts, by mode.
     """
     sentences = []
     for mode, of_mode in rows.dropna(subset="reward").groupby("mode", sort=False):
@@ -82,15 +81,15 @@ def alarms(rows: pd.DataFrame, weights: Mapping[str, Mapping[str, float]]) -> li
         scale = (centred**2).sum(axis=0) * (reward @ reward)
         shares = (reward @ centred) ** 2 / np.where(scale > 0, scale, np.inf)
         explained = dict(zip(names, shares.tolist(), strict=True))
-        for part, weight in parts.items():
-            is_suspect = part != "accuracy" and weight != 0
-            if not is_suspect or explained["accuracy"] >= EXPLAINED_BY_PART:
-                continue
-            if explained[part] >= EXPLAINED_BY_PART:
-                sentences.append(
-                    f"{mode}: {part} alone explains {explained[part]:.0%} of the reward within "
-                    f"groups; lower reward.weights.{part}, or see why accuracy does not vary"
-                )
+        # Accuracy is what a reward should be made of: where it explains the reward, a part that
+        # agrees with it raises no alarm.
+        if explained["accuracy"] < EXPLAINED_BY_PART:
+            sentences += [
+                f"{mode}: {part} alone explains {explained[part]:.0%} of the reward within "
+                f"groups; lower reward.weights.{part}, or see why accuracy does not vary"
+                for part, weight in parts.items()
+                if part != "accuracy" and weight != 0 and explained[part] >= EXPLAINED_BY_PART
+            ]
         if explained["num_tokens"] >= EXPLAINED_BY_LENGTH:
             sentences.append(
                 f"{mode}: the length alone explains {explained['num_tokens']:.0%} of the reward "
@@ -103,9 +102,7 @@ def as_table(changed: pd.DataFrame) -> Table:
     table = Table(title="mean over the ledger, as it was and as it would be")
     for column in ("mode", "part", "was", "would be", "differs"):
         table.add_column(column, justify="left" if column in ("mode", "part") else "right")
-    for (mode, name), (was, would_be, differs) in zip(
-        changed.index, changed.to_numpy(), strict=True
-    ):
-        means = ("-" if math.isnan(mean) else f"{mean:.4f}" for mean in (was, would_be))
-        table.add_row(mode, name, *means, f"{differs:.1%}")
+    for (mode, name), *means, differs in changed.itertuples(name=None):
+        shown = ("-" if math.isnan(mean) else f"{mean:.4f}" for mean in means)
+        table.add_row(mode, name, *shown, f"{differs:.1%}")
     return table
