@@ -243,18 +243,12 @@ async def _complete(
         if not is_asked and not (has_reference and unscored(by)):
             continue
         async with model.open() as session:
-            encode, scorer = session.encode, session.scorer
+            encode, sampler, scorer = session.encode, session.sampler, session.scorer
             if is_asked:
+                before, scores = known.values(), has_reference
                 with progress(wanted, known, directory.add, console) as keep:
                     await evaluate(
-                        config,
-                        encode,
-                        session.sampler,
-                        scorer,
-                        prompts,
-                        known.values(),
-                        keep,
-                        token_ids=has_reference,
+                        config, encode, sampler, scorer, prompts, before, keep, token_ids=scores
                     )
             if session.responses is None or not (responses := unscored(by)):
                 continue
@@ -295,11 +289,9 @@ def progress(
         yield keep
 
 
-def as_table(
-    title: str, results: Mapping[str, ModeResult], best: Mapping[str, BestOf] | None = None
-) -> Table:
+def as_table(title: str, results: Mapping[str, ModeResult], best: Mapping[str, BestOf]) -> Table:
     """A column per mode, side by side. best: of every mode, where there is a reference."""
-    shown, chosen = list(results.values()), list((best or {}).values())
+    shown, chosen = list(results.values()), list(best.values())
     first = shown[0]
     table = Table(title=title, title_justify="left")
     table.add_column(f"{first.count} prompts")

@@ -94,12 +94,9 @@ def open_evaluation(
     ):
         directory = EvaluationDirectory(root, samples, logprobs)
         if directory.samples:
-            if not stored.is_file():
-                raise ValueError(
-                    f"{root} has samples but no {stored.name}; name another directory with out=DIR"
-                )
             owned.refuse_other_settings(
-                json.loads(stored.read_text(encoding="utf-8")),
+                # Samples whose settings were lost may be of any.
+                json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {},
                 # As they come back from JSON, where a tuple is a list.
                 json.loads(json.dumps(settings)),
                 content="has samples of other settings",
@@ -117,8 +114,7 @@ def label(
     has_own_data: whether other data than the run's own are asked, whose name it then has.
     reference: what a best-of compares with.
 
-    Example: label("step_000120", Config(..., eval=EvalConfig(temperature=0)), "heldout", False,
-             None) == "step_000120_heldout_greedy"
+    Example: step_000120_heldout_greedy
     """
     data, settings = config.data, config.eval
     parts = [policy]

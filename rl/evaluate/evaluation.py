@@ -186,59 +186,51 @@ async def evaluate(
     samples = answered_before(wanted, known)
 
     async def ask(question: Question) -> None:
-        sample = await _answer(config, encode, sampler, scorer, question, token_ids)
+        mode, number = question.mode, question.sample
+        # It decides the seed. The first sample's has no number, so that the first response to a
+        # prompt is the same as in training's own evaluation, whatever eval.samples is.
+        group_id = f"eval/{mode}/{question.index}" + (f"/{number}" if number else "")
+        request = RolloutRequest(
+            group_id=group_id,
+            prompt=question.prompt,
+            mode=mode,
+            prompt_token_ids=encode(question.prompt, mode),
+            # One request per response rather than one of n: a killed evaluation then goes on at the
+            # response it stopped at, and each response has a seed of its own.
+            n=1,
+            max_tokens=config.modes[mode].max_tokens,
+            temperature=config.eval.temperature,
+            top_p=config.eval.top_p,
+            seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
+        )
+        try:
+            group = await sampler.generate(request)
+        except GenerationFailed as failed:
+            # It counts as a wrong answer to this prompt, and the other prompts are asked all the
+            # same.
+            sample = Sample(*question.key, failure=str(failed), asked=question.digest)
+        else:
+            (trajectory,), (score,) = group.trajectories, await scorer.score(group)
+            sampled = tuple(trajectory.response_token_ids.tolist())
+            sample = Sample(
+                *question.key,
+                text=trajectory.text,
+                reasoning=trajectory.reasoning,
+                answer=trajectory.answer,
+                tokens=trajectory.num_response_tokens,
+                finish_reason=trajectory.finish_reason,
+                accuracy=score.parts.get("accuracy"),
+                route=str(score.route or ""),
+                failure=str(score.failure) if score.failure else None,
+                leak=score.parts.get("leak"),
+                asked=question.digest,
+                token_ids=sampled if token_ids else None,
+            )
         samples[question.key] = sample
         keep(sample)
 
     await for_each(config, [q for q in wanted if q.key not in samples], ask)
     return figures(wanted, samples)
-
-
-async def _answer(
-    config: Config,
-    encode: Encode,
-    sampler: Sampler,
-    scorer: Scorer,
-    question: Question,
-    token_ids: bool,
-) -> Sample:
-    mode = question.mode
-    # It decides the seed. The first sample's has no number, so that the first response to a prompt
-    # is the same as in training's own evaluation, whatever eval.samples is.
-    group_id = f"eval/{mode}/{question.index}" + (f"/{question.sample}" if question.sample else "")
-    request = RolloutRequest(
-        group_id=group_id,
-        prompt=question.prompt,
-        mode=mode,
-        prompt_token_ids=encode(question.prompt, mode),
-        # One request per response rather than one of n: a killed evaluation then goes on at the
-        # response it stopped at, and each response has a seed of its own.
-        n=1,
-        max_tokens=config.modes[mode].max_tokens,
-        temperature=config.eval.temperature,
-        top_p=config.eval.top_p,
-        seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
-    )
-    try:
-        group = await sampler.generate(request)
-    except GenerationFailed as failure:
-        # It counts as a wrong answer of this prompt, and the other prompts are asked all the same.
-        return Sample(*question.key, failure=str(failure), asked=question.digest)
-    (trajectory,), (score,) = group.trajectories, await scorer.score(group)
-    return Sample(
-        *question.key,
-        text=trajectory.text,
-        reasoning=trajectory.reasoning,
-        answer=trajectory.answer,
-        tokens=trajectory.num_response_tokens,
-        finish_reason=trajectory.finish_reason,
-        accuracy=score.parts.get("accuracy"),
-        route=str(score.route or ""),
-        failure=str(score.failure) if score.failure else None,
-        leak=score.parts.get("leak"),
-        asked=question.digest,
-        token_ids=tuple(trajectory.response_token_ids.tolist()) if token_ids else None,
-    )
 
 
 async def score_responses(

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from rewards.composition import Accuracy
 from rewards.service import RewardService, accuracy_route
 from rewards.text.plugins import with_checked_plugins
 from rewards.text.text_rewards import TextRewards
-from rl.assembly import RunInputs, gather_inputs, open_engines, resolve_reference
+from rl.assembly import gather_inputs, open_engines, resolve_reference
 from rl.config.run import Config
 from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.families import vision_family
@@ -83,7 +82,18 @@ def engine_sources(
         config = config.model_copy(update={"policy": settings})
     # An evaluation measures accuracy; the preference model would take a GPU and change no figure.
     inputs = gather_inputs(config.without_preference())
-    scores = reference is not None
+
+    @asynccontextmanager
+    async def engines(
+        model: Path, scorer_state: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Session]:
+        scores = reference is not None
+        async with open_engines(
+            inputs, note, model, scorer_state, scores_responses=scores
+        ) as services:
+            responses = services.engine if scores else None
+            yield Session(inputs.encode, services.engine, services.scorer, responses)
+
     if isinstance(policy, str):
         model, scorer_state = inputs.model, None
         name, path = f"model_{Path(policy).resolve().name}", policy
@@ -94,8 +104,9 @@ def engine_sources(
         # The manifest holds the digest of every file, so it tells these weights from all others.
         manifest = (policy.path / MANIFEST).read_text(encoding="utf-8")
         identity = {"kind": "checkpoint", "step": policy.step, "weights": stamp(manifest)}
-    opened = partial(_open_engines, inputs, model, note, scores, scorer_state)
-    sources: dict[By, Source] = {"policy": Source(name, path, identity, opened)}
+    sources: dict[By, Source] = {
+        "policy": Source(name, path, identity, lambda: engines(model, scorer_state))
+    }
     if reference is not None:
         _refuse_no_model("reference", reference)
         try:
@@ -104,8 +115,7 @@ def engine_sources(
         except ValueError as error:
             raise ValueError(f"reference={reference} cannot be compared with: {error}") from error
         name, identity = Path(reference).resolve().name, {"weights": stamp_of_model(directory)}
-        opened = partial(_open_engines, inputs, directory, note, scores)
-        sources["reference"] = Source(name, reference, identity, opened)
+        sources["reference"] = Source(name, reference, identity, lambda: engines(directory))
     return prompts_of(inputs.stream, split, config.eval.prompts), sources
 
 
@@ -145,22 +155,6 @@ def _refuse_incomparable(policy: Path, reference: Path) -> None:
         )
 
 
-@asynccontextmanager
-async def _open_engines(
-    inputs: RunInputs,
-    model: Path,
-    note: Note,
-    scores_responses: bool,
-    scorer_state: Mapping[str, Any] | None = None,
-) -> AsyncIterator[Session]:
-    """The run's own engines and reward service, with these weights."""
-    async with open_engines(
-        inputs, note, model, scorer_state, scores_responses=scores_responses
-    ) as services:
-        responses = services.engine if scores_responses else None
-        yield Session(inputs.encode, services.engine, services.scorer, responses)
-
-
 async def endpoint_sources(
     config: Config, split: str, url: str, served_name: str | None, note: Note
 ) -> Sources:
@@ -195,20 +189,20 @@ async def endpoint_sources(
     max_tokens = max(mode.max_tokens for mode in config.modes.values())
     name = await served_model(url, served_name, max_tokens)
     identity = {"kind": "endpoint", "step": None, "url": url, "served_name": name}
-    opened = partial(_open_server, config, url, name)
-    return prompts, {"policy": Source(f"endpoint_{Path(name).name}", url, identity, opened)}
 
+    @asynccontextmanager
+    async def server() -> AsyncIterator[Session]:
+        reward, modes, media = config.reward, config.modes, MediaStore(config.data)
+        thinking = {mode: settings.thinking for mode, settings in modes.items()}
+        with closing(TextRewards(reward, modes)) as text:
+            probability = NoProbability() if reward.probability else None
+            scorer = RewardService(reward, modes, text, probability)
+            deadline_s = config.rollout.group_timeout_s
+            async with open_endpoint(url, name, thinking, deadline_s, media) as endpoint:
+                # A server renders the chat itself, so there are no prompt tokens to give it.
+                yield Session(lambda prompt, mode: (), endpoint, scorer)
 
-@asynccontextmanager
-async def _open_server(config: Config, url: str, name: str) -> AsyncIterator[Session]:
-    reward, modes = config.reward, config.modes
-    thinking = {name: mode.thinking for name, mode in modes.items()}
-    deadline_s, media = config.rollout.group_timeout_s, MediaStore(config.data)
-    with closing(TextRewards(reward, modes)) as text:
-        scorer = RewardService(reward, modes, text, NoProbability() if reward.probability else None)
-        async with open_endpoint(url, name, thinking, deadline_s, media) as endpoint:
-            # A server renders the chat itself, so there are no prompt tokens to give it.
-            yield Session(lambda prompt, mode: (), endpoint, scorer)
+    return prompts, {"policy": Source(f"endpoint_{Path(name).name}", url, identity, server)}
 
 
 class NoProbability:

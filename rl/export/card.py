@@ -25,7 +25,6 @@ REASONING_PARSER = "qwen3"
 without it all is content."""
 # What card.md.j2 has columns for, in this order.
 _RATES = (("wrong_claims", ".3f"), ("wrong_responses", ".1%"), ("claims", ".3f"))
-_COLUMNS = ["chat_template_kwargs", "temperature", "top_p", "max_tokens"]
 
 
 def model_card(
@@ -72,12 +71,8 @@ def model_card(
         command=serve_command(config, name, checkpoint.path / "model"),
         requests=requests,
         default_mode=default_mode(config.modes),
-        columns=_COLUMNS,
         # As JSON: people paste these into requests.
-        request_rows=[
-            [mode, *(json.dumps(fields[column]) for column in _COLUMNS)]
-            for mode, fields in requests.items()
-        ],
+        request_rows=[[mode, *map(json.dumps, f.values())] for mode, f in requests.items()],
         results=results,
         hallucination=hallucination,
         proof=[
@@ -146,11 +141,7 @@ def _accuracy(figures: Mapping[str, float]) -> str:
     return f"{figures['accuracy']:.1%} ± {100 * figures['half_width']:.1f}"
 
 
-def _fence_length(text: str) -> int:
-    """Return how many backticks open a code block that no text inside can close."""
-    return max(3, 1 + max((len(ticks) for ticks in re.findall(r"`+", text)), default=0))
-
-
 _TEMPLATES = templates(Path(__file__).parent)
-_TEMPLATES.globals["fence_length"] = _fence_length
+# How many backticks open a code block that no text inside can close.
+_TEMPLATES.globals["fence_length"] = lambda text: max(3, 1 + max(map(len, re.findall("`*", text))))
 _TEMPLATES.filters["json"] = json.dumps

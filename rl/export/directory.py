@@ -16,8 +16,6 @@ from typing import Any
 
 from rl.config.rollout import ModeConfig
 
-MODES = "modes.json"
-
 
 def default_mode(modes: Mapping[str, ModeConfig]) -> str:
     """The mode of a request that names none: one that reasons, if any, with the largest budget."""
@@ -53,7 +51,7 @@ def write_serving_directory(
     }
     _write_json(target / "generation_config.json", tokens | sampling)
     fields = {name: request_fields(mode) for name, mode in modes.items()}
-    _write_json(target / MODES, {"default": default, "modes": fields})
+    _write_json(target / "modes.json", {"default": default, "modes": fields})
 
 
 def request_fields(mode: ModeConfig) -> dict[str, Any]:

@@ -79,15 +79,11 @@ def ask_vllm(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         tail = output.read_text(encoding="utf-8", errors="replace")[-_SHOWN_OUTPUT:].strip()
-        if code is None:
-            raise ValueError(
-                f"nothing was exported: vLLM did not answer within {deadline_s:g} s; raise "
-                f"rollout.start_timeout_s, or see what it was doing: {tail}"
-            )
         if code != 0:
-            raise ValueError(
-                f"nothing was exported: vLLM could not answer from the directory: {tail}"
-            )
+            why = "could not answer from the directory"
+            if code is None:
+                why = f"did not answer within {deadline_s:g} s; raise rollout.start_timeout_s"
+            raise ValueError(f"nothing was exported: vLLM {why}; it said last: {tail}")
         return [PlainResponse(*map(tuple, fields)) for fields in json.loads(answers.read_text())]
 
 

@@ -7,7 +7,6 @@ score of a preference model that stays the same.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -29,6 +28,7 @@ from rewards.service import PreferredAnswers, RewardService, TextSource
 from rewards.text.text_rewards import TextRewards
 from rl.config.reward import ProbabilityConfig, RewardConfig
 from rl.config.run import Config
+from rl.data.media.names import from_json
 from rl.loop.advantages import group_advantages
 from rl.loop.stages import (
     PROBABILITY,
@@ -37,11 +37,12 @@ from rl.loop.stages import (
     RolloutGroup,
     RolloutRequest,
     Route,
+    ScoredGroup,
     Trajectory,
     not_scorable,
 )
 from rl.rescore.study import scores_of
-from rl.run.ledger import LedgerRow, read_rows, write_step
+from rl.run.ledger import LedgerRow, ledger_rows, read_rows, write_step
 
 
 async def rescore(
@@ -105,26 +106,18 @@ async def _rescored(
     service = RewardService(
         reward, config.modes, text, recorded if reward.probability else None, preference
     )
-    scored = await asyncio.gather(*(service.score(_as_group(group)) for group in groups.values()))
-    new = []
-    for group, scores in zip(groups.values(), scored, strict=True):
-        rewards = [score.reward for score in scores]
-        advantages = group_advantages(rewards, config.algorithm.normalize_by_std)
-        for row, score, advantage in zip(group, scores, advantages, strict=True):
-            changed = dataclasses.replace(
-                row,
-                reward=score.reward,
-                parts=score.parts,
-                route=str(score.route or ""),
-                failure=str(score.failure) if score.failure else None,
-                claimed=score.claimed.text if score.claimed else None,
-                claimed_how=score.claimed.how if score.claimed else None,
-                why=score.claimed.why if score.claimed else None,
-                preference_answer=score.preference_answer,
-                advantage=advantage,
-            )
-            new.append(changed)
-    return new
+    sampled = [_as_group(group) for group in groups.values()]
+    scored = await asyncio.gather(*map(service.score, sampled))
+    return ledger_rows(
+        rows[0].step,
+        [ScoredGroup(group, scores) for group, scores in zip(sampled, scored, strict=True)],
+        [
+            group_advantages([score.reward for score in scores], config.algorithm.normalize_by_std)
+            for scores in scored
+        ],
+        # They compare the log-probabilities of weights that are gone.
+        [[row.mismatch for row in group] for group in groups.values()],
+    )
 
 
 class RecordedScores:
@@ -163,8 +156,13 @@ class RecordedScores:
 def _as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:
     """The group as the reward service saw it, its tokens but for their number left out."""
     first = rows[0]
-    messages = tuple(json.loads(first.messages))
-    prompt = Prompt(first.prompt_id, messages, first.reference, first.task)
+    prompt = Prompt(
+        id=first.prompt_id,
+        messages=tuple(json.loads(first.messages)),
+        reference=first.reference,
+        task=first.task,
+        media=from_json(first.media) if first.media else (),
+    )
     request = RolloutRequest(first.group_id, prompt, first.mode, (0,), len(rows), 1, 1.0, None)
     trajectories = [
         Trajectory(
@@ -180,4 +178,4 @@ def _as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:
         )
         for row in rows
     ]
-    return RolloutGroup(request, tuple(trajectories))
+    return RolloutGroup(request, tuple(trajectories), media_digests=first.media_digests)

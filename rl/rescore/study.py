@@ -56,9 +56,8 @@ def changes(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 def sign_flips(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, float]:
     """Share of each mode's trajectories that one scoring pushes up and the other down."""
-    pairs = pd.DataFrame({"mode": old["mode"], "product": old["advantage"] * new["advantage"]})
-    by_mode = pairs.dropna().groupby("mode", sort=False)["product"]
-    return {str(mode): float(np.mean(products.to_numpy() < 0)) for mode, products in by_mode}
+    products = (old["advantage"] * new["advantage"]).dropna()
+    return (products < 0).groupby(old["mode"], sort=False).mean().to_dict()
 
 
 def alarms(rows: pd.DataFrame, weights: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -72,15 +71,13 @@ def alarms(rows: pd.DataFrame, weights: Mapping[str, Mapping[str, float]]) -> li
         names = ["reward", "num_tokens", *parts]
         columns = of_mode.reindex(columns=names).fillna(0.0)
         # An advantage sees only how a trajectory differs from the mean of its group.
-        centred = (columns - columns.groupby(of_mode["group_id"]).transform("mean")).to_numpy()
-        centred[np.abs(centred) < 1e-12] = 0.0
-        reward = centred[:, 0]
-        if np.count_nonzero(reward) < LEAST_ROWS:
+        centred = columns - columns.groupby(of_mode["group_id"]).transform("mean")
+        # Rounding leaves a trace where a whole group has the same value.
+        centred[centred.abs() < 1e-12] = 0.0
+        if np.count_nonzero(centred["reward"]) < LEAST_ROWS:
             continue
         # The squared correlation of each column with the reward; 0 where one is constant.
-        scale = (centred**2).sum(axis=0) * (reward @ reward)
-        shares = (reward @ centred) ** 2 / np.where(scale > 0, scale, np.inf)
-        explained = dict(zip(names, shares.tolist(), strict=True))
+        explained = centred.corrwith(centred["reward"]).pow(2).fillna(0.0)
         # Accuracy is what a reward should be made of: where it explains the reward, a part that
         # agrees with it raises no alarm.
         if explained["accuracy"] < EXPLAINED_BY_PART:

@@ -200,7 +200,7 @@ def test_the_table_has_a_column_for_every_k():
     figures = ModeResult(0.5, 0.1, 12.0, 0.0, 0, 4, 0.25, 2, {1: 0.5, 2: 0.75})
     screen = io.StringIO()
     probable = ModeResult(0.5, 0.1, 3.0, 0.0, 0, 4, 0.0, 2, {})
-    table = as_table("t", {"long": figures, "short": probable})
+    table = as_table("t", {"long": figures, "short": probable}, {})
     Console(file=screen, width=120).print(table)
     shown = screen.getvalue()
     for text in (
