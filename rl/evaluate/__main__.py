@@ -227,7 +227,7 @@ async def _complete(
     console: Console,
 ) -> None:
     """Have what is missing asked for and scored; what comes is in the directory at once."""
-    wanted, has_reference = questions(config, prompts), "reference" in models
+    wanted, is_best_of = questions(config, prompts), "reference" in models
 
     def unscored(by: By) -> list[tuple[Question, Sample]]:
         samples = answered_before(wanted, directory.samples)
@@ -240,15 +240,14 @@ async def _complete(
     for by, model in models.items():
         known = answered_before(wanted, directory.samples)
         is_asked = by == "policy" and len(known) < len(wanted)
-        if not is_asked and not (has_reference and unscored(by)):
+        if not is_asked and not (is_best_of and unscored(by)):
             continue
         async with model.open() as session:
             encode, sampler, scorer = session.encode, session.sampler, session.scorer
             if is_asked:
-                before, scores = known.values(), has_reference
                 with progress(wanted, known, directory.add, console) as keep:
                     await evaluate(
-                        config, encode, sampler, scorer, prompts, before, keep, token_ids=scores
+                        config, encode, sampler, scorer, prompts, known.values(), keep, is_best_of
                     )
             if session.responses is None or not (responses := unscored(by)):
                 continue
@@ -260,9 +259,6 @@ async def _complete(
         failures = Counter(row.failure for row in directory.logprobs[num_before:] if row.failure)
         for why, _ in failures.most_common(1):
             console.print(f"note: {failures.total()} of them have no score, most with: {why}")
-
-
-# What a person sees
 
 
 @contextmanager

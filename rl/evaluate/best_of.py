@@ -16,9 +16,9 @@ from statistics import fmean as mean
 
 from rl.evaluate.evaluation import Key, NothingAnswered, Sample, half_width
 
+# Nats per token within which two responses are equally good: in float32 an engine scores the same
+# tokens up to a tenth of this apart, as other requests share its batch.
 ROUNDING = 1e-5
-"""Nats per token within which two responses are equally good: in float32 an engine scores the same
-tokens up to a tenth of this apart, as other requests share its batch."""
 
 METRICS = {
     "accuracy": "mean over prompts of the accuracy of the chosen response; a prompt without one "

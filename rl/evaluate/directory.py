@@ -12,7 +12,6 @@ The same evaluation goes on where a killed one stopped; another one is refused.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -44,17 +43,14 @@ class EvaluationDirectory:
         self.logprobs = _rows(logprobs, ResponseLogprob) if logprobs else []
 
     def add(self, sample: Sample) -> None:
-        row = dataclasses.asdict(sample)
-        # Only a best-of asks for the tokens; in other evaluations the key would be null in every
-        # line.
-        if sample.token_ids is None:
-            del row["token_ids"]
+        # Only a best-of asks for the tokens; elsewhere the key would be null in every line.
+        row = {key: v for key, v in vars(sample).items() if key != "token_ids" or v is not None}
         self._sample_journal.add(row)
         self.samples.append(sample)
 
     def add_logprob(self, logprob: ResponseLogprob) -> None:
         assert self._logprob_journal is not None, "only an evaluation with a reference scores"
-        self._logprob_journal.add(dataclasses.asdict(logprob))
+        self._logprob_journal.add(vars(logprob))
         self.logprobs.append(logprob)
 
     def write_result(self, result: Mapping[str, Any]) -> None:

@@ -258,14 +258,13 @@ async def score_responses(
             temperature=1.0,
         )
         # A response that one model cannot score is no error of the evaluation: it is never chosen.
-        logprob, failure = None, None
+        logprob = None
         try:
             total = math.fsum(await scorer.reference_logprobs(request))
+            failure = None if math.isfinite(total) else f"its logprob is {total}"
+            logprob = None if failure else total
         except GenerationFailed as error:
             failure = str(error)
-        else:
-            is_number = math.isfinite(total)
-            logprob, failure = (total, None) if is_number else (None, f"its logprob is {total}")
         keep(ResponseLogprob(*sample.key, by, sample.digest, logprob, failure))
 
     await for_each(config, responses, score)

@@ -34,7 +34,6 @@ from rl.run.checkpoints import MANIFEST, Checkpoint
 from rollout.endpoint import open_endpoint, served_model
 from rollout.prompts.stream import PromptStream
 
-SHOWN_TOKENS = 3
 NEEDS_ENGINE = not_scorable(
     "the probability reward needs log-probabilities of the policy, which an endpoint does not give"
 )
@@ -84,28 +83,24 @@ def engine_sources(
     inputs = gather_inputs(config.without_preference())
 
     @asynccontextmanager
-    async def engines(
-        model: Path, scorer_state: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Session]:
+    async def engines(model: Path, state: Any = None) -> AsyncIterator[Session]:
         scores = reference is not None
-        async with open_engines(
-            inputs, note, model, scorer_state, scores_responses=scores
-        ) as services:
+        async with open_engines(inputs, note, model, state, scores_responses=scores) as services:
             responses = services.engine if scores else None
             yield Session(inputs.encode, services.engine, services.scorer, responses)
 
     if isinstance(policy, str):
-        model, scorer_state = inputs.model, None
+        model, state = inputs.model, None
         name, path = f"model_{Path(policy).resolve().name}", policy
         identity = {"kind": "model", "step": None, "weights": stamp_of_model(model)}
     else:
-        model, scorer_state = policy.path / "model", policy.progress.get("scorer")
+        model, state = policy.path / "model", policy.progress.get("scorer")
         name, path = policy.path.name, str(policy.path)
         # The manifest holds the digest of every file, so it tells these weights from all others.
         manifest = (policy.path / MANIFEST).read_text(encoding="utf-8")
         identity = {"kind": "checkpoint", "step": policy.step, "weights": stamp(manifest)}
     sources: dict[By, Source] = {
-        "policy": Source(name, path, identity, lambda: engines(model, scorer_state))
+        "policy": Source(name, path, identity, lambda: engines(model, state))
     }
     if reference is not None:
         _refuse_no_model("reference", reference)
@@ -150,7 +145,7 @@ def _refuse_incomparable(policy: Path, reference: Path) -> None:
         tokens = list(dict.fromkeys(token for token, _ in differing))
         raise ValueError(
             f"its tokenizer has other tokens than the policy's, {len(tokens)} in all, such as "
-            f"{', '.join(map(repr, tokens[:SHOWN_TOKENS]))}; name a model of the same tokenizer, "
+            f"{', '.join(map(repr, tokens[:3]))}; name a model of the same tokenizer, "
             "such as the one that training started from"
         )
 

@@ -45,11 +45,11 @@ def export(keys: ExportKeys) -> None:
     model, out = checkpoint.path / "model", keys.out.absolute()
     with _complete_or_absent(out) as partial:
         # They load torch; what is refused above does not wait for that.
-        from rl.export import card, chat_template, directory, proof
+        from rl.export import card, directory, proof
 
         console.print(f"exporting step {checkpoint.step} of {run.root}")
         default = config.modes[directory.default_mode(config.modes)]
-        template = chat_template.serving_template(model, default.thinking)
+        template = directory.serving_template(model, default.thinking)
         directory.write_serving_directory(model, partial, template, config.modes)
         proven: dict[str, proof.ModeProof] = {}
         if keys.prove:

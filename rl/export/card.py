@@ -20,9 +20,9 @@ from rl.run.sinks import read_metrics
 from rl.run.templates import templates
 from rollout.engines.media import serving_arguments
 
+# Its grammar is that of rollout/chat.py: with enable_thinking all up to </think> is reasoning,
+# without it all is content.
 REASONING_PARSER = "qwen3"
-"""Its grammar is that of rollout/chat.py: with enable_thinking all up to </think> is reasoning,
-without it all is content."""
 # What card.md.j2 has columns for, in this order.
 _RATES = (("wrong_claims", ".3f"), ("wrong_responses", ".1%"), ("claims", ".3f"))
 

@@ -21,8 +21,6 @@ from typing import Any
 
 from rl.system.engine_environment import engine_environment
 
-_SHOWN_OUTPUT = 2000
-
 
 @dataclass(frozen=True)
 class Question:
@@ -78,7 +76,7 @@ def ask_vllm(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        tail = output.read_text(encoding="utf-8", errors="replace")[-_SHOWN_OUTPUT:].strip()
+        tail = output.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
         if code != 0:
             why = "could not answer from the directory"
             if code is None:

@@ -48,15 +48,15 @@ async def compare(keys: RescoreKeys) -> None:
     if not paths:
         raise ValueError(f"{directory.ledger_path} holds no step_*.parquet; was log.ledger on?")
     # They load pandas, for which help and what is refused above do not wait.
-    from rl.rescore import replay, study
+    from rl.rescore import replay
 
     console, screen = Console(stderr=True), Console()
     old, new = await replay.rescore(paths, stored, config, out, console)
-    screen.print(study.as_table(study.changes(old, new)))
-    for mode, share in study.sign_flips(old, new).items():
+    screen.print(replay.as_table(replay.changes(old, new)))
+    for mode, share in replay.sign_flips(old, new).items():
         screen.print(f"{mode}: {share:.1%} of the advantages change their sign")
     weights = {mode: reward.weights_for("", "", mode) for mode in config.modes}
-    for sentence in study.alarms(new, weights):
+    for sentence in replay.alarms(new, weights):
         screen.print(f"[bold red]alarm[/] {sentence}")
     console.print(f"{len(new)} scores written to {out}")
 

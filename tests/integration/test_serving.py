@@ -25,8 +25,7 @@ from policy.builtin.text_policy import ensure_tiny_policy
 from rl.config.recipe import load
 from rl.config.run import Config
 from rl.export.card import serve_command
-from rl.export.chat_template import serving_template
-from rl.export.directory import write_serving_directory
+from rl.export.directory import serving_template, write_serving_directory
 from rl.loop.stages import Prompt, split_response
 from rl.run.files import stack_versions
 from rl.system.engine_environment import engine_environment

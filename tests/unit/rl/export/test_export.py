@@ -20,8 +20,7 @@ from rl.config.data import SourceConfig
 from rl.config.rollout import ModeConfig
 from rl.export import __main__ as export
 from rl.export.card import model_card
-from rl.export.chat_template import serving_template
-from rl.export.directory import default_mode, write_serving_directory
+from rl.export.directory import default_mode, serving_template, write_serving_directory
 from rl.export.proof import (
     Case,
     ModeProof,

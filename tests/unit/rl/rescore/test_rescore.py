@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from rl.config.recipe import dump, load
@@ -91,6 +92,25 @@ def test_a_recipe_gives_only_its_reward_section(run, tmp_path):
     recipe.write_text("steps: 3\nreward:\n  weights: {accuracy: 2.0}\n  preference: null\n")
     right, *_ = rescored(run, f"config={recipe}")
     assert right.reward == pytest.approx(2.1)
+
+
+def test_all_but_the_scores_stays_as_it_was(run):
+    media = '[{"form": "file", "kind": "image", "path": "/a.png"}]'
+    shown = row("m", 0, "11", step=3, media=media, media_digests=("d",), mismatch=0.25)
+    write_step(run / "ledger", 3, [shown])
+    rescored(run, "reward.preference=null")
+    (scored,) = read_rows(run / "rescored" / "step_000003.parquet")
+    changed = {name for name, value in vars(scored).items() if value != vars(shown)[name]}
+    scores = {"reward", "parts", "route", "claimed", "claimed_how", "why", "advantage"}
+    assert changed <= scores | {"preference_answer"}
+
+
+def test_a_ledger_of_before_rules_said_what_they_read_is_scored_all_the_same(run):
+    path = run / "ledger" / "step_000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["claimed", "claimed_how", "why"]), path)
+    right, wrong, _ = rescored(run)
+    assert (right.parts["accuracy"], wrong.parts["accuracy"]) == (1.0, 0.0)
+    assert (right.claimed, wrong.claimed) == ("11", "12")
 
 
 def test_a_probability_that_was_never_measured_is_a_failure(run):

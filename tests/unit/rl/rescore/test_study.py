@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rl.rescore.study import alarms, changes, scores_of, sign_flips
+from rl.rescore.replay import alarms, changes, scores_of, sign_flips
 from rl.run.ledger import LedgerRow
 
 
