@@ -11,11 +11,10 @@ learn to foresee the right answer within its own question, and to name each digi
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,8 +27,9 @@ from transformers.utils.logging import disable_progress_bar
 from policy.builtin.mistakes import LETTERS, MISTAKES, wrong_answer
 from policy.builtin.text_policy import ensure_tiny_policy
 from policy.builtin.vision_policy import ensure_tiny_vision_policy
-from policy.builtin.vision_warmup import TASK, PictureTask, picture_sample
+from policy.builtin.vision_warmup import TASK, PictureTask, digits_picture
 from policy.builtin.warmup import (
+    LabellerRecipe,
     OnStep,
     reproducible,
     save_warmed,
@@ -43,6 +43,8 @@ from rl.data.media.families import vision_family
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import question as sum_question
 
+TinyLabellerName = Literal["tiny_labeller", "tiny_vision_labeller"]
+
 YES, NO = "yes", "no"
 WORDING = ('Is it correct that the answer to "', '" is ', "? Please answer yes or no.")
 """What stands around question and answer in every claim; a token each."""
@@ -50,64 +52,16 @@ PICTURE = "<|image_pad|>"
 """The marker of the one policy with pictures that a labeller starts from."""
 
 
-@dataclass(frozen=True)
-class LabellerRecipe:
-    """Everything that decides the weights besides the policy they start from."""
-
-    shares: tuple[float, ...]
-    """How often a wrong answer makes each of MISTAKES."""
-    min_steps: int
-    max_steps: int
-    learning_rate: float
-    examples_per_step: int
-    """Questions, each with a right and a wrong answer."""
-    enough: float = 0.97
-    """Training ends once this share of held-out claims is labelled right."""
-    foresight: float = 0.3
-    """Weight of the loss on right answers within their question, beside that on verdicts."""
-    naming: float = 1.0
-    """Weight of the loss on the digits of the pictures."""
-    round_steps: int = 100
-    rise_steps: int = 30
-    """See policy/builtin/warmup.py."""
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    seed: int = 1
-    """Of questions, mistakes and new tokens."""
-    heldout_questions: int = 400
-    """Per mistake, for the report."""
-
-
 # The largest shares are of the mistakes that the policies' own worked examples make: a sum that is
 # off by one, and a digit of a picture that is read as another.
-TEXT = LabellerRecipe(
-    shares=(0.4, 0.2, 0.15, 0.1, 0.15),
-    min_steps=2500,
-    max_steps=5000,
-    learning_rate=3e-3,
-    examples_per_step=32,
-)
-VISION = LabellerRecipe(
-    shares=(0.25, 0.15, 0.4, 0.1, 0.1),
-    min_steps=1300,
-    max_steps=1800,
-    learning_rate=3e-3,
-    examples_per_step=32,
-)
-
-
-@dataclass(frozen=True)
-class LabellerReport:
-    """How the training ended; `warmup.json` in the model's directory."""
-
-    seed: int
-    steps: int
-    seconds: float
-    balanced: float
-    """Share of held-out claims labelled right: half are right, the others err as in training."""
-    accuracy: dict[str, float]
-    """The same of right claims alone, and of wrong ones by mistake."""
-    is_ready: bool
+RECIPES: dict[TinyLabellerName, LabellerRecipe] = {
+    "tiny_labeller": LabellerRecipe(
+        (0.4, 0.2, 0.15, 0.1, 0.15), min_steps=2500, max_steps=5000, learning_rate=3e-3
+    ),
+    "tiny_vision_labeller": LabellerRecipe(
+        (0.25, 0.15, 0.4, 0.1, 0.1), min_steps=1300, max_steps=1800, learning_rate=3e-3
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -123,37 +77,39 @@ class Question:
 
 
 def ensure_tiny_labeller(
+    name: TinyLabellerName,
     cache_dir: Path | None = None,
     policy: Path | None = None,
-    recipe: LabellerRecipe = TEXT,
+    recipe: LabellerRecipe | None = None,
     seed: int | None = None,
 ) -> Path:
-    """Return the directory of a labeller of sums, making it on first use.
+    """Return the directory of a labeller of sums or of pictures of digits, making it on first use.
 
     policy: the tiny policy it starts from; made if not given. seed: in place of the recipe's, and
-    of the policy that is made for it. The first use takes two minutes on one core, and another one
-    for the policy.
+    of the policy that is made for it. The first use takes about two minutes on one core, and one or
+    two more for the policy.
     """
-    cache_dir = cache_dir or default_cache_dir()
-    policy = policy or ensure_tiny_policy(cache_dir, seed)
-    return _ensure("tiny_labeller", cache_dir, policy, recipe, seed)
-
-
-def ensure_tiny_vision_labeller(
-    cache_dir: Path | None = None,
-    policy: Path | None = None,
-    recipe: LabellerRecipe = VISION,
-    seed: int | None = None,
-) -> Path:
-    """Return the directory of a labeller of pictures of digits, making it on first use.
-
-    policy: the tiny Qwen2.5-VL it starts from; made if not given. seed: in place of the recipe's,
-    and of the policy that is made for it. The first use takes two minutes and a half on one core,
-    and as much again for the policy.
-    """
-    cache_dir = cache_dir or default_cache_dir()
+    cache_dir, recipe = cache_dir or default_cache_dir(), recipe or RECIPES[name]
+    if policy is None and name == "tiny_labeller":
+        policy = ensure_tiny_policy(cache_dir, seed)
     policy = policy or ensure_tiny_vision_policy("tiny_qwen_vl", cache_dir, seed)
-    return _ensure("tiny_vision_labeller", cache_dir, policy, recipe, seed)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    decides = [asdict(recipe), MISTAKES, LETTERS, WORDING, policy.name]
+
+    def write(directory: Path) -> None:
+        # A token each for the verdicts, which are then one choice of the sampler, and for what
+        # every claim says, so that the claims are short.
+        tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
+        verdicts = [AddedToken(word, single_word=True, normalized=False) for word in (YES, NO)]
+        tokenizer.add_tokens([*verdicts, *(AddedToken(part, normalized=False) for part in WORDING)])
+        with reproducible(recipe.seed), shown_warmup(recipe.min_steps, "labeller") as show:
+            model = untrained_labeller(policy, tokenizer)
+            report = train(model, ClaimTask.open(policy, tokenizer, recipe.seed), recipe, show)
+        save_warmed(directory, model, tokenizer, report)
+        if (preprocessor := policy / "preprocessor_config.json").exists():
+            shutil.copy(preprocessor, directory)
+
+    return made_once(cache_dir / f"{name}-{digest(decides)}", write)
 
 
 def claim_question(asked: str, answer: str) -> str:
@@ -183,23 +139,18 @@ class ClaimTask:
             return cls(tokenizer, None, seed)
         return cls(tokenizer, PictureTask.open(policy, tokenizer, TASK, seed), seed)
 
-    def training_questions(self, first: int, count: int) -> list[Question]:
+    def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
+        """Questions from number `first` on; the held-out ones are the same for every labeller."""
+        seed, numbers = 0 if heldout else self.seed, range(first, first + count)
         if self.pictures is None:
-            return _sums(self.seed, first, count, heldout=False)
-        return self._shown(self.pictures, self.pictures.training(first, count))
-
-    def heldout_questions(self, count: int) -> list[Question]:
-        if self.pictures is None:
-            return _sums(0, 0, count, heldout=True)
-        (pictures,) = self.pictures.heldout(count)
-        return self._shown(self.pictures, pictures)
-
-    def _shown(self, task: PictureTask, pictures: Sequence[RenderedImage]) -> list[Question]:
-        scenes = [task.scene(picture) for picture in pictures]
-        return [
-            Question(scene.question, scene.answer, scene.digits, picture)
-            for scene, picture in zip(scenes, pictures, strict=True)
-        ]
+            sums = [sum_question(seed, number, heldout) for number in numbers]
+            return [Question(each.text, each.answer, each.numbers) for each in sums]
+        questions = []
+        for number in numbers:
+            picture = digits_picture(seed, number, heldout)
+            scene = self.pictures.scene(picture)
+            questions.append(Question(scene.question, scene.answer, scene.digits, picture))
+        return questions
 
     def rows(self, questions: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each claim up to where its verdict is sampled, visual tokens in place."""
@@ -224,42 +175,8 @@ class ClaimTask:
         """What the backbone takes besides token_ids [B, T], which are the rows, padded."""
         if self.pictures is None:
             return {}
-        samples = [
-            picture_sample(question.picture, row, len(row))
-            for question, row in zip(questions, rows, strict=True)
-            if question.picture is not None
-        ]
-        visual = self.pictures.inputs(samples, token_ids)
-        assert visual is not None
-        return visual.arguments()
-
-
-def _sums(seed: int, first: int, count: int, heldout: bool) -> list[Question]:
-    sums = [sum_question(seed, first + index, heldout) for index in range(count)]
-    return [Question(each.text, each.answer, each.numbers) for each in sums]
-
-
-def _ensure(
-    name: str, cache_dir: Path, policy: Path, recipe: LabellerRecipe, seed: int | None
-) -> Path:
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
-    decides = [asdict(recipe), MISTAKES, LETTERS, WORDING, policy.name]
-
-    def write(directory: Path) -> None:
-        # A token each for the verdicts, which are then one choice of the sampler, and for what
-        # every claim says, so that the claims are short.
-        tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
-        verdicts = [AddedToken(word, single_word=True, normalized=False) for word in (YES, NO)]
-        tokenizer.add_tokens([*verdicts, *(AddedToken(part, normalized=False) for part in WORDING)])
-        with reproducible(recipe.seed), shown_warmup(recipe.min_steps, "labeller") as show:
-            model = untrained_labeller(policy, tokenizer)
-            report = train(model, ClaimTask.open(policy, tokenizer, recipe.seed), recipe, show)
-        save_warmed(directory, model, tokenizer, report)
-        if (preprocessor := policy / "preprocessor_config.json").exists():
-            shutil.copy(preprocessor, directory)
-
-    return made_once(cache_dir / f"{name}-{digest(decides)}", write)
+        pictures = [question.picture for question in questions if question.picture is not None]
+        return self.pictures.visual_arguments(pictures, rows, token_ids)
 
 
 def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -276,13 +193,12 @@ def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreT
 
 def train(
     model: PreTrainedModel, task: ClaimTask, recipe: LabellerRecipe, on_step: OnStep
-) -> LabellerReport:
-    """Train `model` in place until it is ready or out of steps."""
-    started = time.monotonic()
+) -> dict[str, Any]:
+    """Train `model` in place until it is ready or out of steps; return the report."""
     rng = np.random.default_rng(recipe.seed)
 
     def loss_of(first: int) -> Tensor:
-        questions = task.training_questions(first, recipe.examples_per_step)
+        questions = task.questions(first, recipe.examples_per_step, heldout=False)
         mistakes = rng.choice(len(MISTAKES), size=len(questions), p=recipe.shares)
         wrong = [
             wrong_answer(rng, int(question.answer), question.addends, MISTAKES[mistake])
@@ -290,21 +206,12 @@ def train(
         ]
         return labelling_loss(model, task, questions, wrong, recipe)
 
-    def measure() -> dict[str, float]:
-        return heldout_accuracy(model, task, recipe.heldout_questions)
+    def measure() -> tuple[dict[str, Any], bool]:
+        accuracy = heldout_accuracy(model, task, recipe.heldout_questions)
+        share = balanced(accuracy, recipe.shares)
+        return {"balanced": round(share, 4), "accuracy": accuracy}, share >= recipe.enough
 
-    def is_enough(accuracy: dict[str, float]) -> bool:
-        return balanced(accuracy, recipe.shares) >= recipe.enough
-
-    steps, accuracy = train_in_rounds(model, recipe, loss_of, measure, is_enough, on_step)
-    return LabellerReport(
-        seed=recipe.seed,
-        steps=steps,
-        seconds=round(time.monotonic() - started, 1),
-        balanced=round(balanced(accuracy, recipe.shares), 4),
-        accuracy=accuracy,
-        is_ready=is_enough(accuracy),
-    )
+    return {"seed": recipe.seed} | train_in_rounds(model, recipe, loss_of, measure, on_step)
 
 
 def labelling_loss(
@@ -375,7 +282,7 @@ def heldout_accuracy(
 ) -> dict[str, float]:
     """Share of claims about held-out questions labelled right: right ones, and by mistake."""
     # Always the same wrong answers, so that two measurements differ by the model alone.
-    questions, rng = task.heldout_questions(num_questions), np.random.default_rng(0)
+    questions, rng = task.questions(0, num_questions, heldout=True), np.random.default_rng(0)
     right = [question.answer for question in questions]
     labels = {"right": p_yes_and_no(model, task, questions, right)}
     for mistake in MISTAKES:

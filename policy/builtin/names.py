@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 SEED_VARIABLE = "HYBRID_RL_WARMUP_SEED"
 """Environment variable: a whole number, the seed of every built-in model that is asked for by name.
@@ -20,8 +20,7 @@ of several seeds lie there beside each other.
 """
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """What is known of a model before it is made, for estimates."""
 
     parameters: int
@@ -43,20 +42,14 @@ def builtin_policy(name: str) -> str:
     # Imported on use: the makers load torch, and a dry run needs nothing of this file but sizes.
     from policy.builtin import labeller, text_policy, vision_policy
 
-    return _made(
-        name,
-        {
-            "builtin:tiny": text_policy.ensure_tiny_policy,
-            "builtin:tiny_qwen_vl": partial(
-                vision_policy.ensure_tiny_vision_policy, "tiny_qwen_vl"
-            ),
-            "builtin:tiny_minicpmv": partial(
-                vision_policy.ensure_tiny_vision_policy, "tiny_minicpmv"
-            ),
-            "builtin:tiny_labeller": labeller.ensure_tiny_labeller,
-            "builtin:tiny_vision_labeller": labeller.ensure_tiny_vision_labeller,
-        },
-    )
+    makers = {
+        "tiny": text_policy.ensure_tiny_policy,
+        "tiny_qwen_vl": partial(vision_policy.ensure_tiny_vision_policy, "tiny_qwen_vl"),
+        "tiny_minicpmv": partial(vision_policy.ensure_tiny_vision_policy, "tiny_minicpmv"),
+        "tiny_labeller": partial(labeller.ensure_tiny_labeller, "tiny_labeller"),
+        "tiny_vision_labeller": partial(labeller.ensure_tiny_labeller, "tiny_vision_labeller"),
+    }
+    return _made(name, makers)
 
 
 def builtin_reward_model(name: str) -> str:
@@ -67,12 +60,13 @@ def builtin_reward_model(name: str) -> str:
     # Imported on use, as above.
     from policy.builtin import reward_model
 
-    return _made(name, {"builtin:tiny": reward_model.ensure_tiny_reward_model})
+    return _made(name, {"tiny": reward_model.ensure_tiny_reward_model})
 
 
 def _made(name: str, makers: Mapping[str, Callable[..., Path]]) -> str:
     # No error here: whoever looks for a directory or a Hugging Face name has a better one.
-    if name not in makers:
+    maker = makers.get(name.removeprefix("builtin:")) if name.startswith("builtin:") else None
+    if maker is None:
         return name
     chosen = os.environ.get(SEED_VARIABLE) or None
     try:
@@ -81,4 +75,4 @@ def _made(name: str, makers: Mapping[str, Callable[..., Path]]) -> str:
         raise ValueError(
             f"{SEED_VARIABLE} must be a whole number, got {chosen!r}; unset it for the usual seeds"
         ) from error
-    return str(makers[name](seed=seed))
+    return str(maker(seed=seed))

@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from datasets import Dataset
+from pydantic import TypeAdapter
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -33,7 +34,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from policy.builtin.text_policy import ensure_tiny_policy
-from policy.builtin.warmup import step_progress
+from policy.builtin.warmup import OnStep, shown_warmup
 from policy.models.cache import default_cache_dir, digest, made_once
 from rl.data.tasks.chain_sum import question
 
@@ -43,7 +44,19 @@ NOT_DIGITS = "abcdefgh+=?. "
 TRAINING_TIMEOUT_S = 1800.0
 """Twenty times what it takes on one core."""
 
-_Row = list[int]
+# One thread, no GPU and no network for the process that trains.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+# The caller may be part of a distributed training, which accelerate would try to join.
+NOT_INHERITED = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+Conversation = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -64,16 +77,6 @@ class RewardModelRecipe:
     """Questions of the held-out split per mistake, for the report."""
 
 
-@dataclass(frozen=True)
-class RewardModelReport:
-    """How the training ended; `training.json` in the model's directory."""
-
-    steps: int
-    seconds: float
-    accuracy: dict[str, float]
-    """Share of held-out pairs put in the right order, by mistake."""
-
-
 def ensure_tiny_reward_model(
     cache_dir: Path | None = None,
     policy: Path | None = None,
@@ -89,39 +92,29 @@ def ensure_tiny_reward_model(
     cache_dir = cache_dir or default_cache_dir()
     policy = policy or ensure_tiny_policy(cache_dir, seed)
     recipe = recipe or RewardModelRecipe()
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
-    name = f"tiny-reward-{digest([asdict(recipe), MISTAKES, NOT_DIGITS, policy.name])}"
-    return made_once(cache_dir / name, lambda aside: _train_apart(aside, policy, recipe))
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    decides = [asdict(recipe), MISTAKES, NOT_DIGITS, policy.name]
 
+    def write(directory: Path) -> None:
+        command = [sys.executable, "-m", "policy.builtin.reward_model"]
+        command += [str(directory), str(policy), json.dumps(asdict(recipe))]
+        kept = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+        try:
+            subprocess.run(command, env=kept | ENVIRONMENT, timeout=TRAINING_TIMEOUT_S, check=True)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(
+                f"training the tiny reward model ended with status {error.returncode}; its own "
+                "message stands above on standard error"
+            ) from error
 
-def _train_apart(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
-    """Run `main` in a new process: one thread, no GPU, no network, no part of any training run."""
-    # The caller may be part of a distributed training, which accelerate would try to join.
-    inherited = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in inherited}
-    environment |= {
-        "CUDA_VISIBLE_DEVICES": "",
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    arguments = [str(directory), str(policy), json.dumps(asdict(recipe))]
-    command = [sys.executable, "-m", "policy.builtin.reward_model", *arguments]
-    status = subprocess.run(
-        command, env=environment, timeout=TRAINING_TIMEOUT_S, check=False
-    ).returncode
-    if status:
-        raise RuntimeError(
-            f"training the tiny reward model ended with status {status}; its own message stands "
-            "above on standard error"
-        )
+    return made_once(cache_dir / f"tiny-reward-{digest(decides)}", write)
 
 
 def train(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
-    """Train the model and write it into an existing directory, with its report."""
+    """Train the model and write it into an existing directory, with its report `training.json`."""
+    # Imported on use: trl takes seconds, and whoever finds the model in the cache needs none of it.
+    from trl import RewardConfig, RewardTrainer
+
     started = time.monotonic()
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
@@ -129,26 +122,10 @@ def train(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
     model = Qwen3ForSequenceClassification.from_pretrained(
         policy, num_labels=1, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
     )
-    _run_trainer(model, tokenizer, recipe)
-    accuracy = {
-        mistake: heldout_accuracy(model, tokenizer, mistake, recipe.heldout_questions)
-        for mistake in MISTAKES
-    }
-    report = RewardModelReport(recipe.steps, round(time.monotonic() - started, 1), accuracy)
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    (directory / "training.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
-
-
-def _run_trainer(
-    model: Qwen3ForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: RewardModelRecipe,
-) -> None:
-    # Imported on use: trl takes seconds, and whoever finds the model in the cache needs none of it.
-    from trl import RewardConfig, RewardTrainer
-
-    with tempfile.TemporaryDirectory() as aside, step_progress() as progress:
+    with (
+        tempfile.TemporaryDirectory() as aside,
+        shown_warmup(recipe.steps, "reward model") as show,
+    ):
         arguments = RewardConfig(
             output_dir=aside,
             seed=recipe.seed,
@@ -173,22 +150,29 @@ def _run_trainer(
             arguments,
             train_dataset=_training_pairs(tokenizer, recipe),
             processing_class=tokenizer,
-            callbacks=[_ShowProgress(progress, recipe.steps)],
+            callbacks=[_ShowLoss(show)],
         )
         # It would print every loss on standard output.
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    accuracy = {
+        mistake: heldout_accuracy(model, tokenizer, mistake, recipe.heldout_questions)
+        for mistake in MISTAKES
+    }
+    seconds = round(time.monotonic() - started, 1)
+    report = {"steps": recipe.steps, "seconds": seconds, "accuracy": accuracy}
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "training.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
-class _ShowProgress(TrainerCallback):
-    def __init__(self, progress: Any, steps: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("making the tiny reward model (once)", total=steps, loss="")
+class _ShowLoss(TrainerCallback):
+    def __init__(self, show: OnStep) -> None:
+        self._show = show
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs:
-            loss = f"loss {float(logs['loss']):.3f}"
-            self._progress.update(self._task, completed=state.global_step, loss=loss)
+            self._show(state.global_step, float(logs["loss"]))
 
 
 def _training_pairs(tokenizer: PreTrainedTokenizerFast, recipe: RewardModelRecipe) -> Dataset:
@@ -204,9 +188,6 @@ def _training_pairs(tokenizer: PreTrainedTokenizerFast, recipe: RewardModelRecip
     return Dataset.from_dict(
         {"chosen_ids": _encode(tokenizer, chosen), "rejected_ids": _encode(tokenizer, rejected)}
     )
-
-
-Conversation = list[dict[str, str]]
 
 
 def _pair(
@@ -256,7 +237,7 @@ def _ill_formed(rng: np.random.Generator, total: int) -> str:
 
 def _encode(
     tokenizer: PreTrainedTokenizerFast, conversations: Iterable[Conversation]
-) -> list[_Row]:
+) -> list[list[int]]:
     texts = tokenizer.apply_chat_template(list(conversations), tokenize=False)
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
@@ -280,15 +261,9 @@ def heldout_accuracy(
     return int((scores[0] > scores[1]).sum()) / num_questions
 
 
-def main() -> None:
-    directory, policy, recipe = sys.argv[1:]
+if __name__ == "__main__":
     disable_progress_bar()
     set_verbosity_error()
-    # JSON has no tuples.
-    fields = json.loads(recipe)
-    fields["shares"] = tuple(fields["shares"])
-    train(Path(directory), Path(policy), RewardModelRecipe(**fields))
-
-
-if __name__ == "__main__":
-    main()
+    made_in, started_from, recipe_json = sys.argv[1:]
+    decided = TypeAdapter(RewardModelRecipe).validate_json(recipe_json)
+    train(Path(made_in), Path(started_from), decided)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer
+from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer, token_settings
 from policy.builtin.warmup import (
     IGNORED,
     ImitationRecipe,
@@ -29,19 +30,7 @@ from policy.builtin.warmup import (
 from policy.models.cache import default_cache_dir, digest, made_once
 from rl.data.tasks.chain_sum import ChainSumQuestion, Slips, question, worked_example
 
-# The output layer is not tied to the embedding: vLLM on CPU keeps a repacked copy of a tied one
-# through a weight update.
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "intermediate_size": 128,
-    "max_position_embeddings": 2048,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
-    "tie_word_embeddings": False,
-}
+SIZES = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text("utf-8"))["tiny"]
 
 # Of the seeds 0 to 4, one whose reasoning forms early and almost without error; GRPO then has the
 # most to gain. On seed 0 one greedy long answer in ten is still wrong after 1150 steps.
@@ -73,31 +62,20 @@ def ensure_tiny_policy(
     The first use takes about a minute on one core. A process that finds another one at work waits
     for it. `warmup.json` in the directory says how the warm-up ended.
     """
-    recipe = recipe or WarmupRecipe()
-    seed = DEFAULT_SEED if seed is None else seed
+    recipe, seed = recipe or WarmupRecipe(), DEFAULT_SEED if seed is None else seed
+
+    def write(directory: Path) -> None:
+        tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
+        slips = Slips(np.random.default_rng(seed), recipe.addition_slips, recipe.answer_slips)
+        task = SumTask(tokenizer, seed, slips)
+        with reproducible(seed), shown_warmup(recipe.min_steps) as show:
+            config = Qwen3Config(**SIZES, **token_settings(tokenizer), dtype="float32")
+            model = Qwen3ForCausalLM(config)
+            report = imitate(model, task, task, seed, recipe, show)
+        save_warmed(directory, model, tokenizer, report)
+
     name = f"tiny-{digest([asdict(recipe), SIZES, CHARACTERS, CHAT_TEMPLATE, seed])}"
-    return made_once(
-        (cache_dir or default_cache_dir()) / name, lambda aside: _write_policy(aside, seed, recipe)
-    )
-
-
-def _write_policy(directory: Path, seed: int, recipe: WarmupRecipe) -> None:
-    tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
-    slips = Slips(np.random.default_rng(seed), recipe.addition_slips, recipe.answer_slips)
-    task = SumTask(tokenizer, seed, slips)
-    with reproducible(seed), shown_warmup(recipe.min_steps) as show:
-        model = Qwen3ForCausalLM(
-            Qwen3Config(
-                **SIZES,
-                vocab_size=len(tokenizer),
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                dtype="float32",
-            )
-        )
-        report = imitate(model, task, task, seed, recipe, show)
-    save_warmed(directory, model, tokenizer, report)
+    return made_once((cache_dir or default_cache_dir()) / name, write)
 
 
 @dataclass(frozen=True)

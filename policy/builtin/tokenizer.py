@@ -61,3 +61,13 @@ def make_tokenizer(
     )
     tokenizer.chat_template = chat_template
     return tokenizer
+
+
+def token_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    """What the configuration of a model says of its tokenizer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from policy.builtin.tokenizer import EOS
-from policy.builtin.warmup import IGNORED, ImitationRecipe, OnStep, WarmupReport, imitate
+from policy.builtin.warmup import IGNORED, ImitationRecipe
 from policy.models.checks import read_config
 from policy.models.family import VisualInputs, open_visual_inputs
 from rl.config.data import SourceConfig
@@ -29,7 +29,7 @@ from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures import draw_scene, read_settings
 from rl.data.tasks.pictures.digits import DigitsScene
 from rl.loop.batching import reference_sample
-from rl.loop.stages import Prompt, ReferenceRequest, TrainSample
+from rl.loop.stages import Prompt, ReferenceRequest
 
 TASK_NAME = "digits"
 TASK: dict[str, Any] = {
@@ -73,12 +73,6 @@ class Misreading:
     answer: float
     """Probabilities; see VisionWarmupRecipe."""
 
-    def read(self, digit: int) -> int:
-        return int(self.rng.integers(10)) if self.rng.random() < self.misread else digit
-
-    def total(self, value: int) -> int:
-        return Slips(self.rng, 0.0, self.answer).maybe(value, self.answer, furthest=2)
-
 
 def worked_example(scene: DigitsScene, thinking: bool, slips: Misreading | None = None) -> str:
     """Return a response as the policy should write it, after its generation prompt.
@@ -89,34 +83,19 @@ def worked_example(scene: DigitsScene, thinking: bool, slips: Misreading | None 
     """
     if not thinking:
         answer = int(scene.answer)
-        return f"{slips.total(answer) if slips else answer:02d}"
+        if slips:
+            answer = Slips(slips.rng, 0.0, slips.answer).maybe(answer, slips.answer, furthest=2)
+        return f"{answer:02d}"
     # Reasoning goes on from what was read, right or wrong: the example errs in seeing alone.
-    digits = [slips.read(digit) if slips else digit for digit in scene.digits]
+    digits = list(scene.digits)
+    if slips:
+        rng = slips.rng
+        digits = [int(rng.integers(10)) if rng.random() < slips.misread else n for n in digits]
     lines, total = ["".join(map(str, digits))], digits[0]
     for digit in digits[1:]:
         lines.append(f"{digit}+{total:02d}={total + digit:02d}")
         total += digit
     return "\n".join([*lines, f"</think>\n\n{total:02d}"])
-
-
-def warm_up(
-    model: PreTrainedModel,
-    directory: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    seed: int,
-    recipe: VisionWarmupRecipe,
-    on_step: OnStep,
-) -> WarmupReport:
-    """Train `model` in place until it is ready or out of steps.
-
-    directory: the policy's own, complete but for its weights.
-    """
-    # Clearer and more orderly than the task's own pictures, so that seeing forms sooner.
-    clean = TASK | {"jitter": recipe.clean_jitter, "noise": recipe.clean_noise}
-    slips = Misreading(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
-    examples = PictureTask.open(directory, tokenizer, clean, seed, slips)
-    heldout = PictureTask.open(directory, tokenizer, TASK)
-    return imitate(model, examples, heldout, seed, recipe, on_step)
 
 
 @dataclass(frozen=True)
@@ -150,7 +129,7 @@ class PictureTask:
         family = vision_family(model_type)
         assert inputs is not None
         assert family is not None
-        task, first = read_settings(TASK_NAME, settings), _picture(0, 0, False)
+        task, first = read_settings(TASK_NAME, settings), digits_picture(0, 0, False)
         question = draw_scene(TASK_NAME, task, 0, 0, False).question
         content: Any = [{"type": "image"}, {"type": "text", "text": question}]
         if not family.chat_takes_parts:
@@ -172,10 +151,10 @@ class PictureTask:
         return draw_scene(TASK_NAME, self.settings, picture.seed, picture.index, picture.is_heldout)
 
     def training(self, first: int, count: int) -> list[RenderedImage]:
-        return [_picture(self.seed, first + index, False) for index in range(count)]
+        return [digits_picture(self.seed, first + index, False) for index in range(count)]
 
     def heldout(self, count: int) -> list[list[RenderedImage]]:
-        return [[_picture(0, index, True) for index in range(count)]]
+        return [[digits_picture(0, index, True) for index in range(count)]]
 
     def answer(self, asked: RenderedImage) -> str:
         return self.scene(asked).answer
@@ -191,14 +170,20 @@ class PictureTask:
         token_ids = torch.tensor([[*prompt, *response] for response in responses])  # [B, T]
         targets = token_ids.clone()
         targets[:, : len(prompt)] = IGNORED
+        return token_ids, targets, self.visual_arguments(asked, token_ids.tolist(), token_ids)
+
+    def visual_arguments(
+        self, pictures: Sequence[RenderedImage], rows: Sequence[Sequence[int]], token_ids: Tensor
+    ) -> dict[str, Any]:
+        """What the backbone takes besides token_ids [B, T], which are the rows, padded."""
         # As samples of the learner, so that the warm-up lays pictures out as training will.
-        samples = [
-            picture_sample(picture, row, len(prompt))
-            for picture, row in zip(asked, token_ids.tolist(), strict=True)
-        ]
+        samples = []
+        for picture, row in zip(pictures, rows, strict=True):
+            prompt = Prompt("picture", (), "", media=(picture,))
+            samples.append(reference_sample(ReferenceRequest("", prompt, (), (), 1.0), row))
         visual = self.inputs(samples, token_ids)
         assert visual is not None
-        return token_ids, targets, visual.arguments()
+        return visual.arguments()
 
     def sampled(
         self, model: PreTrainedModel, asked: Sequence[RenderedImage], thinking: bool
@@ -217,14 +202,5 @@ class PictureTask:
         return [text.partition(EOS)[0] for text in texts]
 
 
-def _picture(seed: int, index: int, is_heldout: bool) -> RenderedImage:
+def digits_picture(seed: int, index: int, is_heldout: bool) -> RenderedImage:
     return RenderedImage(TASK_NAME, seed, index, is_heldout, place=0)
-
-
-def picture_sample(
-    picture: RenderedImage, token_ids: Sequence[int], num_prompt: int
-) -> TrainSample:
-    """A row of tokens that shows a picture, as the learner takes it."""
-    prompt = Prompt("picture", (), "", media=(picture,))
-    context, response = tuple(token_ids[:num_prompt]), tuple(token_ids[num_prompt:])
-    return reference_sample(ReferenceRequest("", prompt, context, response, 1.0), context)

@@ -4,7 +4,7 @@ GRPO strengthens reasoning that exists but does not build it, so a policy first 
 examples. The examples slip on purpose: a policy that is sure of its answers samples the same one
 every time, and GRPO then has nothing to tell apart. How fast reasoning forms differs between seeds,
 so a held-out accuracy ends the warm-up and not a number of steps. What is asked is a task's concern
-(text_policy.py, vision_warmup.py).
+(text_policy.py, vision_warmup.py). The labellers are trained by the same rounds (labeller.py).
 """
 
 from __future__ import annotations
@@ -68,15 +68,30 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class WarmupReport:
-    """How a warm-up ended; `warmup.json` in the model's directory."""
+class LabellerRecipe:
+    """Everything that decides a labeller's weights besides the policy they start from."""
 
-    seed: int
-    steps: int
-    seconds: float
-    heldout: Accuracy
-    is_ready: bool
-    """Whether the accuracies that the recipe wants were reached before `max_steps`."""
+    shares: tuple[float, ...]
+    """How often a wrong answer makes each of MISTAKES (mistakes.py)."""
+    min_steps: int
+    max_steps: int
+    learning_rate: float
+    examples_per_step: int = 32
+    """Questions, each with a right and a wrong answer."""
+    enough: float = 0.97
+    """Training ends once this share of held-out claims is labelled right."""
+    foresight: float = 0.3
+    """Weight of the loss on right answers within their question, beside that on verdicts."""
+    naming: float = 1.0
+    """Weight of the loss on the digits of the pictures."""
+    round_steps: int = 100
+    rise_steps: int = 30
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    seed: int = 1
+    """Of questions, mistakes and new tokens."""
+    heldout_questions: int = 400
+    """Per mistake, for the report."""
 
 
 Asked = TypeVar("Asked")
@@ -88,7 +103,7 @@ class ImitationTask(Protocol[Asked]):
     tokenizer: PreTrainedTokenizerFast
 
     def training(self, first: int, count: int) -> Sequence[Asked]:
-        """Training questions from number `first` on."""
+        """Questions from number `first` on."""
         ...
 
     def heldout(self, count: int) -> Sequence[Sequence[Asked]]:
@@ -124,27 +139,23 @@ def imitate(
     seed: int,
     recipe: ImitationRecipe,
     on_step: OnStep,
-) -> WarmupReport:
-    """Train `model` in place until it is ready or out of steps.
+) -> dict[str, Any]:
+    """Train `model` in place until it is ready or out of steps; return the report.
 
     examples: what is imitated. heldout: what accuracy is measured on, at `min_steps` and then after
     every round.
     """
-    started = time.monotonic()
 
     def loss_of(first: int) -> Tensor:
         asked = examples.training(first, recipe.examples_per_step)
         return imitation_loss(model, examples, asked, recipe.short_share)
 
-    def measure() -> Accuracy:
-        return heldout_accuracy(model, heldout, recipe.heldout_questions)
+    def measure() -> tuple[dict[str, Any], bool]:
+        accuracy = heldout_accuracy(model, heldout, recipe.heldout_questions)
+        is_ready = accuracy.short >= recipe.enough_short and accuracy.long >= recipe.enough_long
+        return {"heldout": asdict(accuracy)}, is_ready
 
-    def is_enough(accuracy: Accuracy) -> bool:
-        return accuracy.short >= recipe.enough_short and accuracy.long >= recipe.enough_long
-
-    steps, accuracy = train_in_rounds(model, recipe, loss_of, measure, is_enough, on_step)
-    seconds = round(time.monotonic() - started, 1)
-    return WarmupReport(seed, steps, seconds, accuracy, is_enough(accuracy))
+    return {"seed": seed} | train_in_rounds(model, recipe, loss_of, measure, on_step)
 
 
 def imitation_loss(
@@ -180,42 +191,19 @@ def heldout_accuracy(model: PreTrainedModel, task: ImitationTask, num_questions:
     return Accuracy(right[False] / num_questions, right[True] / num_questions)
 
 
-class Rounds(Protocol):
-    """How long to train, and how fast; see ImitationRecipe for what each says."""
-
-    @property
-    def min_steps(self) -> int: ...
-    @property
-    def max_steps(self) -> int: ...
-    @property
-    def round_steps(self) -> int: ...
-    @property
-    def examples_per_step(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def rise_steps(self) -> int: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def weight_decay(self) -> float: ...
-
-
-Measured = TypeVar("Measured")
-
-
 def train_in_rounds(
     model: PreTrainedModel,
-    recipe: Rounds,
+    recipe: ImitationRecipe | LabellerRecipe,
     loss_of: Callable[[int], Tensor],
-    measure: Callable[[], Measured],
-    is_enough: Callable[[Measured], bool],
+    measure: Callable[[], tuple[dict[str, Any], bool]],
     on_step: OnStep,
-) -> tuple[int, Measured]:
-    """Train until what `measure` returns is enough or steps are out; return steps and the last one.
+) -> dict[str, Any]:
+    """Train until a measurement is enough or steps are out; return how it ended (`warmup.json`).
 
-    loss_of: the loss of a step's examples, given the number of the first.
+    loss_of: the loss of a step's examples, given the number of the first. measure: figures for the
+    report, and whether they are enough.
     """
+    started = time.monotonic()
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=recipe.betas, weight_decay=recipe.weight_decay
     )
@@ -233,12 +221,13 @@ def train_in_rounds(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             on_step(step, loss.item())
-        measured = measure()
-        if is_enough(measured) or step >= recipe.max_steps:
-            return step, measured
+        figures, is_ready = measure()
+        if is_ready or step >= recipe.max_steps:
+            seconds = round(time.monotonic() - started, 1)
+            return {"steps": step, "seconds": seconds, **figures, "is_ready": is_ready}
 
 
-def learning_rate(recipe: Rounds, step: int) -> float:
+def learning_rate(recipe: ImitationRecipe | LabellerRecipe, step: int) -> float:
     """Rises linearly, then falls linearly to a tenth at `min_steps` and stays there."""
     rise = min(1.0, step / recipe.rise_steps)
     fall = max(0.1, 1 - 0.9 * step / recipe.min_steps)
@@ -261,32 +250,27 @@ def reproducible(seed: int) -> Iterator[None]:
 
 @contextmanager
 def shown_warmup(min_steps: int, what: str = "policy") -> Iterator[OnStep]:
-    """A progress bar of a model's making; what it yields is told each step and its loss."""
-    with step_progress() as progress:
+    """A progress bar, on standard error; what it yields is told each step and its loss."""
+    columns = (TextColumn("{task.description}"), BarColumn())
+    steps = TextColumn("step {task.completed:.0f}  {task.fields[loss]}")
+    with Progress(*columns, steps, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(f"making the tiny {what} (once)", total=min_steps, loss="")
 
         def show(step: int, loss: float) -> None:
+            # A warm-up that is not enough at `min_steps` goes on beyond them.
             total = max(step, min_steps)
             progress.update(task, completed=step, total=total, loss=f"loss {loss:.3f}")
 
         yield show
 
 
-def step_progress() -> Progress:
-    """A progress bar over steps, on standard error; its tasks carry a `loss` text."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed:.0f}  {task.fields[loss]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-
-
 def save_warmed(
-    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, report: Any
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    report: dict[str, Any],
 ) -> None:
-    """Write weights, tokenizer and `warmup.json`, which is the report, a dataclass."""
+    """Write weights, tokenizer and `warmup.json`, which is the report."""
     disable_progress_bar()
     if not torch.cuda.is_available():
         # Saving loads DeepSpeed, which warns about a missing GPU unless it is told of it.
@@ -296,4 +280,4 @@ def save_warmed(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     ).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    (directory / "warmup.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    (directory / "warmup.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -18,15 +18,14 @@ from transformers import (
 
 from policy.builtin.labeller import (
     NO,
-    TEXT,
-    VISION,
+    RECIPES,
     YES,
     ClaimTask,
     Question,
+    TinyLabellerName,
     balanced,
     claim_question,
     ensure_tiny_labeller,
-    ensure_tiny_vision_labeller,
     heldout_accuracy,
     labelling_loss,
     p_yes_and_no,
@@ -48,7 +47,9 @@ from rl.loop.stages import Prompt
 from rollout.chat import ChatTemplate
 from rollout.prompts.procedural import VisualSource
 
-BRIEF = replace(TEXT, min_steps=2, max_steps=2, examples_per_step=3, heldout_questions=4)
+BRIEF = replace(
+    RECIPES["tiny_labeller"], min_steps=2, max_steps=2, examples_per_step=3, heldout_questions=4
+)
 SUM = Question("a2b9c8d8?", "27", (2, 9, 8, 8))
 
 
@@ -62,14 +63,17 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return ensure_tiny_vision_policy("tiny_qwen_vl", cache, 0, brief)
 
 
+def name_for(policy: Path) -> TinyLabellerName:
+    return "tiny_vision_labeller" if sees(policy) else "tiny_labeller"
+
+
 def sees(model: Path) -> bool:
     return model.name.startswith(("tiny_qwen_vl", "tiny_vision"))
 
 
 @pytest.fixture(scope="module")
 def labeller(policy: Path) -> Path:
-    ensure = ensure_tiny_vision_labeller if sees(policy) else ensure_tiny_labeller
-    return ensure(policy.parent, policy, BRIEF)
+    return ensure_tiny_labeller(name_for(policy), policy.parent, policy, BRIEF)
 
 
 def plain_model(labeller: Path) -> PreTrainedModel:
@@ -129,8 +133,8 @@ def test_ill_formed_answers_are_no_two_digits_and_not_right_as_a_number() -> Non
 
 def test_training_and_heldout_questions_never_meet(labeller: Path) -> None:
     task = opened(labeller)
-    training = task.training_questions(0, 50)
-    heldout = task.heldout_questions(50)
+    training = task.questions(0, 50, heldout=False)
+    heldout = task.questions(0, 50, heldout=True)
     assert {one.answer for one in training + heldout} <= {f"{n:02d}" for n in range(55)}
     assert all(int(one.answer) == sum(one.addends) for one in training + heldout)
     if task.pictures is None:
@@ -144,7 +148,7 @@ def test_a_claim_is_asked_about_as_a_run_asks(labeller: Path) -> None:
     """The same tokens as the chat template and the engine's expansion give."""
     task = opened(labeller)
     chat = ChatTemplate(str(labeller))
-    (asked,) = task.training_questions(0, 1)
+    (asked,) = task.questions(0, 1, heldout=False)
     content = claim_question(asked.text, "12")
     prompt = Prompt("claim", ({"role": "user", "content": content},), "")
     if task.pictures is not None:
@@ -182,7 +186,7 @@ def test_yes_and_no_are_a_token_each(labeller: Path) -> None:
 def test_its_probabilities_are_those_of_the_plain_model(labeller: Path) -> None:
     """Padding and the rows of others change nothing."""
     task = opened(labeller)
-    asked = task.heldout_questions(3)
+    asked = task.questions(0, 3, heldout=True)
     answers = ["7", "273", "12"]
     model = untrained_labeller(labeller, task.tokenizer)
     together = p_yes_and_no(model, task, asked, answers)
@@ -218,7 +222,7 @@ def test_the_loss_falls(policy: Path, labeller: Path) -> None:
     recipe = replace(BRIEF, min_steps=25, max_steps=25, rise_steps=5, heldout_questions=2)
     model = untrained_labeller(policy, tokenizer)
     report = train(model, opened(labeller), recipe, lambda _, loss: losses.append(loss))
-    assert report.steps == len(losses) == 25
+    assert report["steps"] == len(losses) == 25
     assert losses[-1] < losses[0] / 2
 
 
@@ -226,7 +230,7 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
     """Against each token's own log-probability, row by row."""
     task = opened(labeller)
     model = untrained_labeller(labeller, task.tokenizer)
-    asked, wrong = task.training_questions(0, 3), ["7", "273", "2+"]
+    asked, wrong = task.questions(0, 3, heldout=False), ["7", "273", "2+"]
     recipe = replace(BRIEF, foresight=0.5, naming=0.25)
     plain = plain_model(labeller)
     verdicts, answers, names = [], [], []
@@ -272,8 +276,8 @@ def test_accuracy_counts_verdicts_by_mistake(labeller: Path) -> None:
 def test_half_of_a_balanced_set_is_right() -> None:
     accuracy = dict.fromkeys(MISTAKES, 1.0) | {"right": 0.5, "misread": 0.0}
     assert balanced(accuracy, (0.25, 0.15, 0.4, 0.1, 0.1)) == pytest.approx(0.55)
-    assert sum(TEXT.shares) == pytest.approx(1)
-    assert sum(VISION.shares) == pytest.approx(1)
+    for recipe in RECIPES.values():
+        assert sum(recipe.shares) == pytest.approx(1)
 
 
 def test_the_report_says_how_it_ended(labeller: Path) -> None:
@@ -286,14 +290,14 @@ def test_the_report_says_how_it_ended(labeller: Path) -> None:
 def test_the_weights_depend_on_recipe_and_policy_alone(
     policy: Path, labeller: Path, tmp_path: Path
 ) -> None:
-    ensure = ensure_tiny_vision_labeller if sees(policy) else ensure_tiny_labeller
+    name = name_for(policy)
     torch.manual_seed(17)
     state = torch.get_rng_state()
-    again = ensure(tmp_path, policy, BRIEF)
+    again = ensure_tiny_labeller(name, tmp_path, policy, BRIEF)
     assert torch.equal(torch.get_rng_state(), state)
     assert again.name == labeller.name
     weights = "model.safetensors"
     assert (again / weights).read_bytes() == (labeller / weights).read_bytes()
-    other = ensure(tmp_path, policy, replace(BRIEF, seed=2))
+    other = ensure_tiny_labeller(name, tmp_path, policy, replace(BRIEF, seed=2))
     assert other.name != again.name
     assert (other / weights).read_bytes() != (labeller / weights).read_bytes()
