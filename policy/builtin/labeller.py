@@ -21,6 +21,7 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
@@ -46,20 +47,19 @@ from rl.data.tasks.chain_sum import question as sum_question
 TinyLabellerName = Literal["tiny_labeller", "tiny_vision_labeller"]
 
 YES, NO = "yes", "no"
+# What stands around question and answer in every claim; a token each, so that claims are short.
 WORDING = ('Is it correct that the answer to "', '" is ', "? Please answer yes or no.")
-"""What stands around question and answer in every claim; a token each."""
+# The marker of the one policy with pictures that a labeller starts from.
 PICTURE = "<|image_pad|>"
-"""The marker of the one policy with pictures that a labeller starts from."""
-
 
 # The largest shares are of the mistakes that the policies' own worked examples make: a sum that is
 # off by one, and a digit of a picture that is read as another.
 RECIPES: dict[TinyLabellerName, LabellerRecipe] = {
     "tiny_labeller": LabellerRecipe(
-        (0.4, 0.2, 0.15, 0.1, 0.15), min_steps=2500, max_steps=5000, learning_rate=3e-3
+        shares=(0.4, 0.2, 0.15, 0.1, 0.15), min_steps=2500, max_steps=5000, learning_rate=3e-3
     ),
     "tiny_vision_labeller": LabellerRecipe(
-        (0.25, 0.15, 0.4, 0.1, 0.1), min_steps=1300, max_steps=1800, learning_rate=3e-3
+        shares=(0.25, 0.15, 0.4, 0.1, 0.1), min_steps=1300, max_steps=1800, learning_rate=3e-3
     ),
 }
 
@@ -258,9 +258,8 @@ def _states(
     hidden states [B, T, H]."""
     rows = task.rows(questions, answers)
     lengths = torch.tensor([len(row) for row in rows])
-    token_ids = torch.full((len(rows), int(lengths.max())), task.tokenizer.pad_token_id)
-    for padded, row in zip(token_ids, rows, strict=True):
-        padded[: len(row)] = torch.tensor(row)
+    padded, padding = [torch.tensor(row) for row in rows], task.tokenizer.pad_token_id
+    token_ids = pad_sequence(padded, batch_first=True, padding_value=padding)
     visual = task.visual_arguments(questions, rows, token_ids)
     backbone = model.base_model(input_ids=token_ids, use_cache=False, **visual)
     return token_ids, lengths, backbone.last_hidden_state
@@ -286,10 +285,7 @@ def heldout_accuracy(
     right = [question.answer for question in questions]
     labels = {"right": p_yes_and_no(model, task, questions, right)}
     for mistake in MISTAKES:
-        wrong = [
-            wrong_answer(rng, int(question.answer), question.addends, mistake)
-            for question in questions
-        ]
+        wrong = [wrong_answer(rng, int(q.answer), q.addends, mistake) for q in questions]
         # Flipped, so that the verdict that is right stands first for every kind of claim.
         labels[mistake] = p_yes_and_no(model, task, questions, wrong).flip(1)
     return {

@@ -15,10 +15,24 @@ LETTERS = "abcdefgh"
 def wrong_answer(
     rng: np.random.Generator, total: int, addends: Sequence[int], mistake: Mistake
 ) -> str:
-    """Return an answer that makes this mistake where `total`, the sum of the addends, is right."""
+    """Return an answer that makes this mistake where `total`, the sum of the addends, is right.
+
+    Ill-formed: too few or too many digits, or a letter beside or in place of one.
+    """
     while True:
         if mistake == "ill_formed":
-            wrong = _ill_formed(rng, total)
+            # All forms are drawn before one is taken, so the numbers drawn do not depend on it.
+            letter = LETTERS[rng.integers(len(LETTERS))]
+            forms = (
+                str(rng.integers(10)),
+                str(rng.integers(100, 1000)),
+                f"{total:02d}{rng.integers(10)}",
+                f"{total // 10}{letter}",
+                f"{letter}{total % 10}",
+                f"{total:02d}{letter}",
+                f"{total // 10}+",
+            )
+            wrong = forms[rng.integers(len(forms))]
         elif mistake == "misread":
             wrong = f"{total - int(rng.choice(addends)) + int(rng.integers(10)):02d}"
         elif mistake == "further":
@@ -29,19 +43,3 @@ def wrong_answer(
         # An ill-formed answer may be right as a number, such as 7 for 07, and is then no mistake.
         if not wrong.isdigit() or int(wrong) != total:
             return wrong
-
-
-def _ill_formed(rng: np.random.Generator, total: int) -> str:
-    """Too few or too many digits, or a letter beside or in place of one."""
-    letter = LETTERS[rng.integers(len(LETTERS))]
-    # All forms are drawn before one is taken, so the numbers drawn do not depend on the form.
-    forms = (
-        str(rng.integers(10)),
-        str(rng.integers(100, 1000)),
-        f"{total:02d}{rng.integers(10)}",
-        f"{total // 10}{letter}",
-        f"{letter}{total % 10}",
-        f"{total:02d}{letter}",
-        f"{total // 10}+",
-    )
-    return forms[rng.integers(len(forms))]

@@ -12,12 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+# Environment variable: a whole number, the seed of every built-in model that is asked for by name.
+# Without it each model has a seed of its own. The seed is part of what names a model in the cache,
+# so that models of several seeds lie there beside each other.
 SEED_VARIABLE = "HYBRID_RL_WARMUP_SEED"
-"""Environment variable: a whole number, the seed of every built-in model that is asked for by name.
-
-Without it each model has a seed of its own. The seed decides a model's name in the cache, so models
-of several seeds lie there beside each other.
-"""
 
 
 class Size(NamedTuple):

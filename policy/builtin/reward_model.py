@@ -41,8 +41,8 @@ from rl.data.tasks.chain_sum import question
 Mistake = Literal["off_by_one", "off_by_more", "ill_formed"]
 MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
 NOT_DIGITS = "abcdefgh+=?. "
+# Twenty times what it takes on one core.
 TRAINING_TIMEOUT_S = 1800.0
-"""Twenty times what it takes on one core."""
 
 # One thread, no GPU and no network for the process that trains.
 ENVIRONMENT = {
@@ -122,10 +122,7 @@ def train(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
     model = Qwen3ForSequenceClassification.from_pretrained(
         policy, num_labels=1, dtype=torch.float32, pad_token_id=tokenizer.pad_token_id
     )
-    with (
-        tempfile.TemporaryDirectory() as aside,
-        shown_warmup(recipe.steps, "reward model") as show,
-    ):
+    with tempfile.TemporaryDirectory() as aside, shown_warmup(recipe.steps, "reward model") as show:
         arguments = RewardConfig(
             output_dir=aside,
             seed=recipe.seed,
@@ -155,10 +152,8 @@ def train(directory: Path, policy: Path, recipe: RewardModelRecipe) -> None:
         # It would print every loss on standard output.
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    accuracy = {
-        mistake: heldout_accuracy(model, tokenizer, mistake, recipe.heldout_questions)
-        for mistake in MISTAKES
-    }
+    count = recipe.heldout_questions
+    accuracy = {kind: heldout_accuracy(model, tokenizer, kind, count) for kind in MISTAKES}
     seconds = round(time.monotonic() - started, 1)
     report = {"steps": recipe.steps, "seconds": seconds, "accuracy": accuracy}
     model.save_pretrained(directory)
@@ -184,55 +179,47 @@ def _training_pairs(tokenizer: PreTrainedTokenizerFast, recipe: RewardModelRecip
         _pair(rng, recipe.seed, index, False, MISTAKES[mistake])
         for index, mistake in enumerate(mistakes)
     ]
-    chosen, rejected = zip(*pairs, strict=True)
-    return Dataset.from_dict(
-        {"chosen_ids": _encode(tokenizer, chosen), "rejected_ids": _encode(tokenizer, rejected)}
-    )
+    chosen, rejected = (_encode(tokenizer, side) for side in zip(*pairs, strict=True))
+    return Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
 
 
 def _pair(
     rng: np.random.Generator, seed: int, index: int, heldout: bool, mistake: Mistake
 ) -> tuple[Conversation, Conversation]:
     asked = question(seed, index, heldout)
-    wrong = wrong_answer(rng, int(asked.answer), mistake)
+    answers = (asked.answer, wrong_answer(rng, int(asked.answer), mistake))
     user = {"role": "user", "content": asked.text}
-    return (
-        [user, {"role": "assistant", "content": asked.answer}],
-        [user, {"role": "assistant", "content": wrong}],
-    )
+    chosen, rejected = ([user, {"role": "assistant", "content": answer}] for answer in answers)
+    return chosen, rejected
 
 
 def wrong_answer(rng: np.random.Generator, total: int, mistake: Mistake) -> str:
     """Return an answer that makes this mistake where `total`, of two digits, is right.
 
-    Half of those that are off by more than one are off by at most five.
+    Ill-formed: no answer, too few or too many digits, or something else beside or in place of one.
     """
     if mistake == "ill_formed":
-        return _ill_formed(rng, total)
+        # All forms are drawn before one is taken, so the numbers drawn do not depend on it.
+        other = NOT_DIGITS[rng.integers(len(NOT_DIGITS))]
+        forms = (
+            "",
+            str(rng.integers(10)),
+            str(rng.integers(100, 1000)),
+            f"{total // 10}{other}",
+            f"{other}{total % 10}",
+            f"{total}{other}",
+        )
+        return forms[rng.integers(len(forms))]
     while True:
         if mistake == "off_by_one":
             wrong = total + int(rng.choice((-1, 1)))
+        # Half of these are off by at most five, because over the whole range most would be far off.
         elif rng.random() < 0.5:
             wrong = total + int(rng.choice((-5, -4, -3, -2, 2, 3, 4, 5)))
         else:
             wrong = int(rng.integers(10, 70))
         if 10 <= wrong < 100 and (mistake == "off_by_one" or abs(wrong - total) > 1):
             return str(wrong)
-
-
-def _ill_formed(rng: np.random.Generator, total: int) -> str:
-    """No answer, too few or too many digits, or something else beside or in place of one."""
-    # All forms are drawn before one is taken, so the numbers drawn do not depend on the form.
-    other = NOT_DIGITS[rng.integers(len(NOT_DIGITS))]
-    forms = (
-        "",
-        str(rng.integers(10)),
-        str(rng.integers(100, 1000)),
-        f"{total // 10}{other}",
-        f"{other}{total % 10}",
-        f"{total}{other}",
-    )
-    return forms[rng.integers(len(forms))]
 
 
 def _encode(

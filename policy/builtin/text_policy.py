@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer, token_settings
@@ -35,8 +36,8 @@ SIZES = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text("utf-8"
 # Of the seeds 0 to 4, one whose reasoning forms early and almost without error; GRPO then has the
 # most to gain. On seed 0 one greedy long answer in ten is still wrong after 1150 steps.
 DEFAULT_SEED = 2
+# By thinking: longer than any worked example, so that only what is wrong anyway is cut.
 MAX_RESPONSE_TOKENS = {False: 6, True: 70}
-"""By thinking."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ def ensure_tiny_policy(
 ) -> Path:
     """Return a Hugging Face model directory with the tiny policy, making it on first use.
 
-    The first use takes about a minute on one core. A process that finds another one at work waits
-    for it. `warmup.json` in the directory says how the warm-up ended.
+    The first use takes about a minute on one core. `warmup.json` in it says how it ended.
     """
     recipe, seed = recipe or WarmupRecipe(), DEFAULT_SEED if seed is None else seed
 
@@ -107,14 +107,13 @@ class SumTask:
         responses: Sequence[Sequence[int]],
         thinking: bool,
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        prompts = self._prompts(asked, thinking)
-        width = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-        token_ids = torch.full((len(asked), width), self.tokenizer.pad_token_id)  # [B, T]
-        targets = torch.full((len(asked), width), IGNORED)  # [B, T]
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            stop = len(prompt) + len(response)
-            token_ids[row, :stop] = torch.tensor([*prompt, *response])
-            targets[row, len(prompt) : stop] = torch.tensor(response)
+        rows, labels = [], []
+        for prompt, response in zip(self._prompts(asked, thinking), responses, strict=True):
+            rows.append(torch.tensor([*prompt, *response]))
+            labels.append(torch.tensor([*[IGNORED] * len(prompt), *response]))
+        padding = self.tokenizer.pad_token_id
+        token_ids = pad_sequence(rows, batch_first=True, padding_value=padding)  # [B, T]
+        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)  # [B, T]
         return token_ids, targets, {}
 
     def sampled(

@@ -54,8 +54,7 @@ def ensure_tiny_vision_policy(
 ) -> Path:
     """Return a Hugging Face model directory with the policy, making it on first use.
 
-    The first use takes a minute or two on one core. A process that finds another one at work waits
-    for it. `warmup.json` in the directory says how the warm-up ended.
+    The first use takes a minute or two on one core. `warmup.json` in it says how it ended.
     """
     recipe, seed = recipe or VisionWarmupRecipe(), DEFAULT_SEED if seed is None else seed
     sizes, preprocessor = _MODELS[name]["sizes"], _MODELS[name]["preprocessor"]

@@ -32,6 +32,7 @@ from rl.loop.batching import reference_sample
 from rl.loop.stages import Prompt, ReferenceRequest
 
 TASK_NAME = "digits"
+# What a warmed policy is right on now and then, as a run's `data.settings`.
 TASK: dict[str, Any] = {
     "wording": "terse",
     # A digit has 28 x 28 pixels of its own: one visual token of the Qwen policy.
@@ -40,9 +41,8 @@ TASK: dict[str, Any] = {
     "jitter": 0.75,
     "noise": [0.1, 0.3],
 }
-"""What a warmed policy is right on now and then (`data.settings`)."""
+# By thinking: longer than any worked example, so that only what is wrong anyway is cut.
 MAX_RESPONSE_TOKENS = {False: 6, True: 30}
-"""By thinking."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ class PictureTask:
         inputs = open_visual_inputs(directory, data)
         model_type = read_config(directory).model_type
         family = vision_family(model_type)
-        assert inputs is not None
-        assert family is not None
+        assert inputs is not None and family is not None
         task, first = read_settings(TASK_NAME, settings), digits_picture(0, 0, False)
         question = draw_scene(TASK_NAME, task, 0, 0, False).question
         content: Any = [{"type": "image"}, {"type": "text", "text": question}]
