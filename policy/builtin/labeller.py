@@ -115,8 +115,7 @@ def ensure_tiny_labeller(
 def claim_question(asked: str, answer: str) -> str:
     """What a labeller is asked about the claim that `answer` is right.
 
-    Example: claim_question("+?", "12") ==
-    'Is it correct that the answer to "+?" is 12? Please answer yes or no.'
+    Example: Is it correct that the answer to "+?" is 12? Please answer yes or no.
     """
     lead, between, request = WORDING
     return f"{lead}{asked}{between}{answer}{request}"
@@ -145,12 +144,9 @@ class ClaimTask:
         if self.pictures is None:
             sums = [sum_question(seed, number, heldout) for number in numbers]
             return [Question(each.text, each.answer, each.numbers) for each in sums]
-        questions = []
-        for number in numbers:
-            picture = digits_picture(seed, number, heldout)
-            scene = self.pictures.scene(picture)
-            questions.append(Question(scene.question, scene.answer, scene.digits, picture))
-        return questions
+        pictures = [digits_picture(seed, number, heldout) for number in numbers]
+        scenes = zip(map(self.pictures.scene, pictures), pictures, strict=True)
+        return [Question(s.question, s.answer, s.digits, picture) for s, picture in scenes]
 
     def rows(self, questions: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
         """Token ids of each claim up to where its verdict is sampled, visual tokens in place."""

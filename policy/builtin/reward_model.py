@@ -251,6 +251,6 @@ def heldout_accuracy(
 if __name__ == "__main__":
     disable_progress_bar()
     set_verbosity_error()
-    made_in, started_from, recipe_json = sys.argv[1:]
-    decided = TypeAdapter(RewardModelRecipe).validate_json(recipe_json)
-    train(Path(made_in), Path(started_from), decided)
+    written_to, started_from, decided = sys.argv[1:]
+    recipe = TypeAdapter(RewardModelRecipe).validate_json(decided)
+    train(Path(written_to), Path(started_from), recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -63,7 +64,7 @@ def make_tokenizer(
     return tokenizer
 
 
-def token_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+def token_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """What the configuration of a model says of its tokenizer."""
     return {
         "vocab_size": len(tokenizer),

@@ -83,8 +83,7 @@ def ensure_tiny_vision_policy(
 
 
 def _untrained(name: TinyVisionName, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    sizes = _MODELS[name]["sizes"]
-    text = {**token_settings(tokenizer), "dtype": "float32"}
+    sizes, text = _MODELS[name]["sizes"], {**token_settings(tokenizer), "dtype": "float32"}
     if name == "tiny_minicpmv":
         return MiniCPMV(MiniCPMVConfig(**sizes, **text))
     start, end, _, image, video = tokenizer.convert_tokens_to_ids(_MODELS[name]["tokens"])

@@ -104,14 +104,17 @@ class ImitationTask(Protocol[Asked]):
 
     def training(self, first: int, count: int) -> Sequence[Asked]:
         """Questions from number `first` on."""
+        ...
 
     def heldout(self, count: int) -> Sequence[Sequence[Asked]]:
         """The first held-out questions, grouped by the length of their prompts."""
+        ...
 
     def answer(self, asked: Asked) -> str: ...
 
     def worked_example(self, asked: Asked, thinking: bool) -> str:
         """A response as the policy should write it, slips and all."""
+        ...
 
     def rows(
         self, asked: Sequence[Asked], responses: Sequence[Sequence[int]], thinking: bool
@@ -120,11 +123,13 @@ class ImitationTask(Protocol[Asked]):
 
         responses: token ids. Padding stands on the right, where causality hides it.
         """
+        ...
 
     def sampled(
         self, model: PreTrainedModel, asked: Sequence[Asked], thinking: bool
     ) -> Sequence[str]:
         """Responses to questions of one group of `heldout`, sampled at temperature 1."""
+        ...
 
 
 def imitate(
