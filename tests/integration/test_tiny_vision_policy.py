@@ -30,7 +30,7 @@ from rollout.chat import ChatTemplate
 from rollout.prompts.procedural import VisualSource
 
 NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv")
-SCENE = DigitsScene((3, 7, 2), "+?", "12")
+SCENE = DigitsScene("digits 372", "+?", "12", "number", (3, 7, 2))
 BRIEF = VisionWarmupRecipe(min_steps=2, max_steps=2, examples_per_step=5, heldout_questions=2,
                            enough_short=0.0, enough_long=0.0)  # fmt: skip
 RECIPE = "config=hybrid_50_50_vision.yaml"
@@ -53,7 +53,7 @@ def test_a_long_example_reads_then_adds_digit_by_digit() -> None:
     expected = "372\n7+03=10\n2+10=12\n</think>\n\n12"
     assert worked_example(SCENE, thinking=True) == expected
     assert worked_example(SCENE, thinking=False) == "12"
-    small = DigitsScene((0, 1, 2), "+?", "03")
+    small = DigitsScene("digits 012", "+?", "03", "number", (0, 1, 2))
     assert worked_example(small, thinking=True).endswith("\n2+01=03\n</think>\n\n03")
 
 

@@ -6,7 +6,7 @@ drawn, whatever a matplotlibrc says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -23,14 +23,14 @@ from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import (
     FONT_FAMILIES,
     NOT_EMPTY,
+    TEXTS,
+    WORDS,
+    Draws,
+    Scene,
     VisualExample,
-    draw_whole,
     font_file,
-    pick,
-    pick_several,
     within,
 )
-from rl.data.tasks.pictures.pages import WORDS
 
 Kind = Literal["bar", "horizontal_bar", "line", "pie"]
 Question = Literal["read", "sum", "difference", "largest", "smallest"]
@@ -41,24 +41,6 @@ GRIDLINES = 10
 PIXELS_PER_CHARACTER = 10
 """Of the names below an axis, with the gaps between them; longer ones are slanted."""
 COLOURS = ("#3b6fb6", "#d1603d", "#4a9a5b", "#8d5fa8", "#c9a227", "#5aa6b8", "#b0567f", "#7a7a7a")
-
-
-@dataclass(frozen=True)
-class Theme:
-    title: str
-    unit: str
-    names: Sequence[str]
-    is_ordered: bool
-    """Whether the names have an order of their own, as months do."""
-
-
-THEMES = (
-    Theme("Fruit sold", "kilograms", WORDS["fruits"], False),
-    Theme("Rainy days", "days", WORDS["months"], True),
-    Theme("Books read", "books", WORDS["first_names"], False),
-    Theme("Visitors of the museum", "visitors", WORDS["weekdays"], True),
-    Theme("Trains a day", "trains", WORDS["towns"], False),
-)
 
 
 class ChartsSettings(Section):
@@ -76,79 +58,66 @@ class ChartsSettings(Section):
 
 
 @dataclass(frozen=True)
-class ChartsScene:
+class ChartsScene(Scene):
     kind: str
-    theme: Theme
+    theme: Mapping[str, str]
     names: tuple[str, ...]
     values: tuple[int, ...]
     step: int
     """Value of one gridline."""
-    question: str
-    answer: str
-    task: str
-
-    @property
-    def identity(self) -> str:
-        return f"charts {self.kind} {self.theme.title} {self.names} {self.values}"
 
 
-def draw(settings: ChartsSettings, rng: np.random.Generator) -> ChartsScene:
-    kind, theme = pick(rng, settings.kinds), pick(rng, THEMES)
-    # Months and weekdays keep their order, since a chart of them in another would look like an
-    # error.
-    names = pick_several(rng, theme.names, draw_whole(rng, settings.categories))
-    if theme.is_ordered:
-        names = sorted(names, key=theme.names.index)
+def draw(settings: ChartsSettings, rng: Draws) -> ChartsScene:
+    kind, theme = rng.pick(settings.kinds), rng.pick(TEXTS["charts"]["themes"])
+    unit, all_names = theme["unit"], WORDS[theme["names"]]
+    names = rng.several(all_names, rng.whole(settings.categories))
+    if theme["is_ordered"]:
+        names = sorted(names, key=all_names.index)
     # A month has few days: larger steps would give it more rainy ones than it has days.
-    step = 1 if theme.unit == "days" else pick(rng, STEPS)
+    step = 1 if unit == "days" else rng.pick(STEPS)
     if kind == "pie":
         # Shares of 100 in steps of 5, none below 10: the names beside thin pieces would touch.
-        step, count = 5, len(names)
+        unit, step, count = "percent", 5, len(names)
         values = step * (2 + rng.multinomial(20 - 2 * count, np.full(count, 1 / count)))
     else:
         values = step * rng.integers(1, GRIDLINES + 1, len(names))
-    unit = "percent" if kind == "pie" else theme.unit
-    question = _ask(pick(rng, settings.questions), unit, names, values, rng)
-    return ChartsScene(kind, theme, tuple(names), tuple(values.tolist()), step, *question)
-
-
-def _ask(
-    kind: str, unit: str, names: list[str], values: np.ndarray, rng: np.random.Generator
-) -> tuple[str, str, str]:
-    """Return question, answer and accuracy route."""
-    # Drawn whatever is asked: the last question is the fallback of two others.
+    asked = rng.pick(settings.questions)
+    # Both are drawn whatever is asked: the difference is asked for in place of an extreme value
+    # that several names share, so that none of them is the answer.
     first, second = rng.permutation(len(names))[:2]
-    extreme = {"largest": values.max(), "smallest": values.min()}.get(kind)
-    if extreme is not None and (values == extreme).sum() == 1:
-        name = names[int(np.flatnonzero(values == extreme)[0])]
-        return f"For which name does the chart show the {kind} value?", name, "text"
-    if kind == "sum":
-        both = f"{names[first]} and {names[second]}"
-        question = f"How many {unit} does the chart show for {both} together?"
-        return question, str(values[first] + values[second]), "number"
-    if kind == "read":
-        question = f"How many {unit} does the chart show for {names[first]}?"
-        return question, str(values[first]), "number"
-    # Also where the extreme value is asked for but several share it, so that no name is the answer.
-    question = f"By how many {unit} do {names[first]} and {names[second]} differ in the chart?"
-    return question, str(abs(values[first] - values[second])), "number"
+    extremes = {"largest": values.max(), "smallest": values.min()}
+    if asked in extremes and (values == extremes[asked]).sum() > 1:
+        asked = "difference"
+    answer = {
+        "read": values[first],
+        "sum": values[first] + values[second],
+        "difference": abs(values[first] - values[second]),
+        "largest": names[values.argmax()],
+        "smallest": names[values.argmin()],
+    }[asked]
+    question = TEXTS["charts"]["questions"][asked]
+    question = question.format(unit=unit, first=names[first], second=names[second])
+    task = "text" if asked in extremes else "number"
+    shown = tuple(names), tuple(values.tolist())
+    identity = f"charts {kind} {theme['title']} {shown[0]} {shown[1]}"
+    return ChartsScene(identity, question, str(answer), task, kind, theme, *shown, step)
 
 
-def paint(scene: ChartsScene, settings: ChartsSettings, rng: np.random.Generator) -> VisualExample:
+def paint(scene: ChartsScene, settings: ChartsSettings, rng: Draws) -> VisualExample:
     # Not the monospaced family: its letters are the widest, and long names would touch.
-    letters = FontProperties(fname=str(font_file(pick(rng, FONT_FAMILIES[:2]))), size=10)
+    letters = FontProperties(fname=font_file(rng.pick(FONT_FAMILIES[:2])), size=10)
     # A matplotlibrc of the user's would change the pictures that a seed stands for.
     with matplotlib.style.context("default"):
         # Not through pyplot, which keeps every figure in a global list.
         figure = Figure((settings.width / DPI, settings.height / DPI), dpi=DPI, layout="tight")
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        axes.set_title(scene.theme.title, fontproperties=letters, fontsize=12)
+        axes.set_title(scene.theme["title"], fontproperties=letters, fontsize=12)
         if scene.kind == "pie":
             axes.pie(
                 scene.values,
                 labels=scene.names,
-                colors=pick_several(rng, COLOURS, len(scene.names)),
+                colors=rng.several(COLOURS, len(scene.names)),
                 autopct="%d%%",
                 pctdistance=0.75,
                 labeldistance=1.12,
@@ -158,30 +127,22 @@ def paint(scene: ChartsScene, settings: ChartsSettings, rng: np.random.Generator
                 wedgeprops={"edgecolor": "white"},
             )
         else:
-            _on_axes(axes, scene, letters, rng.random() < settings.labelled, rng)
+            is_labelled = rng.random() < settings.labelled
+            _on_axes(axes, scene, letters, rng.pick(COLOURS), is_labelled)
         canvas.draw()
     image = Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
     return VisualExample((image,), scene.question, scene.answer, scene.task)
 
 
 def _on_axes(
-    axes: Axes,
-    scene: ChartsScene,
-    letters: FontProperties,
-    is_labelled: bool,
-    rng: np.random.Generator,
+    axes: Axes, scene: ChartsScene, letters: FontProperties, colour: str, is_labelled: bool
 ) -> None:
-    positions = np.arange(len(scene.names))
-    is_flat = scene.kind == "horizontal_bar"
-    colour = pick(rng, COLOURS)
+    positions, is_flat = np.arange(len(scene.names)), scene.kind == "horizontal_bar"
     if scene.kind == "line":
         axes.plot(positions, scene.values, "o-", color=colour, linewidth=2)
-    elif is_flat:
-        axes.barh(positions, scene.values, color=colour, height=0.6)
-        # The first name on top, as people list them.
-        axes.invert_yaxis()
     else:
-        axes.bar(positions, scene.values, color=colour, width=0.6)
+        bars = axes.barh if is_flat else axes.bar
+        bars(positions, scene.values, 0.6, color=colour)
     # Names on one axis, and a gridline for every possible value on the other.
     along, across = (axes.yaxis, axes.xaxis) if is_flat else (axes.xaxis, axes.yaxis)
     along.set_ticks(positions, scene.names, fontproperties=letters)
@@ -191,14 +152,16 @@ def _on_axes(
             name.set(rotation=30, ha="right", rotation_mode="anchor")
     most = max(scene.values) // scene.step
     ticks = [scene.step * count for count in range(most + 1)]
-    across.set_ticks(ticks, [str(tick) for tick in ticks], fontproperties=letters, fontsize=9)
-    across.set_label_text(scene.theme.unit, fontproperties=letters)
+    across.set_ticks(ticks, list(map(str, ticks)), fontproperties=letters, fontsize=9)
+    across.set_label_text(scene.theme["unit"], fontproperties=letters)
     across.grid(True, color="#cfcfcf", linewidth=0.8)
     axes.set_axisbelow(True)
     # Some air above the highest value, where its label may stand.
     bounds = (0, scene.step * (most + 0.9))
     if is_flat:
         axes.set_xlim(*bounds)
+        # The first name on top, as people list them.
+        axes.invert_yaxis()
     else:
         axes.set(xlim=(-0.6, len(scene.names) - 0.4), ylim=bounds)
     if is_labelled:

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from rl.config.section import Section
-from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, draw_whole, pick, within
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, TEXTS, Draws, Scene, VisualExample, within
 
 Operation = Literal["sum", "max", "count"]
 MIN_HEIGHT = 12
@@ -27,9 +27,7 @@ MIN_HEIGHT = 12
 ASPECT = 0.62
 """Width of a digit over its height."""
 PAPER, INK = 0.92, 0.08
-
-
-_FONTS = yaml.safe_load((Path(__file__).parent / "digits.yaml").read_text("utf-8"))
+_FONTS = yaml.safe_load(Path(__file__).with_name("digits.yaml").read_text("utf-8"))
 
 
 def _joined(curve: list[list[float]]) -> list[tuple[float, ...]]:
@@ -86,44 +84,31 @@ class DigitsSettings(Section):
 
 
 @dataclass(frozen=True)
-class DigitsScene:
+class DigitsScene(Scene):
     digits: tuple[int, ...]
     """In reading order."""
-    question: str
-    answer: str
-    task: str = "number"
-
-    @property
-    def identity(self) -> str:
-        return "digits " + "".join(map(str, self.digits))
 
 
-def draw(settings: DigitsSettings, rng: np.random.Generator) -> DigitsScene:
-    count = draw_whole(rng, settings.n)
-    digits = tuple(rng.integers(0, 10, size=count).tolist())
-    operation = pick(rng, settings.operations)
+def draw(settings: DigitsSettings, rng: Draws) -> DigitsScene:
+    digits = tuple(rng.integers(0, 10, size=rng.whole(settings.n)).tolist())
+    operation = rng.pick(settings.operations)
     # Half of the time a digit that is there is counted; of a random one most counts would be 0.
-    counted = pick(rng, digits) if rng.random() < 0.5 else int(rng.integers(10))
+    counted = rng.pick(digits) if rng.random() < 0.5 else int(rng.integers(10))
     value = {"sum": sum(digits), "max": max(digits), "count": digits.count(counted)}[operation]
+    question = TEXTS["digits"][settings.wording][operation].format(digit=counted)
     # Two digits always, as the built-in policies are taught to write: they need not learn when an
     # answer is short.
-    if settings.wording == "terse":
-        question = {"sum": "+?", "max": ">?", "count": f"#{counted}?"}[operation]
-        return DigitsScene(digits, question, f"{value:02d}")
-    question = {
-        "sum": "What is the sum of the digits in the picture?",
-        "max": "What is the largest digit in the picture?",
-        "count": f"How many times does the digit {counted} appear in the picture?",
-    }[operation]
-    return DigitsScene(digits, question, str(value))
+    answer = f"{value:02d}" if settings.wording == "terse" else str(value)
+    identity = "digits " + "".join(map(str, digits))
+    return DigitsScene(identity, question, answer, "number", digits)
 
 
-def paint(scene: DigitsScene, settings: DigitsSettings, rng: np.random.Generator) -> VisualExample:
+def paint(scene: DigitsScene, settings: DigitsSettings, rng: Draws) -> VisualExample:
     digits = list(scene.digits)
     columns, rows = _grid(len(digits), settings.width, settings.height)
     width, height = settings.width // columns, settings.height // rows
     # One font for the whole picture, as on a display or a form.
-    is_bitmap = pick(rng, settings.fonts) == "bitmap"
+    is_bitmap = rng.pick(settings.fonts) == "bitmap"
     # Smaller than the cell allows, never larger, so that no digit touches its neighbour.
     largest = 0.8 * min(height, width / ASPECT)
     tall = np.maximum(largest * (1 - 0.25 * settings.jitter * rng.random(len(digits))), 7)
@@ -140,8 +125,7 @@ def paint(scene: DigitsScene, settings: DigitsSettings, rng: np.random.Generator
     for index, ink in enumerate(inks):
         top, left = index // columns * height, index % columns * width
         shade[top : top + height, left : left + width] += np.float32(INK - PAPER) * ink
-    sigma = rng.uniform(*settings.noise)
-    if sigma:
+    if sigma := rng.uniform(*settings.noise):
         shade += np.float32(sigma) * rng.standard_normal(shade.shape, dtype=np.float32)
     pixels = (shade.clip(0, 1) * np.float32(255)).astype(np.uint8)
     image = Image.fromarray(pixels).convert("RGB")
@@ -173,21 +157,8 @@ def _stroke_ink(
     lines = STROKE_FONT[digits]  # [n, segments, (x0, y0, x1, y1)]
     xs, ys = lines[..., 0::2], lines[..., 1::2]
     # A digit leans about the middle of its height, and so stays near the middle of its cell.
-    ends_x = (xs * ASPECT + slant[:, None, None] * (0.5 - ys)) * tall + left
-    ends_y = ys * tall + top
-    far = _distance(ends_x.astype(np.float32), ends_y.astype(np.float32), width, height)
-    # Half a pixel to either side of the edge goes from ink to paper.
-    half = (0.5 * thickness * tall).astype(np.float32)
-    return (half + np.float32(0.5) - far).clip(0, 1)
-
-
-def _distance(
-    xs: NDArray[np.float32], ys: NDArray[np.float32], width: int, height: int
-) -> NDArray[np.float32]:
-    """Distance of every pixel to the nearest segment.
-
-    xs, ys: the ends, [n, segments, 2]; returns [n, height, width].
-    """
+    xs = ((xs * ASPECT + slant[:, None, None] * (0.5 - ys)) * tall + left).astype(np.float32)
+    ys = (ys * tall + top).astype(np.float32)
     x0, y0 = xs[..., 0, None, None], ys[..., 0, None, None]
     dx, dy = xs[..., 1, None, None] - x0, ys[..., 1, None, None] - y0
     px = np.arange(width, dtype=np.float32) + np.float32(0.5) - x0  # [n, segments, 1, width]
@@ -201,7 +172,9 @@ def _distance(
     off_x *= off_x
     off_y *= off_y
     off_x += off_y
-    return np.sqrt(off_x.min(axis=1))
+    # Half a pixel to either side of the edge goes from ink to paper.
+    edge = (0.5 * thickness * tall).astype(np.float32) + np.float32(0.5)
+    return (edge - np.sqrt(off_x.min(axis=1))).clip(0, 1)
 
 
 def _bitmap_ink(digits: list[int], boxes: NDArray, width: int, height: int) -> NDArray[np.float32]:

@@ -1,14 +1,16 @@
-"""What every drawn task needs: its result, settings that are ranges, random choices, and fonts."""
+"""What every drawn task needs: scenes and examples, random choices, ranges, texts and fonts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
+import yaml
 from PIL import Image, ImageFont
 from pydantic import AfterValidator, Field
 
@@ -17,6 +19,21 @@ Number = TypeVar("Number", int, float)
 FONT_FAMILIES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono")
 NOT_EMPTY = Field(min_length=1)
 """For a setting that lists what may be drawn, such as `[sum, max]`."""
+TEXTS: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("texts.yaml").read_text("utf-8"))
+"""The words, themes and questions of the tasks, as texts.yaml explains them."""
+WORDS: Mapping[str, Any] = TEXTS["words"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a picture states, without the pixels; each task adds what it paints."""
+
+    identity: str
+    """What is shown, whatever is asked about it; it decides the split."""
+    question: str
+    answer: str
+    task: str
+    """The accuracy route. All three are empty where painting decides them (reconstruction.py)."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,26 @@ class VisualExample:
     answer: str
     task: str
     """The accuracy route that compares a response with `answer`."""
+
+
+class Draws(np.random.Generator):
+    """A generator of random choices: the same for the same seeds in every process."""
+
+    def __init__(self, *seeds: int) -> None:
+        super().__init__(np.random.PCG64(seeds))
+
+    def whole(self, bounds: tuple[int, int]) -> int:
+        """Return a whole number within `bounds`, both included."""
+        return int(self.integers(bounds[0], bounds[1] + 1))
+
+    def pick(self, choices):
+        """Return one of a sequence."""
+        # `choice` would return numpy's own types, which are neither JSON nor equal in repr.
+        return choices[int(self.integers(len(choices)))]
+
+    def several(self, choices, count: int) -> list:
+        """Return `count` different ones of a sequence, in random order."""
+        return [choices[index] for index in self.permutation(len(choices))[:count]]
 
 
 def within(lowest: float, highest: float) -> AfterValidator:
@@ -50,33 +87,17 @@ def within(lowest: float, highest: float) -> AfterValidator:
     return AfterValidator(check)
 
 
-def draw_whole(rng: np.random.Generator, bounds: tuple[int, int]) -> int:
-    """Return a whole number within `bounds`, both included."""
-    return int(rng.integers(bounds[0], bounds[1] + 1))
-
-
-def pick(rng: np.random.Generator, choices):
-    """Return one of a sequence."""
-    # rng.choice would return numpy's own types, which are neither JSON nor equal in repr.
-    return choices[int(rng.integers(len(choices)))]
-
-
-def pick_several(rng: np.random.Generator, choices, count: int) -> list:
-    """Return `count` different ones of a sequence, in random order."""
-    return [choices[index] for index in rng.permutation(len(choices))[:count]]
-
-
-def font_file(family: str, is_bold: bool = False) -> Path:
-    """Return the file of one of FONT_FAMILIES."""
+def font_file(family: str, is_bold: bool = False) -> str:
+    """Return the path of one of FONT_FAMILIES."""
     # The fonts that matplotlib ships: those of the machine differ from machine to machine, and with
     # them the pictures of a seed would.
     name = f"{family}-Bold.ttf" if is_bold else f"{family}.ttf"
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", name)
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", name))
 
 
 @cache
 def font(family: str, size: int, is_bold: bool = False) -> ImageFont.FreeTypeFont:
     """Return a font of `size` pixels."""
     # Left to itself Pillow takes Raqm where that is installed, which spaces letters differently.
-    path = font_file(family, is_bold)
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+    layout = ImageFont.Layout.BASIC
+    return ImageFont.truetype(font_file(family, is_bold), size, layout_engine=layout)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Annotated, Literal, get_args
+from itertools import chain, combinations, pairwise
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field
 
 from rl.config.section import Section
-from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, draw_whole, font, pick, within
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, Draws, Scene, VisualExample, font, within
 
+Point = tuple[float, float]
 Kind = Literal["angle", "right_triangle", "area", "perimeter", "segment", "l_shape"]
 SMOOTHING = 3
 """Drawn so many times larger, then reduced, for soft edges."""
@@ -40,42 +41,31 @@ class FiguresSettings(Section):
 @dataclass(frozen=True)
 class Label:
     text: str
-    x: float
-    y: float
-    """The point that is labelled, in the figure's own units."""
-    towards: tuple[float, float]
+    point: Point
+    """What is labelled, in the figure's own units."""
+    towards: Point
     """Unit vector from the point to the label."""
     away: float = 1.5
     """Distance from the point to the label's edge, in hundredths of the picture's side."""
 
 
 @dataclass(frozen=True)
-class FiguresScene:
+class FiguresScene(Scene):
     """Lines and labels in units of their own, y pointing down; painting turns and scales them."""
 
     kind: str
     values: tuple[int, ...]
     """The labelled numbers."""
-    unknown: int
-    """Which of the figure's numbers is not labelled but asked for."""
-    question: str
-    answer: str
-    outline: tuple[tuple[float, float], ...]
-    is_closed: bool = True
-    labels: tuple[Label, ...] = ()
-    marks: tuple[tuple[tuple[float, float], ...], ...] = ()
+    outline: tuple[Point, ...]
+    """Closed but for a segment."""
+    labels: tuple[Label, ...]
+    marks: tuple[tuple[Point, ...], ...] = ()
     """Thin lines: arcs of angles, square corners, ticks, dimension lines."""
-    margin: float = MARGIN
-    task: str = "number"
-
-    @property
-    def identity(self) -> str:
-        return f"figures {self.kind} {self.values} {self.unknown}"
 
 
-def draw(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+def draw(settings: FiguresSettings, rng: Draws) -> FiguresScene:
     # Each kind draws its numbers first and its geometry from them, so that figures are to scale.
-    match pick(rng, settings.kinds):
+    match rng.pick(settings.kinds):
         case "angle":
             return _angle(rng)
         case "right_triangle":
@@ -88,69 +78,76 @@ def draw(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
             return _rectangle(kind, settings, rng)
 
 
-def _angle(rng: np.random.Generator) -> FiguresScene:
+def _scene(
+    kind: str, values: tuple[int, ...], unknown: int, question: str, answer: int, *geometry: Any
+) -> FiguresScene:
+    """unknown: which of the figure's numbers is asked for, where that can be any of them."""
+    identity = f"figures {kind} {values} {unknown}"
+    return FiguresScene(identity, question, str(answer), "number", kind, values, *geometry)
+
+
+def _without_one(
+    numbers: Sequence[int], unit: str, rng: Draws
+) -> tuple[int, tuple[int, ...], list[str]]:
+    """Choose the number that is asked for; return its index, the others, and labels with an x."""
+    unknown = int(rng.integers(len(numbers)))
+    labels = [f"{number}{unit}" for number in numbers]
+    labels[unknown] = "x"
+    return unknown, (*numbers[:unknown], *numbers[unknown + 1 :]), labels
+
+
+def _angle(rng: Draws) -> FiguresScene:
     # All three angles are whole degrees, which makes the one that is asked for exact.
-    left = draw_whole(rng, (MIN_ANGLE, 180 - 2 * MIN_ANGLE))
-    right = draw_whole(rng, (MIN_ANGLE, 180 - MIN_ANGLE - left))
+    left = rng.whole((MIN_ANGLE, 180 - 2 * MIN_ANGLE))
+    right = rng.whole((MIN_ANGLE, 180 - MIN_ANGLE - left))
     angles = (left, right, 180 - left - right)
     # Base of length 1; the apex by the law of sines.
     side = math.sin(math.radians(right)) / math.sin(math.radians(angles[2]))
     apex = (side * math.cos(math.radians(left)), -side * math.sin(math.radians(left)))
     corners = ((0.0, 0.0), (1.0, 0.0), apex)
-    unknown = int(rng.integers(3))
-    radius = 0.11 * min(
-        math.dist(a, b) for a, b in zip(corners, (*corners[1:], corners[0]), strict=True)
-    )
+    unknown, known, texts = _without_one(angles, "°", rng)
+    radius = 0.11 * min(math.dist(a, b) for a, b in combinations(corners, 2))
     labels, marks = [], []
-    for index, corner in enumerate(corners):
-        ways = [_unit(corner, corners[(index + step) % 3]) for step in (1, 2)]
-        text = "x" if index == unknown else f"{angles[index]}°"
+    for index, (x, y) in enumerate(corners):
+        ways = [_unit((x, y), corners[(index + step) % 3]) for step in (1, 2)]
         inwards = _unit((0, 0), (ways[0][0] + ways[1][0], ways[0][1] + ways[1][1]))
         # The sharper the angle, the further from the corner its label fits between the sides.
         reach = 4.2 / math.sin(math.radians(angles[index] / 2))
-        labels.append(Label(text, *corner, inwards, max(10.0, reach)))
+        labels.append(Label(texts[index], (x, y), inwards, max(10.0, reach)))
         # An arc from side to side; the angle within the triangle is always the shorter way.
         start, end = (math.atan2(dy, dx) for dx, dy in ways)
         sweep = (end - start + math.pi) % (2 * math.pi) - math.pi
         turns = [start + sweep * step / 12 for step in range(13)]
-        x, y = corner
         marks.append(tuple((x + radius * math.cos(a), y + radius * math.sin(a)) for a in turns))
-    known = tuple(angle for index, angle in enumerate(angles) if index != unknown)
-    question = "How many degrees has the angle marked x?"
-    answer = str(angles[unknown])
-    return FiguresScene(
-        "angle", known, unknown, question, answer, corners, True, tuple(labels), tuple(marks)
-    )
+    question, answer = "How many degrees has the angle marked x?", angles[unknown]
+    return _scene("angle", known, unknown, question, answer, corners, tuple(labels), tuple(marks))
 
 
-def _right_triangle(rng: np.random.Generator) -> FiguresScene:
-    sides = pick(rng, TRIPLES)
+def _right_triangle(rng: Draws) -> FiguresScene:
+    short, long, slope = rng.pick(TRIPLES)
     # Standing or lying: either of the short sides may be the base.
-    if rng.random() < 0.5:
-        sides = (sides[1], sides[0], sides[2])
-    scale = draw_whole(rng, (1, 4))
-    across, up, slope = (scale * side for side in sides)
+    base, height = (long, short) if rng.random() < 0.5 else (short, long)
+    scale = rng.whole((1, 4))
+    across, slope, up = sides = scale * base, scale * slope, scale * height
     corners = ((0.0, 0.0), (float(across), 0.0), (0.0, -float(up)))
-    unknown = int(rng.integers(3))
-    sides = (across, slope, up)
-    texts = ["x" if index == unknown else f"{side} cm" for index, side in enumerate(sides)]
+    unknown, known, texts = _without_one(sides, " cm", rng)
     # The small square that marks the right angle.
     corner = 0.09 * math.hypot(across, up)
     marks = (((corner, 0.0), (corner, -corner), (0.0, -corner)),)
-    known = tuple(side for index, side in enumerate(sides) if index != unknown)
-    question = "The angle with the small square is a right angle. "
-    question += "How many centimetres long is the side marked x?"
-    labels, drawn = _side_labels(corners, texts), ("right_triangle", known, unknown)
-    answer = str(sides[unknown])
-    return FiguresScene(*drawn, question, answer, corners, True, labels, marks, OUTER_MARGIN)
+    question = (
+        "The angle with the small square is a right angle. How many centimetres long is the side "
+        "marked x?"
+    )
+    geometry = corners, _side_labels(corners, texts), marks
+    return _scene("right_triangle", known, unknown, question, sides[unknown], *geometry)
 
 
-def _rectangle(kind: str, settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+def _rectangle(kind: str, settings: FiguresSettings, rng: Draws) -> FiguresScene:
     """Ask for the area or the perimeter of a rectangle; two of its sides are labelled."""
     low, high = settings.lengths
-    width = draw_whole(rng, settings.lengths)
+    width = rng.whole(settings.lengths)
     # Neither side is over three times the other, which would leave the labels no room.
-    height = draw_whole(rng, (max(low, math.ceil(width / 3)), min(high, 3 * width)))
+    height = rng.whole((max(low, math.ceil(width / 3)), min(high, 3 * width)))
     right, top = float(width), -float(height)
     corners = ((0.0, 0.0), (right, 0.0), (right, top), (0.0, top))
     labels = [f"{width} cm", f"{height} cm"]
@@ -160,54 +157,47 @@ def _rectangle(kind: str, settings: FiguresSettings, rng: np.random.Generator) -
     else:
         question = "How many centimetres is the perimeter of the rectangle?"
         answer, texts = 2 * (width + height), ["", "", *labels]
-    drawn, labels = (kind, (width, height), 0), _side_labels(corners, texts)
-    return FiguresScene(*drawn, question, str(answer), corners, True, labels, (), OUTER_MARGIN)
+    geometry = corners, _side_labels(corners, texts)
+    return _scene(kind, (width, height), 0, question, answer, *geometry)
 
 
-def _segment(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+def _segment(settings: FiguresSettings, rng: Draws) -> FiguresScene:
     """A line in three parts: its whole length and two parts are labelled."""
-    parts = [draw_whole(rng, settings.lengths) for _ in range(3)]
+    parts = [rng.whole(settings.lengths) for _ in range(3)]
     total = sum(parts)
-    unknown = int(rng.integers(4))
-    texts = [f"{length} cm" for length in (*parts, total)]
-    texts[unknown] = "x"
+    lengths = (*parts, total)
+    unknown, known, texts = _without_one(lengths, " cm", rng)
     # Drawn to scale unless a part would then be too short for its label.
     ends = np.cumsum([0.0, *(max(part, 0.32 * total) for part in parts)]).tolist()
     long = ends[-1]
     # The dimension line of the whole length runs below the line itself.
-    below = 0.3 * long
-    outline = ((0.0, 0.0), (long, 0.0))
-    tick = 0.025 * long
-    ticks = tuple(((end, -tick), (end, tick)) for end in ends)
-    whole = (
-        ((0.0, below), (long, below)),
-        ((0.0, below - tick), (0.0, below + tick)),
-        ((long, below - tick), (long, below + tick)),
-    )
-    points = (Label(name, end, 0.0, (0.0, 1.0), 3) for name, end in zip("ABCD", ends, strict=True))
-    lengths = (
-        Label(text, (start + end) / 2, 0.0, (0.0, -1.0), 2.5)
-        for text, start, end in zip(texts, ends, ends[1:], strict=False)
-    )
-    labels = (*points, *lengths, Label(texts[3], long / 2, below, (0.0, 1.0), 2.5))
-    known = tuple(v for index, v in enumerate((*parts, total)) if index != unknown)
+    below, tick = 0.3 * long, 0.025 * long
+    ticks = [(end, 0.0) for end in ends] + [(0.0, below), (long, below)]
+    upright = [((x, y - tick), (x, y + tick)) for x, y in ticks]
+    labels = [
+        *(Label(name, (end, 0.0), (0.0, 1.0), 3) for name, end in zip("ABCD", ends, strict=True)),
+        *(
+            Label(text, ((start + end) / 2, 0.0), (0.0, -1.0), 2.5)
+            for text, (start, end) in zip(texts[:3], pairwise(ends), strict=True)
+        ),
+        Label(texts[3], (long / 2, below), (0.0, 1.0), 2.5),
+    ]
     asked = "whole line," if unknown == 3 else "part of the line"
     question = f"How many centimetres long is the {asked} marked x?"
-    answer = str((*parts, total)[unknown])
-    return FiguresScene(
-        "segment", known, unknown, question, answer, outline, False, labels, (*ticks, *whole)
-    )
+    marks = (*upright, ((0.0, below), (long, below)))
+    geometry = ((0.0, 0.0), (long, 0.0)), tuple(labels), marks
+    return _scene("segment", known, unknown, question, lengths[unknown], *geometry)
 
 
-def _l_shape(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScene:
+def _l_shape(settings: FiguresSettings, rng: Draws) -> FiguresScene:
     """A rectangle without its upper right corner."""
     low, high = settings.lengths
     # The L has six sides; two of them follow from the others and are not labelled, so that the area
     # takes a subtraction.
-    foot, arm = draw_whole(rng, (low, high)), draw_whole(rng, (low, high))
+    foot, arm = rng.whole((low, high)), rng.whole((low, high))
     # Sides that differ by more than half would leave the labels no room.
-    cut_x = draw_whole(rng, (max(low, math.ceil(arm / 2)), max(low, min(high, 2 * arm))))
-    cut_y = draw_whole(rng, (max(low, math.ceil(foot / 2)), max(low, min(high, 2 * foot))))
+    cut_x = rng.whole((max(low, math.ceil(arm / 2)), max(low, min(high, 2 * arm))))
+    cut_y = rng.whole((max(low, math.ceil(foot / 2)), max(low, min(high, 2 * foot))))
     width, height = arm + cut_x, foot + cut_y
     corners = tuple(
         (float(x), -float(y))
@@ -217,42 +207,49 @@ def _l_shape(settings: FiguresSettings, rng: np.random.Generator) -> FiguresScen
     question = (
         "All corners of the figure are right angles. How many square centimetres is its area?"
     )
-    drawn, labels = ("l_shape", (width, foot, arm, height), 0), _side_labels(corners, texts)
-    answer = str(width * foot + arm * cut_y)
-    return FiguresScene(*drawn, question, answer, corners, True, labels, (), OUTER_MARGIN)
+    values, answer = (width, foot, arm, height), width * foot + arm * cut_y
+    return _scene("l_shape", values, 0, question, answer, corners, _side_labels(corners, texts))
 
 
-def _unit(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+def _unit(start: Point, end: Point) -> Point:
     dx, dy = end[0] - start[0], end[1] - start[1]
     length = math.hypot(dx, dy)
     return dx / length, dy / length
 
 
-def _side_labels(corners: Sequence[tuple[float, float]], texts: Sequence[str]) -> tuple[Label, ...]:
+def _side_labels(corners: Sequence[Point], texts: Sequence[str]) -> tuple[Label, ...]:
     """Labels outside the middle of each side of a polygon that runs anticlockwise on the page."""
     labels = []
     for (start, end), text in zip(pairwise([*corners, corners[0]]), texts, strict=True):
         if text:
             dx, dy = _unit(start, end)
             middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
-            labels.append(Label(text, *middle, (-dy, dx)))
+            labels.append(Label(text, middle, (-dy, dx)))
     return tuple(labels)
 
 
-def paint(
-    scene: FiguresScene, settings: FiguresSettings, rng: np.random.Generator
-) -> VisualExample:
+def paint(scene: FiguresScene, settings: FiguresSettings, rng: Draws) -> VisualExample:
     size = settings.size * SMOOTHING
-    turn = math.radians(rng.uniform(-settings.turn, settings.turn))
     # Turned, so that sides are not always level or upright.
+    turn = math.radians(rng.uniform(-settings.turn, settings.turn))
     turned = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    to_pixels = _fit(scene, turned, size)
+    # The figure fills the picture up to its margins. The marks count too: a dimension line may
+    # reach further than the figure.
+    points = np.array([*scene.outline, *chain.from_iterable(scene.marks)]) @ turned
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = MARGIN if scene.kind in ("angle", "segment") else OUTER_MARGIN
+    scale = size * (1 - 2 * margin) / (high - low).max()
+    shift = size / 2 - scale * (low + high) / 2
+
+    def to_pixels(shape: Sequence[Point]) -> list[Point]:
+        return [(x, y) for x, y in (np.array(shape) @ turned * scale + shift).tolist()]
+
     image = Image.new("RGB", (size, size), "white")
     canvas = ImageDraw.Draw(image)
     # Widths and letters follow from the size, so that a small picture looks like a large one.
     line = max(2, size // 160)
     outline = to_pixels(scene.outline)
-    if scene.is_closed:
+    if scene.kind != "segment":
         canvas.polygon(outline, FILL)
         # On to the second corner, so that the first is joined as smoothly as the others.
         outline = [*outline, outline[0], outline[1]]
@@ -261,7 +258,7 @@ def paint(
         canvas.line(to_pixels(mark), MARK if scene.kind == "angle" else INK, max(1, line // 2))
     letters = font("DejaVuSans", size // 18)
     for label in scene.labels:
-        ((x, y),) = to_pixels([(label.x, label.y)])
+        ((x, y),) = to_pixels([label.point])
         # A label keeps upright and moves outwards until its box clears the line, whatever the turn.
         dx, dy = np.array(label.towards) @ turned
         left, top, right, bottom = letters.getbbox(label.text, anchor="mm")
@@ -270,18 +267,3 @@ def paint(
     # Reduced by averaging: Pillow draws hard edges only.
     small = image.resize((settings.size, settings.size), Image.Resampling.BOX)
     return VisualExample((small,), scene.question, scene.answer, scene.task)
-
-
-def _fit(scene: FiguresScene, turned: np.ndarray, size: int):
-    """Return the map from the figure's units to pixels that fills the picture up to its margins."""
-    # The marks count too: a dimension line may reach further than the figure.
-    points = np.array([*scene.outline, *(point for mark in scene.marks for point in mark)])
-    points = points @ turned
-    low, high = points.min(axis=0), points.max(axis=0)
-    scale = size * (1 - 2 * scene.margin) / (high - low).max()
-    shift = size / 2 - scale * (low + high) / 2
-
-    def to_pixels(shape: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        return [(x, y) for x, y in (np.array(shape) @ turned * scale + shift).tolist()]
-
-    return to_pixels

@@ -1,6 +1,6 @@
 """Pages of made-up text: transcribe one, or answer a question about one of its facts.
 
-A page is a title and two paragraphs. Its kinds, with their sentences and facts, are in pages.yaml;
+A page is a title and two paragraphs. Its kinds, with their sentences and facts, are in texts.yaml;
 every fact is a field of the sentences' templates, and stated twice: what one place hides, another
 tells. `paint_page` says where each mention stands in the picture, so that it can be damaged
 (reconstruction.py) and still be inferred.
@@ -11,12 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-import numpy as np
-import yaml
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field, model_validator
 
@@ -24,24 +21,21 @@ from rl.config.section import Section
 from rl.data.tasks.pictures.drawing import (
     FONT_FAMILIES,
     NOT_EMPTY,
+    TEXTS,
+    WORDS,
+    Draws,
+    Scene,
     VisualExample,
-    draw_whole,
     font,
-    pick,
-    pick_several,
     within,
 )
 
 Question = Literal["page", "title", "paragraph", "fact"]
 ORDINALS = ("first", "second")
+TRANSCRIBE = "Transcribe the {}. Answer with the text alone."
 INK, PAPER = "#141414", "#fdfdfb"
 LETTERS_PER_LINE = 14
 """Fewest font sizes across a page; on a narrower one the longest word has no room."""
-_TEXTS = yaml.safe_load((Path(__file__).parent / "pages.yaml").read_text("utf-8"))
-WORDS: Mapping[str, Any] = _TEXTS["words"]
-"""The made-up names and other words by list, also for tables and charts."""
-KINDS: tuple[Mapping[str, Any], ...] = tuple(_TEXTS["kinds"])
-"""The kinds of page, as pages.yaml explains them."""
 
 
 class PageSettings(Section):
@@ -61,8 +55,7 @@ class PageSettings(Section):
         return self
 
 
-@dataclass(frozen=True)
-class Fragment:
+class Fragment(NamedTuple):
     """Part of a word that is drawn in one go, such as the name in "Velden,"."""
 
     text: str
@@ -76,7 +69,7 @@ Word = tuple[Fragment, ...]
 @dataclass(frozen=True)
 class Page:
     kind: Mapping[str, Any]
-    """One of KINDS."""
+    """As texts.yaml explains it."""
     facts: Mapping[str, str]
     title: tuple[Word, ...]
     paragraphs: tuple[tuple[Word, ...], ...]
@@ -94,12 +87,6 @@ class Page:
         out."""
         return f"page {self.text}"
 
-    @property
-    def repeated(self) -> tuple[int, ...]:
-        """Mentions of facts that are also stated elsewhere on the page."""
-        counts = Counter(self.mentions)
-        return tuple(n for n, fact in enumerate(self.mentions) if counts[fact] > 1)
-
 
 @dataclass(frozen=True)
 class Line:
@@ -115,45 +102,45 @@ def text_of(words: tuple[Word, ...]) -> str:
     return " ".join("".join(fragment.text for fragment in word) for word in words)
 
 
-def draw_page(rng: np.random.Generator) -> Page:
-    kind = pick(rng, KINDS)
+def draw_page(rng: Draws) -> Page:
+    kind = rng.pick(TEXTS["kinds"])
     facts = draw_facts(kind["facts"], rng)
     mentions: list[str] = []
     # Facts before wordings: all that a page states is known before a sentence is chosen.
     title = _words(kind["title"], facts, mentions)
     paragraphs = []
     for sentences in kind["paragraphs"]:
-        wordings = [pick(rng, sentence.splitlines()) for sentence in sentences]
+        wordings = [rng.pick(sentence.splitlines()) for sentence in sentences]
         paragraphs.append(_words(" ".join(wordings), facts, mentions))
     return Page(kind, facts, title, tuple(paragraphs), tuple(mentions))
 
 
-def draw_facts(draws: Mapping[str, str], rng: np.random.Generator) -> dict[str, str]:
-    """Return the facts of a page by name; draws: as pages.yaml explains them."""
+def draw_facts(draws: Mapping[str, str], rng: Draws) -> dict[str, str]:
+    """Return the facts of a page by name; draws: as texts.yaml explains them."""
     facts: dict[str, str] = {}
     for names, draw in draws.items():
         several = names.split(", ")
         match draw.split():
             case ["pick", words] if len(several) == 1:
-                values = [pick(rng, WORDS[words])]
+                values = [rng.pick(WORDS[words])]
             case ["pick", words]:
-                values = pick_several(rng, WORDS[words], len(several))
+                values = rng.several(WORDS[words], len(several))
             case ["people"]:
                 # No two of them have a name in common, so that each name tells who is meant.
-                first = pick_several(rng, WORDS["first_names"], len(several))
-                last = pick_several(rng, WORDS["last_names"], len(several))
+                first = rng.several(WORDS["first_names"], len(several))
+                last = rng.several(WORDS["last_names"], len(several))
                 values = [" ".join(pair) for pair in zip(first, last, strict=True)]
             case ["date"]:
-                day, month = rng.integers(1, 29), pick(rng, WORDS["months"])
+                day, month = rng.integers(1, 29), rng.pick(WORDS["months"])
                 values = [f"{day} {month} {rng.integers(1820, 1996)}"]
             case ["whole", low, high]:
-                values = [str(draw_whole(rng, (int(low), int(high))))]
+                values = [str(rng.whole((int(low), int(high))))]
             case ["hundreds", low, high]:
-                values = [str(100 * draw_whole(rng, (int(low), int(high))))]
+                values = [str(100 * rng.whole((int(low), int(high))))]
             case ["works", "of", fact]:
                 values = [WORDS["works"][facts[fact]]]
             case _:
-                raise ValueError(f"pages.yaml has no draw {draw!r}; its comment lists them")
+                raise ValueError(f"texts.yaml has no draw {draw!r}; its comment lists them")
         facts |= zip(several, values, strict=True)
     return facts
 
@@ -176,28 +163,24 @@ def _words(template: str, facts: Mapping[str, str], mentions: list[str]) -> tupl
     return tuple(tuple(word) for word in words if word)
 
 
-def paint_page(
-    page: Page, settings: PageSettings, rng: np.random.Generator
-) -> tuple[Image.Image, list[Line]]:
+def paint_page(page: Page, settings: PageSettings, rng: Draws) -> tuple[Image.Image, list[Line]]:
     """Return the picture and its lines, the title's first."""
-    size, family = draw_whole(rng, settings.letters), pick(rng, FONT_FAMILIES)
+    size, family = rng.whole(settings.letters), rng.pick(FONT_FAMILIES)
     # Letters of one width are the widest.
     size -= 2 if family.endswith("Mono") else 0
-    margin, room = size * 3 // 2, settings.width - size * 3
-    placed: list[tuple[list[Word], bool, int]] = []
-    top = margin
+    margin = top = size * 3 // 2
+    placed: list[tuple[list[Word], ImageFont.FreeTypeFont, int]] = []
     for text in (page.title, *page.paragraphs):
         is_title = text is page.title
-        for line in _wrap(text, font(family, size + 3 * is_title, is_title), room):
-            placed.append((line, is_title, top))
+        letters = font(family, size + 3 * is_title, is_title)
+        for line in _wrap(text, letters, settings.width - size * 3):
+            placed.append((line, letters, top))
             top += round(size * (1.85 if is_title else 1.6))
         top += round(size * 0.6)
+    # The height follows from the text, so all is measured before anything is drawn.
     image = Image.new("RGB", (settings.width, top + margin - size // 2), PAPER)
     canvas = ImageDraw.Draw(image)
-    lines = [
-        _paint_line(canvas, line, font(family, size + 3 * is_title, is_title), (margin, y))
-        for line, is_title, y in placed
-    ]
+    lines = [_paint_line(canvas, line, letters, (margin, y)) for line, letters, y in placed]
     # A mention that is wrapped has a box on two lines; to damage one of them would hide half of it.
     counts = Counter(mention for line in lines for mention in line.mentions)
     whole = [{m: box for m, box in line.mentions.items() if counts[m] == 1} for line in lines]
@@ -245,40 +228,31 @@ class DocumentsSettings(PageSettings):
 
 
 @dataclass(frozen=True)
-class DocumentsScene:
+class DocumentsScene(Scene):
     page: Page
-    question: str
-    answer: str
-    task: str
-
-    @property
-    def identity(self) -> str:
-        return self.page.identity
 
 
-def draw(settings: DocumentsSettings, rng: np.random.Generator) -> DocumentsScene:
+def draw(settings: DocumentsSettings, rng: Draws) -> DocumentsScene:
     # The page comes first: its draws must be those of every task that shows pages, or one task
     # would hold out what another trains on.
     page = draw_page(rng)
-    kind = pick(rng, settings.questions)
-    # A fact is asked for in words of its own, so that finding its sentence takes reading.
-    if kind == "fact":
-        question, fact, route = pick(rng, page.kind["questions"])
-        return DocumentsScene(page, question.format(**page.facts), page.facts[fact], route)
-    if kind == "page":
-        what, text = "whole page, with its title", page.text
-    elif kind == "title":
-        what, text = "title of the page", text_of(page.title)
-    else:
+    asked, route = rng.pick(settings.questions), "transcription"
+    if asked == "fact":
+        # In words of its own, so that finding the fact's sentence takes reading.
+        question, fact, route = rng.pick(page.kind["questions"])
+        question, answer = question.format(**page.facts), page.facts[fact]
+    elif asked == "paragraph":
         index = int(rng.integers(len(page.paragraphs)))
-        what, text = f"{ORDINALS[index]} paragraph below the title", text_of(page.paragraphs[index])
-    question = f"Transcribe the {what}. Answer with the text alone."
-    return DocumentsScene(page, question, text, "transcription")
+        question = TRANSCRIBE.format(f"{ORDINALS[index]} paragraph below the title")
+        answer = text_of(page.paragraphs[index])
+    elif asked == "title":
+        question, answer = TRANSCRIBE.format("title of the page"), text_of(page.title)
+    else:
+        question, answer = TRANSCRIBE.format("whole page, with its title"), page.text
+    return DocumentsScene(page.identity, question, answer, route, page)
 
 
-def paint(
-    scene: DocumentsScene, settings: DocumentsSettings, rng: np.random.Generator
-) -> VisualExample:
+def paint(scene: DocumentsScene, settings: DocumentsSettings, rng: Draws) -> VisualExample:
     # Where the mentions stand matters to damaged pages only.
     image, _ = paint_page(scene.page, settings, rng)
     return VisualExample((image,), scene.question, scene.answer, scene.task)

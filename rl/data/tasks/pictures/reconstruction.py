@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from rl.data.tasks.pictures.drawing import NOT_EMPTY, VisualExample, pick
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, Draws, Scene, VisualExample
 from rl.data.tasks.pictures.pages import Line, Page, PageSettings, draw_page, paint_page
 
 Level = Literal["light", "heavy", "masked"]
@@ -33,21 +33,19 @@ class ReconstructionSettings(PageSettings):
 
 
 @dataclass(frozen=True)
-class ReconstructionScene:
+class ReconstructionScene(Scene):
     page: Page
     level: str
 
-    @property
-    def identity(self) -> str:
-        return self.page.identity
 
-
-def draw(settings: ReconstructionSettings, rng: np.random.Generator) -> ReconstructionScene:
-    return ReconstructionScene(draw_page(rng), pick(rng, settings.levels))
+def draw(settings: ReconstructionSettings, rng: Draws) -> ReconstructionScene:
+    page = draw_page(rng)
+    # Where words stand decides what can be asked, and it is painting that puts them there.
+    return ReconstructionScene(page.identity, "", "", "", page, rng.pick(settings.levels))
 
 
 def paint(
-    scene: ReconstructionScene, settings: ReconstructionSettings, rng: np.random.Generator
+    scene: ReconstructionScene, settings: ReconstructionSettings, rng: Draws
 ) -> VisualExample:
     image, lines = paint_page(scene.page, settings, rng)
     box, text = region(scene.page, lines, scene.level, rng)
@@ -76,34 +74,32 @@ def paint(
     return VisualExample((image,), QUESTION, text, task)
 
 
-def region(page: Page, lines: list[Line], level: str, rng: np.random.Generator) -> tuple[Box, str]:
+def region(page: Page, lines: list[Line], level: str, rng: Draws) -> tuple[Box, str]:
     """Return the box and the text of what is damaged: a line, or a repeated fact if masked."""
     # Noise leaves something to be read, so any line will do.
     if level != "masked":
-        line = pick(rng, lines)
+        line = rng.pick(lines)
         return line.box, line.text
     # What is masked cannot be read, so the rest of the page must state it once more.
     candidates = [
-        (box, mention)
+        (box, page.mentions[mention])
         for line in lines
         for mention, box in line.mentions.items()
-        if mention in page.repeated
+        if page.mentions.count(page.mentions[mention]) > 1
     ]
-    box, mention = pick(rng, candidates)
-    return box, page.facts[page.mentions[mention]]
+    box, fact = rng.pick(candidates)
+    return box, page.facts[fact]
 
 
 def _grown(box: Box, by: int) -> Box:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
-def _noisy(
-    piece: Image.Image, sigma: float, flipped: float, rng: np.random.Generator
-) -> Image.Image:
+def _noisy(piece: Image.Image, sigma: float, flipped: float, rng: Draws) -> Image.Image:
     """Add Gaussian noise of `sigma`, of 255; make a share `flipped` of pixels black or white."""
     pixels = np.asarray(piece.convert("L"), np.float32)
     noisy = pixels + sigma * rng.standard_normal(pixels.shape, dtype=np.float32)
-    where = rng.random(pixels.shape, dtype=np.float32)
-    noisy[where < flipped / 2] = 0
-    noisy[where > 1 - flipped / 2] = 255
+    flips = rng.random(pixels.shape, dtype=np.float32)
+    noisy[flips < flipped / 2] = 0
+    noisy[flips > 1 - flipped / 2] = 255
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 
 from rl.config.section import Section
-from rl.data.tasks.pictures.drawing import (
-    NOT_EMPTY,
-    VisualExample,
-    draw_whole,
-    pick,
-    pick_several,
-    within,
-)
+from rl.data.tasks.pictures.drawing import NOT_EMPTY, Draws, Scene, VisualExample, within
 
 Question = Literal["count", "colour", "left_of"]
 COLOURS = {
@@ -43,7 +36,7 @@ class ShapesSettings(Section):
     """Pixels of a cell, either way."""
     filled: float = Field(default=0.7, gt=0, le=1)
     """Share of the cells that hold a shape; two at least always do."""
-    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = ("count", "colour", "left_of")
+    questions: Annotated[tuple[Question, ...], NOT_EMPTY] = get_args(Question)
 
     @model_validator(mode="after")
     def _require_two_shapes(self) -> ShapesSettings:
@@ -55,8 +48,7 @@ class ShapesSettings(Section):
         return self
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     colour: str
     form: str
     row: int
@@ -70,73 +62,62 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class ShapesScene:
+class ShapesScene(Scene):
     rows: int
     columns: int
     shapes: tuple[Shape, ...]
     """In reading order."""
-    question: str
-    answer: str
-    task: str
-
-    @property
-    def identity(self) -> str:
-        placed = (f"{shape.name} {shape.row} {shape.column}" for shape in self.shapes)
-        return f"shapes {self.rows}x{self.columns}: {', '.join(placed)}"
 
 
-def draw(settings: ShapesSettings, rng: np.random.Generator) -> ShapesScene:
-    rows, columns = draw_whole(rng, settings.rows), draw_whole(rng, settings.columns)
+def draw(settings: ShapesSettings, rng: Draws) -> ShapesScene:
+    rows, columns = rng.whole(settings.rows), rng.whole(settings.columns)
     count = max(2, round(rows * columns * settings.filled))
     # Sorted, so that shapes are listed in reading order, which their identity states.
-    places = sorted(rng.permutation(rows * columns)[:count])
+    cells = sorted(rng.permutation(rows * columns)[:count])
     shapes = tuple(
-        Shape(pick(rng, tuple(COLOURS)), pick(rng, FORMS), *divmod(int(place), columns))
-        for place in places
+        Shape(rng.pick(tuple(COLOURS)), rng.pick(FORMS), *divmod(int(cell), columns))
+        for cell in cells
     )
-    ask = {"count": _count, "colour": _colour, "left_of": _left_of}[pick(rng, settings.questions)]
-    return ShapesScene(rows, columns, shapes, *ask(shapes, rng))
+    listed = ", ".join(f"{shape.name} {shape.row} {shape.column}" for shape in shapes)
+    asked = _ask(rng.pick(settings.questions), shapes, rng)
+    return ShapesScene(f"shapes {rows}x{columns}: {listed}", *asked, rows, columns, shapes)
 
 
-def _count(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str, str]:
-    seen = pick(rng, shapes)
-    # One in four asks for any colour or form, so that 0 is an answer too.
-    is_any = rng.random() < 0.25
-    colour = pick(rng, tuple(COLOURS)) if is_any else seen.colour
-    form = pick(rng, FORMS) if is_any else seen.form
-    by = pick(rng, ("colour", "form", "both"))
-    # By one property or by both, so that a policy can ignore neither colour nor form.
-    if by == "colour":
-        named, matching = f"{colour} shapes", [s for s in shapes if s.colour == colour]
-    elif by == "form":
-        named, matching = PLURALS[form], [s for s in shapes if s.form == form]
-    else:
-        named = f"{colour} {PLURALS[form]}"
-        matching = [s for s in shapes if (s.colour, s.form) == (colour, form)]
-    return f"How many {named} are in the picture?", str(len(matching)), "number"
+def _ask(asked: str, shapes: tuple[Shape, ...], rng: Draws) -> tuple[str, str, str]:
+    """Return question, answer and accuracy route."""
+    if asked == "count":
+        seen = rng.pick(shapes)
+        # One in four asks for any colour or form, so that 0 is an answer too.
+        is_any = rng.random() < 0.25
+        colour = rng.pick(tuple(COLOURS)) if is_any else seen.colour
+        form = rng.pick(FORMS) if is_any else seen.form
+        # By one property or by both, so that a policy can ignore neither colour nor form.
+        match rng.pick(("colour", "form", "both")):
+            case "colour":
+                named, count = f"{colour} shapes", sum(s.colour == colour for s in shapes)
+            case "form":
+                named, count = PLURALS[form], sum(s.form == form for s in shapes)
+            case _:
+                named = f"{colour} {PLURALS[form]}"
+                count = sum(s[:2] == (colour, form) for s in shapes)
+        return f"How many {named} are in the picture?", str(count), "number"
+    if asked == "left_of":
+        # A shape that is there twice has no one place to be compared.
+        names = [shape.name for shape in shapes]
+        single = [shape for shape in shapes if names.count(shape.name) == 1]
+        for first, second in pairwise(rng.several(single, len(single))):
+            if first.column != second.column:
+                question = f"Is the {first.name} further left than the {second.name}?"
+                return question, "yes" if first.column < second.column else "no", "yes_no"
+    # Also where no two shapes can be compared.
+    shape = rng.pick(shapes)
+    question = f"Which colour is the {shape.form}"
+    if sum(other.form == shape.form for other in shapes) > 1:
+        question += f" in row {shape.row + 1} from the top, column {shape.column + 1} from the left"
+    return f"{question}?", shape.colour, "text"
 
 
-def _colour(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str, str]:
-    shape = pick(rng, shapes)
-    if sum(other.form == shape.form for other in shapes) == 1:
-        return f"Which colour is the {shape.form}?", shape.colour, "text"
-    position = f"row {shape.row + 1} from the top, column {shape.column + 1} from the left"
-    return f"Which colour is the {shape.form} in {position}?", shape.colour, "text"
-
-
-def _left_of(shapes: tuple[Shape, ...], rng: np.random.Generator) -> tuple[str, str, str]:
-    """Compare two shapes that are in the picture once each; without such, ask for a colour."""
-    # A shape that is there twice has no one place to be compared.
-    names = [shape.name for shape in shapes]
-    single = [shape for shape in shapes if names.count(shape.name) == 1]
-    for first, second in pairwise(pick_several(rng, single, len(single))):
-        if first.column != second.column:
-            question = f"Is the {first.name} further left than the {second.name}?"
-            return question, "yes" if first.column < second.column else "no", "yes_no"
-    return _colour(shapes, rng)
-
-
-def paint(scene: ShapesScene, settings: ShapesSettings, rng: np.random.Generator) -> VisualExample:
+def paint(scene: ShapesScene, settings: ShapesSettings, rng: Draws) -> VisualExample:
     cell = settings.cell * SMOOTHING
     size = (scene.columns * cell, scene.rows * cell)
     # Lines of the grid are visible: questions name rows and columns, which must be countable.

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
 from pydantic import ValidationError
 
 from rl.config.keys import problems
 from rl.config.section import Section
 from rl.data.fingerprint import stable_hash
 from rl.data.tasks.pictures import charts, digits, figures, pages, reconstruction, shapes, tables
-from rl.data.tasks.pictures.drawing import VisualExample
+from rl.data.tasks.pictures.drawing import Draws, Scene, VisualExample
 
 # The same share as of the built-in sums: enough for an evaluation, little lost to training.
 HELDOUT_ONE_IN = 8
@@ -23,24 +21,12 @@ MAX_TRIES = 1000
 """Draws for one example; settings that need more have no scene in the split."""
 
 
-class Scene(Protocol):
-    """All that a picture states, without the pixels."""
-
-    @property
-    def identity(self) -> str:
-        """What is shown, whatever is asked about it; it decides the split."""
-        ...
-
-
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     settings: type[Section]
-    draw: Callable[[Any, np.random.Generator], Any]
-    """Settings and generator to a scene; no pixels, so that drawing until one fits is cheap."""
-    paint: Callable[[Any, Any, np.random.Generator], VisualExample]
-    """Scene, settings and generator to the example."""
-    scene_has_question: bool = True
-    """Whether the scene has question, answer and accuracy route, or painting decides them."""
+    draw: Callable[[Any, Draws], Any]
+    """Settings and draws to a scene; no pixels, so that drawing until one fits is cheap."""
+    paint: Callable[[Any, Any, Draws], VisualExample]
+    """Scene, settings and draws to the example."""
 
 
 TASKS: dict[str, Task] = {
@@ -51,7 +37,7 @@ TASKS: dict[str, Task] = {
     "charts": Task(charts.ChartsSettings, charts.draw, charts.paint),
     "documents": Task(pages.DocumentsSettings, pages.draw, pages.paint),
     "reconstruction": Task(
-        reconstruction.ReconstructionSettings, reconstruction.draw, reconstruction.paint, False
+        reconstruction.ReconstructionSettings, reconstruction.draw, reconstruction.paint
     ),
 }
 
@@ -89,10 +75,11 @@ def ask(
     task: str, settings: Section, seed: int, index: int, is_heldout: bool
 ) -> tuple[str, str, str]:
     """Return question, answer and accuracy route of what `render` paints."""
+    asked, rng = _drawn(task, settings, seed, index, is_heldout)
     # Painting takes most of the time, and the prompt stream asks for questions by the thousand.
-    made = draw_scene if _task(task).scene_has_question else render
-    example = made(task, settings, seed, index, is_heldout)
-    return example.question, example.answer, example.task
+    if not asked.question:
+        asked = TASKS[task].paint(asked, settings, rng)
+    return asked.question, asked.answer, asked.task
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -102,8 +89,8 @@ def is_held_out(scene: Scene) -> bool:
 
 def _drawn(
     task: str, settings: Section, seed: int, index: int, is_heldout: bool
-) -> tuple[Any, np.random.Generator]:
-    """The scene, and the generator to paint it with."""
+) -> tuple[Any, Draws]:
+    """The scene, and the draws to paint it with."""
     kind = _task(task)
     # Without this, settings of another task would fail somewhere within the drawing.
     if not isinstance(settings, kind.settings):
@@ -111,8 +98,8 @@ def _drawn(
             f"{task} takes {kind.settings.__name__}, got {type(settings).__name__}; make them by "
             f"read_settings({task!r}, ...)"
         )
-    # A generator of its own for every example: any of them can be drawn without the ones before.
-    rng = np.random.default_rng((stable_hash(task), seed, index, int(is_heldout)))
+    # Draws of its own for every example: any of them can be drawn without the ones before.
+    rng = Draws(stable_hash(task), seed, index, int(is_heldout))
     # The split is decided by what is shown, not by the index, so that the same scene cannot come up
     # in both: draw until one falls on the wanted side.
     for _ in range(MAX_TRIES):
