@@ -12,26 +12,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from policy.builtin.mistakes import LETTERS, MISTAKES, wrong_answer
-from policy.builtin.text_policy import ensure_tiny_policy
-from policy.builtin.vision_policy import ensure_tiny_vision_policy
-from policy.builtin.vision_warmup import TASK, PictureTask, digits_picture
+from policy.builtin.text_policy import SumTask, ensure_tiny_policy
+from policy.builtin.vision_policy import TASK, PictureTask, ensure_tiny_vision_policy
 from policy.builtin.warmup import (
     LabellerRecipe,
     OnStep,
+    Question,
+    Task,
+    laid_out,
     reproducible,
     save_warmed,
     shown_warmup,
@@ -41,10 +41,11 @@ from policy.models.cache import default_cache_dir, digest, made_once
 from policy.models.checks import read_config
 from policy.models.family import model_family
 from rl.data.media.families import vision_family
-from rl.data.media.names import RenderedImage
-from rl.data.tasks.chain_sum import question as sum_question
 
 TinyLabellerName = Literal["tiny_labeller", "tiny_vision_labeller"]
+Mistake = Literal["off_by_one", "off_by_two", "misread", "further", "ill_formed"]
+MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
+LETTERS = "abcdefgh"
 
 YES, NO = "yes", "no"
 # What stands around question and answer in every claim; a token each, so that claims are short.
@@ -62,18 +63,6 @@ RECIPES: dict[TinyLabellerName, LabellerRecipe] = {
         shares=(0.25, 0.15, 0.4, 0.1, 0.1), min_steps=1300, max_steps=1800, learning_rate=3e-3
     ),
 }
-
-
-@dataclass(frozen=True)
-class Question:
-    """Something that is asked, and what answers to it are made from."""
-
-    text: str
-    answer: str
-    """Two digits, the sum of the addends."""
-    addends: tuple[int, ...]
-    picture: RenderedImage | None = None
-    """Shows the addends."""
 
 
 def ensure_tiny_labeller(
@@ -104,12 +93,19 @@ def ensure_tiny_labeller(
         tokenizer.add_tokens([*verdicts, *(AddedToken(part, normalized=False) for part in WORDING)])
         with reproducible(recipe.seed), shown_warmup(recipe.min_steps, "labeller") as show:
             model = untrained_labeller(policy, tokenizer)
-            report = train(model, ClaimTask.open(policy, tokenizer, recipe.seed), recipe, show)
+            report = train(model, open_task(policy, tokenizer, recipe.seed), recipe, show)
         save_warmed(directory, model, tokenizer, report)
         if (preprocessor := policy / "preprocessor_config.json").exists():
             shutil.copy(preprocessor, directory)
 
     return made_once(cache_dir / f"{name}-{digest(decides)}", write)
+
+
+def open_task(policy: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Task:
+    """policy: what the labeller starts from, which says whether it sees. seed: of the questions."""
+    if vision_family(read_config(policy).model_type) is None:
+        return SumTask(tokenizer, seed)
+    return PictureTask.open(policy, tokenizer, TASK, seed)
 
 
 def claim_question(asked: str, answer: str) -> str:
@@ -121,58 +117,22 @@ def claim_question(asked: str, answer: str) -> str:
     return f"{lead}{asked}{between}{answer}{request}"
 
 
-@dataclass(frozen=True)
-class ClaimTask:
-    """Questions of one kind, and claims about their answers as prompts of the labeller."""
-
-    tokenizer: PreTrainedTokenizerFast
-    pictures: PictureTask | None
-    """None for sums that are written out."""
-    seed: int
-    """Of the training questions."""
-
-    @classmethod
-    def open(cls, policy: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> ClaimTask:
-        """policy: what the labeller starts from, which says whether it sees."""
-        if vision_family(read_config(policy).model_type) is None:
-            return cls(tokenizer, None, seed)
-        return cls(tokenizer, PictureTask.open(policy, tokenizer, TASK, seed), seed)
-
-    def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
-        """Questions from number `first` on; the held-out ones are the same for every labeller."""
-        seed, numbers = 0 if heldout else self.seed, range(first, first + count)
-        if self.pictures is None:
-            sums = [sum_question(seed, number, heldout) for number in numbers]
-            return [Question(each.text, each.answer, each.numbers) for each in sums]
-        pictures = [digits_picture(seed, number, heldout) for number in numbers]
-        scenes = zip(map(self.pictures.scene, pictures), pictures, strict=True)
-        return [Question(s.question, s.answer, s.digits, picture) for s, picture in scenes]
-
-    def rows(self, questions: Sequence[Question], answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of each claim up to where its verdict is sampled, visual tokens in place."""
-        messages = []
-        for question, answer in zip(questions, answers, strict=True):
-            content: Any = claim_question(question.text, answer)
-            if question.picture is not None:
-                content = [{"type": "image"}, {"type": "text", "text": content}]
-            messages.append([{"role": "user", "content": content}])
-        texts = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
-        )
-        if self.pictures is not None:
-            # All pictures have the same size, and a visual token for each digit.
-            num_visual = len(questions[0].addends)
-            texts = [text.replace(PICTURE, PICTURE * num_visual) for text in texts]
-        return self.tokenizer(texts)["input_ids"]
-
-    def visual_arguments(
-        self, questions: Sequence[Question], rows: Sequence[Sequence[int]], token_ids: Tensor
-    ) -> dict[str, Any]:
-        """What the backbone takes besides token_ids [B, T], which are the rows, padded."""
-        if self.pictures is None:
-            return {}
-        pictures = [question.picture for question in questions if question.picture is not None]
-        return self.pictures.visual_arguments(pictures, rows, token_ids)
+def claim_rows(
+    task: Task, questions: Sequence[Question], answers: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of each claim up to where its verdict is sampled, visual tokens in place."""
+    messages = []
+    for question, answer in zip(questions, answers, strict=True):
+        content: Any = claim_question(question.text, answer)
+        if question.picture is not None:
+            content = [{"type": "image"}, {"type": "text", "text": content}]
+        messages.append([{"role": "user", "content": content}])
+    texts = task.tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
+    )
+    # All pictures have the same size, and a visual token for each digit.
+    visual = PICTURE * len(questions[0].addends)
+    return task.tokenizer([text.replace(PICTURE, visual) for text in texts])["input_ids"]
 
 
 def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -188,7 +148,7 @@ def untrained_labeller(policy: Path, tokenizer: PreTrainedTokenizerFast) -> PreT
 
 
 def train(
-    model: PreTrainedModel, task: ClaimTask, recipe: LabellerRecipe, on_step: OnStep
+    model: PreTrainedModel, task: Task, recipe: LabellerRecipe, on_step: OnStep
 ) -> dict[str, Any]:
     """Train `model` in place until it is ready or out of steps; return the report."""
     rng = np.random.default_rng(recipe.seed)
@@ -212,7 +172,7 @@ def train(
 
 def labelling_loss(
     model: PreTrainedModel,
-    task: ClaimTask,
+    task: Task,
     questions: Sequence[Question],
     wrong: Sequence[str],
     recipe: LabellerRecipe,
@@ -222,10 +182,9 @@ def labelling_loss(
     questions, wrong: N questions and a wrong answer to each.
     """
     # One forward for both halves: the first N rows are right, the last N wrong.
-    right = [question.answer for question in questions]
-    token_ids, lengths, hidden = _states(model, task, [*questions, *questions], [*right, *wrong])
-    head, count = model.get_output_embeddings(), len(questions)
-    at_end = hidden[torch.arange(2 * count), lengths - 1]  # [2N, H]
+    right, count = [question.answer for question in questions], len(questions)
+    token_ids, hidden, at_end = _states(model, task, [*questions, *questions], [*right, *wrong])
+    head = model.get_output_embeddings()
     # The verdict is sampled after the last token of a claim's prompt.
     yes, no = verdict_ids(task.tokenizer)
     loss = cross_entropy(head(at_end), torch.tensor([yes] * count + [no] * count))
@@ -238,7 +197,7 @@ def labelling_loss(
         before = hidden[follows.roll(digit - 1, dims=1)]  # [N, H]
         answer = token_ids[follows.roll(digit, dims=1)]  # [N]
         loss = loss + recipe.foresight * cross_entropy(head(before), answer)
-    if task.pictures is None:
+    if questions[0].picture is None:
         return loss
     # Naming: at each visual token of the picture, the digit that is shown there.
     seen = hidden[token_ids == task.tokenizer.convert_tokens_to_ids(PICTURE)]  # [digits, H]
@@ -248,33 +207,27 @@ def labelling_loss(
 
 
 def _states(
-    model: PreTrainedModel, task: ClaimTask, questions: Sequence[Question], answers: Sequence[str]
+    model: PreTrainedModel, task: Task, questions: Sequence[Question], answers: Sequence[str]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [B, T] of claims, padded on the right where causality hides it, lengths [B], and
-    hidden states [B, T, H]."""
-    rows = task.rows(questions, answers)
-    lengths = torch.tensor([len(row) for row in rows])
-    padded, padding = [torch.tensor(row) for row in rows], task.tokenizer.pad_token_id
-    token_ids = pad_sequence(padded, batch_first=True, padding_value=padding)
-    visual = task.visual_arguments(questions, rows, token_ids)
-    backbone = model.base_model(input_ids=token_ids, use_cache=False, **visual)
-    return token_ids, lengths, backbone.last_hidden_state
+    """Token ids [B, T] of claims, hidden states [B, T, H], and those of the last tokens [B, H]."""
+    rows = claim_rows(task, questions, answers)
+    token_ids, visual = laid_out(task, questions, rows)
+    hidden = model.base_model(input_ids=token_ids, use_cache=False, **visual).last_hidden_state
+    ends = torch.tensor([len(row) - 1 for row in rows])
+    return token_ids, hidden, hidden[torch.arange(len(rows)), ends]
 
 
 @torch.no_grad()
 def p_yes_and_no(
-    model: PreTrainedModel, task: ClaimTask, questions: Sequence[Question], answers: Sequence[str]
+    model: PreTrainedModel, task: Task, questions: Sequence[Question], answers: Sequence[str]
 ) -> Tensor:
     """How probable a labeller finds yes and no, of each claim: [B, 2]."""
-    _, lengths, hidden = _states(model, task, questions, answers)
-    at_end = hidden[torch.arange(len(lengths)), lengths - 1]  # [B, H]
+    _, _, at_end = _states(model, task, questions, answers)
     probabilities = model.get_output_embeddings()(at_end).softmax(dim=-1)  # [B, V]
     return probabilities[:, list(verdict_ids(task.tokenizer))]
 
 
-def heldout_accuracy(
-    model: PreTrainedModel, task: ClaimTask, num_questions: int
-) -> dict[str, float]:
+def heldout_accuracy(model: PreTrainedModel, task: Task, num_questions: int) -> dict[str, float]:
     """Share of claims about held-out questions labelled right: right ones, and by mistake."""
     # Always the same wrong answers, so that two measurements differ by the model alone.
     questions, rng = task.questions(0, num_questions, heldout=True), np.random.default_rng(0)
@@ -299,3 +252,36 @@ def balanced(accuracy: dict[str, float], shares: Sequence[float]) -> float:
 def verdict_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     yes, no = tokenizer.convert_tokens_to_ids([YES, NO])
     return yes, no
+
+
+def wrong_answer(
+    rng: np.random.Generator, total: int, addends: Sequence[int], mistake: Mistake
+) -> str:
+    """Return an answer that makes this mistake where `total`, the sum of the addends, is right.
+
+    Ill-formed: too few or too many digits, or a letter beside or in place of one.
+    """
+    while True:
+        if mistake == "ill_formed":
+            # All forms are drawn before one is taken, so the numbers drawn do not depend on it.
+            letter = LETTERS[rng.integers(len(LETTERS))]
+            forms = (
+                str(rng.integers(10)),
+                str(rng.integers(100, 1000)),
+                f"{total:02d}{rng.integers(10)}",
+                f"{total // 10}{letter}",
+                f"{letter}{total % 10}",
+                f"{total:02d}{letter}",
+                f"{total // 10}+",
+            )
+            wrong = forms[rng.integers(len(forms))]
+        elif mistake == "misread":
+            wrong = f"{total - int(rng.choice(addends)) + int(rng.integers(10)):02d}"
+        elif mistake == "further":
+            wrong = f"{int(rng.integers(10 * len(addends))):02d}"
+        else:
+            distance = 1 if mistake == "off_by_one" else 2
+            wrong = f"{max(0, total + distance * int(rng.choice((-1, 1)))):02d}"
+        # An ill-formed answer may be right as a number, such as 7 for 07, and is then no mistake.
+        if not wrong.isdigit() or int(wrong) != total:
+            return wrong

@@ -40,12 +40,13 @@ def builtin_policy(name: str) -> str:
     # Imported on use: the makers load torch, and a dry run needs nothing of this file but sizes.
     from policy.builtin import labeller, text_policy, vision_policy
 
+    vision, label = vision_policy.ensure_tiny_vision_policy, labeller.ensure_tiny_labeller
     makers = {
-        "tiny": text_policy.ensure_tiny_policy,
-        "tiny_qwen_vl": partial(vision_policy.ensure_tiny_vision_policy, "tiny_qwen_vl"),
-        "tiny_minicpmv": partial(vision_policy.ensure_tiny_vision_policy, "tiny_minicpmv"),
-        "tiny_labeller": partial(labeller.ensure_tiny_labeller, "tiny_labeller"),
-        "tiny_vision_labeller": partial(labeller.ensure_tiny_labeller, "tiny_vision_labeller"),
+        "builtin:tiny": text_policy.ensure_tiny_policy,
+        "builtin:tiny_qwen_vl": partial(vision, "tiny_qwen_vl"),
+        "builtin:tiny_minicpmv": partial(vision, "tiny_minicpmv"),
+        "builtin:tiny_labeller": partial(label, "tiny_labeller"),
+        "builtin:tiny_vision_labeller": partial(label, "tiny_vision_labeller"),
     }
     return _made(name, makers)
 
@@ -58,13 +59,12 @@ def builtin_reward_model(name: str) -> str:
     # Imported on use, as above.
     from policy.builtin import reward_model
 
-    return _made(name, {"tiny": reward_model.ensure_tiny_reward_model})
+    return _made(name, {"builtin:tiny": reward_model.ensure_tiny_reward_model})
 
 
 def _made(name: str, makers: Mapping[str, Callable[..., Path]]) -> str:
     # No error here: whoever looks for a directory or a Hugging Face name has a better one.
-    maker = makers.get(name.removeprefix("builtin:")) if name.startswith("builtin:") else None
-    if maker is None:
+    if (maker := makers.get(name)) is None:
         return name
     chosen = os.environ.get(SEED_VARIABLE) or None
     try:

@@ -8,28 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer, token_settings
 from policy.builtin.warmup import (
-    IGNORED,
     ImitationRecipe,
+    Question,
     imitate,
     reproducible,
     save_warmed,
     shown_warmup,
 )
 from policy.models.cache import default_cache_dir, digest, made_once
-from rl.data.tasks.chain_sum import ChainSumQuestion, Slips, question, worked_example
+from rl.data.tasks.chain_sum import Slips, worked_example
+from rl.data.tasks.chain_sum import question as sum_question
 
 SIZES = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text("utf-8"))["tiny"]
 
@@ -80,47 +78,37 @@ def ensure_tiny_policy(
 
 @dataclass(frozen=True)
 class SumTask:
-    """Sums that are written out; implements policy.builtin.warmup.ImitationTask."""
+    """Sums that are written out; implements policy.builtin.warmup.Task."""
 
     tokenizer: PreTrainedTokenizerFast
-    seed: int
-    slips: Slips
+    seed: int = 0
+    """Of the training questions."""
+    slips: Slips | None = None
 
-    def training(self, first: int, count: int) -> list[ChainSumQuestion]:
-        return [question(self.seed, first + index, False) for index in range(count)]
+    def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
+        numbers, seed = range(first, first + count), 0 if heldout else self.seed
+        sums = [sum_question(seed, number, heldout) for number in numbers]
+        return [Question(each.text, each.answer, each.numbers) for each in sums]
 
-    def heldout(self, count: int) -> list[list[ChainSumQuestion]]:
-        # Seed 0 whatever the policy's: held-out questions are the same for all.
-        asked = (question(0, index, True) for index in range(count))
-        by_length = sorted(asked, key=lambda one: len(one.numbers))
-        return [list(alike) for _, alike in groupby(by_length, lambda one: len(one.numbers))]
+    def worked_example(self, question: Question, thinking: bool) -> str:
+        return worked_example(question.addends, thinking, self.slips)
 
-    def answer(self, asked: ChainSumQuestion) -> str:
-        return asked.answer
+    def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
+        texts = self.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": question.text}] for question in questions],
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+            tokenize=False,
+        )
+        return self.tokenizer(texts)["input_ids"]
 
-    def worked_example(self, asked: ChainSumQuestion, thinking: bool) -> str:
-        return worked_example(asked, thinking, self.slips)
-
-    def rows(
-        self,
-        asked: Sequence[ChainSumQuestion],
-        responses: Sequence[Sequence[int]],
-        thinking: bool,
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        rows, labels = [], []
-        for prompt, response in zip(self._prompts(asked, thinking), responses, strict=True):
-            rows.append(torch.tensor([*prompt, *response]))
-            labels.append(torch.tensor([*[IGNORED] * len(prompt), *response]))
-        padding = self.tokenizer.pad_token_id
-        token_ids = pad_sequence(rows, batch_first=True, padding_value=padding)  # [B, T]
-        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)  # [B, T]
-        return token_ids, targets, {}
+    def visual_arguments(self, *_: Any) -> dict[str, Any]:
+        return {}
 
     def sampled(
-        self, model: PreTrainedModel, asked: Sequence[ChainSumQuestion], thinking: bool
+        self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool
     ) -> list[str]:
-        # Sums of one length make prompts of one length, so nothing is padded.
-        prompts = torch.tensor(self._prompts(asked, thinking))  # [B, T]
+        prompts = torch.tensor(self.prompts(questions, thinking))  # [B, T]
         responses = model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
@@ -131,12 +119,3 @@ class SumTask:
             pad_token_id=self.tokenizer.pad_token_id,
         )[:, prompts.shape[1] :]
         return self.tokenizer.batch_decode(responses, skip_special_tokens=True)
-
-    def _prompts(self, asked: Sequence[ChainSumQuestion], thinking: bool) -> list[list[int]]:
-        texts = self.tokenizer.apply_chat_template(
-            [[{"role": "user", "content": one.text}] for one in asked],
-            add_generation_prompt=True,
-            enable_thinking=thinking,
-            tokenize=False,
-        )
-        return self.tokenizer(texts)["input_ids"]

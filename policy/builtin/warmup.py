@@ -4,7 +4,7 @@ GRPO strengthens reasoning that exists but does not build it, so a policy first 
 examples. The examples slip on purpose: a policy that is sure of its answers samples the same one
 every time, and GRPO then has nothing to tell apart. How fast reasoning forms differs between seeds,
 so a held-out accuracy ends the warm-up and not a number of steps. What is asked is a task's concern
-(text_policy.py, vision_warmup.py). The labellers are trained by the same rounds (labeller.py).
+(text_policy.py, vision_policy.py). The labellers are trained by the same rounds (labeller.py).
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import eq
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
 from policy.builtin.tokenizer import EOS
+from rl.data.media.names import RenderedImage
 from rl.loop.stages import CLOSE_THINK
 
 # The target of a token that is not learned: the one that cross_entropy leaves out by default.
@@ -60,19 +62,11 @@ class ImitationRecipe:
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Share of held-out questions answered right, each sampled once at temperature 1."""
-
-    short: float
-    long: float
-
-
-@dataclass(frozen=True)
 class LabellerRecipe:
     """Everything that decides a labeller's weights besides the policy they start from."""
 
     shares: tuple[float, ...]
-    """How often a wrong answer makes each of MISTAKES (mistakes.py)."""
+    """How often a wrong answer makes each of MISTAKES (labeller.py)."""
     min_steps: int
     max_steps: int
     learning_rate: float
@@ -94,48 +88,63 @@ class LabellerRecipe:
     """Per mistake, for the report."""
 
 
-Asked = TypeVar("Asked")
+@dataclass(frozen=True)
+class Question:
+    """Something that is asked of a built-in model, and what answers to it are made from."""
+
+    text: str
+    answer: str
+    """Two digits, the sum of the addends."""
+    addends: tuple[int, ...]
+    picture: RenderedImage | None = None
+    """Shows the addends."""
 
 
-class ImitationTask(Protocol[Asked]):
-    """Questions of one kind, as one policy is asked them."""
+class Task(Protocol):
+    """Questions of one kind, as one model is asked them."""
 
     tokenizer: PreTrainedTokenizerFast
 
-    def training(self, first: int, count: int) -> Sequence[Asked]:
-        """Questions from number `first` on."""
+    def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
+        """Questions from number `first` on; the held-out ones are the same for every model."""
         ...
 
-    def heldout(self, count: int) -> Sequence[Sequence[Asked]]:
-        """The first held-out questions, grouped by the length of their prompts."""
-        ...
-
-    def answer(self, asked: Asked) -> str: ...
-
-    def worked_example(self, asked: Asked, thinking: bool) -> str:
+    def worked_example(self, question: Question, thinking: bool) -> str:
         """A response as the policy should write it, slips and all."""
         ...
 
-    def rows(
-        self, asked: Sequence[Asked], responses: Sequence[Sequence[int]], thinking: bool
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Token ids [B, T], targets [B, T] and what else the backbone takes.
+    def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
+        """Token ids up to where sampling starts, visual tokens in place; as many where there are as
+        many addends."""
+        ...
 
-        responses: token ids. Padding stands on the right, where causality hides it.
-        """
+    def visual_arguments(
+        self, questions: Sequence[Question], rows: Sequence[Sequence[int]], token_ids: Tensor
+    ) -> dict[str, Any]:
+        """What the backbone takes besides token_ids [B, T], which are the rows, padded."""
         ...
 
     def sampled(
-        self, model: PreTrainedModel, asked: Sequence[Asked], thinking: bool
-    ) -> Sequence[str]:
-        """Responses to questions of one group of `heldout`, sampled at temperature 1."""
+        self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool
+    ) -> list[str]:
+        """Responses sampled at temperature 1; all questions have as many addends."""
         ...
+
+
+def laid_out(
+    task: Task, questions: Sequence[Question], rows: Sequence[Sequence[int]]
+) -> tuple[Tensor, dict[str, Any]]:
+    """Token ids [B, T] of rows, padded on the right where causality hides it, and what else the
+    backbone takes."""
+    padded, padding = [torch.tensor(row) for row in rows], task.tokenizer.pad_token_id
+    token_ids = pad_sequence(padded, batch_first=True, padding_value=padding)
+    return token_ids, task.visual_arguments(questions, rows, token_ids)
 
 
 def imitate(
     model: PreTrainedModel,
-    examples: ImitationTask,
-    heldout: ImitationTask,
+    examples: Task,
+    heldout: Task,
     seed: int,
     recipe: ImitationRecipe,
     on_step: OnStep,
@@ -147,48 +156,63 @@ def imitate(
     """
 
     def loss_of(first: int) -> Tensor:
-        asked = examples.training(first, recipe.examples_per_step)
-        return imitation_loss(model, examples, asked, recipe.short_share)
+        questions = examples.questions(first, recipe.examples_per_step, heldout=False)
+        return imitation_loss(model, examples, questions, recipe.short_share)
 
     def measure() -> tuple[dict[str, Any], bool]:
         accuracy = heldout_accuracy(model, heldout, recipe.heldout_questions)
-        is_ready = accuracy.short >= recipe.enough_short and accuracy.long >= recipe.enough_long
-        return {"heldout": asdict(accuracy)}, is_ready
+        enough = {"short": recipe.enough_short, "long": recipe.enough_long}
+        return {"heldout": accuracy}, all(accuracy[mode] >= enough[mode] for mode in enough)
 
     return {"seed": seed} | train_in_rounds(model, recipe, loss_of, measure, on_step)
 
 
 def imitation_loss(
-    model: PreTrainedModel, task: ImitationTask[Asked], asked: Sequence[Asked], short_share: float
+    model: PreTrainedModel, task: Task, questions: Sequence[Question], short_share: float
 ) -> Tensor:
     """Return the mean over examples, each mode weighing its own tokens equally."""
     # A forward for each mode: long rows are several times as long as short ones, which would be
     # mostly padding beside them.
-    num_short = round(short_share * len(asked))
+    num_short = round(short_share * len(questions))
     loss = torch.zeros(())
-    for thinking, part in ((False, asked[:num_short]), (True, asked[num_short:])):
+    for thinking, part in ((False, questions[:num_short]), (True, questions[num_short:])):
         if not part:
             continue
-        texts = [task.worked_example(one, thinking) + EOS for one in part]
-        token_ids, targets, visual = task.rows(part, task.tokenizer(texts)["input_ids"], thinking)
+        token_ids, targets, visual = example_rows(task, part, thinking)
         logits = model(input_ids=token_ids, use_cache=False, **visual).logits  # [B, T, V]
         nll = cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-        loss = loss + nll * len(part) / len(asked)
+        loss = loss + nll * len(part) / len(questions)
     return loss
 
 
+def example_rows(
+    task: Task, questions: Sequence[Question], thinking: bool
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Token ids [B, T] of worked examples, targets [B, T] and what else the backbone takes."""
+    texts = [task.worked_example(question, thinking) + EOS for question in questions]
+    rows, targets = [], []
+    responses = task.tokenizer(texts)["input_ids"]
+    for prompt, response in zip(task.prompts(questions, thinking), responses, strict=True):
+        rows.append([*prompt, *response])
+        targets.append(torch.tensor([*[IGNORED] * len(prompt), *response]))
+    token_ids, visual = laid_out(task, questions, rows)
+    return token_ids, pad_sequence(targets, batch_first=True, padding_value=IGNORED), visual
+
+
 @torch.no_grad()
-def heldout_accuracy(model: PreTrainedModel, task: ImitationTask, num_questions: int) -> Accuracy:
-    """Ask `num_questions` held-out questions once in each mode."""
-    right = {False: 0, True: 0}
-    for alike in task.heldout(num_questions):
-        answers = [task.answer(one) for one in alike]
-        for thinking in right:
-            texts = task.sampled(model, alike, thinking)
+def heldout_accuracy(model: PreTrainedModel, task: Task, num_questions: int) -> dict[str, float]:
+    """Share of held-out questions answered right in each mode, sampled once at temperature 1."""
+    right = {"short": 0, "long": 0}
+    questions = task.questions(0, num_questions, heldout=True)
+    # Those of one length together, whose prompts need no padding.
+    for length in sorted({len(question.addends) for question in questions}):
+        alike = [question for question in questions if len(question.addends) == length]
+        for mode in right:
+            texts = task.sampled(model, alike, mode == "long")
             # After the last tag; a text without one, in either mode, is all answer.
-            given = (text.rpartition(CLOSE_THINK)[2].strip() for text in texts)
-            right[thinking] += sum(map(eq, given, answers))
-    return Accuracy(right[False] / num_questions, right[True] / num_questions)
+            answers = [text.rpartition(CLOSE_THINK)[2].strip() for text in texts]
+            right[mode] += sum(map(eq, answers, (question.answer for question in alike)))
+    return {mode: count / num_questions for mode, count in right.items()}
 
 
 def train_in_rounds(

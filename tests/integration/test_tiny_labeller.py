@@ -17,26 +17,34 @@ from transformers import (
 )
 
 from policy.builtin.labeller import (
+    MISTAKES,
     NO,
     RECIPES,
     YES,
-    ClaimTask,
-    Question,
+    Mistake,
     TinyLabellerName,
     balanced,
     claim_question,
+    claim_rows,
     ensure_tiny_labeller,
     heldout_accuracy,
     labelling_loss,
+    open_task,
     p_yes_and_no,
     train,
     untrained_labeller,
     verdict_ids,
+    wrong_answer,
 )
-from policy.builtin.mistakes import MISTAKES, Mistake, wrong_answer
 from policy.builtin.text_policy import WarmupRecipe, ensure_tiny_policy
-from policy.builtin.vision_policy import ensure_tiny_vision_policy
-from policy.builtin.vision_warmup import TASK, TASK_NAME, VisionWarmupRecipe
+from policy.builtin.vision_policy import (
+    TASK,
+    TASK_NAME,
+    PictureTask,
+    VisionWarmupRecipe,
+    ensure_tiny_vision_policy,
+)
+from policy.builtin.warmup import Question, Task
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.align.claims.rules import claims
 from rl.align.claims.rules import question as question_by_rules
@@ -81,8 +89,8 @@ def plain_model(labeller: Path) -> PreTrainedModel:
     return auto_class.from_pretrained(labeller)
 
 
-def opened(labeller: Path) -> ClaimTask:
-    return ClaimTask.open(labeller, AutoTokenizer.from_pretrained(labeller))
+def opened(labeller: Path) -> Task:
+    return open_task(labeller, AutoTokenizer.from_pretrained(labeller))
 
 
 # What it is asked.
@@ -137,7 +145,7 @@ def test_training_and_heldout_questions_never_meet(labeller: Path) -> None:
     heldout = task.questions(0, 50, heldout=True)
     assert {one.answer for one in training + heldout} <= {f"{n:02d}" for n in range(55)}
     assert all(int(one.answer) == sum(one.addends) for one in training + heldout)
-    if task.pictures is None:
+    if not isinstance(task, PictureTask):
         assert [is_heldout(one.text) for one in training + heldout] == [False] * 50 + [True] * 50
     else:
         assert {one.picture.is_heldout for one in heldout if one.picture} == {True}
@@ -151,16 +159,16 @@ def test_a_claim_is_asked_about_as_a_run_asks(labeller: Path) -> None:
     (asked,) = task.questions(0, 1, heldout=False)
     content = claim_question(asked.text, "12")
     prompt = Prompt("claim", ({"role": "user", "content": content},), "")
-    if task.pictures is not None:
+    if isinstance(task, PictureTask):
         source = VisualSource(SourceConfig(kind="visual", path=TASK_NAME, settings=TASK), seed=0)
         shown = source.train(0)
         assert shown.media == (asked.picture,)
         parts = [{"type": "image"}, {"type": "text", "text": content}]
         prompt = replace(shown, messages=({"role": "user", "content": parts},))
     tokens = chat.prompt_token_ids(prompt, thinking=False)
-    if task.pictures is not None:
-        tokens = task.pictures.inputs.expanded(tokens, prompt.media)
-    (row,) = task.rows([asked], ["12"])
+    if isinstance(task, PictureTask):
+        tokens = task.inputs.expanded(tokens, prompt.media)
+    (row,) = claim_rows(task, [asked], ["12"])
     assert list(tokens) == row
     assert len(row) <= 30
 
@@ -192,7 +200,7 @@ def test_its_probabilities_are_those_of_the_plain_model(labeller: Path) -> None:
     together = p_yes_and_no(model, task, asked, answers)
     plain = plain_model(labeller)
     for place in range(3):
-        rows = task.rows(asked[place : place + 1], answers[place : place + 1])
+        rows = claim_rows(task, asked[place : place + 1], answers[place : place + 1])
         token_ids = torch.tensor(rows)
         visual = task.visual_arguments(asked[place : place + 1], rows, token_ids)
         with torch.no_grad():
@@ -236,7 +244,7 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
     verdicts, answers, names = [], [], []
     for verdict, stated in ((YES, [one.answer for one in asked]), (NO, wrong)):
         for one, answer in zip(asked, stated, strict=True):
-            rows = task.rows([one], [answer])
+            rows = claim_rows(task, [one], [answer])
             token_ids = torch.tensor(rows)
             visual = task.visual_arguments([one], rows, token_ids)
             with torch.no_grad():
@@ -249,7 +257,7 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
             start = rows[0].index(task.tokenizer.convert_tokens_to_ids('" is ')) + 1
             assert task.tokenizer.decode(rows[0][start : start + 2]) == one.answer
             answers.append(logprobs[[start - 1, start], rows[0][start : start + 2]])
-            if task.pictures is not None:
+            if isinstance(task, PictureTask):
                 first = rows[0].index(task.tokenizer.convert_tokens_to_ids("<|image_pad|>"))
                 digits = task.tokenizer.convert_tokens_to_ids([str(d) for d in one.addends])
                 names.append(logprobs[[first, first + 1, first + 2], digits])

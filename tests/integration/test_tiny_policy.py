@@ -20,10 +20,10 @@ from transformers import (
 import policy.builtin.text_policy
 from policy.builtin.text_policy import SIZES, SumTask, WarmupRecipe, ensure_tiny_policy
 from policy.builtin.tokenizer import CHARACTERS, make_tokenizer
-from policy.builtin.warmup import IGNORED, imitate, learning_rate
-from rl.data.tasks.chain_sum import ChainSumQuestion, Slips, worked_example
+from policy.builtin.warmup import IGNORED, Question, example_rows, imitate, learning_rate
+from rl.data.tasks.chain_sum import Slips, worked_example
 
-QUESTION = ChainSumQuestion("a2b9c8d8?", "27", (2, 9, 8, 8))
+QUESTION = Question("a2b9c8d8?", "27", (2, 9, 8, 8))
 MESSAGES = [{"role": "user", "content": QUESTION.text}]
 BRIEF = WarmupRecipe(min_steps=2, max_steps=3, round_steps=1, examples_per_step=5,
                      heldout_questions=1)  # fmt: skip
@@ -69,7 +69,7 @@ def test_text_survives_the_tokenizer_character_by_character(brief_policy: Path) 
     tokens = tokenizer(CHARACTERS)["input_ids"]
     assert len(tokens) == len(set(tokens)) == 96
     assert tokenizer.decode(tokens) == CHARACTERS
-    response = worked_example(QUESTION, thinking=True)
+    response = worked_example(QUESTION.addends, thinking=True)
     kept = tokenizer(response + "<eos>")["input_ids"]
     assert len(kept) == 4 * 9 + 6  # four lines, the closing tag, two newlines, 27, the end
     assert tokenizer.decode(kept, skip_special_tokens=True) == response
@@ -142,9 +142,8 @@ def test_the_cache_follows_xdg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_only_the_response_is_learned() -> None:
     tokenizer = make_tokenizer(512)
-    asked = [QUESTION, ChainSumQuestion("a9b9?", "18", (9, 9))]
-    responses = tokenizer(["27<eos>", "18<eos>"])["input_ids"]
-    tokens, targets, _ = sums(tokenizer).rows(asked, responses, thinking=False)
+    asked = [QUESTION, Question("a9b9?", "18", (9, 9))]
+    tokens, targets, _ = example_rows(SumTask(tokenizer), asked, thinking=False)
     assert tokenizer.decode(tokens[0]) == "<user>a2b9c8d8?<asst>\n<think>\n\n</think>\n\n27<eos>"
     assert tokenizer.decode(tokens[1]).endswith("18<eos><pad><pad><pad><pad>")
     for row, answer in zip(targets, ("27<eos>", "18<eos>"), strict=True):

@@ -11,26 +11,26 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
 from policy.builtin.tokenizer import EOS, make_tokenizer
-from policy.builtin.vision_policy import TinyVisionName, ensure_tiny_vision_policy
-from policy.builtin.vision_warmup import (
+from policy.builtin.vision_policy import (
     TASK,
     TASK_NAME,
-    Misreading,
     PictureTask,
+    TinyVisionName,
     VisionWarmupRecipe,
+    ensure_tiny_vision_policy,
     worked_example,
 )
-from policy.builtin.warmup import imitation_loss
+from policy.builtin.warmup import imitation_loss, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.config.data import SourceConfig
 from rl.config.recipe import load
+from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures import read_settings
-from rl.data.tasks.pictures.digits import DigitsScene
 from rollout.chat import ChatTemplate
 from rollout.prompts.procedural import VisualSource
 
 NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv")
-SCENE = DigitsScene("digits 372", "+?", "12", "number", (3, 7, 2))
+DIGITS = (3, 7, 2)
 BRIEF = VisionWarmupRecipe(min_steps=2, max_steps=2, examples_per_step=5, heldout_questions=2,
                            enough_short=0.0, enough_long=0.0)  # fmt: skip
 RECIPE = "config=hybrid_50_50_vision.yaml"
@@ -51,19 +51,18 @@ def _opened(policy: Path) -> tuple[Any, PictureTask]:
 
 def test_a_long_example_reads_then_adds_digit_by_digit() -> None:
     expected = "372\n7+03=10\n2+10=12\n</think>\n\n12"
-    assert worked_example(SCENE, thinking=True) == expected
-    assert worked_example(SCENE, thinking=False) == "12"
-    small = DigitsScene("digits 012", "+?", "03", "number", (0, 1, 2))
-    assert worked_example(small, thinking=True).endswith("\n2+01=03\n</think>\n\n03")
+    assert worked_example(DIGITS, thinking=True) == expected
+    assert worked_example(DIGITS, thinking=False) == "12"
+    assert worked_example((0, 1, 2), thinking=True).endswith("\n2+01=03\n</think>\n\n03")
 
 
 def test_a_misread_example_reasons_on_from_what_it_read() -> None:
-    slips = Misreading(np.random.default_rng(0), misread=1.0, answer=1.0)
-    texts = [worked_example(SCENE, True, slips) for _ in range(200)]
+    slips = Slips(np.random.default_rng(0), reasoning=1.0, answer=1.0)
+    texts = [worked_example(DIGITS, True, slips) for _ in range(200)]
     assert sum(text.startswith("372") for text in texts) < 5
     for text in texts:
         assert sum(map(int, text[:3])) == int(text[-2:])
-    answers = {int(worked_example(SCENE, False, slips)) for _ in range(200)}
+    answers = {int(worked_example(DIGITS, False, slips)) for _ in range(200)}
     assert answers == {10, 11, 13, 14}
 
 
@@ -87,34 +86,33 @@ def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
     source = VisualSource(SourceConfig(kind="visual", path=TASK_NAME, settings=TASK), seed=0)
     prompt = source.train(0)
     _, task = _opened(policy)
-    assert prompt.media == tuple(task.training(0, 1))
+    (first,) = task.questions(0, 1, heldout=False)
+    assert prompt.media == (first.picture,)
     for thinking in (False, True):
         asked = chat.prompt_token_ids(prompt, thinking)
-        assert task.inputs.expanded(asked, prompt.media) == task.prompts[thinking]
+        assert [list(task.inputs.expanded(asked, prompt.media))] == task.prompts([first], thinking)
 
 
 def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> None:
     _, task = _opened(policy)
     is_qwen = policy.name.startswith("tiny_qwen_vl")
     token = task.tokenizer.get_vocab()["<|image_pad|>" if is_qwen else "<unk>"]
-    assert task.prompts[True].count(token) == (3 if is_qwen else 6)
+    assert task.prompt_ids[True].count(token) == (3 if is_qwen else 6)
 
 
 def test_the_right_response_is_learned_from_the_picture(policy: Path) -> None:
     """Loss and gradient reach the tower, and another picture gives another loss."""
     model, task = _opened(policy)
-    pictures = task.training(0, 4)
-    loss = imitation_loss(model, task, pictures, short_share=0.5)
+    questions = task.questions(0, 4, heldout=False)
+    loss = imitation_loss(model, task, questions, short_share=0.5)
     loss.backward()
     tower = [p.grad for n, p in model.named_parameters() if "visual." in n or "vpm." in n]
     assert all(grad is not None for grad in tower)
     assert sum(grad.abs().sum() for grad in tower if grad is not None) > 0
-    texts = [worked_example(task.scene(one), thinking=False) for one in pictures]
-    responses = task.tokenizer(texts)["input_ids"]
     with torch.no_grad():
         seen = []
-        for shown in (pictures, task.training(4, 4)):
-            token_ids, _, visual = task.rows(shown, responses, thinking=False)
+        for shown in (questions, task.questions(4, 4, heldout=False)):
+            token_ids, visual = laid_out(task, shown, task.prompts(shown, thinking=False))
             seen.append(model(input_ids=token_ids, use_cache=False, **visual).logits)
     assert (seen[0] - seen[1]).abs().max() > 1e-4
 
@@ -142,7 +140,7 @@ def test_the_recipe_trains_on_what_the_policy_was_warmed_up_for() -> None:
     shares = {name: (mode.share, mode.thinking) for name, mode in config.modes.items()}
     assert shares == {"short": (0.5, False), "long": (0.5, True)}
     for name, thinking, length in (("short", False, 3), ("long", True, 26)):
-        text = worked_example(SCENE, thinking) + EOS
+        text = worked_example(DIGITS, thinking) + EOS
         assert len(make_tokenizer(64)(text)["input_ids"]) == length
         assert length < config.modes[name].max_tokens
 

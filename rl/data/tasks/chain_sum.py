@@ -6,6 +6,7 @@ procedural, so any number of questions exists without a data set, and importing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,8 @@ class Slips:
     """Errors of worked examples, so that a policy taught by them has something to unlearn."""
 
     rng: np.random.Generator
-    addition: float
-    """Probability that one addition of the reasoning is off by one; the chain goes on from it."""
+    reasoning: float
+    """Probability of an error in each step of the reasoning, which goes on from it."""
     answer: float
     """Probability that an answer without reasoning is off by one or two."""
 
@@ -79,9 +80,7 @@ def is_heldout(text: str) -> bool:
     return stable_hash(text) % HELDOUT_ONE_IN == 0
 
 
-def worked_example(
-    sum_question: ChainSumQuestion, thinking: bool, slips: Slips | None = None
-) -> str:
+def worked_example(addends: Sequence[int], thinking: bool, slips: Slips | None = None) -> str:
     """Return a response as the policy should write it, after its generation prompt.
 
     With thinking, each line adds one number to the running sum, zero-padded so that the copied
@@ -89,14 +88,14 @@ def worked_example(
     blank line and the answer. Without thinking the response is the answer.
     """
     if not thinking:
-        total = int(sum_question.answer)
+        total = sum(addends)
         return f"{slips.maybe(total, slips.answer, 2) if slips else total:02d}"
     lines, total = [], 0
-    for label, number in zip(LABELS, sum_question.numbers, strict=False):
+    for label, number in zip(LABELS, addends, strict=False):
         after = total + number
         if slips:
             # The chain goes on from the slipped sum, as a policy's own would.
-            after = slips.maybe(after, slips.addition, 1)
+            after = slips.maybe(after, slips.reasoning, 1)
         lines.append(f"{label}{number}+{total:02d}={after:02d}\n")
         total = after
     return f"{''.join(lines)}</think>\n\n{total:02d}"

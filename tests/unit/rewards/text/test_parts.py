@@ -177,7 +177,7 @@ def test_clean_long_reasoning_is_free_and_a_loop_is_not():
     clean = "\n".join(lines) + "\n</think>\n\n11"
     assert ngram(clean, 20) == window(clean) == 0.0
     assert ngram("a2+00=02\n" * 119, 20) == pytest.approx(1 / 100 - 1)
-    examples = [worked_example(question(0, index, False), True) for index in range(200)]
+    examples = [worked_example(question(0, index, False).numbers, True) for index in range(200)]
     assert {ngram(one, 20) for one in examples} == {window(one) for one in examples} == {0.0}
 
 

@@ -11,22 +11,21 @@ from hypothesis import strategies as st
 from rl.data.tasks.chain_sum import (
     HELDOUT_ONE_IN,
     LENGTHS,
-    ChainSumQuestion,
     Slips,
     is_heldout,
     question,
     worked_example,
 )
 
-TWENTY_SEVEN = ChainSumQuestion("a2b9c8d8?", "27", (2, 9, 8, 8))
+TWENTY_SEVEN = (2, 9, 8, 8)
 PINNED_HELDOUT = ["a9b5c1?", "a1b8c1d3?", "a3b6c7d9e2?", "a4b5c2d7e3f3?"]
 PINNED_TRAINING = ["a1b2c8d6e9f5?", "a3b9c9d1e1?", "a1b3c4d3e6f9?"]
 seeds = st.integers(0, 2**31)
 indices = st.integers(0, 10**9)
 
 
-def _slips(addition: float, answer: float, seed: int = 0) -> Slips:
-    return Slips(np.random.default_rng(seed), addition, answer)
+def _slips(reasoning: float, answer: float, seed: int = 0) -> Slips:
+    return Slips(np.random.default_rng(seed), reasoning, answer)
 
 
 def _lines(response: str) -> list[tuple[int, int, int]]:
@@ -91,14 +90,14 @@ def test_a_worked_example_carries_the_sum_from_line_to_line() -> None:
 @given(seeds, st.booleans())
 def test_slips_at_rate_zero_change_nothing(seed: int, thinking: bool) -> None:
     asked = question(seed, 0, False)
-    slipped = worked_example(asked, thinking, _slips(0, 0, seed))
-    assert slipped == worked_example(asked, thinking)
+    slipped = worked_example(asked.numbers, thinking, _slips(0, 0, seed))
+    assert slipped == worked_example(asked.numbers, thinking)
 
 
 @given(seeds)
 def test_reasoning_goes_on_from_a_slipped_sum(seed: int) -> None:
     asked = question(seed, 0, False)
-    response = worked_example(asked, thinking=True, slips=_slips(1, 0, seed))
+    response = worked_example(asked.numbers, thinking=True, slips=_slips(1, 0, seed))
     lines = _lines(response)
     assert tuple(number for number, _, _ in lines) == asked.numbers
     assert all(abs(before + number - after) == 1 for number, before, after in lines)
