@@ -18,7 +18,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from rl.data.tasks.pictures import TASKS, VisualExample, read_settings, render
+from rl.data.tasks.pictures import TASKS, read_settings, render
+from rl.data.tasks.pictures.drawing import VisualExample
 from rl.run.command import Command, Keys, run_command
 from rl.run.templates import templates
 from rl.show.page import framed

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,8 +43,7 @@ from policy.models.family import model_family
 from rl.data.media.families import vision_family
 
 TinyLabellerName = Literal["tiny_labeller", "tiny_vision_labeller"]
-Mistake = Literal["off_by_one", "off_by_two", "misread", "further", "ill_formed"]
-MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
+MISTAKES = ("off_by_one", "off_by_two", "misread", "further", "ill_formed")
 LETTERS = "abcdefgh"
 
 YES, NO = "yes", "no"
@@ -104,7 +103,7 @@ def ensure_tiny_labeller(
 def open_task(policy: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Task:
     """policy: what the labeller starts from, which says whether it sees. seed: of the questions."""
     if vision_family(read_config(policy).model_type) is None:
-        return SumTask(tokenizer, seed)
+        return SumTask(tokenizer, seed=seed)
     return PictureTask.open(policy, tokenizer, TASK, seed)
 
 
@@ -155,9 +154,9 @@ def train(
 
     def loss_of(first: int) -> Tensor:
         questions = task.questions(first, recipe.examples_per_step, heldout=False)
-        mistakes = rng.choice(len(MISTAKES), size=len(questions), p=recipe.shares)
+        mistakes = rng.choice(MISTAKES, size=len(questions), p=recipe.shares)
         wrong = [
-            wrong_answer(rng, int(question.answer), question.addends, MISTAKES[mistake])
+            wrong_answer(rng, int(question.answer), question.addends, mistake)
             for question, mistake in zip(questions, mistakes, strict=True)
         ]
         return labelling_loss(model, task, questions, wrong, recipe)
@@ -186,7 +185,7 @@ def labelling_loss(
     token_ids, hidden, at_end = _states(model, task, [*questions, *questions], [*right, *wrong])
     head = model.get_output_embeddings()
     # The verdict is sampled after the last token of a claim's prompt.
-    yes, no = verdict_ids(task.tokenizer)
+    yes, no = task.tokenizer.convert_tokens_to_ids([YES, NO])
     loss = cross_entropy(head(at_end), torch.tensor([yes] * count + [no] * count))
 
     # Foresight: the two digits of the right answer stand just before WORDING[2], and each is to be
@@ -224,7 +223,7 @@ def p_yes_and_no(
     """How probable a labeller finds yes and no, of each claim: [B, 2]."""
     _, _, at_end = _states(model, task, questions, answers)
     probabilities = model.get_output_embeddings()(at_end).softmax(dim=-1)  # [B, V]
-    return probabilities[:, list(verdict_ids(task.tokenizer))]
+    return probabilities[:, task.tokenizer.convert_tokens_to_ids([YES, NO])]
 
 
 def heldout_accuracy(model: PreTrainedModel, task: Task, num_questions: int) -> dict[str, float]:
@@ -249,14 +248,7 @@ def balanced(accuracy: dict[str, float], shares: Sequence[float]) -> float:
     return (accuracy["right"] + wrong) / 2
 
 
-def verdict_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    yes, no = tokenizer.convert_tokens_to_ids([YES, NO])
-    return yes, no
-
-
-def wrong_answer(
-    rng: np.random.Generator, total: int, addends: Sequence[int], mistake: Mistake
-) -> str:
+def wrong_answer(rng: np.random.Generator, total: int, addends: Sequence[int], mistake: str) -> str:
     """Return an answer that makes this mistake where `total`, the sum of the addends, is right.
 
     Ill-formed: too few or too many digits, or a letter beside or in place of one.

@@ -52,10 +52,7 @@ def builtin_policy(name: str) -> str:
 
 
 def builtin_reward_model(name: str) -> str:
-    """The directory of the built-in reward model, made on first use; any other name as it is.
-
-    Raises ValueError if SEED_VARIABLE holds no whole number.
-    """
+    """The directory of the built-in reward model, with the same rules."""
     # Imported on use, as above.
     from policy.builtin import reward_model
 

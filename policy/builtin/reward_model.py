@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +38,7 @@ from policy.builtin.warmup import OnStep, shown_warmup
 from policy.models.cache import default_cache_dir, digest, made_once
 from rl.data.tasks.chain_sum import question
 
-Mistake = Literal["off_by_one", "off_by_more", "ill_formed"]
-MISTAKES: tuple[Mistake, ...] = get_args(Mistake)
+MISTAKES = ("off_by_one", "off_by_more", "ill_formed")
 NOT_DIGITS = "abcdefgh+=?. "
 # Twenty times what it takes on one core.
 TRAINING_TIMEOUT_S = 1800.0
@@ -99,13 +98,13 @@ def ensure_tiny_reward_model(
         command = [sys.executable, "-m", "policy.builtin.reward_model"]
         command += [str(directory), str(policy), json.dumps(asdict(recipe))]
         kept = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        try:
-            subprocess.run(command, env=kept | ENVIRONMENT, timeout=TRAINING_TIMEOUT_S, check=True)
-        except subprocess.CalledProcessError as error:
+        environment = kept | ENVIRONMENT
+        ended = subprocess.run(command, env=environment, timeout=TRAINING_TIMEOUT_S, check=False)
+        if ended.returncode:
             raise RuntimeError(
-                f"training the tiny reward model ended with status {error.returncode}; its own "
+                f"training the tiny reward model ended with status {ended.returncode}; its own "
                 "message stands above on standard error"
-            ) from error
+            )
 
     return made_once(cache_dir / f"tiny-reward-{digest(decides)}", write)
 
@@ -174,17 +173,14 @@ def _training_pairs(tokenizer: PreTrainedTokenizerFast, recipe: RewardModelRecip
     """One question per pair, each seen once."""
     rng = np.random.default_rng(recipe.seed)
     count = recipe.steps * recipe.pairs_per_step
-    mistakes = rng.choice(len(MISTAKES), size=count, p=recipe.shares)
-    pairs = [
-        _pair(rng, recipe.seed, index, False, MISTAKES[mistake])
-        for index, mistake in enumerate(mistakes)
-    ]
+    mistakes = enumerate(rng.choice(MISTAKES, size=count, p=recipe.shares))
+    pairs = [_pair(rng, recipe.seed, index, False, mistake) for index, mistake in mistakes]
     chosen, rejected = (_encode(tokenizer, side) for side in zip(*pairs, strict=True))
     return Dataset.from_dict({"chosen_ids": chosen, "rejected_ids": rejected})
 
 
 def _pair(
-    rng: np.random.Generator, seed: int, index: int, heldout: bool, mistake: Mistake
+    rng: np.random.Generator, seed: int, index: int, heldout: bool, mistake: str
 ) -> tuple[Conversation, Conversation]:
     asked = question(seed, index, heldout)
     answers = (asked.answer, wrong_answer(rng, int(asked.answer), mistake))
@@ -193,7 +189,7 @@ def _pair(
     return chosen, rejected
 
 
-def wrong_answer(rng: np.random.Generator, total: int, mistake: Mistake) -> str:
+def wrong_answer(rng: np.random.Generator, total: int, mistake: str) -> str:
     """Return an answer that makes this mistake where `total`, of two digits, is right.
 
     Ill-formed: no answer, too few or too many digits, or something else beside or in place of one.
@@ -233,7 +229,7 @@ def _encode(
 def heldout_accuracy(
     model: Qwen3ForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
-    mistake: Mistake,
+    mistake: str,
     num_questions: int,
 ) -> float:
     """Share of held-out questions whose right answer scores above one with this mistake."""

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer, token_settings
 from policy.builtin.warmup import (
     ImitationRecipe,
     Question,
+    Task,
     imitate,
     reproducible,
     save_warmed,
@@ -65,7 +65,7 @@ def ensure_tiny_policy(
     def write(directory: Path) -> None:
         tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
         slips = Slips(np.random.default_rng(seed), recipe.addition_slips, recipe.answer_slips)
-        task = SumTask(tokenizer, seed, slips)
+        task = SumTask(tokenizer, seed=seed, slips=slips)
         with reproducible(seed), shown_warmup(recipe.min_steps) as show:
             config = Qwen3Config(**SIZES, **token_settings(tokenizer), dtype="float32")
             model = Qwen3ForCausalLM(config)
@@ -76,14 +76,8 @@ def ensure_tiny_policy(
     return made_once((cache_dir or default_cache_dir()) / name, write)
 
 
-@dataclass(frozen=True)
-class SumTask:
-    """Sums that are written out; implements policy.builtin.warmup.Task."""
-
-    tokenizer: PreTrainedTokenizerFast
-    seed: int = 0
-    """Of the training questions."""
-    slips: Slips | None = None
+class SumTask(Task):
+    """Sums that are written out."""
 
     def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
         numbers, seed = range(first, first + count), 0 if heldout else self.seed
@@ -101,9 +95,6 @@ class SumTask:
             tokenize=False,
         )
         return self.tokenizer(texts)["input_ids"]
-
-    def visual_arguments(self, *_: Any) -> dict[str, Any]:
-        return {}
 
     def sampled(
         self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool

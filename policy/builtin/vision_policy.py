@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -37,6 +36,7 @@ from policy.builtin.tokenizer import (
 from policy.builtin.warmup import (
     ImitationRecipe,
     Question,
+    Task,
     imitate,
     laid_out,
     reproducible,
@@ -45,7 +45,7 @@ from policy.builtin.warmup import (
 )
 from policy.models.cache import default_cache_dir, digest, made_once
 from policy.models.checks import read_config
-from policy.models.family import VisualInputs, open_visual_inputs
+from policy.models.family import open_visual_inputs
 from policy.models.minicpmv import MiniCPMV, MiniCPMVConfig
 from rl.config.data import SourceConfig
 from rl.config.section import Section
@@ -54,8 +54,6 @@ from rl.data.media.minicpmv import BRACKET_TOKENS
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures import draw_scene, read_settings
-from rl.loop.batching import reference_sample
-from rl.loop.stages import Prompt, ReferenceRequest
 
 TinyVisionName = Literal["tiny_qwen_vl", "tiny_minicpmv"]
 
@@ -148,34 +146,28 @@ def _untrained(name: TinyVisionName, tokenizer: PreTrainedTokenizerFast) -> PreT
     if name == "tiny_minicpmv":
         return MiniCPMV(MiniCPMVConfig(**sizes, **text))
     start, end, _, image, video = tokenizer.convert_tokens_to_ids(_MODELS[name]["tokens"])
-    return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            text_config=sizes["text_config"] | text,
-            vision_config=sizes["vision_config"],
-            vision_start_token_id=start,
-            vision_end_token_id=end,
-            image_token_id=image,
-            video_token_id=video,
-            tie_word_embeddings=False,
-            dtype="float32",
-        )
+    config = Qwen2_5_VLConfig(
+        text_config=sizes["text_config"] | text,
+        vision_config=sizes["vision_config"],
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        image_token_id=image,
+        video_token_id=video,
+        tie_word_embeddings=False,
+        dtype="float32",
     )
+    return Qwen2_5_VLForConditionalGeneration(config)
 
 
-@dataclass(frozen=True)
-class PictureTask:
-    """Pictures of digits of one kind; implements policy.builtin.warmup.Task."""
+@dataclass(frozen=True, kw_only=True)
+class PictureTask(Task):
+    """Pictures of digits of one kind."""
 
-    tokenizer: PreTrainedTokenizerFast
-    inputs: VisualInputs
     settings: Section
     prompt_ids: dict[bool, list[int]]
     """By thinking: token ids of every prompt, since all pictures have one size."""
     unsampled: list[int]
     """Token ids that no engine samples: those that stand for pictures."""
-    seed: int
-    """Of the training pictures."""
-    slips: Slips | None
 
     @classmethod
     def open(
@@ -192,8 +184,9 @@ class PictureTask:
         model_type = read_config(directory).model_type
         family = vision_family(model_type)
         assert inputs is not None and family is not None
-        task, prompt_ids = read_settings(TASK_NAME, settings), {}
-        question = draw_scene(TASK_NAME, task, 0, 0, False).question
+        checked, ids = read_settings(TASK_NAME, settings), {}
+        question = draw_scene(TASK_NAME, checked, 0, 0, False).question
+        first = RenderedImage(TASK_NAME, 0, 0, False, place=0)
         content: Any = [{"type": "image"}, {"type": "text", "text": question}]
         if not family.chat_takes_parts:
             content = f"{family.markers['image']}\n{question}"
@@ -204,10 +197,10 @@ class PictureTask:
                 enable_thinking=thinking,
                 tokenize=False,
             )
-            first = RenderedImage(TASK_NAME, 0, 0, False, place=0)
-            prompt_ids[thinking] = list(inputs.expanded(tokenizer(text)["input_ids"], [first]))
+            ids[thinking] = list(inputs.expanded(tokenizer(text)["input_ids"], [first]))
         unsampled = list(unsampled_token_ids(model_type, tokenizer.get_vocab()))
-        return cls(tokenizer, inputs, task, prompt_ids, unsampled, seed, slips)
+        shared = tokenizer, inputs, seed, slips
+        return cls(*shared, settings=checked, prompt_ids=ids, unsampled=unsampled)
 
     def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
         questions, seed = [], 0 if heldout else self.seed
@@ -222,19 +215,6 @@ class PictureTask:
 
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
         return [self.prompt_ids[thinking]] * len(questions)
-
-    def visual_arguments(
-        self, questions: Sequence[Question], rows: Sequence[Sequence[int]], token_ids: Tensor
-    ) -> dict[str, Any]:
-        # As samples of the learner, so that the warm-up lays pictures out as training will.
-        samples = []
-        for question, row in zip(questions, rows, strict=True):
-            assert question.picture is not None
-            prompt = Prompt("picture", (), "", media=(question.picture,))
-            samples.append(reference_sample(ReferenceRequest("", prompt, (), (), 1.0), row))
-        visual = self.inputs(samples, token_ids)
-        assert visual is not None
-        return visual.arguments()
 
     def sampled(
         self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import eq
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -29,8 +29,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils.logging import disable_progress_bar
 
 from policy.builtin.tokenizer import EOS
+from policy.models.family import VisualInputs
 from rl.data.media.names import RenderedImage
-from rl.loop.stages import CLOSE_THINK
+from rl.data.tasks.chain_sum import Slips
+from rl.loop.batching import reference_sample
+from rl.loop.stages import CLOSE_THINK, Prompt, ReferenceRequest
 
 # The target of a token that is not learned: the one that cross_entropy leaves out by default.
 IGNORED = -100
@@ -100,35 +103,36 @@ class Question:
     """Shows the addends."""
 
 
-class Task(Protocol):
+@dataclass(frozen=True)
+class Task:
     """Questions of one kind, as one model is asked them."""
 
     tokenizer: PreTrainedTokenizerFast
+    inputs: VisualInputs | None = None
+    """Lays out the pictures; None for a model that takes text alone."""
+    seed: int = 0
+    """Of the training questions."""
+    slips: Slips | None = None
+    """Of the worked examples."""
 
     def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
         """Questions from number `first` on; the held-out ones are the same for every model."""
-        ...
+        raise NotImplementedError
 
     def worked_example(self, question: Question, thinking: bool) -> str:
         """A response as the policy should write it, slips and all."""
-        ...
+        raise NotImplementedError
 
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
         """Token ids up to where sampling starts, visual tokens in place; as many where there are as
         many addends."""
-        ...
-
-    def visual_arguments(
-        self, questions: Sequence[Question], rows: Sequence[Sequence[int]], token_ids: Tensor
-    ) -> dict[str, Any]:
-        """What the backbone takes besides token_ids [B, T], which are the rows, padded."""
-        ...
+        raise NotImplementedError
 
     def sampled(
         self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool
     ) -> list[str]:
         """Responses sampled at temperature 1; all questions have as many addends."""
-        ...
+        raise NotImplementedError
 
 
 def laid_out(
@@ -138,7 +142,14 @@ def laid_out(
     backbone takes."""
     padded, padding = [torch.tensor(row) for row in rows], task.tokenizer.pad_token_id
     token_ids = pad_sequence(padded, batch_first=True, padding_value=padding)
-    return token_ids, task.visual_arguments(questions, rows, token_ids)
+    samples = []
+    for question, row in zip(questions, rows, strict=True):
+        # As samples of the learner, so that the warm-up lays pictures out as training will.
+        media = () if question.picture is None else (question.picture,)
+        request = ReferenceRequest("", Prompt("picture", (), "", media=media), (), (), 1.0)
+        samples.append(reference_sample(request, row))
+    visual = task.inputs(samples, token_ids) if task.inputs else None
+    return token_ids, visual.arguments() if visual else {}
 
 
 def imitate(

@@ -21,7 +21,6 @@ from policy.builtin.labeller import (
     NO,
     RECIPES,
     YES,
-    Mistake,
     TinyLabellerName,
     balanced,
     claim_question,
@@ -33,7 +32,6 @@ from policy.builtin.labeller import (
     p_yes_and_no,
     train,
     untrained_labeller,
-    verdict_ids,
     wrong_answer,
 )
 from policy.builtin.text_policy import WarmupRecipe, ensure_tiny_policy
@@ -44,7 +42,7 @@ from policy.builtin.vision_policy import (
     VisionWarmupRecipe,
     ensure_tiny_vision_policy,
 )
-from policy.builtin.warmup import Question, Task
+from policy.builtin.warmup import Question, Task, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.align.claims.rules import claims
 from rl.align.claims.rules import question as question_by_rules
@@ -109,14 +107,14 @@ def test_the_wording_is_that_of_the_rules(index: int, answer: int) -> None:
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_wrong_answers_are_asked_about_as_the_rules_would(mistake: Mistake) -> None:
+def test_wrong_answers_are_asked_about_as_the_rules_would(mistake: str) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         wrong = wrong_answer(rng, 27, SUM.addends, mistake)
         assert rules_ask(SUM.text, wrong) == [claim_question(SUM.text, wrong)]
 
 
-def draws(asked: Question, mistake: Mistake) -> set[str]:
+def draws(asked: Question, mistake: str) -> set[str]:
     rng = np.random.default_rng(0)
     return {wrong_answer(rng, int(asked.answer), asked.addends, mistake) for _ in range(3000)}
 
@@ -178,7 +176,7 @@ def test_a_claim_is_asked_about_as_a_run_asks(labeller: Path) -> None:
 
 def test_yes_and_no_are_a_token_each(labeller: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(labeller)
-    yes, no = verdict_ids(tokenizer)
+    yes, no = tokenizer.convert_tokens_to_ids([YES, NO])
     assert tokenizer(YES)["input_ids"] == [yes]
     assert tokenizer(NO)["input_ids"] == [no]
     assert [tokenizer.decode([token]) for token in (yes, no)] == [YES, NO]
@@ -201,11 +199,10 @@ def test_its_probabilities_are_those_of_the_plain_model(labeller: Path) -> None:
     plain = plain_model(labeller)
     for place in range(3):
         rows = claim_rows(task, asked[place : place + 1], answers[place : place + 1])
-        token_ids = torch.tensor(rows)
-        visual = task.visual_arguments(asked[place : place + 1], rows, token_ids)
+        token_ids, visual = laid_out(task, asked[place : place + 1], rows)
         with torch.no_grad():
             logits = plain(input_ids=token_ids, **visual).logits[0, -1]
-        alone = logits.softmax(dim=-1)[list(verdict_ids(task.tokenizer))]
+        alone = logits.softmax(dim=-1)[task.tokenizer.convert_tokens_to_ids([YES, NO])]
         assert torch.allclose(together[place], alone, atol=1e-6)
 
 
@@ -245,8 +242,7 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
     for verdict, stated in ((YES, [one.answer for one in asked]), (NO, wrong)):
         for one, answer in zip(asked, stated, strict=True):
             rows = claim_rows(task, [one], [answer])
-            token_ids = torch.tensor(rows)
-            visual = task.visual_arguments([one], rows, token_ids)
+            token_ids, visual = laid_out(task, [one], rows)
             with torch.no_grad():
                 logits = plain(input_ids=token_ids, **visual).logits
             logprobs = logits[0].log_softmax(dim=-1)
@@ -272,7 +268,7 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
 def test_accuracy_counts_verdicts_by_mistake(labeller: Path) -> None:
     task = opened(labeller)
     model = untrained_labeller(labeller, task.tokenizer)
-    yes, no = verdict_ids(task.tokenizer)
+    yes, no = task.tokenizer.convert_tokens_to_ids([YES, NO])
     with torch.no_grad():
         head = model.get_output_embeddings().weight
         head[no] = head[yes]

@@ -36,7 +36,7 @@ def brief_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sums(tokenizer: PreTrainedTokenizerFast) -> SumTask:
-    return SumTask(tokenizer, 0, Slips(np.random.default_rng(0), 0.15, 0.2))
+    return SumTask(tokenizer, slips=Slips(np.random.default_rng(0), 0.15, 0.2))
 
 
 def _bytes(directory: Path) -> bytes:

@@ -41,7 +41,7 @@ def brief_model(brief_policy: Path) -> Path:
 
 def draws(mistake: str, total: int) -> set[str]:
     rng = np.random.default_rng(0)
-    return {wrong_answer(rng, total, mistake) for _ in range(2000)}  # type: ignore[arg-type]
+    return {wrong_answer(rng, total, mistake) for _ in range(2000)}
 
 
 def test_answers_off_by_one_are_the_two_neighbours() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +21,7 @@ HELDOUT_ONE_IN = 8
 """One question in so many is held out; of length 3, the rarest, that leaves about 80."""
 
 
-@dataclass(frozen=True)
-class ChainSumQuestion:
+class ChainSumQuestion(NamedTuple):
     """Example: ChainSumQuestion("a2b9c8d8?", "27", (2, 9, 8, 8))"""
 
     text: str

@@ -73,8 +73,8 @@ class DigitsSettings(Section):
 
     @model_validator(mode="after")
     def _require_room_for_digits(self) -> DigitsSettings:
-        count, size = self.n[1], (self.width, self.height)
-        tall = _digit_height(count, _grid(count, *size)[0], *size)
+        count = self.n[1]
+        _, _, tall = _grid(count, self.width, self.height)
         if tall < MIN_HEIGHT:
             raise ValueError(
                 f"{count} digits on {self.width}x{self.height} pixels have room for {tall:.0f} "
@@ -105,7 +105,7 @@ def draw(settings: DigitsSettings, rng: Draws) -> DigitsScene:
 
 def paint(scene: DigitsScene, settings: DigitsSettings, rng: Draws) -> VisualExample:
     digits = list(scene.digits)
-    columns, rows = _grid(len(digits), settings.width, settings.height)
+    columns, rows, _ = _grid(len(digits), settings.width, settings.height)
     width, height = settings.width // columns, settings.height // rows
     # One font for the whole picture, as on a display or a form.
     is_bitmap = rng.pick(settings.fonts) == "bitmap"
@@ -132,16 +132,14 @@ def paint(scene: DigitsScene, settings: DigitsSettings, rng: Draws) -> VisualExa
     return VisualExample((image,), scene.question, scene.answer, scene.task)
 
 
-def _grid(count: int, width: int, height: int) -> tuple[int, int]:
-    """The columns and rows that give `count` digits the largest cells."""
+def _grid(count: int, width: int, height: int) -> tuple[int, int, float]:
+    """The columns and rows that give `count` digits the largest cells, and what height a digit has
+    room for there, in pixels."""
     # Every number of columns is tried; nine digits at most make that cheaper than a formula.
-    columns = max(range(1, count + 1), key=lambda n: _digit_height(count, n, width, height))
-    return columns, math.ceil(count / columns)
-
-
-def _digit_height(count: int, columns: int, width: int, height: int) -> float:
-    """What a cell has room for, in pixels."""
-    return min(height // math.ceil(count / columns), width // columns / ASPECT)
+    rows = {columns: math.ceil(count / columns) for columns in range(1, count + 1)}
+    tall = {n: min(height // rows[n], width // n / ASPECT) for n in rows}
+    columns = max(tall, key=lambda n: tall[n])
+    return columns, rows[columns], tall[columns]
 
 
 def _stroke_ink(

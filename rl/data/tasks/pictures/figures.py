@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, pairwise
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -38,8 +38,7 @@ class FiguresSettings(Section):
     """Degrees that a figure may be turned, to either side."""
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(NamedTuple):
     text: str
     point: Point
     """What is labelled, in the figure's own units."""

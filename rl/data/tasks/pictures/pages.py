@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from string import Formatter
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -88,8 +88,7 @@ class Page:
         return f"page {self.text}"
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line of a picture; boxes are (left, top, right, bottom) in pixels."""
 
     text: str
@@ -179,12 +178,26 @@ def paint_page(page: Page, settings: PageSettings, rng: Draws) -> tuple[Image.Im
         top += round(size * 0.6)
     # The height follows from the text, so all is measured before anything is drawn.
     image = Image.new("RGB", (settings.width, top + margin - size // 2), PAPER)
-    canvas = ImageDraw.Draw(image)
-    lines = [_paint_line(canvas, line, letters, (margin, y)) for line, letters, y in placed]
+    canvas, lines = ImageDraw.Draw(image), []
+    for line, letters, top in placed:
+        x, bottom, boxes = margin, top + sum(letters.getmetrics()), {}
+        # Fragment by fragment, since only then the box of a mention within a word is known.
+        for index, word in enumerate(line):
+            x += round(letters.getlength(" ")) if index else 0
+            for fragment in word:
+                canvas.text((x, top), fragment.text, INK, letters)
+                begin, x = x, x + round(letters.getlength(fragment.text))
+                if fragment.mention is not None:
+                    # A fact of several words, such as a name, has one box around all of them.
+                    begin = boxes[fragment.mention][0] if fragment.mention in boxes else begin
+                    boxes[fragment.mention] = (begin, top, x, bottom)
+        lines.append((text_of(tuple(line)), (margin, top, x, bottom), boxes))
     # A mention that is wrapped has a box on two lines; to damage one of them would hide half of it.
-    counts = Counter(mention for line in lines for mention in line.mentions)
-    whole = [{m: box for m, box in line.mentions.items() if counts[m] == 1} for line in lines]
-    return image, [replace(line, mentions=m) for line, m in zip(lines, whole, strict=True)]
+    counts = Counter(mention for _, _, boxes in lines for mention in boxes)
+    return image, [
+        Line(text, box, {mention: b for mention, b in boxes.items() if counts[mention] == 1})
+        for text, box, boxes in lines
+    ]
 
 
 def _wrap(
@@ -198,28 +211,6 @@ def _wrap(
             line = []
         line.append(word)
     yield line
-
-
-def _paint_line(
-    canvas: ImageDraw.ImageDraw,
-    line: list[Word],
-    letters: ImageFont.FreeTypeFont,
-    corner: tuple[int, int],
-) -> Line:
-    left, top = corner
-    bottom = top + sum(letters.getmetrics())
-    x, boxes = left, {}
-    # Fragment by fragment, since only then the box of a mention within a word is known.
-    for index, word in enumerate(line):
-        x += round(letters.getlength(" ")) if index else 0
-        for fragment in word:
-            canvas.text((x, top), fragment.text, INK, letters)
-            begin, x = x, x + round(letters.getlength(fragment.text))
-            if fragment.mention is not None:
-                # A fact of several words, such as a name, has one box around all of them.
-                begin = boxes[fragment.mention][0] if fragment.mention in boxes else begin
-                boxes[fragment.mention] = (begin, top, x, bottom)
-    return Line(text_of(tuple(line)), (left, top, x, bottom), boxes)
 
 
 class DocumentsSettings(PageSettings):

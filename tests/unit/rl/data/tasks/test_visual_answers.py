@@ -308,8 +308,7 @@ def test_damage_leaves_as_much_as_its_level_says(level, least, most):
 def _undamaged(scene, settings, index):
     """The page as it is painted before a region is damaged: the same draws up to there."""
     from rl.data.fingerprint import stable_hash
-    from rl.data.tasks.pictures import reconstruction
-    from rl.data.tasks.pictures.tasks import is_held_out
+    from rl.data.tasks.pictures import is_held_out, reconstruction
 
     rng = Draws(stable_hash("reconstruction"), 0, index, 0)
     while is_held_out(drawn := reconstruction.draw(settings, rng)):

@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.rules.verifier import verify_quickly
-from rl.data.tasks.pictures import TASKS, draw_scene, read_settings, render
-from rl.data.tasks.pictures.tasks import HELDOUT_ONE_IN, is_held_out
+from rl.data.tasks.pictures import (
+    HELDOUT_ONE_IN,
+    TASKS,
+    draw_scene,
+    is_held_out,
+    read_settings,
+    render,
+)
 
 DEFAULTS = {task: read_settings(task) for task in TASKS}
 tasks = st.sampled_from(sorted(TASKS))
