@@ -44,25 +44,24 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_policy(directory: Path, max_length: int) -> Path:
     """Save a random two-layer Qwen3 with that tokenizer; returns its directory."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    # Imported on use: tests of the tokenizer alone need no torch.
+    from tests.qwen3_tiny import tiny_qwen3
 
     tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    model = tiny_qwen3(
+        len(tokenizer),
+        # vLLM on CPU takes no heads as small as those of the other tests.
         hidden_size=128,
         intermediate_size=128,
-        num_hidden_layers=2,
+        initializer_range=0.02,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=max_length,
-        tie_word_embeddings=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

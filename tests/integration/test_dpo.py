@@ -19,7 +19,6 @@ import torch
 from datasets import Dataset
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from policy.dpo import DpoPair, train_dpo
 from policy.dpo.pairs import COMPLETE, keep_pairs, training_order
@@ -41,6 +40,7 @@ from rl.system.cluster import Cluster
 from rl.system.placement import place
 from rollout.chat import ChatTemplate
 from tests import minicpmv_tiny, qwen_vl_tiny
+from tests.qwen3_tiny import tiny_qwen3
 
 FAMILIES = ("qwen3", "minicpmv", "qwen2_5_vl")
 
@@ -72,21 +72,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def save_text_policy(directory: Path) -> None:
     tokenizer = minicpmv_tiny.tiny_tokenizer()
     tokenizer.save_pretrained(directory)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            max_position_embeddings=512,
-            tie_word_embeddings=False,
-            initializer_range=0.3,
-        )
-        Qwen3ForCausalLM(config).save_pretrained(directory)
+    model = tiny_qwen3(len(tokenizer), max_position_embeddings=512)
+    model.save_pretrained(directory)
 
 
 def make_config(**policy: Any) -> Config:

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from policy.learner.learner import RayLearner
 from policy.learner.learning_rate import learning_rate_at
@@ -23,6 +23,7 @@ from rl.config.run import Config
 from rl.loop.stages import TrainBatch, TrainSample, Trajectory
 from rl.system.cluster import Cluster
 from rl.system.placement import place
+from tests.qwen3_tiny import tiny_qwen3
 
 VOCABULARY = 64
 ONE_MICRO_BATCH = 1000
@@ -76,21 +77,8 @@ class InspectedRank(LearnerRank):
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        initializer_range=0.3,
-    )
     directory = tmp_path_factory.mktemp("model")
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    tiny_qwen3(VOCABULARY).save_pretrained(directory)
     return directory
 
 

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from policy.dpo import DpoPair
@@ -35,6 +35,7 @@ from rl.data.media.names import MediaFile
 from rl.run.sinks import read_metrics
 from tests import minicpmv_tiny
 from tests.fakes import config
+from tests.qwen3_tiny import tiny_qwen3
 
 PAIR = DpoPair("a", (1, 2, 3), (), (4, 5), (6,))
 IMAGE = MediaFile("image", "a.png")
@@ -183,20 +184,7 @@ def test_curves_have_our_names_and_no_loss_that_is_not_a_number(tmp_path: Path):
 
 @pytest.fixture
 def model() -> Qwen3ForCausalLM:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        settings = Qwen3Config(
-            vocab_size=len(minicpmv_tiny.tiny_tokenizer()),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            tie_word_embeddings=False,
-            initializer_range=0.3,
-        )
-        return Qwen3ForCausalLM(settings)
+    return tiny_qwen3(len(minicpmv_tiny.tiny_tokenizer()), num_hidden_layers=1)
 
 
 def settings(directory: Path) -> DPOConfig:

@@ -1,28 +1,17 @@
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from policy.learner.logprobs import LogprobModel
+from tests.qwen3_tiny import tiny_qwen3
 
 VOCABULARY, CHUNK = 64, 3
 
 
 @pytest.fixture
 def causal_lm() -> Qwen3ForCausalLM:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        initializer_range=0.4,
-    )
-    return Qwen3ForCausalLM(config)
+    # Nothing but logits is as wide as the vocabulary, so that a test knows them by their width.
+    return tiny_qwen3(VOCABULARY, intermediate_size=32)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

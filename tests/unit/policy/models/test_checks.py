@@ -1,20 +1,15 @@
 import json
 
 import pytest
-import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from policy.models.checks import refuse_longer_than_model
 from policy.models.loading import resolve_model
+from tests.qwen3_tiny import tiny_qwen3
 
 
 @pytest.fixture
 def model(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 32}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
-    config = Qwen3Config(**sizes, **heads, max_position_embeddings=64, tie_word_embeddings=False)
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    tiny_qwen3(32).save_pretrained(tmp_path)
     return tmp_path
 
 

@@ -4,28 +4,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from policy.models.loading import load_policy, resolve_model, untied_copy
 from policy.weights import full_weights
 from policy.weights.full_weights import FullWeights, write_model_directory
 from rl.config.policy import PolicyConfig
+from tests.qwen3_tiny import tiny_qwen3
 
 
 def make_model(directory: Path, **settings: object) -> Path:
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "tie_word_embeddings": False,
-    }
     directory.mkdir()
-    Qwen3ForCausalLM(Qwen3Config(**sizes | settings)).save_pretrained(directory)
+    tiny_qwen3(32, **settings).save_pretrained(directory)
     (directory / "tokenizer.json").write_text("{}")
     return directory
 
