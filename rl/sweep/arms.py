@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from rl.config.keys import RecipeError, problems
-from rl.config.recipe import (
-    Loaded,
-    dotted_leaves,
-    find_recipe,
-    load,
-    parse_arguments,
-    read_tree,
-)
+from rl.config.recipe import Loaded, dotted_leaves, find_recipe, load, parse_arguments, read_tree
 from rl.config.run import Config
 from rl.config.section import Section, Share
 
@@ -93,58 +87,38 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
     if "config" not in directives:
         raise RecipeError("config=NAME is missing; name a sweep, such as sweep_ratio.yaml")
     path = find_recipe(str(directives["config"]))
-    own = [key for key in overrides if key in SweepConfig.model_fields]
-    stored, given = _plain(path), OmegaConf.to_container(OmegaConf.masked_copy(overrides, own))
-    assert isinstance(given, dict)
+    try:
+        stored = OmegaConf.to_container(read_tree(path), resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(f"{path} cannot be resolved: {' '.join(str(error).split())}") from None
+    given = OmegaConf.to_container(overrides)
+    assert isinstance(stored, dict) and isinstance(given, dict)
+    root = Path(str(given.pop("run", f"runs/{path.stem}"))).absolute()
+    own = {key: given.pop(key) for key in SweepConfig.model_fields if key in given}
+    if "scale" in directives:
+        given["scale"] = directives["scale"]
     # Keys that the command line varies join those of the file; anything else replaces.
-    varied = [stored.get("arms") or {}, given.get("arms") or {}]
+    varied = [tree.get("arms") or {} for tree in (stored, own)]
     for arms in varied:
         if not isinstance(arms, Mapping):
             raise RecipeError(f"arms: must be keys with lists of values, got {arms!r}")
-    joined = dotted_leaves(varied[0]) | dotted_leaves(varied[1])
-    tree = stored | {str(key): value for key, value in given.items()} | {"arms": joined}
-    config = _checked(tree, path)
-    given = OmegaConf.to_container(overrides)
-    assert isinstance(given, dict)
-    root = Path(str(given.pop("run", f"runs/{path.stem}"))).absolute()
-    shared = {str(key): value for key, value in given.items() if key not in own}
-    if "scale" in directives:
-        shared["scale"] = directives["scale"]
-    settings = dotted_leaves(config.settings) | dotted_leaves(shared)
-    config = config.model_copy(update={"settings": settings})
-    loaded_arms = _arms(config, root)
-    notes = tuple(dict.fromkeys(note for _, loaded in loaded_arms for note in loaded.notes))
-    arms = tuple(arm for arm, _ in loaded_arms)
-    if any(arm.config.align.enabled for arm in arms):
-        raise RecipeError(
-            "align.enabled: a sweep compares RL runs; leave it out, and align an arm afterwards "
-            f"with python -m rl.align run={root}/arms/NAME"
-        )
-    return Sweep(config, root, arms, notes)
-
-
-def _plain(path: Path) -> dict[str, Any]:
-    try:
-        tree = OmegaConf.to_container(read_tree(path), resolve=True)
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"{path} cannot be resolved: {' '.join(str(error).split())}") from None
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
-
-
-def _checked(tree: Mapping[str, Any], path: Path) -> SweepConfig:
+    own["arms"] = dotted_leaves(varied[0]) | dotted_leaves(varied[1])
+    tree = {str(key): value for key, value in (stored | own).items()}
     if "recipe" not in tree:
         raise RecipeError(
             f"{path.name} is no sweep: it names no recipe; train it with python -m rl.launch"
         )
     try:
-        return SweepConfig.model_validate(tree)
+        config = SweepConfig.model_validate(tree)
     except ValidationError as error:
         origins = dict.fromkeys(tree, str(path))
         raise RecipeError("\n".join(problems(error, origins, SweepConfig))) from None
+    settings = dotted_leaves(config.settings) | dotted_leaves(given)
+    return _planned(config.model_copy(update={"settings": settings}), root)
 
 
-def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Loaded]]:
+def _planned(config: SweepConfig, root: Path) -> Sweep:
+    """Plan and load every arm; raises RecipeError where two are the same or one cannot run."""
     # What the sweep itself sets in every arm.
     instead = {"seed": "seeds=[...]", "data.seed": "the first of seeds", "run": "run=PATH"}
     for key in (*config.arms, *config.settings):
@@ -152,39 +126,40 @@ def _arms(config: SweepConfig, root: Path) -> list[tuple[Arm, Loaded]]:
             raise RecipeError(f"{key}: the sweep sets it from long_share; set that")
         if key in instead:
             raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
-    shares = config.long_share or (None,)
     others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
-    points = [Point(_name(*each), *each) for each in itertools.product(shares, others)]
-    planned = [(point, seed) for point in points for seed in config.seeds]
-    names = [_arm_name(*each) for each in planned]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    combinations = itertools.product(config.long_share or (None,), others)
+    points = [Point(_name(*combination), *combination) for combination in combinations]
+    names = Counter(f"{p.name}_seed_{seed}" for p in points for seed in config.seeds)
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise RecipeError(
             f"{', '.join(twice)}: more than one arm of this name; leave out values that repeat"
         )
-    return [_arm(config, root, *each) for each in planned]
-
-
-def _arm_name(point: Point, seed: int) -> str:
-    return f"{point.name}_seed_{seed}"
+    arms, notes = [], []
+    for point in points:
+        # All arms ask the same prompts in the same order; a seed varies modes and samples.
+        settings = config.settings | dict(point.others) | {"data.seed": config.seeds[0]}
+        if point.long_share is not None:
+            settings |= _shares(_load(config.recipe, settings, point.name).config, point.long_share)
+        for seed in config.seeds:
+            name = f"{point.name}_seed_{seed}"
+            own = {"seed": seed, "run": str(root / "arms" / name)}
+            loaded = _load(config.recipe, settings | own, name)
+            if loaded.config.align.enabled:
+                raise RecipeError(
+                    "align.enabled: a sweep compares RL runs; leave it out, and align an arm "
+                    f"afterwards with python -m rl.align run={root}/arms/NAME"
+                )
+            arms.append(Arm(name, point, seed, loaded.config))
+            notes += loaded.notes
+    # Most notes are the same for every arm.
+    return Sweep(config, root, tuple(arms), tuple(dict.fromkeys(notes)))
 
 
 def _name(long_share: float | None, others: Sequence[tuple[str, Any]]) -> str:
     """Readable in a directory: `long_25_learning_rate_1e-06`."""
     parts = [] if long_share is None else [f"long_{100 * long_share:g}"]
     parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in others]
-    name = "_".join(parts) or "all"
-    return "".join(letter if letter.isalnum() or letter in "_.-" else "-" for letter in name)
-
-
-def _arm(config: SweepConfig, root: Path, point: Point, seed: int) -> tuple[Arm, Loaded]:
-    name = _arm_name(point, seed)
-    settings = dict(config.settings) | dict(point.others)
-    # All arms ask the same prompts in the same order; a seed varies modes and samples.
-    settings |= {"seed": seed, "data.seed": config.seeds[0], "run": str(root / "arms" / name)}
-    if point.long_share is not None:
-        settings |= _shares(_load(config.recipe, settings, name).config, point.long_share)
-    loaded = _load(config.recipe, settings, name)
-    return Arm(name, point, seed, loaded.config), loaded
+    return re.sub(r"[^\w.-]", "-", "_".join(parts) or "all")
 
 
 def _shares(config: Config, long_share: float) -> dict[str, float]:
@@ -195,10 +170,7 @@ def _shares(config: Config, long_share: float) -> dict[str, float]:
             "long_share needs one mode that thinks, one that does not and no share_schedule; got "
             f"modes {thinking} and {direct}; leave long_share=[] and vary other keys by arms"
         )
-    return {
-        f"modes.{thinking[0]}.share": long_share,
-        f"modes.{direct[0]}.share": 1 - long_share,
-    }
+    return {f"modes.{thinking[0]}.share": long_share, f"modes.{direct[0]}.share": 1 - long_share}
 
 
 def _load(recipe: str, settings: Mapping[str, Any], arm: str) -> Loaded:

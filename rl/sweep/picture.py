@@ -56,7 +56,7 @@ def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: l
         # Shaded from the worst to the best seed.
         if len(point.courses) > 1:
             steps = [e.step for e in point.mean_course]
-            by_step = [{e.step: e.accuracy[mode] for e in c.evaluations} for c in point.courses]
+            by_step = [{e.step: e.accuracy[mode] for e in c} for c in point.courses.values()]
             low = [min(accuracies[step] for accuracies in by_step) for step in steps]
             high = [max(accuracies[step] for accuracies in by_step) for step in steps]
             axes.fill_between(tokens, low, high, color=color, alpha=0.13, linewidth=0)
@@ -72,11 +72,11 @@ def _draw_finals(axes: Axes, results: SweepResults) -> None:
     """Draw the final accuracy of every mode by arm."""
     positions = _prepare_arms(axes, "Held-out accuracy after training", results)
     for mode, color in mode_colors(results.modes).items():
-        axes.axhline(results.points[0].first.accuracy[mode], color=color, **_DOTTED)
+        axes.axhline(results.points[0].mean_course[0].accuracy[mode], color=color, **_DOTTED)
         finals = [point.last.accuracy[mode] for point in results.points]
         axes.plot(positions, finals, color=color, linewidth=2.2, label=mode)
         for position, point in zip(positions, results.points, strict=True):
-            seeds = [course.evaluations[-1].accuracy[mode] for course in point.courses]
+            seeds = [course[-1].accuracy[mode] for course in point.courses.values()]
             # A ring marks an arm that does not train the mode.
             face = color if point.shares[mode] > 0 else "white"
             axes.plot([position] * len(seeds), seeds, "o", color=color, markerfacecolor=face)
@@ -94,21 +94,16 @@ def _draw_tokens(axes: Axes, results: SweepResults) -> None:
     signal = [point.last.signal_tokens for point in results.points]
     axes.bar(positions, total, 0.6, color=BLUES[0], label="without variance")
     axes.bar(positions, signal, 0.6, color=BLUES[1], label="with variance")
-    shown: set[str] = set()
     for position, point in zip(positions, results.points, strict=True):
-        peak = results.peak(point.point)
-        if peak is None:
+        if (peak := results.peak(point.point)) is None:
             continue
-        for accuracy, text, style in (
+        for accuracy, label, style in (
             (peak.accuracy - peak.half_width, "peak within its interval", _DIAMOND),
             (peak.accuracy, "long-only peak reached", _STAR),
         ):
             tokens = results.tokens_to(point.mean_course, accuracy)
             if tokens is not None:
-                # Only the first of each kind, or the legend would list every arm's.
-                label = None if text in shown else text
                 axes.plot(position, tokens, color=INK, linestyle="none", label=label, **style)
-                shown.add(text)
     axes.set_ylim(bottom=0)
     _legend(axes)
 
@@ -122,19 +117,22 @@ def _prepare(axes: Axes, title: str, xlabel: str) -> None:
 
 def _prepare_arms(axes: Axes, title: str, results: SweepResults) -> NDArray[np.int64]:
     """Prepare a panel with a place for each arm, whose positions it returns."""
-    is_ratio = all(point.point.long_share is not None for point in results.points)
+    is_ratio = results.points[0].point.long_share is not None
     _prepare(axes, title, "share of long prompts" if is_ratio else "")
     positions = np.arange(len(results.points))
-    axes.set_xticks(positions, [_label(point) for point in results.points])
+    axes.set_xticks(positions, list(map(_label, results.points)))
     return positions
 
 
 def _legend(axes: Axes) -> None:
     """One row above the panel, where no curve passes; closer set than legend_above, for arms."""
-    handles, _ = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
+    # One entry for what several arms have, such as the marks of the peak.
+    shown = dict(zip(labels, handles, strict=True))
     style: dict[str, Any] = {"frameon": False, "fontsize": 11, "labelcolor": INK}
-    style |= {"loc": "lower right", "bbox_to_anchor": (1.01, 0.995), "ncols": len(handles)}
-    axes.legend(handlelength=1.2, columnspacing=1.1, handletextpad=0.5, **style)
+    style |= {"loc": "lower right", "bbox_to_anchor": (1.01, 0.995), "ncols": len(shown)}
+    style |= {"handlelength": 1.2, "columnspacing": 1.1, "handletextpad": 0.5}
+    axes.legend([*shown.values()], [*shown], **style)
 
 
 def _label(point: PointResult) -> str:

@@ -47,9 +47,7 @@ def report(name: str, results: SweepResults) -> str:
     peaks = {
         ", ".join(f"{key} {value}" for key, value in p.point.others): peak for p, peak in with_peak
     }
-    seeds = {
-        label(p.point): ", ".join(str(course.seed) for course in p.courses) for p in results.points
-    }
+    seeds = {label(p.point): ", ".join(map(str, p.courses)) for p in results.points}
     return _TEMPLATES.get_template("report.md.j2").render(
         name=name,
         picture=PICTURE,
@@ -117,26 +115,25 @@ def _arms(results: SweepResults) -> tuple[list[str], list[list[str]]]:
 def _against_peak(results: SweepResults, point: PointResult, peak: Peak) -> dict[str, Any]:
     """Return how an arm compares with the long-only peak, and its row of that table."""
     assert results.long_mode is not None
-    # Within the interval an arm cannot be told from the peak.
-    interval = peak.accuracy - peak.half_width
-    tokens = results.tokens_to(point.mean_course, peak.accuracy)
-    to_interval = results.tokens_to(point.mean_course, interval)
     # The best of many noisy evaluations, as the peak itself is, so both are above what they hold.
     best = max(evaluation.accuracy[results.long_mode] for evaluation in point.mean_course)
+    # Within the interval an arm cannot be told from the peak.
+    interval = peak.accuracy - peak.half_width
+    reached = [results.tokens_to(point.mean_course, goal) for goal in (peak.accuracy, interval)]
     row = [label(point.point), f"{best:.1%}"]
-    for reached in (tokens, to_interval):
+    for tokens in reached:
         # A peak at step 0 takes no tokens, of which there are no percentages.
-        share = f" ({reached / peak.tokens:.0%})" if reached is not None and peak.tokens else ""
-        row.append("not reached" if reached is None else f"{in_tokens(reached)}{share}")
-    by_seed = [results.tokens_to(course.evaluations, interval) for course in point.courses]
-    row.append(", ".join("-" if each is None else in_tokens(each) for each in by_seed))
+        share = f" ({tokens / peak.tokens:.0%})" if tokens is not None and peak.tokens else ""
+        row.append("not reached" if tokens is None else f"{in_tokens(tokens)}{share}")
+    by_seed = [results.tokens_to(course, interval) for course in point.courses.values()]
+    row.append(", ".join("-" if tokens is None else in_tokens(tokens) for tokens in by_seed))
     return {
         "label": label(point.point),
         "is_half": point.point.long_share == 0.5,
         "peak": peak,
         "best": best,
-        "tokens": tokens,
-        "tokens_to_interval": to_interval,
+        "tokens": reached[0],
+        "tokens_to_interval": reached[1],
         "trained_tokens": point.last.trained_tokens,
         "row": row,
     }
@@ -146,8 +143,8 @@ def _transfer(results: SweepResults) -> list[list[str]]:
     """Return a row for every arm and mode that the arm does not train."""
     rows: list[list[str]] = []
     for point in results.points:
+        first, last = point.mean_course[0], point.last
         for mode in (mode for mode, share in point.shares.items() if share == 0):
-            first, last = point.first, point.last
             change = 100 * (last.accuracy[mode] - first.accuracy[mode])
             # Of a difference of two independent means.
             interval = 100 * math.hypot(last.half_width[mode], first.half_width[mode])

@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rl.run.checkpoints import Checkpoints
 from rl.run.directory import RunDirectory
 from rl.run.sinks import read_metrics
 from rl.sweep.arms import Arm, Point
@@ -23,7 +24,7 @@ from rl.sweep.arms import Arm, Point
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One held-out evaluation of one run."""
+    """One held-out evaluation of one run, or the mean of several runs'."""
 
     step: int
     trained_tokens: float
@@ -40,32 +41,22 @@ _FIGURES = ("accuracy", "half_width", "tokens_mean")
 
 
 @dataclass(frozen=True)
-class Course:
-    """One arm's evaluations, by step; the first is before training."""
-
-    seed: int
-    evaluations: tuple[Evaluation, ...]
-
-
-@dataclass(frozen=True)
 class PointResult:
     """All seeds of one point of the sweep."""
 
     point: Point
     shares: Mapping[str, float]
     """Share of every mode."""
-    courses: tuple[Course, ...]
+    courses: Mapping[int, tuple[Evaluation, ...]]
+    """The evaluations of every seed's arm, in the order of their steps; the first is before
+    training."""
 
-    @property
+    @cached_property
     def mean_course(self) -> tuple[Evaluation, ...]:
         """The mean over seeds, at every step that all of them were evaluated at."""
-        by_step = [{e.step: e for e in course.evaluations} for course in self.courses]
-        steps = sorted(set.intersection(*(set(one) for one in by_step)))
-        return tuple(_mean([one[step] for one in by_step]) for step in steps)
-
-    @property
-    def first(self) -> Evaluation:
-        return self.mean_course[0]
+        by_step = [{e.step: e for e in course} for course in self.courses.values()]
+        steps = sorted(set.intersection(*map(set, by_step)))
+        return tuple(_mean([seed[step] for seed in by_step]) for step in steps)
 
     @property
     def last(self) -> Evaluation:
@@ -73,7 +64,7 @@ class PointResult:
 
     def spread(self, mode: str) -> float:
         """Half the distance between the best and the worst seed's last accuracy."""
-        finals = [course.evaluations[-1].accuracy[mode] for course in self.courses]
+        finals = [course[-1].accuracy[mode] for course in self.courses.values()]
         return (max(finals) - min(finals)) / 2
 
 
@@ -100,30 +91,49 @@ class SweepResults:
 
     def long_only(self, like: Point) -> PointResult | None:
         """The point that trains the long mode alone and is like `like` in all else."""
-        for one in self.points:
-            is_alone = self.long_mode is not None and one.shares[self.long_mode] == 1
-            if is_alone and one.point.others == like.others:
-                return one
-        return None
+        alone = (p for p in self.points if self.long_mode and p.shares[self.long_mode] == 1)
+        return next((p for p in alone if p.point.others == like.others), None)
 
     def peak(self, like: Point) -> Peak | None:
-        long_only = self.long_only(like)
-        if long_only is None or self.long_mode is None:
+        long_only, mode = self.long_only(like), self.long_mode
+        if long_only is None or mode is None:
             return None
-        mode = self.long_mode
         best = max(long_only.mean_course, key=lambda e: e.accuracy[mode])
         return Peak(best.accuracy[mode], best.half_width[mode], best.trained_tokens)
 
     def tokens_to(self, course: Sequence[Evaluation], accuracy: float) -> float | None:
         """Trained tokens at the first evaluation whose long accuracy is at least `accuracy`."""
         assert self.long_mode is not None
-        for evaluation in course:
-            if evaluation.accuracy[self.long_mode] >= accuracy:
-                return evaluation.trained_tokens
-        return None
+        reached = (e.trained_tokens for e in course if e.accuracy[self.long_mode] >= accuracy)
+        return next(reached, None)
 
     def as_json(self) -> dict[str, Any]:
         """Everything that was measured, and what was concluded of it."""
+        points = []
+        for result in self.points:
+            peak, to_peak, to_interval = self.peak(result.point), None, None
+            if peak:
+                # The mean over seeds first, then every seed's own.
+                courses = [result.mean_course, *result.courses.values()]
+                to_peak = [self.tokens_to(course, peak.accuracy) for course in courses]
+                lowest = peak.accuracy - peak.half_width
+                to_interval = [self.tokens_to(course, lowest) for course in courses]
+            as_json = {
+                "name": result.point.name,
+                "long_share": result.point.long_share,
+                "others": dict(result.point.others),
+                "shares": dict(result.shares),
+                "final": asdict(result.last),
+                "final_spread_over_seeds": {mode: result.spread(mode) for mode in self.modes},
+                "long_only_peak": asdict(peak) if peak else None,
+                "tokens_to_peak": to_peak,
+                "tokens_to_peak_interval": to_interval,
+                "courses": [
+                    {"seed": seed, "evaluations": [asdict(e) for e in course]}
+                    for seed, course in result.courses.items()
+                ],
+            }
+            points.append(as_json)
         return {
             "metric": "accuracy of held-out prompts by mode; tokens are prompt and response "
             "tokens of every trajectory that entered an update",
@@ -131,73 +141,43 @@ class SweepResults:
             "signal_tokens",
             "modes": list(self.modes),
             "failures": dict(self.failures),
-            "points": [self._point_as_json(one) for one in self.points],
-        }
-
-    def _point_as_json(self, one: PointResult) -> dict[str, Any]:
-        peak = self.peak(one.point)
-        reached = []
-        if peak:
-            courses = (one.mean_course, *(course.evaluations for course in one.courses))
-            levels = (peak.accuracy, peak.accuracy - peak.half_width)
-            reached = [[self.tokens_to(course, level) for course in courses] for level in levels]
-        return {
-            "name": one.point.name,
-            "long_share": one.point.long_share,
-            "others": dict(one.point.others),
-            "shares": dict(one.shares),
-            "final": asdict(one.last),
-            "final_spread_over_seeds": {mode: one.spread(mode) for mode in self.modes},
-            "long_only_peak": asdict(peak) if peak else None,
-            # The mean over seeds first, then every seed's own.
-            "tokens_to_peak": reached[0] if peak else None,
-            "tokens_to_peak_interval": reached[1] if peak else None,
-            "courses": [asdict(course) for course in one.courses],
+            "points": points,
         }
 
 
 def is_finished(arm: Arm) -> bool:
     """Whether the arm has trained all the steps its configuration asks for, and saved the last."""
-    run = Path(arm.config.run)
-    if not (run / "summary.json").is_file():
+    run = RunDirectory(Path(arm.config.run))
+    if not run.summary_path.is_file():
         return False
-    saved = Checkpoints(run / "checkpoints").steps()
-    return _summary(arm)["steps"] >= arm.config.steps and max(saved, default=0) >= arm.config.steps
+    # A run that was stopped early has a summary, too.
+    trained, saved = _summary(run)["steps"], max(run.checkpoints.steps(), default=0)
+    return min(trained, saved) >= arm.config.steps
 
 
 def read_results(finished: Sequence[Arm], failures: Mapping[str, str]) -> SweepResults:
     """Compare the finished arms."""
     modes = finished[0].config.modes
     thinking = [name for name, mode in modes.items() if mode.thinking]
-    # By name, since a point cannot be a key: what an arm varies may be a list or a mapping.
-    by_name: dict[str, list[Arm]] = {}
-    for arm in finished:
-        by_name.setdefault(arm.point.name, []).append(arm)
     points = []
-    for arms in by_name.values():
+    # The seeds of a point stand together. By name, since what an arm varies may be a list.
+    for _, of_point in groupby(finished, key=lambda arm: arm.point.name):
+        arms = list(of_point)
         shares = {name: mode.share for name, mode in arms[0].config.modes.items()}
-        courses = tuple(read_course(arm) for arm in arms)
+        courses = {arm.seed: read_course(arm) for arm in arms}
         points.append(PointResult(arms[0].point, shares, courses))
     long_mode = thinking[0] if len(thinking) == 1 else None
     return SweepResults(tuple(modes), long_mode, tuple(points), failures)
 
 
-def read_course(arm: Arm) -> Course:
+def read_course(arm: Arm) -> tuple[Evaluation, ...]:
     """The evaluations that a finished run logged, with the one before training."""
-    metrics = read_metrics(RunDirectory(Path(arm.config.run)).metrics_path)
-    modes = list(arm.config.modes)
-    before = _summary(arm)["before"]
-    evaluations = [
-        Evaluation(
-            0,
-            0.0,
-            0.0,
-            *({mode: before[mode][key] for mode in modes} for key in _FIGURES),
-        )
-    ]
-    signal = 0.0
-    tokens = dict.fromkeys(modes, 0.0)
-    for step, values in metrics.items():
+    run, modes = RunDirectory(Path(arm.config.run)), list(arm.config.modes)
+    before = _summary(run)["before"]
+    # As if step 0 had logged the evaluation before training.
+    steps = {0: {f"eval/{mode}/{key}": before[mode][key] for mode in modes for key in _FIGURES}}
+    evaluations, signal, tokens = [], 0.0, dict.fromkeys(modes, 0.0)
+    for step, values in (steps | read_metrics(run.metrics_path)).items():
         signal_of_step = 0.0
         for mode in modes:
             # The counter only grows; a step that trained none of this mode does not log it.
@@ -209,21 +189,20 @@ def read_course(arm: Arm) -> Course:
         if all(f"eval/{mode}/accuracy" in values for mode in modes):
             figures = ({m: values[f"eval/{m}/{key}"] for m in modes} for key in _FIGURES)
             evaluations.append(Evaluation(step, sum(tokens.values()), signal, *figures))
-    return Course(arm.seed, tuple(evaluations))
+    return tuple(evaluations)
 
 
-def _summary(arm: Arm) -> dict[str, Any]:
-    return json.loads((Path(arm.config.run) / "summary.json").read_text(encoding="utf-8"))
+def _summary(run: RunDirectory) -> dict[str, Any]:
+    return json.loads(run.summary_path.read_text(encoding="utf-8"))
 
 
 def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:
-    first, by_mode = evaluations[0], []
+    """The mean of evaluations of the same step."""
+    by_mode = []
     for figure in _FIGURES:
         figures: list[Mapping[str, float]] = [getattr(e, figure) for e in evaluations]
-        by_mode.append({mode: fmean(each[mode] for each in figures) for mode in first.accuracy})
+        by_mode.append({mode: fmean(each[mode] for each in figures) for mode in figures[0]})
+    tokens = fmean(e.trained_tokens for e in evaluations)
     return Evaluation(
-        first.step,
-        fmean(e.trained_tokens for e in evaluations),
-        fmean(e.signal_tokens for e in evaluations),
-        *by_mode,
+        evaluations[0].step, tokens, fmean(e.signal_tokens for e in evaluations), *by_mode
     )

@@ -1,4 +1,8 @@
-"""The arms of a sweep as trials of Ray Tune, and what a person at the terminal sees of them."""
+"""The arms of a sweep as trials of Ray Tune, and what a person at the terminal sees of them.
+
+Everything that takes seconds to import (Ray, torch) is imported here, so that a refusal of
+rl/sweep/__main__.py, or a report alone, need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,14 @@ from typing import Any
 
 import ray
 import rich.console
+from omegaconf import OmegaConf
 from ray import tune
+from rich.progress import Progress
 
+from rl.assembly import gather_inputs
 from rl.config.run import Config
 from rl.launch.training import train
+from rl.run.files import write_text
 from rl.run.terminal import progress_bars
 from rl.sweep.arms import Arm, Sweep
 from rl.system.cluster import refuse_unplaceable, start_ray
@@ -21,12 +29,18 @@ from rl.system.placement import place
 
 
 def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console) -> dict[str, str]:
-    """Train the arms under Ray Tune; returns why arms failed, by name."""
+    """Train the arms under Ray Tune; returns why arms failed, by name.
+
+    Raises ValueError for input that an arm cannot run with, before anything is trained.
+    """
+    _check_input([arm.config for arm in arms])
+    # From here on the directory belongs to this sweep.
+    write_text(sweep.root / "sweep.yaml", OmegaConf.to_yaml(sweep.config.model_dump()))
     # The metrics are in the arms' own directories, and so is what an arm prints.
     os.environ |= {"RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     # Of Tune's two displays the one that verbose=0 silences.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    resources = max((arm.config.resources for arm in arms), key=lambda one: one.gpus)
+    resources = max((arm.config.resources for arm in arms), key=lambda each: each.gpus)
     bundles = {arm.name: [b.resources for b in place(arm.config).bundles] for arm in arms}
     most = max(sum(bundle["CPU"] for bundle in listed) for listed in bundles.values())
     at_once = sweep.config.arms_at_once
@@ -36,19 +50,16 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
     try:
         for listed in bundles.values():
             refuse_unplaceable(listed)
+        configs = {arm.name: arm.config for arm in arms}
         trainable = tune.with_resources(
-            tune.with_parameters(
-                train_arm,
-                configs={arm.name: arm.config for arm in arms},
-                directory=Path.cwd(),
-            ),
+            tune.with_parameters(train_arm, configs=configs, directory=Path.cwd()),
             # An empty first bundle: the arm's own process computes nothing.
             lambda picked: tune.PlacementGroupFactory([{}, *bundles[picked["arm"]]]),
         )
-        with SweepProgress(arms, console) as progress:
+        with progress_bars(console) as bars:
             tuner = tune.Tuner(
                 trainable,
-                param_space={"arm": tune.grid_search([arm.name for arm in arms])},
+                param_space={"arm": tune.grid_search([*configs])},
                 tune_config=tune.TuneConfig(
                     max_concurrent_trials=at_once,
                     trial_name_creator=lambda trial: trial.config["arm"],
@@ -58,7 +69,7 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
                     name="tune",
                     storage_path=str(sweep.root),
                     verbose=0,
-                    callbacks=[progress],
+                    callbacks=[_Progress(arms, bars)],
                     # A node that was lost, say: the arm goes on from its checkpoint.
                     failure_config=tune.FailureConfig(max_failures=1),
                 ),
@@ -73,6 +84,20 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
             lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
             failures[result.config["arm"]] = lines[-1] if lines else "no reason given"
     return failures
+
+
+def _check_input(configs: Sequence[Config]) -> None:
+    """Refuse what an arm cannot run with, and make the models that arms share, once."""
+    checked: set[str] = set()
+    for config in configs:
+        # Checking an arm reads its data. Arms that differ in shares, seeds or optimizers alone have
+        # the same data and models, so one check covers them.
+        inputs = config.model_dump_json(include={"data", "reward", "eval"})
+        inputs += f"{config.policy.model} {config.rollout.max_model_length}"
+        inputs += str([(m.thinking, m.max_tokens) for m in config.modes.values()])
+        if inputs not in checked:
+            checked.add(inputs)
+            gather_inputs(config)
 
 
 def train_arm(picked: Mapping[str, str], configs: Mapping[str, Config], directory: Path) -> None:
@@ -102,26 +127,21 @@ class _TuneSink:
         pass
 
 
-class SweepProgress(tune.Callback):
-    """A Ray Tune callback that draws while it is entered."""
+class _Progress(tune.Callback):
+    """Shows on bars how far the arms are."""
 
-    def __init__(self, arms: Sequence[Arm], console: rich.console.Console) -> None:
-        self._console = console
-        self._steps = {arm.name: arm.config.steps for arm in arms}
+    def __init__(self, arms: Sequence[Arm], bars: Progress) -> None:
         self._modes = list(arms[0].config.modes)
-        self._heldout: dict[str, str] = {}
+        self._bars = bars
         self._num_ended = 0
-        self._bars = progress_bars(console)
-        self._all = self._bars.add_task("all arms, in steps", total=sum(self._steps.values()))
-        self._tasks: dict[str, Any] = {}
-        self._done: dict[str, int] = {}
-
-    def __enter__(self) -> SweepProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
+        steps = {arm.name: arm.config.steps for arm in arms}
+        self._all = bars.add_task("all arms, in steps", total=sum(steps.values()))
+        # Hidden before an arm starts and after it has ended: a sweep may have more arms than a
+        # screen has lines.
+        self._tasks = {
+            name: bars.add_task(name, total=total, visible=False) for name, total in steps.items()
+        }
+        self._steps, self._heldout = dict.fromkeys(steps, 0), dict.fromkeys(steps, "")
 
     def __reduce__(self) -> Any:
         # Tune pickles its callbacks into the experiment's state; a terminal cannot be pickled, and
@@ -129,35 +149,33 @@ class SweepProgress(tune.Callback):
         return tune.Callback, ()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["arm"]
-        if name not in self._tasks:  # it is, where Tune tries again
-            self._tasks[name] = self._bars.add_task(name, total=self._steps[name])
+        self._bars.update(self._tasks[trial.config["arm"]], visible=True)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         name, step = trial.config["arm"], int(result["step"])
-        self._done[name] = step
-        figures = [
+        accuracies = [
             f"{mode} {result[key]:.1%}"
             for mode in self._modes
             if (key := f"eval/{mode}/accuracy") in result
         ]
-        if figures:
-            self._heldout[name] = ", ".join(figures)
-        text = f"{name}  {self._heldout.get(name, '')}"
+        self._heldout[name] = ", ".join(accuracies) or self._heldout[name]
+        text = f"{name}  {self._heldout[name]}"
         self._bars.update(self._tasks[name], completed=step, description=text)
-        self._bars.update(self._all, completed=sum(self._done.values()))
+        self._steps[name] = step
+        self._bars.update(self._all, completed=sum(self._steps.values()))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["arm"]
-        self._end(name, f"held out: {self._heldout.get(name, 'was finished before')}")
+        heldout = self._heldout[trial.config["arm"]] or "was finished before"
+        self._end(trial, f"held out: {heldout}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial.config["arm"], "failed")
+        self._end(trial, "failed")
 
-    def _end(self, name: str, what: str) -> None:
+    def _end(self, trial: Any, what: str) -> None:
+        name = trial.config["arm"]
         self._num_ended += 1
-        if name in self._tasks:
-            self._bars.remove_task(self._tasks.pop(name))
-        self._console.print(f"[{self._num_ended}/{len(self._steps)}] {name}: {what}", markup=False)
+        self._bars.update(self._tasks[name], visible=False)
+        counted = f"[{self._num_ended}/{len(self._tasks)}]"
+        self._bars.console.print(f"{counted} {name}: {what}", markup=False)

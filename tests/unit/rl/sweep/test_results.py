@@ -11,7 +11,6 @@ from rl.sweep.__main__ import _refuse_another, run_sweep
 from rl.sweep.arms import Arm, Point, SweepConfig, load_sweep
 from rl.sweep.report import report, write_report
 from rl.sweep.results import (
-    Course,
     Evaluation,
     PointResult,
     SweepResults,
@@ -32,7 +31,7 @@ def point(share, *courses):
     return PointResult(
         Point(f"long_{100 * share:g}", share, ()),
         {"short": 1 - share, "long": share},
-        tuple(Course(seed, tuple(course)) for seed, course in enumerate(courses)),
+        {seed: tuple(course) for seed, course in enumerate(courses)},
     )
 
 
@@ -66,7 +65,8 @@ def test_the_mean_course_is_over_seeds_at_common_steps():
     assert [e.trained_tokens for e in mean] == [0, 310, 620]
     assert [e.accuracy["long"] for e in mean] == pytest.approx([0.5, 0.75, 0.9])
     assert HYBRID.spread("long") == pytest.approx(0.02)
-    shorter = PointResult(HYBRID.point, HYBRID.shares, (HYBRID.courses[0], SHORT_ONLY.courses[0]))
+    courses = {0: HYBRID.courses[0], 1: SHORT_ONLY.courses[0]}
+    shorter = PointResult(HYBRID.point, HYBRID.shares, courses)
     assert [e.step for e in shorter.mean_course] == [0, 10]
 
 
@@ -85,7 +85,7 @@ def test_tokens_to_the_peak_are_those_of_the_first_evaluation_at_or_above_it():
     assert both.tokens_to(HYBRID.mean_course, 0.75) == 310
     assert both.tokens_to(HYBRID.mean_course, 0.91) is None
     # Its seeds: .8 and .88 at 300 and 600, .7 and .92 at 320 and 640.
-    assert [both.tokens_to(c.evaluations, 0.9) for c in HYBRID.courses] == [None, 640]
+    assert [both.tokens_to(course, 0.9) for course in HYBRID.courses.values()] == [None, 640]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_tokens_with_signal_leave_out_the_share_of_silent_groups(tmp_path):
     assert not is_finished(arm)
     finished_run(arm)
     assert is_finished(arm)
-    first, last = read_course(arm).evaluations
+    first, last = read_course(arm)
     assert (first.step, first.trained_tokens, first.accuracy["short"]) == (0, 0, 0.5)
     # Long: 100 x .75 + 200 x .5; short: 10 in the first step, none in the second.
     assert (last.trained_tokens, last.signal_tokens) == (310, 75 + 10 + 100)
