@@ -6,7 +6,7 @@ R = sum over parts of weight x part,  the preference part being z over the group
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewards.preference.preference import group_preferences
@@ -59,42 +59,30 @@ def compose_group(
 
     preferences: None where no preference model is configured.
     """
-    asked = preferences or [Preference(None, None)] * len(accuracies)
-    ranked = group_preferences([one.raw for one in asked]) if preferences else None
+    shown = preferences or [Preference(None, None)] * len(accuracies)
+    ranked: Sequence[float | None] = [None] * len(shown)
+    if preferences:
+        ranked = group_preferences([preference.raw for preference in preferences])
     scores = []
-    for place, (accuracy, text, shown) in enumerate(zip(accuracies, texts, asked, strict=True)):
+    for accuracy, text, preference, z in zip(accuracies, texts, shown, ranked, strict=True):
         parts = {**text.parts, **accuracy.made_of}
-        if accuracy.value is not None:
-            parts["accuracy"] = accuracy.value
-        if ranked is not None:
-            parts["preference"] = ranked[place]
-        if shown.raw is not None:
-            parts["preference_raw"] = shown.raw
+        known = {"accuracy": accuracy.value, "preference": z, "preference_raw": preference.raw}
+        parts |= {part: value for part, value in known.items() if value is not None}
         route = accuracy.route.name if accuracy.route else ""
         weights = config.weights_for(route, prompt.task, mode)
-        failure = _failure(weights, config.plugins, accuracy, text, shown)
+        # A part without a weight cannot change the reward, so its failure costs no trajectory.
+        failure = accuracy.failure if weights["accuracy"] else None
+        if failure is None and any(weights[plugin] for plugin in config.plugins):
+            failure = text.failure
+        # A response without an answer is no failure: it gets the lowest preference of its group.
+        unread = preference.answer is not None and preference.raw is None
+        if failure is None and weights["preference"] and unread:
+            failure = not_scorable("question and answer are longer than the preference model reads")
         # No reward and not 0: a zero would be a verdict, and would pull the group's baseline down.
         reward = None
         if failure is None:
             reward = sum(weight * parts.get(part, 0.0) for part, weight in weights.items())
-        scores.append(Score(reward, parts, accuracy.route, failure, shown.answer, accuracy.claimed))
+        scores.append(
+            Score(reward, parts, accuracy.route, failure, preference.answer, accuracy.claimed)
+        )
     return tuple(scores)
-
-
-def _failure(
-    weights: Mapping[str, float],
-    plugins: Collection[str],
-    accuracy: Accuracy,
-    text: TextParts,
-    shown: Preference,
-) -> Failure | None:
-    """Why there is no reward: the first part with a weight that could not be had."""
-    # A part without a weight cannot change the reward, so its failure costs no trajectory.
-    if weights["accuracy"] and accuracy.failure:
-        return accuracy.failure
-    if text.failure and any(weights[name] for name in plugins):
-        return text.failure
-    # A response without an answer is no failure: it gets the lowest preference of its group.
-    if weights["preference"] and shown.answer is not None and shown.raw is None:
-        return not_scorable("question and answer are longer than the preference model reads")
-    return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rewards.composition import Accuracy
@@ -62,22 +62,23 @@ class ProbabilityReward:
         try:
             reference = reference_answer(accepted_answers(group.request.prompt.reference)[0])
         except NotScorable as error:
-            failed = Accuracy(None, ROUTE, not_scorable(error))
-            return [failed] * len(group.trajectories)
-        asked = [
-            self._request(group, place, reference, thinking)
-            for place in range(len(group.trajectories))
+            return [Accuracy(None, ROUTE, not_scorable(error))] * len(group.trajectories)
+        requests = [
+            self._request(group, index, reference, thinking)
+            for index in range(len(group.trajectories))
         ]
         # Short answers of a group share their context, which is scored once.
-        distinct = {_key(one): one for one in asked if isinstance(one, ReferenceRequest)}
-        scored = await asyncio.gather(*(self._mean(request) for request in distinct.values()))
+        distinct = {r.context_token_ids: r for r in requests if isinstance(r, ReferenceRequest)}
+        scored = await asyncio.gather(*map(self._mean, distinct.values()))
         means = dict(zip(distinct, scored, strict=True))
         baseline: float | Failure | None = None
         if thinking and self._config.debias and means:
             baseline = await self._baseline(group, reference)
         return [
-            one if isinstance(one, Accuracy) else probability_accuracy(means[_key(one)], baseline)
-            for one in asked
+            r
+            if isinstance(r, Accuracy)
+            else probability_accuracy(means[r.context_token_ids], baseline)
+            for r in requests
         ]
 
     @property
@@ -89,10 +90,10 @@ class ProbabilityReward:
         self._baselines = dict(state["baselines"])
 
     def _request(
-        self, group: RolloutGroup, place: int, reference: str, thinking: bool
+        self, group: RolloutGroup, index: int, reference: str, thinking: bool
     ) -> ReferenceRequest | Accuracy:
         """The splice of one trajectory, or what it gets where there is no answer to replace."""
-        trajectory = group.trajectories[place]
+        trajectory = group.trajectories[index]
         if invalid := unanswered(self._config, trajectory, thinking):
             return invalid
         answer = trajectory.answer or ""
@@ -102,18 +103,17 @@ class ProbabilityReward:
         # The reference stands in the place of the final answer alone: what the policy wrote
         # before it is the context that RLPR scores.
         kept = trajectory.text[: len(trajectory.text) - len(answer) + start]
-        spliced = self._splice.after_reasoning(group, place, kept, reference)
-        return spliced or Accuracy(
-            None,
-            ROUTE,
-            not_scorable("response and reference are longer than the engine takes"),
-        )
+        too_long = not_scorable("response and reference are longer than the engine takes")
+        spliced = self._splice.after_reasoning(group, index, kept, reference)
+        return spliced or Accuracy(None, ROUTE, too_long)
 
     async def _mean(self, request: ReferenceRequest) -> float | Failure:
+        """The mean of the tokens' probabilities, which RLPR prefers to their product (eq. 2)."""
         try:
-            mean = mean_probability(await self._scorer.reference_logprobs(request))
+            logprobs = await self._scorer.reference_logprobs(request)
         except GenerationFailed as failure:
             return Failure(PROBABILITY, str(failure))
+        mean = math.fsum(map(math.exp, logprobs)) / len(logprobs)
         if not math.isfinite(mean):
             return Failure(PROBABILITY, f"the mean probability is {mean}")
         return mean
@@ -158,30 +158,19 @@ def unanswered(
 def probability_accuracy(
     probability: float | Failure, baseline: float | Failure | None
 ) -> Accuracy:
-    """The accuracy from r and r'; baseline: None leaves r as it is."""
-    for measured in (probability, baseline):
-        if isinstance(measured, Failure):
-            return Accuracy(None, ROUTE, measured)
-    assert isinstance(probability, float)
-    made_of = {"probability": probability}
-    if isinstance(baseline, float):
-        made_of["baseline"] = baseline
-    return Accuracy(debiased(**made_of), ROUTE, made_of=made_of)
+    """The accuracy clip(r - r', 0, 1) from r and r'; baseline: None leaves r as it is.
 
-
-def mean_probability(logprobs: Sequence[float]) -> float:
-    """Mean of the tokens' probabilities, which RLPR prefers to their product (eq. 2)."""
-    return math.fsum(math.exp(logprob) for logprob in logprobs) / len(logprobs)
-
-
-def debiased(probability: float, baseline: float = 0.0) -> float:
-    """clip(r - r', 0, 1).
-
-    Example: debiased(0.75, 0.25) == 0.5
+    Example: probability_accuracy(0.75, 0.25).value == 0.5
     """
-    return min(1.0, max(0.0, probability - baseline))
-
-
-def _key(request: ReferenceRequest) -> tuple[int, ...]:
-    """Short answers of a group share their context, which need be asked for only once."""
-    return request.context_token_ids
+    if isinstance(probability, Failure):
+        return Accuracy(None, ROUTE, probability)
+    if isinstance(baseline, Failure):
+        return Accuracy(None, ROUTE, baseline)
+    if baseline is None:
+        made_of, accuracy = {"probability": probability}, probability
+    else:
+        made_of, accuracy = (
+            {"probability": probability, "baseline": baseline},
+            probability - baseline,
+        )
+    return Accuracy(min(1.0, max(0.0, accuracy)), ROUTE, made_of=made_of)

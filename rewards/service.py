@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group
@@ -44,92 +45,67 @@ class PreferenceSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class PreferredAnswers:
     """Implements PreferenceSource: shows a model the final answers of a group."""
 
-    def __init__(self, model: PreferenceModel) -> None:
-        self._model = model
+    model: PreferenceModel
 
     async def preferences(self, group: RolloutGroup) -> Sequence[Preference]:
-        prompt = group.request.prompt
-        shown = [preference_input(prompt, trajectory) for trajectory in group.trajectories]
-        scores = iter(await self._model.score([one for one in shown if one is not None]))
+        shown = [preference_input(group.request.prompt, t) for t in group.trajectories]
+        scores = iter(await self.model.score([s for s in shown if s is not None]))
         return [
-            Preference(None, None) if one is None else Preference(one.answer, next(scores))
-            for one in shown
+            Preference(None, None) if s is None else Preference(s.answer, next(scores))
+            for s in shown
         ]
 
 
+@dataclass(frozen=True)
 class RewardService:
     """Implements rl.loop.interfaces.Scorer."""
 
-    def __init__(
-        self,
-        config: RewardConfig,
-        modes: Mapping[str, ModeConfig],
-        text: TextSource,
-        probability: ProbabilitySource | None = None,
-        preference: PreferenceSource | None = None,
-    ) -> None:
-        self._config = config
-        self._modes = dict(modes)
-        self._text = text
-        self._probability = probability
-        self._preference = preference
+    config: RewardConfig
+    modes: Mapping[str, ModeConfig]
+    text: TextSource
+    probability: ProbabilitySource | None = None
+    preference: PreferenceSource | None = None
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
         """One score per trajectory, in order; raises only for a source that is gone."""
-        request = group.request
-        by_rules = self._probability is None or not takes_probability(request.prompt)
+        request, probability, preference = group.request, self.probability, self.preference
+        if probability and accuracy_route(request.prompt, True) != Route(PROBABILITY):
+            probability = None
+        # One response has no group to be preferred in.
+        if len(group.trajectories) == 1:
+            preference = None
+        thinking = probability is not None and self.modes[request.mode].thinking
         # Side by side, because they wait for different things: worker processes, engines and a
         # model.
-        texts, probabilities, preferences = await asyncio.gather(
-            self._text.parts(group, by_rules),
-            self._probabilities(group, by_rules),
-            self._preferences(group),
+        texts, accuracies, preferences = await asyncio.gather(
+            self.text.parts(group, by_rules=probability is None),
+            probability.accuracies(group, thinking) if probability else _nothing(),
+            preference.preferences(group) if preference else _nothing(),
         )
-        accuracies = probabilities
         if accuracies is None:
             accuracies = [text.accuracy for text in texts if text.accuracy is not None]
         return compose_group(
-            self._config, request.prompt, request.mode, accuracies, texts, preferences
+            self.config, request.prompt, request.mode, accuracies, texts, preferences
         )
 
     @property
     def state(self) -> dict[str, Any]:
         """What a resumed run must know, for a checkpoint: only a probability reward has any."""
-        if not isinstance(self._probability, ProbabilityReward):
+        if not isinstance(self.probability, ProbabilityReward):
             return {}
-        return {"probability": self._probability.state}
+        return {"probability": self.probability.state}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        if isinstance(self._probability, ProbabilityReward) and "probability" in state:
-            self._probability.load(state["probability"])
-
-    async def _probabilities(
-        self, group: RolloutGroup, by_rules: bool
-    ) -> Sequence[Accuracy] | None:
-        if by_rules or self._probability is None:
-            return None
-        thinking = self._modes[group.request.mode].thinking
-        return await self._probability.accuracies(group, thinking)
-
-    async def _preferences(self, group: RolloutGroup) -> Sequence[Preference] | None:
-        # One response has no group to be preferred in.
-        if self._preference is None or len(group.trajectories) == 1:
-            return None
-        return await self._preference.preferences(group)
+        if isinstance(self.probability, ProbabilityReward) and "probability" in state:
+            self.probability.load(state["probability"])
 
 
-def takes_probability(prompt: Prompt) -> bool:
-    """Whether the probability reward decides the accuracy: asked for, or no rule could."""
-    # A prompt that asks for it by name gets it, also where a rule could read its reference.
-    if prompt.task == PROBABILITY:
-        return True
-    try:
-        return route_of(prompt.reference, prompt.task, question_text(prompt)) == NATURAL
-    except NotScorable:
-        return False
+async def _nothing() -> None:
+    """Stands for a source that is not configured, or not asked."""
 
 
 def accuracy_route(prompt: Prompt, has_probability: bool) -> Route | Failure:
@@ -137,10 +113,13 @@ def accuracy_route(prompt: Prompt, has_probability: bool) -> Route | Failure:
 
     has_probability: whether the probability reward is configured.
     """
-    if has_probability and takes_probability(prompt):
+    # A prompt that asks for it by name gets it, also where a rule could read its reference.
+    if has_probability and prompt.task == PROBABILITY:
         return Route(PROBABILITY)
     try:
         name = route_of(prompt.reference, prompt.task, question_text(prompt))
     except NotScorable as error:
         return not_scorable(error)
+    if has_probability and name == NATURAL:
+        return Route(PROBABILITY)
     return Route(name, ROUTES[name].version)

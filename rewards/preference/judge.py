@@ -11,17 +11,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from rewards.preference.preference import PreferenceInput, without_markers
-from rewards.preference.reward_model import (
-    SAMPLE,
-    load_tokenizer,
-    refuse_media,
-    refuse_unfit_template,
-    render,
-    special_markers,
-)
+from transformers import AutoConfig
+
+from rewards.preference.preference import PreferenceInput
+from rewards.preference.template import AnswerTemplate
 from rl.loop.interfaces import GenerationFailed, NextToken
 from rl.loop.stages import NextTokenRequest, Prompt
 
@@ -37,50 +32,41 @@ not count. Reply with one digit."""
 DIGITS = "0123456789"
 
 
-class JudgePrompt:
-    """Puts a question and an answer before a judge."""
+class JudgePrompt(AnswerTemplate):
+    """Puts a question and an answer before a judge, which continues the text with a grade."""
+
+    options: ClassVar = {"add_generation_prompt": True, "enable_thinking": False}
 
     def __init__(self, path: Path) -> None:
         """Raises ValueError for a tokenizer without chat template or single-token digits."""
-        self._tokenizer = load_tokenizer(path)
-        self._markers = special_markers(self._tokenizer)
+        super().__init__(path)
         encoded = [self.token_ids(digit) for digit in DIGITS]
-        distinct = {ids for ids in encoded if len(ids) == 1} - {(self._tokenizer.unk_token_id,)}
+        distinct = {ids for ids in encoded if len(ids) == 1} - {(self.tokenizer.unk_token_id,)}
         if len(distinct) != len(DIGITS):
             raise ValueError(
                 f"the tokenizer of the judge {path} does not write every digit 0 to 9 as one token "
                 "of its own, so a grade cannot be read from one position; take another judge"
             )
         self.digit_ids = tuple(ids[0] for ids in encoded)
-        refuse_unfit_template(path, self.rendered(SAMPLE))
 
-    def rendered(self, asked: PreferenceInput) -> str:
-        """The exact text the judge continues; raises ValueError for a question it cannot read."""
-        refuse_media(asked)
-        turns = [(message["role"], _text(message["content"])) for message in asked.messages]
+    def messages(self, shown: PreferenceInput) -> Sequence[Mapping[str, Any]]:
+        """One request that holds the question and the answer."""
+        turns = []
+        for message in shown.messages:
+            # Chat templates take the text of a message whole or in pieces.
+            text = message["content"]
+            text = text if isinstance(text, str) else "".join(piece["text"] for piece in text)
+            turns.append((message["role"], text))
         # A question alone stands for itself; a conversation needs the names of who speaks.
-        question = "\n\n".join(f"{role}: {text}" for role, text in turns)
-        content = TEMPLATE.format(
-            question=turns[0][1] if len(turns) == 1 else question,
-            answer=without_markers(asked.answer, self._markers),
-        )
-        return render(
-            self._tokenizer,
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            enable_thinking=False,
-        )
-
-    def token_ids(self, text: str) -> tuple[int, ...]:
-        """The tokens of a rendered text, without any that a tokenizer puts around it."""
-        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        question = turns[0][1]
+        if len(turns) > 1:
+            question = "\n\n".join(f"{role}: {text}" for role, text in turns)
+        content = TEMPLATE.format(question=question, answer=shown.answer)
+        return [{"role": "user", "content": content}]
 
 
 def check_judge(path: Path) -> None:
     """Raise ValueError for what a directory shows to be no judge, its weights unread."""
-    # Imported here because transformers takes seconds, and most runs have no judge.
-    from transformers import AutoConfig
-
     JudgePrompt(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
@@ -117,12 +103,11 @@ class Judge:
         Raises RuntimeError if the engine does not grade, because a run without its judge would
         train on another reward.
         """
-        texts = [self._prompt.rendered(one) for one in inputs]
+        texts = [self._prompt.rendered(shown) for shown in inputs]
         # Equal answers are graded once: equal inputs must get equal scores, to the last bit.
-        unique = list(dict.fromkeys(texts))
-        grades = await asyncio.gather(*(self._grade(text) for text in unique))
-        by_text = dict(zip(unique, grades, strict=True))
-        return tuple(by_text[text] for text in texts)
+        unique = dict.fromkeys(texts)
+        grades = dict(zip(unique, await asyncio.gather(*map(self._grade, unique)), strict=True))
+        return tuple(grades[text] for text in texts)
 
     async def _grade(self, text: str) -> float | None:
         token_ids = self._prompt.token_ids(text)
@@ -138,8 +123,3 @@ class Judge:
             return expected_grade(await self._engine.next_token_logprobs(request))
         except GenerationFailed as failed:
             raise RuntimeError(f"the judge did not grade an answer: {failed}") from failed
-
-
-def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
-    """The text of a message, which chat templates take whole or in pieces."""
-    return content if isinstance(content, str) else "".join(piece["text"] for piece in content)

@@ -192,7 +192,7 @@ def test_all_five_parts_are_in_a_score(loop, material, system):
 
 
 def preference_actor(system):
-    return system.scorer._preference._model.actors[0]
+    return system.scorer.preference.model.actors[0]
 
 
 def test_a_killed_preference_model_comes_back_with_the_same_scores(loop, material, system):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from rewards.probability import ProbabilityReward, debiased, mean_probability
+from rewards.probability import ProbabilityReward, probability_accuracy
 from rl.config.reward import ProbabilityConfig
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
@@ -67,14 +67,16 @@ def accuracies(reward, one_group, thinking=True):
 
 
 def test_the_mean_of_probabilities_is_not_their_product():
-    assert mean_probability([math.log(0.5), math.log(0.7)]) == pytest.approx(0.6)
+    reward = ProbabilityReward(ProbabilityConfig(debias=False), Scorer(), Letters())
+    (scored,) = accuracies(reward, group([long("right")]))
+    assert scored.value == pytest.approx((0.5 + 0.7) / 2)
 
 
 @pytest.mark.parametrize(
     ("probability", "baseline", "expected"), [(0.75, 0.25, 0.5), (0.2, 0.5, 0.0), (1.0, 0.0, 1.0)]
 )
 def test_debiasing(probability, baseline, expected):
-    assert debiased(probability, baseline) == pytest.approx(expected)
+    assert probability_accuracy(probability, baseline).value == pytest.approx(expected)
 
 
 def test_reasoning_is_rewarded_by_what_it_adds():

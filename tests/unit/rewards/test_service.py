@@ -6,7 +6,7 @@ import pytest
 
 from rewards.composition import Accuracy
 from rewards.rules.verifier import symbolic
-from rewards.service import PreferredAnswers, RewardService, takes_probability
+from rewards.service import PreferredAnswers, RewardService, accuracy_route
 from rewards.text.text_rewards import TextRewards, question_text
 from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
@@ -118,10 +118,12 @@ def test_routes_to_the_probability_reward():
     def prompt(reference, task="auto"):
         return Prompt("p", ({"role": "user", "content": "?"},), reference, task)
 
-    assert takes_probability(prompt(PROSE))
-    assert takes_probability(prompt("12", "probability"))
-    assert not takes_probability(prompt("12"))
-    assert not takes_probability(prompt(""))
+    by_probability = Route("probability")
+    assert accuracy_route(prompt(PROSE), True) == by_probability
+    assert accuracy_route(prompt("12", "probability"), True) == by_probability
+    assert accuracy_route(prompt("12"), True).name == "number"
+    assert accuracy_route(prompt(""), True).reason == "not_scorable"
+    assert accuracy_route(prompt(PROSE), False) != by_probability
 
 
 def test_the_preference_model_sees_question_and_final_answer_alone(text):

@@ -16,7 +16,7 @@ from rewards.rules.verifier import (
     symbolic,
     verify_quickly,
 )
-from rewards.service import takes_probability
+from rewards.service import accuracy_route
 from rl.data.references import reference_text
 from rl.loop.stages import Prompt, Route
 
@@ -98,7 +98,8 @@ def test_blank_and_overlong_references_are_refused(reference):
 def test_transcription_is_only_ever_asked_for():
     assert all(route_of(text) != "transcription" for text in (LINE, "12", LINE * 20))
     assert "transcription" in ROUTES
-    assert not takes_probability(Prompt("a/1", (), LINE * 20, "transcription"))
+    by_rules = accuracy_route(Prompt("a/1", (), LINE * 20, "transcription"), has_probability=True)
+    assert by_rules == Route("transcription", 1)
 
 
 def test_an_overlong_answer_scores_nothing():
