@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import AutoTokenizer
 
 from rl.config.run import Config
 from rl.data.media.families import unsampled_token_ids, vision_family
@@ -28,12 +29,10 @@ SHOWN_IDS = 5
 class ChatTemplate:
     def __init__(self, path: str) -> None:
         """Load the tokenizer of a model directory; raises ValueError if it has no chat template."""
-        # Imported on use: transformers takes seconds, and commands that only read a run make none.
-        from transformers import AutoTokenizer
-
         self._path = path
         self._model_type: str = _read_json(Path(path) / "config.json").get("model_type", "")
         self._family = vision_family(self._model_type)
+        self.shows_media = self._family is not None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not self._tokenizer.chat_template:
             raise ValueError(
@@ -83,11 +82,6 @@ class ChatTemplate:
                 f"{self._path} takes for parts of an image; escape or remove it"
             )
         return tuple(chain.from_iterable(map(self.token_ids, pieces)))
-
-    @property
-    def shows_media(self) -> bool:
-        """Whether the model sees images and videos."""
-        return self._family is not None
 
     @property
     def unsampled(self) -> tuple[int, ...]:
@@ -167,23 +161,18 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Any], thinking: bool) -> str:
         family = self._family
+        turns = [dict(message) for message in messages]
         if family is not None and not family.chat_takes_parts:
             # One text for each message, and a line for each part of it, as in the published chat of
             # MiniCPM-V.
-            def line(part: Mapping[str, Any]) -> str:
-                return part["text"] if part["type"] == "text" else family.markers[part["type"]]
-
-            messages = [
-                m
-                if isinstance(m["content"], str)
-                else {**m, "content": "\n".join(map(line, m["content"]))}
-                for m in messages
-            ]
+            for turn in turns:
+                if not isinstance(turn["content"], str):
+                    turn["content"] = "\n".join(
+                        part["text"] if part["type"] == "text" else family.markers[part["type"]]
+                        for part in turn["content"]
+                    )
         return self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=thinking,
+            turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
 
 

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -88,14 +89,22 @@ async def open_endpoint(
     deadline_s: float,
     media: MediaStore,
 ) -> AsyncIterator[Endpoint]:
-    """An endpoint that can be asked.
+    """An endpoint that can be asked; raises ValueError if it refuses what every request has in it.
 
     thinking: whether each mode reasons. deadline_s: of one response, its retries included. media:
     reads the images of prompts.
     """
     async with _client(url, deadline_s, MAX_RETRIES) as client:
         endpoint = Endpoint(client, served_name, thinking, deadline_s, media)
-        await endpoint.probe()
+        # One token, of reasoning if any mode has it, tells whether a parser sends that apart: it
+        # then comes as reasoning, and the content stays empty.
+        mode = max(thinking, key=thinking.__getitem__)
+        try:
+            reply = await endpoint.reply(RolloutRequest("probe", PROBE, mode, (), 1, 1, 0.0, None))
+        except GenerationFailed as failure:
+            why = f"endpoint {endpoint.url} cannot be asked as vLLM is: {failure}"
+            raise ValueError(why) from None
+        endpoint.splits_reasoning = not reply.choices[0].message.content
         yield endpoint
 
 
@@ -104,39 +113,24 @@ def _client(url: str, timeout_s: float, max_retries: int) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(base_url=url, api_key=key, timeout=timeout_s, max_retries=max_retries)
 
 
+@dataclass
 class Endpoint:
     """Implements rl.evaluate.evaluation.Sampler."""
 
-    def __init__(
-        self,
-        client: openai.AsyncOpenAI,
-        served_name: str,
-        thinking: Mapping[str, bool],
-        deadline_s: float,
-        media: MediaStore,
-    ) -> None:
-        self._client = client
-        self._media = media
-        self._served_name = served_name
-        self._thinking = dict(thinking)
-        self._deadline_s = deadline_s
+    client: openai.AsyncOpenAI
+    served_name: str
+    thinking: Mapping[str, bool]
+    deadline_s: float
+    media: MediaStore
+    splits_reasoning: bool = False
+    """Whether a parser of the server sends reasoning apart from the answer."""
+
+    def __post_init__(self) -> None:
+        self.url = str(self.client.base_url)
+        # With the address of the server, since another may call another model so.
+        self.name = f"{self.served_name} at {self.url}"
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._answered_at = -math.inf
-        self._splits_reasoning = False
-
-    async def probe(self) -> None:
-        """Ask for one token, of reasoning if any mode has it: does a parser send that apart?
-
-        Raises ValueError if the server refuses what every request has in it.
-        """
-        mode = max(self._thinking, key=self._thinking.__getitem__)
-        # One token is enough: with a parser it comes as reasoning, and the content stays empty.
-        try:
-            reply = await self._reply(RolloutRequest("probe", PROBE, mode, (), 1, 1, 0.0, None))
-        except GenerationFailed as failure:
-            why = f"endpoint {self._url} cannot be asked as vLLM is: {failure}"
-            raise ValueError(why) from None
-        self._splits_reasoning = not reply.choices[0].message.content
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
         """Return a group of one trajectory, whose prompt tokens the server keeps to itself.
@@ -144,8 +138,8 @@ class Endpoint:
         Raises GenerationFailed if the request is at fault, ValueError if the server is.
         """
         async with self._slots:
-            reply = await self._reply(request)
-        return RolloutGroup(request, (self._trajectory(reply, self._thinking[request.mode]),))
+            reply = await self.reply(request)
+        return RolloutGroup(request, (self._trajectory(reply, self.thinking[request.mode]),))
 
     async def next_token_logprobs(self, prompt: Prompt, mode: str) -> tuple[tuple[str, float], ...]:
         """The likeliest next tokens, 20 at most: the text of each with its log-probability.
@@ -158,7 +152,7 @@ class Endpoint:
         """
         request = RolloutRequest(prompt.id, prompt, mode, (), 1, 1, 1.0, None)
         async with self._slots:
-            reply = await self._reply(request, logprobs=True, top_logprobs=TOP_LOGPROBS)
+            reply = await self.reply(request, logprobs=True, top_logprobs=TOP_LOGPROBS)
         listed: tuple[tuple[str, float], ...] = ()
         logprobs = reply.choices[0].logprobs
         # The client hands on what is missing or has another form as it came.
@@ -166,58 +160,56 @@ class Endpoint:
             listed = tuple((e.token, float(e.logprob)) for e in logprobs.content[0].top_logprobs)
         if not listed:
             raise ValueError(
-                f"endpoint {self._url} was asked for log-probabilities and sends none (logprobs: "
+                f"endpoint {self.url} was asked for log-probabilities and sends none (logprobs: "
                 f"{logprobs!r:.200}); take a server that does (vLLM), or a model directory"
             )
         # Rounding may lift a certain token a little above 0. `not` and `<=` refuse NaN as well.
         if wrong := [logprob for _, logprob in listed if not logprob <= 1e-3]:
             raise ValueError(
-                f"endpoint {self._url} sends {wrong[0]} for a log-probability; mend the server"
+                f"endpoint {self.url} sends {wrong[0]} for a log-probability; mend the server"
             )
         return listed
 
-    @property
-    def name(self) -> str:
-        """Of the model, with the address of its server: another may call another model so."""
-        return f"{self._served_name} at {self._url}"
+    async def reply(self, request: RolloutRequest, **more: Any) -> ChatCompletion:
+        """The server's own answer, of at least one choice; more: parameters of the request.
 
-    async def _reply(self, request: RolloutRequest, **also_asked: Any) -> ChatCompletion:
+        Raises GenerationFailed if the request is at fault, ValueError if the server is.
+        """
         asked_at = time.monotonic()
         extra = NO_DEFAULTS | {
-            "chat_template_kwargs": {"enable_thinking": self._thinking[request.mode]},
+            "chat_template_kwargs": {"enable_thinking": self.thinking[request.mode]},
             # As the engines' own text, so that leaks of tags are seen (rewards/text/format.py).
             "skip_special_tokens": False,
             "return_token_ids": True,
         }
         try:
-            async with asyncio.timeout(self._deadline_s):
-                reply = await self._client.chat.completions.create(
-                    model=self._served_name,
-                    # In a thread, because encoding pictures would hold up the other requests.
-                    messages=await asyncio.to_thread(
-                        messages_with_images, request.prompt, self._media
-                    ),
+            async with asyncio.timeout(self.deadline_s):
+                # In a thread, because encoding pictures would hold up the other requests.
+                messages = await asyncio.to_thread(messages_with_images, request.prompt, self.media)
+                reply = await self.client.chat.completions.create(
+                    model=self.served_name,
+                    messages=messages,
                     max_tokens=request.max_tokens,
                     temperature=request.temperature,
                     top_p=request.top_p,
                     seed=request.seed,
                     extra_body=extra,
-                    **also_asked,
+                    **more,
                 )
         except (TimeoutError, openai.APITimeoutError) as error:
             # A server that answered others in the meantime is alive, and this request too long.
             if self._answered_at > asked_at:
                 raise GenerationFailed("timeout", "rollout.group_timeout_s passed") from None
-            raise _does_not_answer(self._url, error, self._deadline_s) from error
+            raise _does_not_answer(self.url, error, self.deadline_s) from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             raise GenerationFailed("request_refused", error) from error
         except openai.APIError as error:
-            raise _does_not_answer(self._url, error, self._deadline_s) from error
+            raise _does_not_answer(self.url, error, self.deadline_s) from error
         except MediaError as error:
             raise GenerationFailed("bad_media", error) from error
         # The client does not validate what it was sent.
         if not isinstance(reply, ChatCompletion) or not reply.choices:
-            raise ValueError(f"endpoint {self._url} sends no chat completions, but {reply!r:.200}")
+            raise ValueError(f"endpoint {self.url} sends no chat completions, but {reply!r:.200}")
         self._answered_at = time.monotonic()
         return reply
 
@@ -240,7 +232,7 @@ class Endpoint:
         said = fields.get("reasoning") or fields.get("reasoning_content")
         text = choice.message.content or said or ""
         # A parser gives no reasoning where the text begins with the closing tag.
-        if choice.message.content and (said is not None or (thinking and self._splits_reasoning)):
+        if choice.message.content and (said is not None or (thinking and self.splits_reasoning)):
             text = f"{said or ''}{CLOSE_THINK}{text}"
         reasoning, answer = split_response(text, thinking)
         return Trajectory(
@@ -254,10 +246,6 @@ class Endpoint:
             reasoning=reasoning,
             answer=answer,
         )
-
-    @property
-    def _url(self) -> str:
-        return str(self._client.base_url)
 
 
 def messages_with_images(prompt: Prompt, store: MediaStore) -> list[dict[str, Any]]:
