@@ -9,17 +9,16 @@ text again may give others, and the engine's prefix cache then has nothing of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup
 from rollout.chat import ChatTemplate
 
 
-@dataclass(frozen=True)
 class Splice:
-    chat: ChatTemplate
-    max_length: int
-    """Tokens of context and reference that an engine takes."""
+    def __init__(self, chat: ChatTemplate, max_length: int) -> None:
+        """max_length: tokens of context and reference that an engine takes."""
+        self._chat = chat
+        self._max_length = max_length
 
     def after_reasoning(
         self, group: RolloutGroup, index: int, kept_text: str, reference: str
@@ -36,8 +35,8 @@ class Splice:
         text = kept_text.removesuffix(" ")
         kept = self._tokens_within(response, text)
         # What is left of the text after the last whole token has to be tokenised after all.
-        rest = text.removeprefix(self.chat.raw_text(response[:kept]))
-        context = (*request.prompt_token_ids, *response[:kept], *self.chat.token_ids(rest))
+        rest = text.removeprefix(self._chat.raw_text(response[:kept]))
+        context = (*request.prompt_token_ids, *response[:kept], *self._chat.token_ids(rest))
         name, reference = f"reference/{request.group_id}/{index}", moved + reference
         temperature, engine = request.temperature, group.engine
         return self._request(name, request.prompt, context, reference, temperature, engine)
@@ -46,9 +45,9 @@ class Splice:
         self, prompt: Prompt, reference: str, temperature: float
     ) -> ReferenceRequest | None:
         """The reference right after the prompt, with an empty think block; None if too long."""
-        context = self.chat.prompt_token_ids(prompt, thinking=False)
-        name = f"baseline/{prompt.id}"
-        return self._request(name, prompt, context, reference, temperature, None)
+        context = self._chat.prompt_token_ids(prompt, thinking=False)
+        request_id = f"baseline/{prompt.id}"
+        return self._request(request_id, prompt, context, reference, temperature, None)
 
     def _request(
         self,
@@ -60,10 +59,10 @@ class Splice:
         engine: int | None,
     ) -> ReferenceRequest | None:
         # None and not a cut reference: a start of it would be another answer, and likelier.
-        tokens = self.chat.token_ids(reference)
+        tokens = self._chat.token_ids(reference)
         # A greedy engine reports log-probabilities at temperature 1.
         temperature = temperature or 1.0
-        if not tokens or len(context) + len(tokens) > self.max_length:
+        if not tokens or len(context) + len(tokens) > self._max_length:
             return None
         return ReferenceRequest(request_id, prompt, context, tokens, temperature, engine)
 
@@ -71,16 +70,16 @@ class Splice:
         """How many sampled tokens, from the first, spell a start of `text`."""
         # Halved, because decoding each start of a long response takes time that grows with its
         # square. Counted from the end, so that what is decoded adds up to the response once.
-        num_left_out = len(self.chat.raw_text(response)) - len(text)
+        num_left_out = len(self._chat.raw_text(response)) - len(text)
         low, high = 0, len(response)
         while low < high:
             middle = (low + high + 1) // 2
-            if len(self.chat.raw_text(response[middle:])) >= num_left_out:
+            if len(self._chat.raw_text(response[middle:])) >= num_left_out:
                 low = middle
             else:
                 high = middle - 1
         # A token that ends inside a character decodes to a replacement character until the token
         # with the rest of it follows.
-        while not text.startswith(self.chat.raw_text(response[:low])):
+        while not text.startswith(self._chat.raw_text(response[:low])):
             low -= 1
         return low

@@ -48,16 +48,19 @@ class ShowKeys(Keys):
 
 
 def write_page(keys: ShowKeys) -> None:
-    path, page = show(keys)
+    """Write the page; one that was there is replaced once the new one is complete."""
+    path, page = page_of_run(keys)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Complete or not at all: a browser may reload the page while it is written.
+    write_text(path, as_html(page))
     counts = f"{len(page.shown):,} of {page.num_items:,} {page.items}"
     print(f"{counts} of {page.extent} in {path}")
 
 
-def show(keys: ShowKeys) -> tuple[Path, Page]:
-    """Write the page that is asked for; returns where it is and what is on it.
+def page_of_run(keys: ShowKeys) -> tuple[Path, Page]:
+    """Return the page that is asked for and where it is to be.
 
-    Raises ValueError for a run or pass that cannot be shown, and OSError where the page cannot be
-    written. A page that was there is replaced once the new one is complete.
+    Raises ValueError for a run or pass that cannot be shown.
     """
     # pandas, which it needs, loads slowly, and a mistyped key is answered without it.
     from rl.show import samples
@@ -65,10 +68,8 @@ def show(keys: ShowKeys) -> tuple[Path, Page]:
     run = RunDirectory(keys.run)
     pictures = Pictures(run.config_path)
     # A pass has a run directory like a run's, but pairs in place of a ledger.
-    iterations = {} if run.ledger_path.exists() else _numbered(run.root, "iteration_*")
-    if iterations:
-        paths = {number: path / "pairs.parquet" for number, path in iterations.items()}
-        paths = {number: path for number, path in paths.items() if path.is_file()}
+    if not run.ledger_path.exists() and any(run.root.glob("iteration_[0-9]*")):
+        paths = _numbered(run.root, "iteration_*/pairs.parquet")
         if not paths:
             raise ValueError(
                 f"no iteration of {run.root} has its pairs.parquet; a pass has pairs to show once "
@@ -77,6 +78,7 @@ def show(keys: ShowKeys) -> tuple[Path, Page]:
         paths = _chosen(paths, keys.step, "the pass has no pairs.parquet of iteration")
         name = f"{run.root.resolve().parent.name}/{run.name}"
         page = samples.page_of_pairs(name, paths, keys.limit, pictures.of)
+        stem, form = "iteration", "d"
     else:
         paths = _numbered(run.ledger_path, "step_*.parquet")
         if not paths:
@@ -86,21 +88,18 @@ def show(keys: ShowKeys) -> tuple[Path, Page]:
             )
         paths = _chosen(paths, keys.step, "the ledger has no step")
         page = samples.page_of_ledger(run.name, paths, keys.limit, pictures.of)
+        stem, form = "step", "06d"
     # Such as step_000012.html, or iteration_10-20.html for the first and the last of several.
-    prefix, form = ("iteration_", "d") if iterations else ("step_", "06d")
     ends = "-".join(format(number, form) for number in sorted({min(paths), max(paths)}))
-    out = keys.out or run.root / "samples" / f"{prefix}{ends}.html"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Complete or not at all: a browser may reload the page while it is written.
-    write_text(out, as_html(page))
-    return out, page
+    return keys.out or run.root / "samples" / f"{stem}_{ends}.html", page
 
 
 def _numbered(directory: Path, pattern: str) -> dict[int, Path]:
-    """Return what matches, such as step_000012.parquet, in the order of its numbers."""
-    prefix = pattern.partition("*")[0]
-    paths = [(path.stem.removeprefix(prefix), path) for path in directory.glob(pattern)]
-    return dict(sorted((int(number), path) for number, path in paths if number.isdecimal()))
+    """Return what matches, such as step_000012.parquet, by its number and in their order."""
+    number = re.compile(re.escape(pattern).replace(r"\*", "([0-9]+)"))
+    names = {path.relative_to(directory).as_posix(): path for path in directory.glob(pattern)}
+    matches = ((number.fullmatch(name), path) for name, path in names.items())
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict[int, Path]:

@@ -49,7 +49,15 @@ class Pictures:
             except MediaError as error:
                 pictures.append(Picture(name, None, f"not shown: {error}", is_strip))
                 continue
-            image = _strip(pixels) if isinstance(pixels, Video) else _small(pixels.pixels, MAX_SIDE)
+            if isinstance(pixels, Video):
+                # Frames from all over the video, as the policy's are, but fewer: a strip is to be
+                # recognised.
+                numbers = spread(len(pixels.frames), min(MAX_FRAMES, len(pixels.frames)))
+                frames = [Image.fromarray(pixels.frames[number]) for number in numbers]
+                strip = [np.asarray(_small(frame, MAX_FRAME_SIDE)) for frame in frames]
+                image = Image.fromarray(np.hstack(strip))
+            else:
+                image = _small(pixels.pixels, MAX_SIDE)
             # A file may have changed since; the page must not pass it off as what was seen.
             is_same = digest in (None, pixels.digest)
             changed = None if is_same else "changed since: these are not the pixels the policy saw"
@@ -71,14 +79,6 @@ class Pictures:
             raise ValueError(
                 f"{self.config_path} does not say where the media of the run are: {error}"
             ) from error
-
-
-def _strip(video: Video) -> Image.Image:
-    """Return frames from all over the video, from left to right."""
-    # The same spreading as for the policy's frames, but of fewer: a strip is to be recognised.
-    numbers = spread(len(video.frames), min(MAX_FRAMES, len(video.frames)))
-    frames = [_small(Image.fromarray(video.frames[n]), MAX_FRAME_SIDE) for n in numbers]
-    return Image.fromarray(np.hstack([np.asarray(frame) for frame in frames]))
 
 
 def _small(image: Image.Image, side: int) -> Image.Image:

@@ -171,8 +171,8 @@ def _as_text(messages: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, str], ..
 
     def text_of(part: Any) -> str:
         match part:
-            case str() | {"type": "text", "text": str()}:
-                return part if isinstance(part, str) else part["text"]
+            case str(text) | {"type": "text", "text": str(text)}:
+                return text
             case {"type": "image" | "video" as kind, **rest} if not rest:
                 return f"[{kind}]"
         return json.dumps(part, ensure_ascii=False)

@@ -71,7 +71,9 @@ def texts(document):
 
 
 def show(arguments: Sequence[str]) -> tuple[Path, Page]:
-    return command.show(read(command.COMMAND, arguments))
+    keys = read(command.COMMAND, arguments)
+    command.write_page(keys)
+    return command.page_of_run(keys)
 
 
 @pytest.fixture
