@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ class ProbabilityReward:
         self._scorer = scorer
         self._splice = splice
         self._baselines: dict[str, float] = {}
-        self._asking: dict[str, asyncio.Task[float | Failure]] = {}
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
         """One result per trajectory, in order; raises only for a scorer that is gone."""
@@ -63,10 +64,8 @@ class ProbabilityReward:
             reference = reference_answer(accepted_answers(group.request.prompt.reference)[0])
         except NotScorable as error:
             return [Accuracy(None, ROUTE, not_scorable(error))] * len(group.trajectories)
-        requests = [
-            self._request(group, index, reference, thinking)
-            for index in range(len(group.trajectories))
-        ]
+        indices = range(len(group.trajectories))
+        requests = [self._request(group, index, reference, thinking) for index in indices]
         # Short answers of a group share their context, which is scored once.
         distinct = {r.context_token_ids: r for r in requests if isinstance(r, ReferenceRequest)}
         scored = await asyncio.gather(*map(self._mean, distinct.values()))
@@ -123,25 +122,17 @@ class ProbabilityReward:
         prompt, temperature = group.request.prompt, group.request.temperature
         # By temperature too, because it divides the logits that the probabilities come from.
         name = f"{prompt.id}@{temperature:g}"
-        if name in self._baselines:
+        # Groups of one prompt ask at the same time: the first asks the engine, and all wait for it.
+        async with self._locks[name]:
+            if name not in self._baselines:
+                request = self._splice.without_reasoning(prompt, reference, temperature)
+                if request is None:
+                    return not_scorable("prompt and reference are longer than the engine takes")
+                mean = await self._mean(request)
+                if isinstance(mean, Failure):
+                    return mean
+                self._baselines[name] = mean
             return self._baselines[name]
-        request = self._splice.without_reasoning(prompt, reference, temperature)
-        if request is None:
-            return not_scorable("prompt and reference are longer than the engine takes")
-        # Groups of one prompt ask at the same time; the first asks the engine and all wait for it.
-        if name not in self._asking:
-            self._asking[name] = asyncio.create_task(self._keep_baseline(name, request))
-        # Another group of this prompt may wait for it too, and this one may be cancelled.
-        return await asyncio.shield(self._asking[name])
-
-    async def _keep_baseline(self, name: str, request: ReferenceRequest) -> float | Failure:
-        try:
-            mean = await self._mean(request)
-        finally:
-            del self._asking[name]
-        if isinstance(mean, float):
-            self._baselines[name] = mean
-        return mean
 
 
 def unanswered(
@@ -166,11 +157,8 @@ def probability_accuracy(
         return Accuracy(None, ROUTE, probability)
     if isinstance(baseline, Failure):
         return Accuracy(None, ROUTE, baseline)
-    if baseline is None:
-        made_of, accuracy = {"probability": probability}, probability
-    else:
-        made_of, accuracy = (
-            {"probability": probability, "baseline": baseline},
-            probability - baseline,
-        )
-    return Accuracy(min(1.0, max(0.0, accuracy)), ROUTE, made_of=made_of)
+    made_of = {"probability": probability}
+    if baseline is not None:
+        made_of["baseline"] = baseline
+    gain = probability - (baseline or 0.0)
+    return Accuracy(min(1.0, max(0.0, gain)), ROUTE, made_of=made_of)

@@ -43,7 +43,9 @@ TOP_LOGPROBS = 20
 """As many as every server lists; vLLM refuses more unless it is started with --max-logprobs."""
 # A server takes what a request leaves out from its own defaults, such as vLLM from the model's
 # generation_config.json; the project's engines sample without any of these.
-NO_DEFAULTS = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+EXTRA = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+# As the engines' own text, so that leaks of tags are seen (rewards/text/format.py).
+EXTRA |= {"skip_special_tokens": False, "return_token_ids": True}
 PROBE = Prompt("probe", ({"role": "user", "content": "2+2?"},), "4")
 
 
@@ -137,19 +139,52 @@ class Endpoint:
 
         Raises GenerationFailed if the request is at fault, ValueError if the server is.
         """
+        thinking = self.thinking[request.mode]
         async with self._slots:
             reply = await self.reply(request)
-        return RolloutGroup(request, (self._trajectory(reply, self.thinking[request.mode]),))
+        choice = reply.choices[0]
+        if choice.finish_reason not in ("stop", "length"):
+            raise GenerationFailed("aborted", f"the server ended with {choice.finish_reason}")
+        ids = (choice.model_extra or {}).get("token_ids")
+        if ids is None and reply.usage is None:
+            raise ValueError(
+                f"endpoint {self.url} tells neither token_ids nor usage, so no tokens are counted"
+            )
+        # Zeros, as many as the server counts: lengths are measured all the same.
+        ids = [0] * reply.usage.completion_tokens if ids is None else ids
+        token_ids = np.asarray(ids, np.int32)
+        if not len(token_ids):
+            raise GenerationFailed("empty", "the server returned no tokens")
+        # What a parser took apart is put together, with the closing tag in between.
+        fields = choice.message.model_extra or {}
+        said = fields.get("reasoning") or fields.get("reasoning_content")
+        text = choice.message.content or said or ""
+        # A parser gives no reasoning where the text begins with the closing tag.
+        if choice.message.content and (said is not None or (thinking and self.splits_reasoning)):
+            text = f"{said or ''}{CLOSE_THINK}{text}"
+        reasoning, answer = split_response(text, thinking)
+        trajectory = Trajectory(
+            token_ids=token_ids,
+            # Nobody trains on an endpoint's samples, so log-probabilities and versions are empty.
+            loss_mask=np.ones(len(token_ids), np.bool_),
+            rollout_logprobs=np.zeros(len(token_ids), np.float32),
+            versions=(0, 0),
+            finish_reason=choice.finish_reason,
+            text=text,
+            reasoning=reasoning,
+            answer=answer,
+        )
+        return RolloutGroup(request, (trajectory,))
 
     async def next_token_logprobs(self, prompt: Prompt, mode: str) -> tuple[tuple[str, float], ...]:
         """The likeliest next tokens, 20 at most: the text of each with its log-probability.
 
-        One that is sampled and less likely takes the place of the last. Asked at temperature 1, so
-        that servers that report the model's own distribution (OpenAI; vLLM unless it is started
-        with another --logprobs-mode) and those that report the one they sample from say the same.
-        Raises GenerationFailed if the request is at fault, ValueError if the server is, as one is
-        that sends no log-probabilities.
+        One that is sampled and less likely takes the place of the last. Raises GenerationFailed if
+        the request is at fault, ValueError if the server is, as one is that sends none.
         """
+        # At temperature 1 servers that report the model's own distribution (OpenAI; vLLM unless it
+        # is started with another --logprobs-mode) say the same as those that report the one they
+        # sample from.
         request = RolloutRequest(prompt.id, prompt, mode, (), 1, 1, 1.0, None)
         async with self._slots:
             reply = await self.reply(request, logprobs=True, top_logprobs=TOP_LOGPROBS)
@@ -176,12 +211,7 @@ class Endpoint:
         Raises GenerationFailed if the request is at fault, ValueError if the server is.
         """
         asked_at = time.monotonic()
-        extra = NO_DEFAULTS | {
-            "chat_template_kwargs": {"enable_thinking": self.thinking[request.mode]},
-            # As the engines' own text, so that leaks of tags are seen (rewards/text/format.py).
-            "skip_special_tokens": False,
-            "return_token_ids": True,
-        }
+        extra = EXTRA | {"chat_template_kwargs": {"enable_thinking": self.thinking[request.mode]}}
         try:
             async with asyncio.timeout(self.deadline_s):
                 # In a thread, because encoding pictures would hold up the other requests.
@@ -212,40 +242,6 @@ class Endpoint:
             raise ValueError(f"endpoint {self.url} sends no chat completions, but {reply!r:.200}")
         self._answered_at = time.monotonic()
         return reply
-
-    def _trajectory(self, reply: ChatCompletion, thinking: bool) -> Trajectory:
-        choice = reply.choices[0]
-        if choice.finish_reason not in ("stop", "length"):
-            raise GenerationFailed("aborted", f"the server ended with {choice.finish_reason}")
-        ids = (choice.model_extra or {}).get("token_ids")
-        if ids is None and reply.usage is None:
-            raise ValueError(
-                "the endpoint tells neither token_ids nor usage, so no tokens are counted"
-            )
-        # Zeros, as many as the server counts: lengths are measured all the same.
-        ids = [0] * reply.usage.completion_tokens if ids is None else ids
-        token_ids = np.asarray(ids, np.int32)
-        if not len(token_ids):
-            raise GenerationFailed("empty", "the server returned no tokens")
-        # What a parser took apart is put together, with the closing tag in between.
-        fields = choice.message.model_extra or {}
-        said = fields.get("reasoning") or fields.get("reasoning_content")
-        text = choice.message.content or said or ""
-        # A parser gives no reasoning where the text begins with the closing tag.
-        if choice.message.content and (said is not None or (thinking and self.splits_reasoning)):
-            text = f"{said or ''}{CLOSE_THINK}{text}"
-        reasoning, answer = split_response(text, thinking)
-        return Trajectory(
-            token_ids=token_ids,
-            # Nobody trains on an endpoint's samples, so log-probabilities and versions are empty.
-            loss_mask=np.ones(len(token_ids), np.bool_),
-            rollout_logprobs=np.zeros(len(token_ids), np.float32),
-            versions=(0, 0),
-            finish_reason=choice.finish_reason,
-            text=text,
-            reasoning=reasoning,
-            answer=answer,
-        )
 
 
 def messages_with_images(prompt: Prompt, store: MediaStore) -> list[dict[str, Any]]:

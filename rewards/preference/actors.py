@@ -47,11 +47,10 @@ class RewardModelClient:
             # This cluster hides no GPU from an actor that reserves none.
             environment["CUDA_VISIBLE_DEVICES"] = ""
         arguments = (path.absolute(), dtype, "cuda" if places.gpus else "cpu", threads)
-        count = len(places.strategies)
-        actors = places.start(RewardModelActor, environment, [arguments] * count, MAX_RESTARTS)
-        client = cls(actors, deadline_s)
+        copies = [arguments] * len(places.strategies)
+        client = cls(places.start(RewardModelActor, environment, copies, MAX_RESTARTS), deadline_s)
         try:
-            await asyncio.gather(*(client._ask(index, "load") for index in range(count)))
+            await asyncio.gather(*(client._ask(index, "load") for index in range(len(copies))))
         except BaseException:
             await client.close()
             raise

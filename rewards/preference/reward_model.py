@@ -20,15 +20,17 @@ from transformers.utils.logging import disable_progress_bar
 from rewards.preference.preference import PreferenceInput
 from rewards.preference.template import AnswerTemplate
 
+BATCH_TOKENS = 16_384
+"""Most tokens of one forward, padding included."""
+
 
 class RewardModel:
     """A sequence-classification model with one output, as transformers saves it."""
 
-    def __init__(self, path: Path, dtype: str, device: str, batch_tokens: int = 16_384) -> None:
+    def __init__(self, path: Path, dtype: str, device: str) -> None:
         """Load the model; raises ValueError for a directory that holds no usable reward model.
 
-        dtype: `float32` or `bfloat16`; device: as torch names it; batch_tokens: most tokens of
-        one forward, padding included.
+        dtype: `float32` or `bfloat16`; device: as torch names it.
         """
         self.template = check_reward_model(path)
         disable_progress_bar()
@@ -61,7 +63,6 @@ class RewardModel:
         self._pad_token_id: int = config.pad_token_id
         positions = getattr(config, "max_position_embeddings", None) or math.inf
         self._longest = min(positions, tokenizer.model_max_length)
-        self._batch_tokens = batch_tokens
 
     def score(self, inputs: Sequence[PreferenceInput]) -> list[float | None]:
         """One score per input; None where the text is longer than the model's positions.
@@ -76,7 +77,7 @@ class RewardModel:
         ids = {text: self.template.token_ids(text) for text in dict.fromkeys(texts)}
         fitting = {text: tokens for text, tokens in ids.items() if len(tokens) <= self._longest}
         scores: dict[str, float] = {}
-        for batch in _batches(fitting, self._batch_tokens):
+        for batch in _batches(fitting, BATCH_TOKENS):
             rows = [torch.tensor(ids[text], device=self._model.device) for text in batch]
             # Padding stands right, where neither positions nor causal attention feel it.
             tokens = pad_sequence(

@@ -27,12 +27,9 @@ from omegaconf import OmegaConf
 from rl.config.recipe import read_tree
 from rl.config.run import Config
 from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch, run_command
-from rl.run.directory import OwnedDirectory, RunDirectory, setting_differences
+from rl.run.directory import OwnedDirectory, RunDirectory
 from rl.sweep.arms import Sweep, SweepConfig, load_sweep
 from rl.sweep.results import is_finished, read_results
-
-# Of a sweep that exists, these may change: more arms, and how many at a time.
-MAY_DIFFER = ("arms_at_once", "seeds", "long_share")
 
 
 class SweepKeys(Keys):
@@ -101,20 +98,22 @@ def _refuse_another(sweep: Sweep) -> None:
     stored = sweep.root / "sweep.yaml"
     if not stored.is_file() or not any(sweep.root.glob("arms/*/metrics.jsonl")):
         return
-    plain = OmegaConf.to_container(read_tree(stored))
-    before, now = SweepConfig.model_validate(plain), sweep.config
-    differences = [setting_differences(before.model_dump(), now.model_dump(), MAY_DIFFER)]
-    differences += [f"long_share lacks {s}" for s in before.long_share if s not in now.long_share]
-    differences += [f"seeds lacks {seed}" for seed in before.seeds if seed not in now.seeds]
-    if before.seeds[0] != now.seeds[0]:
-        # The first seed also decides the prompts of every arm (arms.py), so arms that were trained
-        # under another one were asked other questions.
-        differences.append(f"the first seed was {before.seeds[0]}, is {now.seeds[0]}")
-    if listed := "; ".join(filter(None, differences)):
-        raise ValueError(
-            f"{sweep.root} holds another sweep: {listed}; give the old values to go on with it "
-            "(more seeds and shares may stand beside them), or name another with run=PATH"
-        )
+    before = SweepConfig.model_validate(OmegaConf.to_container(read_tree(stored)))
+    now, may_differ = sweep.config, ["arms_at_once"]
+    if set(before.long_share) <= set(now.long_share):
+        may_differ.append("long_share")
+    # The first seed also decides the prompts of every arm (arms.py), so arms that were trained
+    # under another one were asked other questions.
+    if set(before.seeds) <= set(now.seeds) and before.seeds[0] == now.seeds[0]:
+        may_differ.append("seeds")
+    OwnedDirectory(sweep.root, "run=PATH").refuse_other_settings(
+        before.model_dump(),
+        now.model_dump(),
+        may_differ,
+        content="holds another sweep",
+        advice="Give the old values to go on with it (more shares may stand beside them, and more "
+        "seeds after the first), or name another with run=PATH",
+    )
     for arm in sweep.arms:
         if is_finished(arm):
             RunDirectory(Path(arm.config.run)).refuse_another(arm.config)

@@ -77,13 +77,14 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
             results = tuner.fit()
     finally:
         ray.shutdown()
-    failures = {}
-    for result in results:
-        if result.error and result.config:
-            # The last line of a traceback that Ray wrapped several times is the error itself.
-            lines = [line.strip() for line in str(result.error).splitlines() if line.strip()]
-            failures[result.config["arm"]] = lines[-1] if lines else "no reason given"
-    return failures
+    return {
+        # The last line of a traceback that Ray wrapped several times is the error itself.
+        result.config["arm"]: (str(result.error).strip() or "no reason given")
+        .splitlines()[-1]
+        .strip()
+        for result in results
+        if result.error and result.config
+    }
 
 
 def _check_input(configs: Sequence[Config]) -> None:

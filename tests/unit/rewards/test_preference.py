@@ -25,6 +25,7 @@ from transformers import (
 
 from policy.builtin.text_policy import SIZES
 from policy.builtin.tokenizer import CHAT_TEMPLATE, make_tokenizer
+from rewards.preference import reward_model
 from rewards.preference.judge import JudgePrompt, expected_grade
 from rewards.preference.preference import (
     PreferenceInput,
@@ -190,13 +191,13 @@ def test_the_score_is_a_plain_forward_of_the_rendered_text(
     assert model.score([asked("11")]) == [pytest.approx(wanted, abs=1e-6)]
 
 
-def test_batches_score_as_one_by_one(directory: Path, model: RewardModel) -> None:
+def test_batches_score_as_one_by_one(model: RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = [asked(str(7**n)[: n + 1], "a1" * (1 + n * 5 % 11) + "?") for n in range(24)]
     alone = [model.score([one])[0] for one in inputs]
     assert len({round(score, 3) for score in alone if score is not None}) == 24
     assert model.score(inputs) == pytest.approx(alone, abs=1e-5)
-    small = RewardModel(directory, "float32", "cpu", batch_tokens=60)
-    assert small.score(inputs) == pytest.approx(alone, abs=1e-5)
+    monkeypatch.setattr(reward_model, "BATCH_TOKENS", 60)
+    assert model.score(inputs) == pytest.approx(alone, abs=1e-5)
 
 
 @given(st.lists(st.integers(1, 30), max_size=20), st.integers(1, 60))
