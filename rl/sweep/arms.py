@@ -127,8 +127,13 @@ def _planned(config: SweepConfig, root: Path) -> Sweep:
         if key in instead:
             raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
     others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
-    combinations = itertools.product(config.long_share or (None,), others)
-    points = [Point(_name(*combination), *combination) for combination in combinations]
+    points = []
+    for long_share, varied in itertools.product(config.long_share or (None,), others):
+        parts = [] if long_share is None else [f"long_{100 * long_share:g}"]
+        parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in varied]
+        # Readable in a directory: long_25_learning_rate_1e-06.
+        name = re.sub(r"[^\w.-]", "-", "_".join(parts) or "all")
+        points.append(Point(name, long_share, varied))
     names = Counter(f"{p.name}_seed_{seed}" for p in points for seed in config.seeds)
     if twice := sorted(name for name, count in names.items() if count > 1):
         raise RecipeError(
@@ -153,13 +158,6 @@ def _planned(config: SweepConfig, root: Path) -> Sweep:
             notes += loaded.notes
     # Most notes are the same for every arm.
     return Sweep(config, root, tuple(arms), tuple(dict.fromkeys(notes)))
-
-
-def _name(long_share: float | None, others: Sequence[tuple[str, Any]]) -> str:
-    """Readable in a directory: `long_25_learning_rate_1e-06`."""
-    parts = [] if long_share is None else [f"long_{100 * long_share:g}"]
-    parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in others]
-    return re.sub(r"[^\w.-]", "-", "_".join(parts) or "all")
 
 
 def _shares(config: Config, long_share: float) -> dict[str, float]:

@@ -33,7 +33,16 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
 
     Raises ValueError for input that an arm cannot run with, before anything is trained.
     """
-    _check_input([arm.config for arm in arms])
+    checked: set[str] = set()
+    for config in (arm.config for arm in arms):
+        # Checking an arm reads its data, and makes its built-in models. Arms that differ in shares,
+        # seeds or optimizers alone have the same data and models, so one check covers them.
+        inputs = config.model_dump_json(include={"data", "reward", "eval"})
+        inputs += f"{config.policy.model} {config.rollout.max_model_length}"
+        inputs += str([(m.thinking, m.max_tokens) for m in config.modes.values()])
+        if inputs not in checked:
+            checked.add(inputs)
+            gather_inputs(config)
     # From here on the directory belongs to this sweep.
     write_text(sweep.root / "sweep.yaml", OmegaConf.to_yaml(sweep.config.model_dump()))
     # The metrics are in the arms' own directories, and so is what an arm prints.
@@ -85,20 +94,6 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
         for result in results
         if result.error and result.config
     }
-
-
-def _check_input(configs: Sequence[Config]) -> None:
-    """Refuse what an arm cannot run with, and make the models that arms share, once."""
-    checked: set[str] = set()
-    for config in configs:
-        # Checking an arm reads its data. Arms that differ in shares, seeds or optimizers alone have
-        # the same data and models, so one check covers them.
-        inputs = config.model_dump_json(include={"data", "reward", "eval"})
-        inputs += f"{config.policy.model} {config.rollout.max_model_length}"
-        inputs += str([(m.thinking, m.max_tokens) for m in config.modes.values()])
-        if inputs not in checked:
-            checked.add(inputs)
-            gather_inputs(config)
 
 
 def train_arm(picked: Mapping[str, str], configs: Mapping[str, Config], directory: Path) -> None:
