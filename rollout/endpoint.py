@@ -146,12 +146,13 @@ class Endpoint:
         if choice.finish_reason not in ("stop", "length"):
             raise GenerationFailed("aborted", f"the server ended with {choice.finish_reason}")
         ids = (choice.model_extra or {}).get("token_ids")
-        if ids is None and reply.usage is None:
-            raise ValueError(
-                f"endpoint {self.url} tells neither token_ids nor usage, so no tokens are counted"
-            )
-        # Zeros, as many as the server counts: lengths are measured all the same.
-        ids = [0] * reply.usage.completion_tokens if ids is None else ids
+        if ids is None:
+            if reply.usage is None:
+                raise ValueError(
+                    f"endpoint {self.url} tells neither token_ids nor usage: no tokens are counted"
+                )
+            # Zeros, as many as the server counts: lengths are measured all the same.
+            ids = [0] * reply.usage.completion_tokens
         token_ids = np.asarray(ids, np.int32)
         if not len(token_ids):
             raise GenerationFailed("empty", "the server returned no tokens")
@@ -189,8 +190,8 @@ class Endpoint:
         async with self._slots:
             reply = await self.reply(request, logprobs=True, top_logprobs=TOP_LOGPROBS)
         listed: tuple[tuple[str, float], ...] = ()
-        logprobs = reply.choices[0].logprobs
         # The client hands on what is missing or has another form as it came.
+        logprobs: Any = reply.choices[0].logprobs
         with suppress(AttributeError, IndexError, TypeError, ValueError):
             listed = tuple((e.token, float(e.logprob)) for e in logprobs.content[0].top_logprobs)
         if not listed:
@@ -215,7 +216,9 @@ class Endpoint:
         try:
             async with asyncio.timeout(self.deadline_s):
                 # In a thread, because encoding pictures would hold up the other requests.
-                messages = await asyncio.to_thread(messages_with_images, request.prompt, self.media)
+                messages: Any = await asyncio.to_thread(
+                    messages_with_images, request.prompt, self.media
+                )
                 reply = await self.client.chat.completions.create(
                     model=self.served_name,
                     messages=messages,
