@@ -220,8 +220,9 @@ def changes(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 
 def sign_flips(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, float]:
     """Share of each mode's trajectories that one scoring pushes up and the other down."""
-    products = (old["advantage"] * new["advantage"]).dropna()
-    return (products < 0).groupby(old["mode"], sort=False).mean().to_dict()
+    pairs = pd.DataFrame({"mode": old["mode"], "product": old["advantage"] * new["advantage"]})
+    by_mode = pairs.dropna().groupby("mode", sort=False)["product"]
+    return {str(mode): float(np.mean(products.to_numpy() < 0)) for mode, products in by_mode}
 
 
 def alarms(rows: pd.DataFrame, weights: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -238,7 +239,8 @@ def alarms(rows: pd.DataFrame, weights: Mapping[str, Mapping[str, float]]) -> li
         if np.count_nonzero(centred["reward"]) < LEAST_ROWS:
             continue
         # The squared correlation of each column with the reward; 0 where one is constant.
-        explained = centred.corrwith(centred["reward"]).pow(2).fillna(0.0)
+        shares = centred.corrwith(centred["reward"]).pow(2).fillna(0.0)
+        explained: dict[str, float] = dict(zip(names, shares.tolist(), strict=True))
         # Accuracy is what a reward should be made of: where it explains the reward, a part that
         # agrees with it raises no alarm.
         if explained["accuracy"] < EXPLAINED_BY_PART:
