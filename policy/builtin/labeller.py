@@ -236,9 +236,7 @@ def heldout_accuracy(model: PreTrainedModel, task: Task, num_questions: int) -> 
         wrong = [wrong_answer(rng, int(q.answer), q.addends, mistake) for q in questions]
         # Flipped, so that the verdict that is right stands first for every kind of claim.
         labels[mistake] = p_yes_and_no(model, task, questions, wrong).flip(1)
-    return {
-        kind: int((each[:, 0] > each[:, 1]).sum()) / num_questions for kind, each in labels.items()
-    }
+    return {kind: (p[:, 0] > p[:, 1]).double().mean().item() for kind, p in labels.items()}
 
 
 def balanced(accuracy: dict[str, float], shares: Sequence[float]) -> float:

@@ -242,7 +242,9 @@ def worked_example(digits: Sequence[int], thinking: bool, slips: Slips | None = 
     """
     if not thinking:
         total = sum(digits)
-        return f"{slips.maybe(total, slips.answer, 2) if slips else total:02d}"
+        if slips:
+            total = slips.maybe(total, slips.answer, 2)
+        return f"{total:02d}"
     if slips:
         # Reasoning goes on from what was read, right or wrong: the example errs in seeing alone.
         # Without such errors a policy would be sure of all that it sees.

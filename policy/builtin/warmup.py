@@ -124,8 +124,7 @@ class Task:
         raise NotImplementedError
 
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
-        """Token ids up to where sampling starts, visual tokens in place; as many where there are as
-        many addends."""
+        """Token ids up to where sampling starts; as many where there are as many addends."""
         raise NotImplementedError
 
     def sampled(

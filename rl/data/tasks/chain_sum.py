@@ -89,7 +89,9 @@ def worked_example(addends: Sequence[int], thinking: bool, slips: Slips | None =
     """
     if not thinking:
         total = sum(addends)
-        return f"{slips.maybe(total, slips.answer, 2) if slips else total:02d}"
+        if slips:
+            total = slips.maybe(total, slips.answer, 2)
+        return f"{total:02d}"
     lines, total = [], 0
     for label, number in zip(LABELS, addends, strict=False):
         after = total + number

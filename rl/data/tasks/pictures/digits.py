@@ -133,8 +133,7 @@ def paint(scene: DigitsScene, settings: DigitsSettings, rng: Draws) -> VisualExa
 
 
 def _grid(count: int, width: int, height: int) -> tuple[int, int, float]:
-    """The columns and rows that give `count` digits the largest cells, and what height a digit has
-    room for there, in pixels."""
+    """The columns and rows with the largest cells, and the pixels of height a digit has there."""
     # Every number of columns is tried; nine digits at most make that cheaper than a formula.
     rows = {columns: math.ceil(count / columns) for columns in range(1, count + 1)}
     tall = {n: min(height // rows[n], width // n / ASPECT) for n in rows}

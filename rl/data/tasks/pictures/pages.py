@@ -83,8 +83,7 @@ class Page:
 
     @property
     def identity(self) -> str:
-        """The same for every task that shows the page, so that none trains on what another holds
-        out."""
+        """The same for every task that shows the page: none trains on what another holds out."""
         return f"page {self.text}"
 
 
