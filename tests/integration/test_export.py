@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from policy.builtin.text_policy import ensure_tiny_policy
 from rl.config.data import SourceConfig
-from rl.config.recipe import dump, load
+from rl.config.recipe import load
 from rl.export import __main__ as export
 from rl.export import directory as serving
 from rl.export import proof as proving
@@ -76,7 +76,7 @@ def train(root: Path, settings: Sequence[str]) -> Trained:
     ask(actors, "update", make_batch(1))
     progress = {"progress": {"trained_tokens": {"short": 1, "long": 2}}, "before": {}}
     with (
-        directory.open(config, dump(config)),
+        directory.open(config),
         directory.checkpoints.writer(1, progress, keep_last=1) as path,
     ):
         ask(actors, "save", path)

@@ -379,11 +379,12 @@ def test_a_run_that_only_answers_at_once_is_served_without_a_parser(tmp_path):
     only = config(run=str(run.root), modes=modes)
     progress = {"progress": {"trained_tokens": {"quick": 10}}, "before": {}}
     with (
-        run.open(only, "fence: '```'"),
+        run.open(only),
         run.checkpoints.writer(1, progress, keep_last=1) as path,
     ):
         (path / "model").mkdir()
         (path / "model" / "config.json").write_text('{"model_type": "minicpmv"}')
+    run.config_path.write_text("fence: '```'")
     checkpoint = find_checkpoint(run.root, 1, print)
     proof = {"quick": ModeProof(16, 64, 2.5e-6, 0.0)}
     card = model_card(only, run, checkpoint, "my model", proof, {"vllm": "0.32.0"})
