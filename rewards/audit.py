@@ -28,33 +28,41 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    model_validator,
+)
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from rewards.rules.bare import math_verify_verdict
-from rewards.rules.verifier import UNVERIFIABLE, NotScorable, route_of, verify_quickly
+from rewards.rules.verifier import UNVERIFIABLE, NotScorable, Verdict, route_of, verify_quickly
 from rewards.text.format import format_reward
 from rewards.text.repetition import repetition_penalty
 from rewards.text.verification import verify_slowly
 from rewards.text.workers import SampleFailed, WorkerPool
+from rl.config.keys import problems
 from rl.config.reward import RewardConfig
 from rl.data.references import accepted_answers, reference_text
-from rl.loop.stages import Failure, Trajectory, not_scorable, split_response
+from rl.loop.stages import Failure, FinishReason, Trajectory, not_scorable, split_response
 from rl.run.command import Command, Keys, run_command
 from rl.run.files import atomic_write
 
 THINKING = {"short": False, "long": True}
-FINISH_REASONS = ("stop", "length", "abort")
 COUNTED = ("false accepts", "false rejects", UNVERIFIABLE, "failures")
 MAX_ROWS_IN_FLIGHT = 256
 """Rows that may wait for a slow one before them: they are what is held in memory."""
@@ -92,24 +100,55 @@ class AuditKeys(Keys):
         return self
 
 
-@dataclass(frozen=True)
-class Row:
+# Taken as it is: a sampled text may hold what is no Unicode, such as half a surrogate pair.
+Text = InstanceOf[str]
+
+
+class Row(BaseModel):
     """One line of the input, checked."""
 
+    model_config = ConfigDict(strict=True, frozen=True)
+
     id: Any
-    reference: str | None
+    reference: Annotated[Text, BeforeValidator(reference_text)] | None = None
     """None where there is no accuracy to be found."""
-    answer: str = ""
-    question: str = ""
-    task: str = "auto"
-    sampled: Trajectory | None = None
-    """None where there is no form to be judged."""
-    thinking: bool = False
-    domain: str = "-"
+    response: Text = ""
+    question: Text = ""
+    task: Text = "auto"
+    mode: Literal["short", "long"] | None = None
+    text: Text | None = None
+    """Of a sample whose form is to be judged."""
+    finish_reason: FinishReason = "stop"
+    domain: Text = "-"
     correct: bool | None = None
     """The label, if there is one."""
-    problem: str = ""
+    problem: Text = ""
     """Why the line is no row; nothing else of it is known then."""
+
+    @property
+    def sampled(self) -> Trajectory | None:
+        """The trajectory of a sampled text, taken apart as in training; it has no tokens."""
+        if self.text is None or self.mode is None:
+            return None
+        reasoning, answer = split_response(self.text, THINKING[self.mode])
+        return Trajectory(
+            token_ids=np.zeros(0, np.int32),
+            loss_mask=np.zeros(0, np.bool_),
+            rollout_logprobs=np.zeros(0, np.float32),
+            versions=(0, 0),
+            finish_reason=self.finish_reason,
+            text=self.text,
+            reasoning=reasoning,
+            answer=answer,
+        )
+
+    @property
+    def verified(self) -> tuple[str, str, str, str]:
+        """Reference, answer, task and question, as the rules take them."""
+        answer = self.sampled.answer if self.sampled else self.response
+        # An answer that did not end by itself is no answer, as in training.
+        answer = (answer or "") if self.finish_reason == "stop" else ""
+        return self.reference or "", answer, self.task, self.question
 
 
 @dataclass(frozen=True)
@@ -127,10 +166,6 @@ class Finding:
     math_verify: float | None = None
 
 
-class BadRow(ValueError):
-    """A line that is JSON but no row; says why."""
-
-
 def audit(keys: AuditKeys) -> int:
     """Write the verdicts and print the tables; after Ctrl-C, of the rows that are done."""
     tally: dict[str, Counter[str]] = defaultdict(Counter)
@@ -140,11 +175,15 @@ def audit(keys: AuditKeys) -> int:
         keys.source.open("rb") as lines,
         atomic_write(keys.target) as partial_path,
         partial_path.open("w", encoding="utf-8") as output,
-        _judge(keys) as judge,
+        closing(Judge(keys)) as judge,
     ):
         try:
             for row, finding in _in_order(_progressing(_rows(lines, keys.source), lines), judge):
-                output.write(f"{json.dumps(_record(row, finding, keys.against))}\n")
+                record = {"id": row.id, **vars(finding), "seconds": round(finding.seconds, 6)}
+                record["failure"] = str(finding.failure) if finding.failure else None
+                if not keys.against:
+                    del record["math_verify"]
+                output.write(f"{json.dumps(record)}\n")
                 num_bad += bool(row.problem)
                 if row.correct is not None and row.reference is not None:
                     tally[row.domain][_outcome(row, finding)] += 1
@@ -163,15 +202,6 @@ def audit(keys: AuditKeys) -> int:
         print(f"{num_bad} lines are no rows; the output says why", file=sys.stderr)
     print(f"written to {keys.target}", file=sys.stderr)
     return code
-
-
-def _record(row: Row, finding: Finding, against: str | None) -> dict[str, Any]:
-    record = {"id": row.id, **vars(finding)}
-    record |= {"parts": dict(finding.parts), "seconds": round(finding.seconds, 6)}
-    record["failure"] = str(finding.failure) if finding.failure else None
-    if not against:
-        del record["math_verify"]
-    return record
 
 
 def _outcome(row: Row, finding: Finding) -> str:
@@ -219,64 +249,71 @@ def _differences_table(differences: Sequence[tuple[Row, Finding]]) -> Table:
 class Judge:
     """Judges rows: at once where string work is enough, else in killable workers."""
 
-    def __init__(self, keys: AuditKeys, pool: WorkerPool, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, keys: AuditKeys) -> None:
         self._against = keys.against
-        self._pool = pool
-        self._threads = threads
+        # The workers start with the first row that needs one.
+        self._pool = WorkerPool(keys.workers, keys.timeout_s, keys.memory_mib)
+        # One thread a worker, and the worker is up before the first clock starts.
+        self._threads = ThreadPoolExecutor(
+            keys.workers, initializer=partial(self._pool.call, len, "")
+        )
 
-    def judge(self, row: Row) -> Finding | Future[Finding]:
+    def close(self) -> None:
+        """Kill the workers; rows under way are lost."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
+
+    def judge(self, row: Row) -> Future[Finding]:
         started = time.perf_counter()
+        finding, verdict = Finding(), None
         # A bad row keeps its place, so that output and input stay side by side.
         if row.problem:
-            return Finding(failure=Failure("bad_row", row.problem))
-        finding = Finding(parts={} if row.sampled is None else _form(row.sampled, row.thinking))
-        if row.reference is None:
-            return replace(finding, seconds=time.perf_counter() - started)
-        arguments = (row.reference, row.answer, row.task, row.question)
-        verdict = None
-        try:
-            verdict = verify_quickly(*arguments)
-            finding = replace(
-                finding,
-                route=str(verdict.route),
-                claimed=verdict.claimed,
-                how=verdict.how,
-                why=verdict.why,
-            )
-            if verdict.accuracy is not None:
-                finding = _scored(finding, verdict.accuracy, verdict.why)
-        except NotScorable as error:
-            # The route is known even of a reference in natural language, which it cannot score.
-            with suppress(NotScorable):
-                route = route_of(row.reference, row.task, row.question)
-                finding = replace(finding, route=route)
-            finding = replace(finding, failure=not_scorable(error))
+            finding = Finding(failure=Failure("bad_row", row.problem))
+        if row.sampled and row.mode:
+            form = RewardConfig().repetition
+            text = row.sampled.text
+            parts = {
+                "format": format_reward(row.sampled, THINKING[row.mode]),
+                "repetition": repetition_penalty(text, form.form, form.words, form.times),
+            }
+            finding = Finding(parts)
+        if row.reference is not None:
+            try:
+                verdict = verify_quickly(*row.verified)
+                read = (str(verdict.route), verdict.claimed, verdict.how)
+                finding = _scored(Finding(finding.parts, *read), verdict)
+            except NotScorable as error:
+                # The route is known even of a reference in natural language, which has no score.
+                with suppress(NotScorable):
+                    name = route_of(row.reference, row.task, row.question)
+                    finding = replace(finding, route=name)
+                finding = replace(finding, failure=not_scorable(error))
         finding = replace(finding, seconds=time.perf_counter() - started)
         # Only these wait for a thread; the others are judged while the file is read.
         is_open = verdict is not None and verdict.accuracy is None
-        if is_open or self._against:
+        if is_open or (self._against and row.reference is not None):
             return self._threads.submit(self._slowly, row, finding, verdict if is_open else None)
-        return finding
+        done: Future[Finding] = Future()
+        done.set_result(finding)
+        return done
 
-    def _slowly(self, row: Row, finding: Finding, verdict: Any) -> Finding:
-        assert row.reference is not None, "only such rows are sent here"
+    def _slowly(self, row: Row, finding: Finding, verdict: Verdict | None) -> Finding:
         started = time.perf_counter() - finding.seconds
         if verdict is not None:
-            arguments = (row.reference, row.answer, row.task, row.question)
             try:
-                decided = verify_slowly(self._pool, verdict, *arguments)
-                finding = _scored(finding, decided.accuracy or 0.0, decided.why)
+                finding = _scored(finding, verify_slowly(self._pool, verdict, *row.verified))
             except NotScorable as error:
                 finding = replace(finding, failure=not_scorable(error))
             except SampleFailed as failed:
                 finding = replace(finding, failure=failed.failure)
             finding = replace(finding, seconds=time.perf_counter() - started)
         if self._against:
-            references = accepted_answers(row.reference)
+            reference, answer, *_ = row.verified
             try:
                 # Any accepted answer is enough, for math-verify as for the rules.
                 theirs = max(
-                    self._pool.call(math_verify_verdict, text, row.answer) for text in references
+                    self._pool.call(math_verify_verdict, text, answer)
+                    for text in accepted_answers(reference)
                 )
             except SampleFailed:
                 theirs = None
@@ -284,60 +321,28 @@ class Judge:
         return finding
 
 
-def _scored(finding: Finding, accuracy: float, why: str) -> Finding:
-    return replace(finding, parts={"accuracy": accuracy, **finding.parts}, why=why)
-
-
-def _form(sampled: Trajectory, thinking: bool) -> dict[str, float]:
-    form = RewardConfig().repetition
-    return {
-        "format": format_reward(sampled, thinking),
-        "repetition": repetition_penalty(sampled.text, form.form, form.words, form.times),
-    }
-
-
-@contextmanager
-def _judge(keys: AuditKeys) -> Iterator[Judge]:
-    """A judge with its workers, which start with the first row that needs one and are killed at
-    the end."""
-    pool = WorkerPool(keys.workers, keys.timeout_s, keys.memory_mib)
-    # One thread a worker, and the worker is up before the first clock starts.
-    threads = ThreadPoolExecutor(keys.workers, initializer=partial(pool.call, len, ""))
-    try:
-        yield Judge(keys, pool, threads)
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        pool.close()
+def _scored(finding: Finding, verdict: Verdict) -> Finding:
+    parts = {} if verdict.accuracy is None else {"accuracy": verdict.accuracy}
+    return replace(finding, parts={**parts, **finding.parts}, why=verdict.why)
 
 
 def _in_order(rows: Iterator[Row], judge: Judge) -> Iterator[tuple[Row, Finding]]:
     """Judge rows side by side and yield them in their order."""
-    waiting: deque[tuple[Row, Finding | Future[Finding]]] = deque()
-
-    def first() -> tuple[Row, Finding]:
-        row, finding = waiting.popleft()
-        return row, finding if isinstance(finding, Finding) else finding.result()
-
+    waiting: deque[tuple[Row, Future[Finding]]] = deque()
     for row in rows:
         waiting.append((row, judge.judge(row)))
-        while waiting and (
-            len(waiting) > MAX_ROWS_IN_FLIGHT
-            or isinstance(waiting[0][1], Finding)
-            or waiting[0][1].done()
-        ):
-            yield first()
+        while waiting and (len(waiting) > MAX_ROWS_IN_FLIGHT or waiting[0][1].done()):
+            first, finding = waiting.popleft()
+            yield first, finding.result()
     # The file is read; what is left is waited for in its order.
-    while waiting:
-        yield first()
+    for row, finding in waiting:
+        yield row, finding.result()
 
 
 def _progressing(rows: Iterator[Row], lines: BinaryIO) -> Iterator[Row]:
     """Pass the rows on, with a bar of the bytes read where a person looks on."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield from rows
-        return
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("auditing", total=Path(lines.name).stat().st_size)
         for row in rows:
             progress.update(task, completed=lines.tell())
@@ -345,89 +350,39 @@ def _progressing(rows: Iterator[Row], lines: BinaryIO) -> Iterator[Row]:
 
 
 def _rows(lines: BinaryIO, source: Path) -> Iterator[Row]:
-    number = 0
-    for line_number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    stated = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    for number, (line_number, line) in enumerate(stated):
         try:
-            yield _row(json.loads(line.decode("utf-8")), number)
-        # Deep nesting is an error of the line too.
-        except (ValueError, RecursionError) as error:
-            why = str(error) if isinstance(error, BadRow) else f"is not JSON: {error}"
-            print(f"{source}, line {line_number}: {why}", file=sys.stderr)
-            yield Row(id=number, reference=None, problem=f"line {line_number}: {why}")
-        number += 1
+            yield _row(line, number)
+        except ValueError as error:
+            why = f"line {line_number}: {error}"
+            print(f"{source}, {why}", file=sys.stderr)
+            yield Row(id=number, problem=why)
 
 
-def _row(fields: Any, number: int) -> Row:
+def _row(line: bytes, number: int) -> Row:
+    """Raises ValueError that says what is wrong with the line."""
+    try:
+        fields = json.loads(line.decode("utf-8"))
+    # Deep nesting is an error of the line too.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise BadRow(f"must be an object, got {_shown(fields)}")
+        raise ValueError(f"must be an object, got {json.dumps(fields)[:80]}")
     fields = {key: value for key, value in fields.items() if value is not None}
     is_sampled = {"mode", "text"} <= fields.keys()
     if not is_sampled and not {"reference", "response"} <= fields.keys():
-        raise BadRow(
+        raise ValueError(
             "must have reference and response, or mode and text, got only "
             f"{', '.join(sorted(fields)) or 'an empty object'}"
         )
-    thinking = THINKING[_choice(fields, "mode", tuple(THINKING))] if is_sampled else False
-    correct = fields.get("correct")
-    if correct is not None and not isinstance(correct, bool):
-        raise BadRow(f"correct must be true or false, got {_shown(correct)}")
-    sampled = _sampled(fields, thinking) if is_sampled else None
-    answer = sampled.answer if sampled is not None else _text(fields, "response")
-    # An answer that did not end by itself is no answer, as in training.
-    is_finished = _choice(fields, "finish_reason", FINISH_REASONS, "stop") == "stop"
+    # A column of another meaning may have the name of a key that the row does not need.
+    others = {"problem"} if is_sampled else {"problem", "mode", "text"}
+    fields = {key: value for key, value in fields.items() if key not in others}
     try:
-        reference = reference_text(fields["reference"]) if "reference" in fields else None
-    except ValueError as error:
-        raise BadRow(str(error)) from error
-    return Row(
-        id=fields.get("id", number),
-        reference=reference,
-        answer=(answer or "") if is_finished else "",
-        question=_text(fields, "question", ""),
-        task=_text(fields, "task", "auto"),
-        sampled=sampled,
-        thinking=thinking,
-        domain=_text(fields, "domain", "-"),
-        correct=correct,
-    )
-
-
-def _sampled(fields: Mapping[str, Any], thinking: bool) -> Trajectory:
-    """The trajectory of a sampled text, taken apart as in training; it has no tokens."""
-    text = _text(fields, "text")
-    reasoning, answer = split_response(text, thinking)
-    return Trajectory(
-        token_ids=np.zeros(0, np.int32),
-        loss_mask=np.zeros(0, np.bool_),
-        rollout_logprobs=np.zeros(0, np.float32),
-        versions=(0, 0),
-        finish_reason=_choice(fields, "finish_reason", FINISH_REASONS, "stop"),
-        text=text,
-        reasoning=reasoning,
-        answer=answer,
-    )
-
-
-def _text(fields: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    value = fields.get(key, default)
-    if not isinstance(value, str):
-        raise BadRow(f"{key} must be text, got {_shown(value)}")
-    return value
-
-
-def _choice(
-    fields: Mapping[str, Any], key: str, choices: tuple[str, ...], default: str | None = None
-) -> Any:
-    value = _text(fields, key, default)
-    if value not in choices:
-        raise BadRow(f"{key} must be one of {', '.join(choices)}, got {_shown(value)}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:80]
+        return Row.model_validate({"id": number} | fields)
+    except ValidationError as error:
+        raise ValueError("; ".join(problems(error, {}, Row))) from error
 
 
 COMMAND = Command("rewards.audit", __doc__, AuditKeys, audit)

@@ -12,23 +12,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import sympy
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import (
-    Basic,
-    Eq,
-    Expr,
-    Float,
-    I,
-    Mul,
-    Pow,
-    Rational,
-    Union,
-    log,
-    oo,
-    solve_univariate_inequality,
-    sympify,
-)
-from sympy import Interval as Range
+from sympy import Eq, Expr, Rational
 from sympy.core.relational import Relational
 
 from rewards.rules.kinds.expressions import UnparsedReference
@@ -55,8 +41,8 @@ _FIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\\(?:prime|hbar)(?![a-zA-Z])", " h "),
     )
 )
-_FACTORED = re.compile(r"\bfactor(?:i[sz]e)?\b|因式分解", re.IGNORECASE)
-_EXPANDED = re.compile(r"\bexpand|\bmultiply out|展开", re.IGNORECASE)
+_FACTORED = re.compile(r"(?i)\bfactor(?:i[sz]e)?\b|因式分解")
+_EXPANDED = re.compile(r"(?i)\bexpand|\bmultiply out|展开")
 
 # Fractions of large primes: a small number is likely to be a root of what is compared there.
 _PRIMES = (31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
@@ -80,30 +66,29 @@ def equal_by_algebra(reference: str, answer: str, question: str) -> bool:
     left, right = wanted[0], given[0]
     if isinstance(left, Expr) and isinstance(right, Expr):
         # To expand a product undoes what "factor" asked for, though the value is the same.
-        is_undone = (
-            _FACTORED.search(question) and left.is_Mul != right.is_Mul and not right.is_Pow
-        ) or (_EXPANDED.search(question) and _has_product(right) and not _has_product(left))
-        return not is_undone and _same_value(left, right)
-    if "=" in reference and "=" in answer and not isinstance(right, Eq | Expr):
-        return False
+        if _FACTORED.search(question) and left.is_Mul != right.is_Mul and not right.is_Pow:
+            return False
+        if _EXPANDED.search(question) and _has_product(right) and not _has_product(left):
+            return False
+        return _same_value(left, right)
+    are_equations = "=" in reference and "=" in answer
     # Named values were compared above without their names; now as equations, each in any form.
-    if "=" in plain(reference) and "=" in plain(answer):
-        sides = [_parsed(plain(text))[:1] for text in (reference, answer)]
-        if all(side and isinstance(side[0], Eq) for side in sides):
-            return _same_equation(sides[0][0], sides[1][0])
+    sides = [_parsed(plain(text))[:1] for text in (reference, answer)] if are_equations else [[]]
+    if all(side and isinstance(side[0], Eq) for side in sides):
+        return _same_equation(sides[0][0], sides[1][0])
     # math-verify's own timeouts are off: they rest on signal.alarm, which does nothing outside a
     # main thread, and the worker that runs this can be killed.
-    is_known = isinstance(left, Basic) and isinstance(right, Basic)
+    is_known = isinstance(left, sympy.Basic) and isinstance(right, sympy.Basic)
+    is_known = is_known and (not are_equations or isinstance(right, Eq | Expr))
     return is_known and bool(verify(left, right, timeout_seconds=None))
 
 
 def _has_product(expression: Any) -> bool:
     """Whether a sum is multiplied, or raised to a whole power, anywhere."""
-    return any(
-        any(factor.is_Add for factor in node.args[: 1 if node.is_Pow else None])
-        and (node.is_Mul or (node.exp.is_Integer and node.exp > 1))
-        for node in expression.atoms(Mul, Pow)
-    )
+    factors = {factor for product in expression.atoms(sympy.Mul) for factor in product.args}
+    powers = expression.atoms(sympy.Pow)
+    factors |= {power.base for power in powers if power.exp.is_Integer and power.exp > 1}
+    return any(factor.is_Add for factor in factors)
 
 
 def _same_value(left: Any, right: Any) -> bool:
@@ -113,17 +98,17 @@ def _same_value(left: Any, right: Any) -> bool:
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     if symbols and all(str(symbol) == "i" for symbol in symbols):
         # Where i is the only letter it is the imaginary unit.
-        left, right = (side.subs(dict.fromkeys(symbols, I)) for side in (left, right))
+        left, right = (side.subs(dict.fromkeys(symbols, sympy.I)) for side in (left, right))
         symbols = []
     # Floats cannot tell 1/2^98 from 1/2^99 beside 0; rationals can.
     if left.is_Rational and right.is_Rational:
         return left.doit() == right.doit()
     # A decimal answer to an irrational reference can only be near it.
-    is_float = bool(left.atoms(Float) | right.atoms(Float))
+    is_float = bool(left.atoms(sympy.Float) | right.atoms(sympy.Float))
     tolerance = FLOAT_TOLERANCE if is_float else 10.0 ** (5 - MANY_DIGITS)
     # Letters stand for counts, lengths and rates, so roots and logarithms need only agree where
     # they are real; without them the last point, which is negative, tells x from |x|.
-    powers = left.atoms(Pow, log) | right.atoms(Pow, log)
+    powers = left.atoms(sympy.Pow, sympy.log) | right.atoms(sympy.Pow, sympy.log)
     has_roots = any(not power.is_Pow or not power.exp.is_integer for power in powers)
     points = _POINTS[:1] if not symbols else _POINTS[:-1] if has_roots else _POINTS
     for point in points:
@@ -155,9 +140,8 @@ def _same_equation(wanted: Any, given: Any) -> bool:
         if not below or not above.is_number or not below.is_number:
             return False
         ratios.append(above / below)
-    return all(abs(ratio - ratios[0]) <= 1e-20 * abs(ratios[0]) for ratio in ratios) and bool(
-        ratios[0]
-    )
+    near = 1e-20 * abs(ratios[0])
+    return bool(near) and all(abs(ratio - ratios[0]) <= near for ratio in ratios)
 
 
 @lru_cache(maxsize=256)
@@ -186,9 +170,8 @@ def _numbered(match: re.Match[str]) -> str:
     index = re.sub(r"[{}\s\\]", "", match[2])
     if match[1] in ("\\log", "\\sum", "\\int", "\\prod", "\\lim") or index.isdigit():
         return match[0]
-    return (
-        f"{match[1]}_{{{sum(ord(sign) * 7**place for place, sign in enumerate(index)) % 100_000}}}"
-    )
+    number = sum(ord(sign) * 7**place for place, sign in enumerate(index)) % 100_000
+    return f"{match[1]}_{{{number}}}"
 
 
 def solves(wanted: list[Interval], answer: str) -> bool:
@@ -197,21 +180,19 @@ def solves(wanted: list[Interval], answer: str) -> bool:
     if not given or not isinstance(given[0], Relational) or len(given[0].free_symbols) != 1:
         return False
     symbol = next(iter(given[0].free_symbols))
-    ranges = []
-    for piece in wanted:
-        ends = []
-        for end in (piece.low, piece.high):
-            infinite = {INFINITY: oo, MINUS_INFINITY: -oo}.get(end)
-            read = [infinite] if infinite is not None else _parsed(end)
-            if not read:
-                return False
-            ends.append(sympify(read[0]))
-        ranges.append(Range(ends[0], ends[1], not piece.has_low, not piece.has_high))
     # math-verify reads capital letters as small ones.
     if wanted[0].letter and wanted[0].letter.casefold() != str(symbol).casefold():
         return False
+    infinite = {INFINITY: [sympy.oo], MINUS_INFINITY: [-sympy.oo]}
+    ranges = []
+    for piece in wanted:
+        ends = [infinite.get(end) or _parsed(end) for end in (piece.low, piece.high)]
+        if not all(ends):
+            return False
+        low, high = (sympy.sympify(end[0]) for end in ends)
+        ranges.append(sympy.Interval(low, high, not piece.has_low, not piece.has_high))
     try:
-        solution = solve_univariate_inequality(given[0], symbol, relational=False)
+        solution = sympy.solve_univariate_inequality(given[0], symbol, relational=False)
     except NotImplementedError:
         return False
-    return solution == Union(*ranges)
+    return solution == sympy.Union(*ranges)

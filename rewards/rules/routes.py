@@ -9,27 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rewards.rules.kinds.choices import chosen_text, equal_choices, is_choice, is_letters
+from rewards.rules.kinds import sequences
+from rewards.rules.kinds.choices import equal_choices, is_choice, is_letters
 from rewards.rules.kinds.comparison import Ask, Equal
 from rewards.rules.kinds.dates import equal_dates, is_date
 from rewards.rules.kinds.expressions import equal_expressions, is_expression
 from rewards.rules.kinds.graded import GRADED, is_gradable
-from rewards.rules.kinds.intervals import claims_interval, equal_intervals, is_interval
-from rewards.rules.kinds.matrices import equal_matrices, is_matrix
-from rewards.rules.kinds.members import equal_cells, equal_numbers, is_cell
+from rewards.rules.kinds.intervals import claims_interval, equal_intervals, read_intervals
+from rewards.rules.kinds.matrices import equal_matrices, read_matrix
+from rewards.rules.kinds.members import equal_cells, equal_numbers
 from rewards.rules.kinds.quantities import equal_quantities, is_measured, is_quantity
-from rewards.rules.kinds.sequences import (
-    claims_set,
-    claims_unordered,
-    equal_lists,
-    equal_sets,
-    equal_tuples,
-    equal_unordered,
-    is_items,
-    is_list,
-    is_set,
-    is_tuple,
-)
 from rewards.rules.kinds.texts import equal_texts, is_short_text, is_text
 from rewards.rules.kinds.yes_no import equal_yes_no, is_yes_no
 from rewards.rules.reading.notation import plain_words
@@ -45,6 +34,14 @@ def _never(reference: str, question: str) -> bool:
     return False
 
 
+def _if_read(read: Callable[[str], object]) -> Callable[[str, str], bool]:
+    return lambda reference, question: read(reference) is not None
+
+
+def _same_words(reference: str, answer: str, ask: Ask) -> bool:
+    return plain_words(reference) == plain_words(answer)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One way to verify."""
@@ -53,7 +50,7 @@ class Kind:
     """Goes to the ledger with every score; raise it when a verdict may change."""
     reads: Callable[[str, str], bool]
     """Whether a reference to a question can be of this kind; never hangs."""
-    equal: Equal
+    equal: Equal = _same_words
     claims: Callable[[str, str], bool] | None = None
     """Whether to choose this kind unasked; as `reads` if it is not given."""
     grade: Callable[[Sequence[str], str, str], float] | None = None
@@ -64,46 +61,33 @@ class Kind:
     takes_option: bool = False
     """An answer may give the letter of the option whose text is the reference."""
 
-    def applies(self, reference: str, question: str) -> bool:
-        if self.grade is None and len(reference) > MAX_RULE_CHARACTERS:
-            return False
-        return (self.claims or self.reads)(reference, question)
-
-
-def _with_option(equal: Equal) -> Equal:
-    def compare(reference: str, answer: str, ask: Ask) -> bool | None:
-        return equal(reference, chosen_text(answer, ask.question) or answer, ask)
-
-    return compare
-
-
-def _same_words(reference: str, answer: str, ask: Ask) -> bool:
-    return plain_words(reference) == plain_words(answer)
-
 
 ROUTES: dict[str, Kind] = {
     # Order matters: the first kind that claims a reference takes it.
     "yes_no": Kind(3, is_yes_no, equal_yes_no),
     "choice": Kind(3, is_letters, equal_choices, claims=is_choice),
-    "quantity": Kind(3, is_quantity, _with_option(equal_quantities), claims=is_measured),
-    "number": Kind(
-        4,
-        lambda reference, question: number_literal(reference) is not None,
-        _with_option(equal_numbers),
+    "quantity": Kind(3, is_quantity, equal_quantities, claims=is_measured, takes_option=True),
+    "number": Kind(4, _if_read(number_literal), equal_numbers, takes_option=True),
+    "date": Kind(4, is_date, equal_dates, takes_option=True),
+    "matrix": Kind(3, _if_read(read_matrix), equal_matrices),
+    "interval": Kind(
+        3, _if_read(read_intervals), equal_intervals, claims=claims_interval, takes_or=True
     ),
-    "date": Kind(3, is_date, _with_option(equal_dates)),
-    "matrix": Kind(3, is_matrix, equal_matrices),
-    "interval": Kind(3, is_interval, equal_intervals, claims=claims_interval, takes_or=True),
-    "set": Kind(3, is_set, equal_sets, claims=claims_set, takes_or=True),
-    "tuple": Kind(3, is_tuple, equal_tuples, takes_or=True),
-    "unordered_list": Kind(3, is_items, equal_unordered, claims=claims_unordered, takes_or=True),
-    "list": Kind(3, is_items, equal_lists, claims=is_list),
-    "expression": Kind(4, is_expression, _with_option(equal_expressions)),
-    "cell": Kind(3, is_cell, equal_cells, claims=_never),
-    **{
-        name: Kind(1, is_gradable, _same_words, claims=_never, grade=grade)
-        for name, grade in GRADED.items()
-    },
-    "text": Kind(4, is_text, _with_option(equal_texts), claims=is_short_text),
-    NATURAL: Kind(1, lambda reference, question: True, _same_words),
+    "set": Kind(
+        3, sequences.is_set, sequences.equal_sets, claims=sequences.claims_set, takes_or=True
+    ),
+    "tuple": Kind(3, sequences.is_tuple, sequences.equal_tuples, takes_or=True),
+    "unordered_list": Kind(
+        3,
+        sequences.is_items,
+        sequences.equal_unordered,
+        claims=sequences.claims_unordered,
+        takes_or=True,
+    ),
+    "list": Kind(3, sequences.is_items, sequences.equal_lists, claims=sequences.is_list),
+    "expression": Kind(4, is_expression, equal_expressions, takes_option=True),
+    "cell": Kind(3, is_text, equal_cells, claims=_never),
+    **{name: Kind(1, is_gradable, claims=_never, grade=grade) for name, grade in GRADED.items()},
+    "text": Kind(5, is_text, equal_texts, claims=is_short_text, takes_option=True),
+    NATURAL: Kind(1, lambda reference, question: True),
 }

@@ -1,39 +1,40 @@
 """Rule verification: does a response say the same as the reference?
 
-Two steps: which answer does the text claim, and how was it found (reading/candidates.py); and is
-that claim, in one of its readings (reading/claims.py), equal to the reference by the rules of the
-reference's kind (routes.py)? What plain string work cannot settle is left to sympy (algebra.py) and
-pint, which run in a killable worker (rewards/text/workers.py). Loads without torch and sympy.
+Which answer does the text claim (reading/candidates.py), and is that claim, in one of its readings
+(reading/claims.py), equal to the reference by the rules of its kind (routes.py)? What string work
+cannot settle is left to sympy and pint, in a killable worker. Loads without torch and sympy.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, zip_longest
 
-from rewards.rules.kinds.choices import contradicts_option
+from rewards.rules.kinds.choices import chosen_text, contradicts_option
 from rewards.rules.kinds.comparison import Ask
 from rewards.rules.kinds.expressions import UnparsedReference, is_too_large
 from rewards.rules.kinds.members import names_differ
 from rewards.rules.reading.candidates import MAX_CHARACTERS, Candidate, claimed
 from rewards.rules.reading.claims import hedges, readings, talks_to_grader
-from rewards.rules.reading.notation import plain, plain_words, settle
+from rewards.rules.reading.notation import plain, settle
 from rewards.rules.reading.numbers import number_literal
 from rewards.rules.reading.units import read_unit
 from rewards.rules.routes import MAX_RULE_CHARACTERS, NATURAL, ROUTES, Kind
 from rl.data.references import accepted_answers
 from rl.loop.stages import Route
 
+MAX_QUESTION_CHARACTERS = 20_000
+"""What is behind them is not read: a question may hold a whole document."""
 MAX_SHOWN_CHARACTERS = 200
 MAX_READINGS = 40
 UNVERIFIABLE = "unverifiable"
-"""Begins the reason of a response that is wrong because it cannot be evaluated within the
-limits."""
+"""Begins the reason of a response that is wrong because evaluating it breaks the limits."""
 
 # Only a text with one of these is searched for an answer; any other reference is one, all of it.
-_MARKER = re.compile(r"\\f?box|<answer>|answer|答案|\*\*|(?:^|\n)A:", re.IGNORECASE)
-_OR = re.compile(r"\bor\b|或者?", re.IGNORECASE)
+_MARKER = re.compile(r"(?i)\\f?box|<answer>|answer|答案|\*\*|(?:^|\n)A:")
+_OR = re.compile(r"(?i)\bor\b|或者?")
 
 
 class NotScorable(ValueError):
@@ -57,8 +58,7 @@ class Verdict:
 
 
 def verify_quickly(reference: str, answer: str, task: str = "auto", question: str = "") -> Verdict:
-    """Compare by string work alone: 1.0 only if the claimed answer is the reference, and less than
-    that, but not 0, on a route that gives partial credit alone.
+    """Compare by string work alone; accuracies between 0 and 1 come from the graded routes only.
 
     task: a route's name, or `auto` to choose by the reference. question: read for options, units
     and whether order matters. Raises NotScorable for a reference that no route takes, and for one
@@ -67,12 +67,10 @@ def verify_quickly(reference: str, answer: str, task: str = "auto", question: st
     name = route_of(reference, task, question)
     # Read even where it decides nothing: people want to see what was read.
     candidate = claimed(answer)
-    verdict = Verdict(0.0, Route(name, ROUTES[name].version))
-    if candidate is not None:
-        shown = candidate.text[:MAX_SHOWN_CHARACTERS]
-        verdict = replace(verdict, claimed=shown, how=candidate.how)
-    accuracy, why = _decide(reference, answer, candidate, task, Ask(question))
-    return replace(verdict, accuracy=accuracy, why=why)
+    shown, how = (candidate.text[:MAX_SHOWN_CHARACTERS], candidate.how) if candidate else ("", "")
+    ask = Ask(question[:MAX_QUESTION_CHARACTERS])
+    accuracy, why = _decide(reference, answer, candidate, task, ask)
+    return Verdict(accuracy, Route(name, ROUTES[name].version), shown, how, why)
 
 
 def symbolic(reference: str, answer: str, task: str = "auto", question: str = "") -> float:
@@ -80,31 +78,27 @@ def symbolic(reference: str, answer: str, task: str = "auto", question: str = ""
 
     Raises NotScorable for a reference that sympy cannot read.
     """
-    ask = Ask(question, may_load=True)
+    ask = Ask(question[:MAX_QUESTION_CHARACTERS], may_load=True)
     return _decide(reference, answer, claimed(answer), task, ask)[0] or 0.0
 
 
 def check_reference(reference: str, task: str = "auto", question: str = "") -> float:
-    """Evaluate a reference alone, beside a number; if that ends, whatever did not end with a
-    response is the response's fault. Only for killable workers."""
-    ask = Ask(question, may_load=True)
+    """Evaluate a reference beside a number: if that ends, what did not end is the response's fault.
+    Only for killable workers."""
+    ask = Ask(question[:MAX_QUESTION_CHARACTERS], may_load=True)
     for text in accepted_answers(reference):
-        name, wanted = _resolved(text, task, question)
+        name, wanted = _resolved(text, task, ask.question)
         ROUTES[name].equal(wanted, "7.5", ask)
     return 1.0
 
 
 def route_of(reference: str, task: str = "auto", question: str = "") -> str:
-    """The route a reference takes, the first of its accepted answers if it has several; raises
-    NotScorable if there is none."""
-    return _resolved(accepted_answers(reference)[0], task, question)[0]
+    """The route of a reference, by the first of its answers; raises NotScorable if it has none."""
+    return _resolved(accepted_answers(reference)[0], task, question[:MAX_QUESTION_CHARACTERS])[0]
 
 
 def reference_answer(reference: str) -> str:
-    """Return the answer a reference states, out of its `\\boxed{}` or the like.
-
-    Raises NotScorable for a reference that states none.
-    """
+    """The answer a reference states, out of its `\\boxed{}`; raises NotScorable if it has none."""
     # A reference that long is a document, and no answer.
     if len(reference) > MAX_CHARACTERS:
         raise NotScorable(f"the reference is {len(reference)} characters long, without an answer")
@@ -123,12 +117,15 @@ def _resolved(text: str, task: str, question: str) -> tuple[str, str]:
     kind = ROUTES.get(task)
     # What is graded character by character is the reference as it stands.
     wanted = text if kind and kind.grade else reference_answer(text)
+    # Bounded here for all kinds, whose patterns need not care how long a text is then.
+    is_short = len(wanted) <= MAX_RULE_CHARACTERS
     if task == "auto":
-        name = next(name for name, kind in ROUTES.items() if kind.applies(wanted, question))
-        return name, wanted
+        kinds = ROUTES.items() if is_short else ()
+        fitting = (name for name, kind in kinds if (kind.claims or kind.reads)(wanted, question))
+        return next(fitting, NATURAL), wanted
     if kind is None:
         raise NotScorable(f"there is no reward for task {task!r}, only auto, {', '.join(ROUTES)}")
-    if not kind.reads(wanted, question):
+    if not (is_short or kind.grade or task == NATURAL) or not kind.reads(wanted, question):
         raise NotScorable(f"the reference is not of task {task!r}: {wanted[:80]!r}")
     return task, wanted
 
@@ -142,55 +139,50 @@ def _decide(
     if kind and kind.grade:
         score = kind.grade(accepted, answer, ask.question)
         return score, "" if score == 1 else f"{task} gives {score:.3g}"
-    found: list[tuple[float | None, str]] = []
+    decided: list[tuple[float | None, str]] = []
     for text in accepted:
-        name, wanted = _resolved(text, task, ask.question)
-        if name == NATURAL:
-            texts = (answer, candidate.text if candidate else "")
-            if not any(plain_words(wanted) == plain_words(said) for said in texts):
-                raise NotScorable("natural language: needs the probability reward")
-            return 1.0, ""
-        if is_too_large(wanted):
-            # A tower of powers is itself as it is written, and no number that can be written out.
-            if candidate and "".join(candidate.text.split()) == "".join(wanted.split()):
-                return 1.0, ""
-            if candidate is None or number_literal(candidate.text) is None:
-                raise NotScorable("the reference holds a number too large to evaluate")
-            found.append((0.0, "differs"))
-            continue
-        # What makes a claim no answer is the same for all kinds.
-        why = _refusal(ROUTES[name], wanted, candidate, ask.question)
-        if candidate is None or why:
-            found.append((0.0, why))
-            continue
-        try:
-            verdict = _any_reading(ROUTES[name], wanted, candidate, ask)
-        except UnparsedReference as error:
-            raise NotScorable(str(error)) from error
-        found.append(
-            (None, "") if verdict is None else (float(verdict), "" if verdict else "differs")
-        )
-        if verdict:
+        decided.append(_compared(*_resolved(text, task, ask.question), answer, candidate, ask))
+        if decided[-1][0] == 1:
             break
     # Any accepted answer is enough; an open one may still be right.
-    return max(found, key=lambda decided: 0.5 if decided[0] is None else decided[0])
+    return max(decided, key=lambda verdict: 0.5 if verdict[0] is None else verdict[0])
 
 
-def _refusal(kind: Kind, wanted: str, candidate: Candidate | None, question: str) -> str:
-    """Why a claim is no answer, whatever it says; nothing if it may be one."""
-    if candidate is None or not candidate.text.strip():
-        return "no answer is claimed"
-    text = candidate.text
-    stated = _OR.sub(" ", text) if kind.takes_or else text
-    found = {
+def _compared(
+    name: str, wanted: str, answer: str, candidate: Candidate | None, ask: Ask
+) -> tuple[float | None, str]:
+    """Accuracy and reason by one accepted answer."""
+    kind, text = ROUTES[name], candidate.text if candidate else ""
+    unhedged = _OR.sub(" ", text) if kind.takes_or else text
+    if name == NATURAL:
+        if not any(kind.equal(wanted, said, ask) for said in (answer, text)):
+            raise NotScorable("natural language: needs the probability reward")
+        return 1.0, ""
+    if is_too_large(wanted):
+        # A tower of powers is itself as it is written, and no number that can be written out.
+        if "".join(text.split()) == "".join(wanted.split()):
+            return 1.0, ""
+        if number_literal(text) is None:
+            raise NotScorable("the reference holds a number too large to evaluate")
+        return 0.0, "differs"
+    if candidate is None or not text.strip():
+        return 0.0, "no answer is claimed"
+    # What makes a claim no answer is the same for all kinds.
+    refusals = {
         "what is claimed is too long for an answer": len(text) > MAX_RULE_CHARACTERS,
         "talks to the grader": not candidate.is_marked and talks_to_grader(text),
-        "leaves open which of several it means": hedges(stated, wanted),
-        "letter and text name different options": contradicts_option(text, question),
+        "leaves open which of several it means": hedges(unhedged, wanted),
+        "letter and text name different options": contradicts_option(text, ask.question),
         "names another letter": names_differ(wanted, text),
         f"{UNVERIFIABLE}: a number too large to evaluate": is_too_large(text),
     }
-    return next((why for why, is_so in found.items() if is_so), "")
+    if why := next((why for why, is_so in refusals.items() if is_so), ""):
+        return 0.0, why
+    try:
+        verdict = _any_reading(kind, wanted, candidate, ask)
+    except UnparsedReference as error:
+        raise NotScorable(str(error)) from error
+    return (None, "") if verdict is None else (float(verdict), "" if verdict else "differs")
 
 
 def _any_reading(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> bool | None:
@@ -206,15 +198,13 @@ def _any_reading(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> boo
         units = [phrase for phrase in phrases if phrase and read_unit(plain(phrase))]
         texts += [f"{candidate.text} {unit}" for unit in units[:1]]
     is_open = False
+    stated = (values for text in texts for values in readings(text, ask.question))
     # Bounded, since each reading may take sympy some milliseconds.
-    budget = MAX_READINGS
-    for text in texts:
-        for values in readings(text, ask.question):
-            verdict = settle([kind.equal(wanted, value, ask) for value in values])
-            if verdict:
-                return True
-            is_open |= verdict is None
-            budget -= 1
-            if not budget:
-                break
+    for values in islice(stated, MAX_READINGS):
+        options = [chosen_text(value, ask.question) for value in values if kind.takes_option]
+        texts = [option or value for value, option in zip_longest(values, options)]
+        verdict = settle([kind.equal(wanted, text, ask) for text in texts])
+        if verdict:
+            return True
+        is_open |= verdict is None
     return None if is_open else False

@@ -23,19 +23,6 @@ SILENCE_S = 1800.0
 so long."""
 
 
-class TextRewardActor:
-    """TextRewards with the coroutines that Ray calls."""
-
-    def __init__(self, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> None:
-        self._rewards = TextRewards(config, modes)
-
-    async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
-        return await self._rewards.parts(group, by_rules)
-
-    async def close(self) -> None:
-        self._rewards.close()
-
-
 class TextRewardClient:
     """Implements rewards.service.TextSource."""
 
@@ -48,9 +35,7 @@ class TextRewardClient:
         """Start the actor; its first score waits until it is up."""
         # Without a core of its own: the work is done in worker processes, which reward.workers
         # counts.
-        actor = ray.remote(TextRewardActor).options(
-            num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT
-        )
+        actor = ray.remote(TextRewards).options(num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT)
         return cls(actor.remote(config, dict(modes)))
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:

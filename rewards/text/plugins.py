@@ -115,11 +115,9 @@ def call_plugin(
         raise NotScorable(value)
     # A bool is a number to Python, as it should be here.
     if not isinstance(value, Real) or not math.isfinite(value):
-        raise SampleFailed(
-            "plugin_error",
-            f"{function} returned {repr(value)[:80]}; return a finite number, or a "
-            "text that says why there is none",
-        )
+        got = f"{function} returned {repr(value)[:80]}"
+        wanted = "return a finite number, or a text that says why there is none"
+        raise SampleFailed("plugin_error", f"{got}; {wanted}")
     return float(value)
 
 

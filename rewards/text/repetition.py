@@ -54,13 +54,8 @@ def _words(text: str) -> list[str]:
     """Words without their case. A "word" longer than any is cut up: loops need no spaces."""
     words: list[str] = []
     for word in _WORD.findall(_ROW_START.sub("\n\x01", text.casefold())):
-        if len(word) <= MAX_WORD_CHARACTERS:
-            words.append(word)
-        else:
-            words += [
-                word[start : start + PIECE_CHARACTERS]
-                for start in range(0, len(word), PIECE_CHARACTERS)
-            ]
+        size = len(word) if len(word) <= MAX_WORD_CHARACTERS else PIECE_CHARACTERS
+        words += [word[start : start + size] for start in range(0, len(word), size)]
     return words
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from rewards.composition import Accuracy, TextParts
 from rewards.rules.verifier import UNVERIFIABLE, NotScorable, verify_quickly
 from rewards.text.format import format_reward, mode_leak
-from rewards.text.overlong import overlong_penalty
 from rewards.text.plugins import call_plugin
 from rewards.text.repetition import repetition_penalty
 from rewards.text.verification import verify_slowly
@@ -35,24 +34,17 @@ class TextRewards:
         is_finished = trajectory.finish_reason == "stop"
         # A response that was cut off has no final answer, though half of one may look right.
         answer = (trajectory.answer or "") if is_finished else ""
-        question = question_text(prompt)
-        route = None
+        asked = (prompt.reference, answer, prompt.task, question_text(prompt))
+        route, workers = None, self._workers
         try:
-            verdict = verify_quickly(prompt.reference, answer, prompt.task, question)
+            verdict = verify_quickly(*asked)
             route = verdict.route
             if verdict.accuracy is None:
-                arguments = (prompt.reference, answer, prompt.task, question)
-                verdict = await self._workers.beside(
-                    verify_slowly, self._workers, verdict, *arguments
-                )
+                verdict = await workers.beside(verify_slowly, workers, verdict, *asked)
             # A count beside the parts, without a weight: such a response is wrong, not unscored.
-            is_unverifiable = float(verdict.why.startswith(UNVERIFIABLE))
-            return Accuracy(
-                verdict.accuracy,
-                route,
-                made_of={"unverifiable": is_unverifiable} if is_unverifiable else {},
-                claimed=Claimed(verdict.claimed, verdict.how, verdict.why),
-            )
+            made_of = {"unverifiable": 1.0} if verdict.why.startswith(UNVERIFIABLE) else {}
+            claimed = Claimed(verdict.claimed, verdict.how, verdict.why)
+            return Accuracy(verdict.accuracy, route, made_of=made_of, claimed=claimed)
         except NotScorable as error:
             return Accuracy(None, route, not_scorable(error))
         except SampleFailed as failed:
@@ -64,13 +56,14 @@ class TextRewards:
         prompt, mode = group.request.prompt, group.request.mode
         accuracy = await self._accuracy(prompt, trajectory) if by_rules else None
         parts = self._form(trajectory, mode)
+        failure = None
         try:
             parts |= await self._plugins(prompt, mode, trajectory)
         except NotScorable as error:
-            return TextParts(parts, accuracy, not_scorable(error))
+            failure = not_scorable(error)
         except SampleFailed as failed:
-            return TextParts(parts, accuracy, failed.failure)
-        return TextParts(parts, accuracy)
+            failure = failed.failure
+        return TextParts(parts, accuracy, failure)
 
     def _form(self, trajectory: Trajectory, mode: str) -> dict[str, float]:
         settings, repetition = self._modes[mode], self._config.repetition
@@ -95,11 +88,9 @@ class TextRewards:
             "reference": prompt.reference,
             "task": prompt.task,
         }
-        answered = (mode, trajectory.answer, trajectory.reasoning)
+        said = (asked, mode, trajectory.answer, trajectory.reasoning)
         return {
-            name: await self._workers.run(
-                call_plugin, plugin.file, plugin.function, asked, *answered
-            )
+            name: await self._workers.run(call_plugin, plugin.file, plugin.function, *said)
             for name, plugin in self._config.plugins.items()
         }
 
@@ -114,3 +105,18 @@ def question_text(prompt: Prompt) -> str:
     if isinstance(content, str):
         return content
     return "\n".join(piece["text"] for piece in content if piece.get("type") == "text")
+
+
+def overlong_penalty(num_tokens: int, max_tokens: int, window: int) -> float:
+    """Return DAPO's length penalty (https://arxiv.org/abs/2503.14476, eq. 13), lengths in tokens.
+
+    0 up to max_tokens - window, from there down a line to -1 at max_tokens, and -1 above. Raises
+    ValueError for a window that is not between 1 and max_tokens.
+
+    Example: overlong_penalty(90, max_tokens=100, window=20) == -0.5
+    """
+    if not 0 < window <= max_tokens:
+        raise ValueError(
+            f"the overlong window must be between 1 and max_tokens {max_tokens}, got {window}"
+        )
+    return min(0.0, max(-1.0, (max_tokens - window - num_tokens) / window))

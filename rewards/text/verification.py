@@ -8,50 +8,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rewards.rules.verifier import UNVERIFIABLE, Verdict, check_reference, symbolic, verify_quickly
+from rewards.rules.verifier import UNVERIFIABLE, Verdict, check_reference, symbolic
 from rewards.text.workers import SampleFailed, WorkerPool
 
 
-def verify(
-    workers: WorkerPool, reference: str, answer: str, task: str = "auto", question: str = ""
-) -> Verdict:
-    """The verdict on one response; blocks while a worker decides.
-
-    Raises NotScorable for a reference that cannot be checked, SampleFailed where the machine
-    failed.
-    """
-    verdict = verify_quickly(reference, answer, task, question)
-    if verdict.accuracy is not None:
-        return verdict
-    return verify_slowly(workers, verdict, reference, answer, task, question)
-
-
 def verify_slowly(
-    workers: WorkerPool,
-    open_verdict: Verdict,
-    reference: str,
-    answer: str,
-    task: str,
-    question: str,
+    workers: WorkerPool, verdict: Verdict, reference: str, answer: str, task: str, question: str
 ) -> Verdict:
-    """`verify` from where `verify_quickly` left it."""
-    arguments = (reference, answer, task, question)
-    is_second_try = False
-    while True:
+    """The verdict that `verify_quickly` left open; blocks while a worker decides.
+
+    Raises NotScorable for a reference that sympy cannot read, SampleFailed if the machine failed.
+    """
+    # A crash may be the machine's, which kills what it has no memory for: it counts when it happens
+    # twice.
+    for may_be_machine in (True, False):
         try:
-            accuracy = workers.call(symbolic, *arguments)
+            accuracy = workers.call(symbolic, reference, answer, task, question)
+            return replace(verdict, accuracy=accuracy, why="" if accuracy == 1 else "differs")
         except SampleFailed as failed:
             reason = failed.failure.reason
             if reason not in ("timeout", "memory", "crash"):
                 raise
-            if not is_second_try:
+            if may_be_machine:
                 # If the reference alone is readable on this machine now, the response is at fault;
                 # else this raises, and the sample has no score.
                 workers.call(check_reference, reference, task, question)
-            if reason != "crash" or is_second_try:
-                return replace(open_verdict, accuracy=0.0, why=f"{UNVERIFIABLE}: {reason}")
-            # A crash may be the machine's, which kills what it has no memory for: it counts when it
-            # happens twice.
-            is_second_try = True
-        else:
-            return replace(open_verdict, accuracy=accuracy, why="" if accuracy == 1 else "differs")
+            verdict = replace(verdict, accuracy=0.0, why=f"{UNVERIFIABLE}: {reason}")
+            if reason != "crash":
+                break
+    return verdict

@@ -20,6 +20,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as WorkerTimeout
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from threading import Lock
 from types import ModuleType
@@ -58,15 +59,8 @@ class WorkerPool:
         # The server imports once, so that a replaced worker is there in milliseconds.
         context.set_forkserver_preload([PRELOAD, __name__])
         self._timeout_s = timeout_s
-        self._open = lambda: ProcessPool(
-            max_workers=num_workers,
-            # sympy keeps what it computed; a process that lived for ever would reach its memory
-            # limit.
-            max_tasks=SAMPLES_PER_PROCESS,
-            initializer=_prepare_worker,
-            initargs=(memory_mib,),
-            context=context,
-        )
+        prepared = {"initializer": _prepare_worker, "initargs": (memory_mib,), "context": context}
+        self._open = partial(ProcessPool, num_workers, SAMPLES_PER_PROCESS, **prepared)
         self._pool = self._open()
         self._threads = ThreadPoolExecutor(num_workers, "reward_worker")
         self._under_way: set[Future[tuple[str, Any]]] = set()
@@ -91,9 +85,14 @@ class WorkerPool:
                 future = self._schedule(message)
                 self._under_way.add(future)
                 try:
-                    return _value(future.result(self._timeout_s + START_DEADLINE_S))
+                    kind, value = future.result(self._timeout_s + START_DEADLINE_S)
                 finally:
                     self._under_way.discard(future)
+                if kind == "not_scorable":
+                    raise NotScorable(value)
+                if kind == "failed":
+                    raise SampleFailed(value.reason, value.detail)
+                return value
             except BrokenProcessPool:
                 continue  # A worker without a sample died; this one is not at fault.
             except WorkerTimeout:
@@ -127,15 +126,6 @@ class WorkerPool:
                 )
 
 
-def _value(reply: tuple[str, Any]) -> Any:
-    kind, value = reply
-    if kind == "not_scorable":
-        raise NotScorable(value)
-    if kind == "failed":
-        raise SampleFailed(value.reason, value.detail)
-    return value
-
-
 @contextmanager
 def _no_main() -> Iterator[None]:
     """Hide the main script of this process while a worker may be started.
@@ -158,9 +148,8 @@ def _message(function: Callable, arguments: tuple) -> bytes:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise SampleFailed("crash", f"the sample cannot be sent to a worker: {error}") from error
     if len(message) > MAX_MESSAGE_BYTES:
-        raise SampleFailed(
-            "memory", f"the sample is {len(message)} bytes long, a worker takes {MAX_MESSAGE_BYTES}"
-        )
+        detail = f"the sample is {len(message)} bytes long, a worker takes {MAX_MESSAGE_BYTES}"
+        raise SampleFailed("memory", detail)
     return message
 
 
@@ -198,11 +187,10 @@ def _bounded(timeout_s: float, message: bytes) -> tuple[str, Any]:
     except NotScorable as error:
         return "not_scorable", str(error)[:MAX_ERROR_CHARACTERS]
     except SampleFailed as failed:
-        detail = failed.failure.detail[:MAX_ERROR_CHARACTERS]
-        return "failed", Failure(failed.failure.reason, detail)
+        reason, why = failed.failure.reason, failed.failure.detail
+        return "failed", Failure(reason, why[:MAX_ERROR_CHARACTERS])
     except (Exception, SystemExit) as error:
-        why = f"{type(error).__name__}: {error}"
-        return "failed", Failure("crash", why[:MAX_ERROR_CHARACTERS])
+        return "failed", Failure("crash", f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS])
     if not isinstance(value, int | float | str) or len(str(value)) > MAX_MESSAGE_BYTES:
         return "failed", Failure("crash", f"{type(value).__name__} is no number and no short text")
     return "value", value

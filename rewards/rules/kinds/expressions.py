@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from math import isqrt
 
 from rewards.rules.kinds.comparison import Ask
 from rewards.rules.reading.notation import INNER_TEXT, plain_value
+from rewards.rules.reading.wording import words
 
 MAX_EXPRESSION_CHARS = 400
 MAX_EXPONENT_DIGITS = 5
@@ -14,20 +16,14 @@ MAX_EXPONENT_DIGITS = 5
 _ALLOWED = re.compile(r"[0-9A-Za-z\s\\^_*+\-/=(){}\[\].,|<>&'!]+")
 _COMMAND = re.compile(r"\\(?:begin|end)\s?\{[a-z]{1,10}\*?\}|\\[a-zA-Z]+|_\{[^{}]{1,16}\}")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
-_FUNCTIONS = frozenset(
-    """sqrt sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp pi abs""".split()
-)
+_FUNCTIONS = frozenset(words("functions"))
 # Shorter runs of letters are products such as xy, unless they are one of these.
-_SMALL_WORDS = frozenset(
-    """am an and any are as at be but by can do few for has he how if in is it its me my no nor
-    not now of off on one or out she so the to two up us was we who why yes yet you""".split()
-)
+_SMALL_WORDS = frozenset(words("small_words"))
 # Dates, ranges and section numbers would come out as differences: 2024-01-02 as 2021.
 _DIGIT_PARTS = re.compile(r"[0-9]+(?:\s?[-/.:][0-9]+)+")
 _OPERATOR = re.compile(
     r"[\\^*+/=<>]|[A-Za-z)]\s?-|-\s?[0-9.]*[A-Za-z(]|[0-9\\].{0,80},|[A-Za-z]\(|[0-9]!"
-    r"|[0-9]\s?[abiknpqxyz](?![A-Za-z])"
-    r"|[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}(?![A-Za-z])"
+    r"|[0-9]\s?[abiknpqxyz](?![A-Za-z])|[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}(?![A-Za-z])"
 )
 # An answer that leaves these to the reader is the question again.
 _UNDONE = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|log)(?![a-zA-Z])|[0-9]!")
@@ -39,10 +35,9 @@ _TOWER = re.compile(
 )
 _UNIT_BEHIND = re.compile(
     r"(?:\\[ ,;]|\s)*\\(?:text|mathrm)\s?\{\s?(?:square |cubic |sq\. ?)?(?:units?"
-    r"|[a-z]{1,2}m|m|ft|in|[a-z]{3,10}s)"
-    r"\s?\}(?:\^\s?\{?[23]\}?)?\s*\$?$"
+    r"|[a-z]{1,2}m|m|ft|in|[a-z]{3,10}s)\s?\}(?:\^\s?\{?[23]\}?)?\s*\$?$"
 )
-_SIMPLIFIED = re.compile(r"simplif|simplest|radical form|化简|最简", re.IGNORECASE)
+_SIMPLIFIED = re.compile(r"(?i)simplif|simplest|radical form|化简|最简")
 _ROOT = re.compile(r"(?:\\sqrt|√)\s?[{(]?\s?([0-9]{1,9})")
 _LOG = re.compile(r"\\?(?<![A-Za-z])log(?![A-Za-z])(?!\s?_)\s?")
 
@@ -56,24 +51,16 @@ def reads_as_expression(text: str) -> bool:
     text = INNER_TEXT.sub(r" \1 ", plain_value(text))
     if not 0 < len(text) <= MAX_EXPRESSION_CHARS or not _ALLOWED.fullmatch(text):
         return False
-    runs = _LETTERS.findall(_COMMAND.sub(" ", text))
-    return all(
-        run.lower() in _FUNCTIONS or (len(run) <= 3 and run.lower() not in _SMALL_WORDS)
-        for run in runs
-    )
+    runs = {run.lower() for run in _LETTERS.findall(_COMMAND.sub(" ", text))}
+    return all(len(run) <= 3 and run not in _SMALL_WORDS for run in runs - _FUNCTIONS)
 
 
 def is_expression(reference: str, question: str = "") -> bool:
     """Whether a reference has to be compared as mathematics rather than as text."""
     text = plain_value(reference)
     # C++ is a name, not a sum.
-    if (
-        _DIGIT_PARTS.fullmatch(text)
-        or not _OPERATOR.search(text)
-        or text.rstrip("}")[-1:] in "+-*/^="
-    ):
-        return False
-    return reads_as_expression(reference)
+    is_name = _DIGIT_PARTS.fullmatch(text) or text.rstrip("}")[-1:] in "+-*/^="
+    return not is_name and bool(_OPERATOR.search(text)) and reads_as_expression(reference)
 
 
 def is_too_large(text: str) -> bool:
@@ -95,14 +82,20 @@ def equal_expressions(reference: str, answer: str, ask: Ask) -> bool | None:
     # Without a base, beside ln, the natural logarithm is meant.
     if "ln" in wanted:
         answer, given = (_LOG.sub(r"\\ln ", text) for text in (answer, given))
-    # A reference that is arithmetic asks for the form, not the value.
-    if _ARITHMETIC.fullmatch(wanted) or (_UNDONE.search(given) and not _UNDONE.search(wanted)):
-        return False
-    # One value is not several, and a chain a = b = c states two answers.
-    is_several = given.count("=") > max(1, wanted.count("=")) or (
-        "," in given and "," not in wanted
+    roots = {int(root) for root in set(_ROOT.findall(given)) - set(_ROOT.findall(wanted))}
+    refusals = (
+        # A reference that is arithmetic asks for the form, not the value.
+        _ARITHMETIC.fullmatch(wanted) or (_UNDONE.search(given) and not _UNDONE.search(wanted)),
+        # One value is not several, and a chain a = b = c states two answers.
+        given.count("=") > max(1, wanted.count("=")) or ("," in given and "," not in wanted),
+        is_too_large(given),
+        # A root that the question wants simplified.
+        _SIMPLIFIED.search(ask.question)
+        and any(
+            root % size**2 == 0 for root in roots for size in range(2, min(999, isqrt(root)) + 1)
+        ),
     )
-    if is_several or is_too_large(given) or _leaves_root(wanted, given, ask.question):
+    if any(refusals):
         return False
     if not ask.may_load:
         return None
@@ -110,19 +103,6 @@ def equal_expressions(reference: str, answer: str, ask: Ask) -> bool | None:
     from rewards.rules.algebra import equal_by_algebra
 
     return equal_by_algebra(reference, answer, ask.question)
-
-
-def _leaves_root(wanted: str, given: str, question: str) -> bool:
-    """Whether a root has been left that the question wants simplified."""
-    if not _SIMPLIFIED.search(question[:4000]):
-        return False
-    roots = [{int(root) for root in _ROOT.findall(text)} for text in (wanted, given)]
-    return any(
-        root % (factor * factor) == 0
-        for root in roots[1] - roots[0]
-        for factor in range(2, min(1000, root))
-        if factor * factor <= root
-    )
 
 
 def _squeeze(text: str) -> str:

@@ -17,12 +17,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
+from unicodedata import combining
 
 from rapidfuzz.distance import Levenshtein
 
 from rewards.rules.reading.candidates import MAX_CHARACTERS, claimed, unfenced, without_reasoning
 from rewards.rules.reading.notation import plain
+from rewards.rules.reading.numbers import SMALL
 
 MAX_REFERENCE_CHARACTERS = 4000
 """A longer reference is refused: comparing takes time by the product of the lengths, and a densely
@@ -40,14 +42,11 @@ MAX_MARKS = 30
 """Combining marks in a row that are kept, as in Unicode's stream-safe format (UAX 15): to put
 longer runs into order takes quadratic time."""
 
-_OPEN, _CLOSE, _BOX = "<answer>", "</answer>", "\\boxed{"
-_ASKS_YEAR = re.compile(r"\b(?:which|what|in the) year|\bwhen\b", re.IGNORECASE)
+_ASKS_YEAR = re.compile(r"(?i)\b(?:which|what|in the) year|\bwhen\b")
 # The normalisation of the VQA evaluation code: articles, number words, marks between words.
 _VQA_ARTICLES = frozenset({"a", "an", "the"})
-_VQA_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_VQA_NUMBERS = {word: str(number) for word, number in SMALL.items() if number <= 10}
+_VQA_NUMBERS["none"] = "0"
 _VQA_MARKS = re.compile(r"(?<!\d)[.](?!\d)|[;/\[\]\"{}()=+\\_><@`?!:*]|(?<!\d),|,(?!\d)")
 
 
@@ -60,15 +59,14 @@ def transcription_score(references: Sequence[str], answer: str, question: str = 
     if len(answer) > MAX_CHARACTERS:
         return 0.0
     text = without_reasoning(answer).strip()
-    readings = [text]
     # A page may hold such marks itself, so the whole answer is scored beside what they enclose.
-    for opening, closing in ((_OPEN, _CLOSE), (_BOX, "}")):
-        opened = text.rfind(opening)
-        closed = text.rfind(closing)
-        if opened >= 0 and opened + len(opening) <= closed:
-            readings.append(text[opened + len(opening) : closed])
+    readings = [text, unfenced(text)]
+    for opening, closing in (("<answer>", "</answer>"), ("\\boxed{", "}")):
+        _, mark, rest = text.rpartition(opening)
+        enclosed, end, _ = rest.rpartition(closing)
+        if mark and end:
+            readings.append(enclosed)
             break
-    readings.append(unfenced(text))
     return max(
         similarity(normalised(reference), normalised(reading), LEAST)
         for reference in references
@@ -114,10 +112,9 @@ def is_gradable(reference: str, question: str = "") -> bool:
 def normalised(text: str) -> str:
     """Return the text in Unicode's form NFKC, with single spaces for runs of white space."""
     if not text.isascii():
-        runs = groupby(text, key=_is_mark)
-        text = "".join(
-            "".join(islice(run, MAX_MARKS if is_mark else None)) for is_mark, run in runs
-        )
+        runs = groupby(text, lambda sign: combining(unicodedata.normalize("NFKD", sign)[0]) > 0)
+        kept = (islice(run, MAX_MARKS if is_mark else None) for is_mark, run in runs)
+        text = "".join(chain.from_iterable(kept))
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.split())
 
@@ -155,9 +152,7 @@ def _is_near(reference: str, answer: str, question: str) -> bool:
     # Years are labels of a chart: 5 % of one would be a century.
     if _ASKS_YEAR.search(question):
         return wanted == given
-    return (
-        given == wanted if wanted == 0 else abs(given - wanted) <= RELAXED_TOLERANCE * abs(wanted)
-    )
+    return abs(given - wanted) <= RELAXED_TOLERANCE * abs(wanted)
 
 
 def _chart_number(text: str) -> float | None:
@@ -173,13 +168,7 @@ def _vqa_words(text: str) -> str:
     return " ".join(_VQA_NUMBERS.get(word, word) for word in words if word not in _VQA_ARTICLES)
 
 
-def _is_mark(character: str) -> bool:
-    return unicodedata.combining(unicodedata.normalize("NFKD", character)[0]) > 0
-
-
 GRADED: dict[str, Callable[[Sequence[str], str, str], float]] = {
-    "transcription": transcription_score,
-    "anls": anls_score,
-    "relaxed": relaxed_score,
-    "vqa": vqa_score,
+    **{"transcription": transcription_score, "anls": anls_score},
+    **{"relaxed": relaxed_score, "vqa": vqa_score},
 }

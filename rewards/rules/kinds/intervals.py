@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 from rewards.rules.kinds.comparison import Ask, all_matched
 from rewards.rules.kinds.members import equal_members
-from rewards.rules.reading.notation import INNER_TEXT, plain, settle
+from rewards.rules.reading.notation import opened, plain, settle
 from rewards.rules.reading.numbers import number_literal
+from rewards.rules.reading.wording import pattern_of
 
-MAX_INTERVAL_CHARS = 200
+MAX_SOLVED_CHARS = 200
 MAX_PIECES = 6
 
 INFINITY, MINUS_INFINITY = "\\infty", "-\\infty"
-_INFINITE = re.compile(r"\\infty|\binf(?:inity)?\b|\boo\b|无穷大?", re.IGNORECASE)
+_INFINITE = re.compile(r"(?i)\\infty|\binf(?:inity)?\b|\boo\b|无穷大?")
 _UNION = re.compile(r"\s?(?:\\cup|\\lor|\\vee|\bor\b|\bunion\b|\bU\b|或者?|并|∨)\s?")
 _JOINED = re.compile(r"\s?(?:\\land|\\wedge|\band\b|且|,)\s?")
 _BRACKETS = re.compile(r"([(\[])([^()\[\],]{1,60}),([^()\[\],]{1,60})([)\]])")
@@ -27,17 +28,12 @@ _RELATION = re.compile(
 _LETTER = re.compile(r"[a-zA-Z](?:_\{?\w{1,3}\}?)?|\\(?:theta|alpha|lambda|mu)")
 _ABSOLUTE = re.compile(r"(?:\\lvert|\|)\s?([a-zA-Z])\s?(?:\\rvert|\|)")
 _MEMBER = re.compile(r"[a-zA-Z]\s?(?:\\in|=)\s?(?=[(\[])|[A-Za-z]\s?\\in\s?")
+_REALS = r"(?:\\mathbb\s?\{?R\}?|ℝ|R)"
 _SET_BUILDER = re.compile(
-    r"\\?\{\s?[a-zA-Z]\s?(?:\\in\s?(?:\\mathbb\s?\{?R\}?|R|ℝ)\s?)?(?:\||:|\\mid)\s?(.+?)\\?\}"
+    rf"\\?\{{\s?[a-zA-Z]\s?(?:\\in\s?{_REALS}\s?)?(?:\||:|\\mid)\s?(.+?)\\?\}}"
 )
-_ALL = re.compile(
-    r"\\mathbb\s?\{?R\}?|ℝ|R|all real numbers|all reals|全体实数|所有实数|实数集?|一切实数", re.I
-)
-_ASKS = re.compile(
-    r"\binterval|\binequalit|\bdomain\b|\brange of\b|区间|不等式|定义域|值域|取值范围"
-    r"|[<>≤≥]|\\[lg]eq?\b",
-    re.IGNORECASE,
-)
+_ALL = re.compile(rf"(?i){_REALS}|all real numbers|all reals|全体实数|所有实数|实数集?|一切实数")
+_ASKS = pattern_of("asks_interval")
 _MIRROR = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
@@ -51,10 +47,6 @@ class Interval:
     """Of an inequality; an interval in brackets names none."""
 
 
-def is_interval(reference: str, question: str = "") -> bool:
-    return read_intervals(reference) is not None
-
-
 def claims_interval(reference: str, question: str) -> bool:
     """Whether nothing else can be meant, such as (1, 2), a pair, or [1, 2], a list."""
     pieces = read_intervals(reference)
@@ -63,10 +55,10 @@ def claims_interval(reference: str, question: str) -> bool:
     # (1, 2) may be a pair and [1, 2] a list; only half-open, infinite or several pieces are sure.
     first = pieces[0]
     is_pair = len(pieces) == 1 and not first.letter and first.has_low == first.has_high
-    is_infinite = MINUS_INFINITY in (first.low, first.high) or INFINITY in (first.low, first.high)
+    is_infinite = {first.low, first.high} & {INFINITY, MINUS_INFINITY}
     # x is a number, so it can only be a member of an interval.
     is_member = "\\in" in plain(reference) and "\\infty" not in reference
-    return not is_pair or is_infinite or is_member or bool(_ASKS.search(question[:4000]))
+    return not is_pair or bool(is_infinite or is_member or _ASKS.search(question))
 
 
 def is_inequality(text: str) -> bool:
@@ -81,7 +73,7 @@ def equal_intervals(reference: str, answer: str, ask: Ask) -> bool | None:
         return False
     if given is None:
         # k^2 < 16 has to be solved first.
-        if not _RELATION.search(answer) or len(answer) > MAX_INTERVAL_CHARS:
+        if not _RELATION.search(answer) or len(answer) > MAX_SOLVED_CHARS:
             return False
         if not ask.may_load:
             return None
@@ -94,7 +86,7 @@ def equal_intervals(reference: str, answer: str, ask: Ask) -> bool | None:
 
 def read_intervals(text: str) -> list[Interval] | None:
     """The pieces of an interval, an inequality or a union, or None for anything else."""
-    text = INNER_TEXT.sub(r" \1 ", plain(text)) if len(text) <= MAX_INTERVAL_CHARS else ""
+    text = opened(text)
     # The whole line: it has no ends to be read.
     if _ALL.fullmatch(text):
         return [Interval(MINUS_INFINITY, INFINITY, False, False)]
@@ -104,23 +96,17 @@ def read_intervals(text: str) -> list[Interval] | None:
     if _ALL.fullmatch(text.strip()) or not text:
         return None
     parts = _UNION.split(text)
-    found: list[Interval] = []
-    for part in parts if len(parts) <= MAX_PIECES else []:
-        pieces = _bracketed(part.strip()) or _inequality(part.strip())
-        if pieces is None:
-            return None
-        found += pieces
-    return found or None
+    pieces = [_bracketed(part.strip()) or _inequality(part.strip()) for part in parts[:MAX_PIECES]]
+    is_read = all(pieces) and len(parts) == len(pieces)
+    return [piece for part in pieces for piece in part or []] if is_read else None
 
 
 def _bracketed(text: str) -> list[Interval] | None:
     # Round brackets inside the ends are no brackets of the interval: (-(1), 2).
     inner = text[1:-1].replace("(", "{").replace(")", "}")
-    match = _BRACKETS.fullmatch(text[:1] + inner + text[-1:]) if len(text) > 2 else None
-    if not match:
-        return None
-    low, high = _end(match[2]), _end(match[3])
-    if low is None or high is None or low == INFINITY or high == MINUS_INFINITY:
+    match = _BRACKETS.fullmatch(text[:1] + inner + text[-1:])
+    low, high = (_end(match[2]), _end(match[3])) if match else (None, None)
+    if not match or not low or not high or low == INFINITY or high == MINUS_INFINITY:
         return None
     has_low, has_high = match[1] == "[", match[4] == "]"
     # [∞ does not exist, so whoever wrote it made a mistake that counts.
@@ -144,39 +130,35 @@ def _end(text: str) -> str | None:
 
 
 def _inequality(text: str) -> list[Interval] | None:
-    joined = [_chain(part) for part in _JOINED.split(text)]
-    if len(joined) == 1:
-        return joined[0]
-    if len(joined) != 2 or not joined[0] or not joined[1]:
+    """`a < x <= b`, `x > a and x < b`, `|x| < a`, `x != a` and their mirror images."""
+    bounds: list[list[Interval]] = []
+    for part in _JOINED.split(text):
+        pieces = [piece.strip() for piece in _RELATION.split(part)]
+        if len(pieces) == 3:
+            bounds.append(_one_sided(pieces[0], _sign(pieces[1]), pieces[2]))
+        elif len(pieces) == 5 and _LETTER.fullmatch(pieces[2]):
+            low, first, letter, second, high = pieces
+            for sign, end in ((_MIRROR[_sign(first)], _end(low)), (_sign(second), _end(high))):
+                bounds.append(_half_line(letter, sign, end) if end else [])
+        else:
+            return None
+    if len(bounds) == 1:
+        return bounds[0] or None
+    if len(bounds) != 2 or any(len(bound) != 1 for bound in bounds):
         return None
-    first, second = joined[0][0], joined[1][0]
-    if len(joined[0]) != 1 or len(joined[1]) != 1 or first.letter != second.letter:
+    # One bounds from below and one from above.
+    both = [bound[0] for bound in bounds]
+    lows = [bound for bound in both if bound.low != MINUS_INFINITY]
+    highs = [bound for bound in both if bound.high != INFINITY]
+    if len(lows) > 1 or len(highs) > 1 or both[0].letter != both[1].letter:
         return None
-    # x > 1 and x < 3: one bounds from below and one from above.
-    if first.low == MINUS_INFINITY:
-        first, second = second, first
-    if first.high != INFINITY or second.low != MINUS_INFINITY or first.low == MINUS_INFINITY:
-        return None
-    return [Interval(first.low, second.high, first.has_low, second.has_high, first.letter)]
+    low, has_low = (lows[0].low, lows[0].has_low) if lows else (MINUS_INFINITY, False)
+    high, has_high = (highs[0].high, highs[0].has_high) if highs else (INFINITY, False)
+    return [Interval(low, high, has_low, has_high, both[0].letter)]
 
 
-def _chain(text: str) -> list[Interval] | None:
-    """`a < x <= b`, `x > a`, `|x| < a`, `x != a` and their mirror images."""
-    pieces = [piece.strip() for piece in _RELATION.split(text)]
-    if len(pieces) == 3:
-        return _one_sided(pieces[0], _sign(pieces[1]), pieces[2])
-    if len(pieces) != 5 or not _LETTER.fullmatch(pieces[2]):
-        return None
-    low, first, second, high = _end(pieces[0]), _sign(pieces[1]), _sign(pieces[3]), _end(pieces[4])
-    if first[0] == second[0] == ">":
-        low, high, first, second = high, low, second, first
-    if low is None or high is None or not (first[0] == second[0] == "<"):
-        return None
-    has_low = "=" in first and low != MINUS_INFINITY
-    return [Interval(low, high, has_low, "=" in second and high != INFINITY, pieces[2])]
-
-
-def _one_sided(left: str, sign: str, right: str) -> list[Interval] | None:
+def _one_sided(left: str, sign: str, right: str) -> list[Interval]:
+    """The half-lines of one relation; none if it says nothing of a letter."""
     if _LETTER.fullmatch(right) or _ABSOLUTE.fullmatch(right):
         left, sign, right = right, _MIRROR[sign], left
     end, absolute = _end(right), _ABSOLUTE.fullmatch(left)
@@ -186,9 +168,8 @@ def _one_sided(left: str, sign: str, right: str) -> list[Interval] | None:
             return [Interval(f"-{end}", end, has_end, has_end, letter)]
         below = _half_line(letter, "<=" if has_end else "<", f"-{end}")
         return below + _half_line(letter, sign, end)
-    if not _LETTER.fullmatch(left) or end is None or _LETTER.fullmatch(end):
-        return None
-    return _half_line(left, sign, end)
+    is_bound = _LETTER.fullmatch(left) and end is not None and not _LETTER.fullmatch(end)
+    return _half_line(left, sign, end) if is_bound and end else []
 
 
 def _sign(text: str) -> str:
@@ -210,13 +191,8 @@ def _same(wanted: Interval, given: Interval, ask: Ask) -> bool | None:
         return False
     if wanted.letter and given.letter and wanted.letter != given.letter:
         return False
-    infinite = (INFINITY, MINUS_INFINITY)
-    ends = ((wanted.low, given.low), (wanted.high, given.high))
-    return settle(
-        [
-            left == right
-            if left in infinite or right in infinite
-            else equal_members(left, right, ask)
-            for left, right in ends
-        ]
-    )
+    verdicts: list[bool | None] = []
+    for left, right in ((wanted.low, given.low), (wanted.high, given.high)):
+        is_infinite = {left, right} & {INFINITY, MINUS_INFINITY}
+        verdicts.append(left == right if is_infinite else equal_members(left, right, ask))
+    return settle(verdicts)

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
 from rewards.rules.kinds.members import equal_members
 from rewards.rules.reading.notation import plain, plain_value, settle
 from rewards.rules.reading.numbers import number_literal
 
-MAX_MATRIX_CHARS = 800
 MAX_ENTRIES = 100
 
 _LATEX = re.compile(
-    r"(?P<open>[(\[]?)\s?\\begin\s?\{(?P<kind>[pb]?(?:small)?matrix|array)\}(?:\{[clr|]{1,12}\})?"
-    r"(?P<body>.*?)\\end\s?\{(?P=kind)\}\s?(?P<close>[)\]]?)",
-    re.DOTALL,
+    r"(?s)(?P<open>[(\[]?)\s?\\begin\s?\{(?P<kind>[pb]?(?:small)?matrix|array)\}(?:\{[clr|]{1,12}\})?"
+    r"(?P<body>.*?)\\end\s?\{(?P=kind)\}\s?(?P<close>[)\]]?)"
 )
 _SEMICOLONS = re.compile(r"\[([^\[\]]*;[^\[\]]*)\]")
-_CONSTRUCTOR = re.compile(r"(?:np\.array|numpy\.array|Matrix|array)\((.*)\)", re.DOTALL)
+_CONSTRUCTOR = re.compile(r"(?s)\A(?:np\.array|numpy\.array|Matrix|array)\((.*)\)\Z")
 _VECTOR = re.compile(
     r"(?:\\langle|<|⟨)([^<>]*)(?:\\rangle|>|⟩)|[(\[]([^()=\[\]]*(?:\([^()]*\)[^()=\[\]]*)*)[)\]](?:\^\s?\{?(?:T|\\top|\\mathsf\{T\})\}?)?"
 )
 _NAME = re.compile(
-    r"(?:[A-Za-z]{1,3}|\\(?:vec|mathbf|overrightarrow)\s?\{\w{1,3}\})(?:\^\s?\{?(?:-1|T|[0-9])\}?|')?\s?=\s?(?=[(\[\\<⟨])"
+    r"\A(?:[A-Za-z]{1,3}|\\(?:vec|mathbf|overrightarrow)\s?\{\w{1,3}\})(?:\^\s?\{?(?:-1|T|[0-9])\}?|')?\s?=\s?(?=[(\[\\<⟨])"
 )
 _FACTOR = re.compile(
     r"(-?(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}|[0-9./]{1,12}|[a-z])|-)\s?\*?(?=\[|\\begin|\(\\begin)"
@@ -41,10 +40,6 @@ _COMPONENT = re.compile(
 Rows = list[list[str]]
 
 
-def is_matrix(reference: str, question: str = "") -> bool:
-    return read_matrix(reference) is not None
-
-
 def equal_matrices(reference: str, answer: str, ask: Ask) -> bool | None:
     wanted, given = read_matrix(reference), read_matrix(answer)
     if wanted and given and _UNIT_VECTORS.search(plain(answer)) and len(given) < len(wanted):
@@ -52,25 +47,18 @@ def equal_matrices(reference: str, answer: str, ask: Ask) -> bool | None:
         given = [*given, ["0"]]
     if wanted and given is None and len(wanted[0]) == 1 < len(wanted):
         # A column vector may be written in a line.
-        line = _VECTOR.fullmatch(_NAME.sub("", plain_value(answer), count=1)[:MAX_MATRIX_CHARS])
+        line = _VECTOR.fullmatch(_NAME.sub("", plain_value(answer)))
         items = split_outside_brackets(line[1] or line[2], ",") if line else None
         given = [[item] for item in items] if items else None
     if wanted is None or given is None or len(wanted) != len(given):
         return False
-    return settle(
-        [
-            all_matched(*rows, lambda left, right: equal_members(left, right, ask), ordered=True)
-            for rows in zip(wanted, given, strict=True)
-        ]
-    )
+    equal, pairs = partial(equal_members, ask=ask), zip(wanted, given, strict=True)
+    return settle([all_matched(*rows, equal, ordered=True) for rows in pairs])
 
 
 def read_matrix(text: str) -> Rows | None:
     """The rows of a matrix, all of one length, or None for anything else."""
-    text = plain_value(text) if len(text) <= MAX_MATRIX_CHARS else ""
-    text = _NAME.sub("", text, count=1) if _NAME.match(text) else text
-    if constructor := _CONSTRUCTOR.fullmatch(text):
-        text = constructor[1]
+    text = _CONSTRUCTOR.sub(r"\1", _NAME.sub("", plain_value(text)))
     # A common factor is a habit of writing, and not the task.
     factor = _FACTOR.match(text)
     text = text[factor.end() :] if factor else text
@@ -85,16 +73,13 @@ def read_matrix(text: str) -> Rows | None:
     if not factor:
         return rows
     # Numbers are multiplied here, where that is exact; the rest is left to sympy.
-    by = number_literal(f"{factor[1]}1" if factor[1] == "-" else factor[1])
-    return [
-        [
-            str(by.value * number.value)
-            if by and (number := number_literal(entry))
-            else f"{factor[1]} ({entry})"
-            for entry in row
-        ]
-        for row in rows
-    ]
+    by = number_literal("-1" if factor[1] == "-" else factor[1])
+
+    def multiplied(entry: str) -> str:
+        number = number_literal(entry)
+        return str(by.value * number.value) if by and number else f"{factor[1]} ({entry})"
+
+    return [list(map(multiplied, row)) for row in rows]
 
 
 def _latex_rows(text: str) -> Rows | None:
@@ -119,23 +104,14 @@ def _component_rows(text: str) -> Rows | None:
     letters = [term["letter"] for term in terms]
     if _COMPONENT.sub("", text).strip() or len(set(letters)) < len(letters) or not letters:
         return None
-    values = {
-        term["letter"]: (term["sign"] or "").replace("+", "") + (term["size"].strip(" *") or "1")
-        for term in terms
-    }
+    sizes = [term["sign"].replace("+", "") + (term["size"].strip(" *") or "1") for term in terms]
+    values = dict(zip(letters, sizes, strict=True))
     return [[values.get(letter, "0")] for letter in ("ijk" if "k" in values else "ij")]
 
 
 def _bracket_rows(text: str) -> Rows | None:
-    if not (text.startswith("[") and text.endswith("]")):
+    lines = (split_outside_brackets(text[1:-1], ",") or []) if text[:1] + text[-1:] == "[]" else []
+    if not all(line[:1] + line[-1:] == "[]" for line in lines):
         return None
-    lines = split_outside_brackets(text[1:-1], ",")
-    if not lines or not all(line.startswith("[") and line.endswith("]") for line in lines):
-        return None
-    rows: Rows = []
-    for line in lines:
-        entries = split_outside_brackets(line[1:-1], ",")
-        if entries is None or split_outside_brackets(line, ",") != [line]:
-            return None
-        rows.append(entries)
-    return rows
+    rows = [split_outside_brackets(line[1:-1], ",") for line in lines]
+    return [row for row in rows if row] if rows and all(rows) else None

@@ -15,9 +15,11 @@ from functools import cache, lru_cache
 from typing import Any
 
 from rewards.rules.kinds.comparison import Ask
-from rewards.rules.reading.notation import plain, plain_value
-from rewards.rules.reading.number_words import CHINESE_NUMERAL
+from rewards.rules.reading.notation import FRACTION, plain, plain_value
 from rewards.rules.reading.numbers import (
+    CHINESE_NUMERAL,
+    SCALE,
+    TIMES_TEN,
     NumberLiteral,
     number_literal,
     same_number,
@@ -32,33 +34,26 @@ from rewards.rules.reading.units import (
     read_unit,
     spellings,
 )
-from rewards.rules.reading.wording import words
+from rewards.rules.reading.wording import any_of, words
 
 MAX_QUANTITY_CHARS = 120
 MIN_CONVERTED_DIGITS = 3
 """An answer in another unit may be rounded to so many significant digits."""
 
-_SIGN = r"US\$|HK\$|[$€£¥₹₩]|USD|EUR|GBP|CNY|RMB|JPY|HKD"
-_MONEY = re.compile(rf"(?P<minus>-?)\s?(?:{_SIGN})\s?(?P<amount>.{{1,60}})")
-_SCALES = r"万亿|万|亿|(?:hundred|thousand|million|billion|trillion)(?![a-zA-Z])"
-_NUMBER = (
-    r"[+-]?\s?(?:10\s?\^\s?\{?[+-]?[0-9]{1,3}\}?|\\[dt]?frac\s?\{[0-9]{1,12}\}\s?\{[0-9]{1,12}\}|\.[0-9]+"
-    r"|[0-9][0-9., ]{0,40}(?:\s?/\s?[0-9]{1,12})?)"
-    r"(?:\s?(?:\\times|\\cdot|\*|x)\s{0,2}10\s?\^\s?\{?\s?[+-]?[0-9]{1,3}\s?\}?|e[+-]?[0-9]{1,3})?"
+_MONEY = re.compile(
+    r"(?P<minus>-?)\s?(?P<sign>US\$|HK\$|[$€£¥₹₩]|USD|EUR|GBP|CNY|RMB|JPY|HKD)\s?(?P<amount>.{1,60})"
 )
 _DIGITS_FIRST = re.compile(
-    rf"(?P<number>(?:\\approx|≈|~|约|approximately|about)?\s?{_NUMBER}(?:\s?(?:{_SCALES}))?)"
-    rf"\s?-?(?P<unit>[^0-9\s.,+-].{{0,60}})",
-    re.IGNORECASE,
+    r"(?i)(?P<number>(?:\\approx|≈|~|约|approximately|about)?\s?[+-]?\s?"
+    rf"(?:10\s?\^\s?\{{?[+-]?[0-9]{{1,3}}\}}?|{FRACTION}|\.[0-9]+"
+    r"|[0-9][0-9., ]{0,40}(?:\s?/\s?[0-9]{1,12})?)"
+    rf"(?:{TIMES_TEN}|e[+-]?[0-9]{{1,3}})?(?:\s?{SCALE})?)\s?-?(?P<unit>[^0-9\s.,+-].{{0,60}})"
 )
 _CHINESE_FIRST = re.compile(
     rf"(?P<number>[{CHINESE_NUMERAL}点]{{1,16}}?)(?P<unit>[^{CHINESE_NUMERAL}].{{0,20}})"
 )
-_RADIANS = re.compile(
-    r"(?P<sign>-?)(?:\\[dt]?frac\{(?P<top>[0-9]*)\\?pi\s?\}\{(?P<bottom>[0-9]+)\}"
-    r"|(?P<times>[0-9]*)\s?\\?pi\s?(?:/\s?(?P<over>[0-9]+))?)\s?(?:rad|radians?"
-    r"|\\text\{ ?rad(?:ians)?\})?"
-)
+_RADIANS = re.compile(r"(.*pi.*?)\s?(?:rad|radians?|\\text\{ ?rad(?:ians)?\})")
+_PI = re.compile(r"([0-9]*)\s?\\?pi(?![a-z])\s?")
 _CLOCK_HOURS = re.compile(r"([0-9]{1,3})(?::([0-5][0-9]) ?(?:hours|hrs|h)|\s?h\s?([0-5]?[0-9]))")
 _PART = re.compile(
     r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s?([^0-9\s,]{1,12}?)(?:,?\s?(?:and\s|又|零)?(?=[0-9])|$)"
@@ -74,21 +69,18 @@ _COUNTED = re.compile(
     r"|[a-z]{2,20}(?: [a-z]{2,20}){0,2}|(?:[a-z]{3,20} )?[a-z]{2,20} of [a-z]{3,20}"
 )
 # 5ab is a product, 5 cm and 5pm are not.
-_PRODUCT = re.compile(r".*[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}", re.DOTALL)
+_PRODUCT = re.compile(r"(?s).*[0-9](?!(?:am|pm|pcs|pts)\b)[a-z]{2,3}")
 _NOT_COUNTED = frozenset(words("not_counted"))
 _FILLERS = frozenset(words("fillers"))
-_VERB = r"(?:is|are|was|were|do|does|did|can|will|would|could|should|has|have|had)\b"
-_HOW_MANY = re.compile(
-    rf"\bhow many (?!{_VERB}|left\b)(\w+(?: (?!{_VERB}|and\b|how\b)\w+){{0,3}})", re.IGNORECASE
-)
-_FIXES_UNIT = re.compile(r"\b(?:in|how many|to)\s((?:[^\s]{1,24}\s?){1,4})", re.IGNORECASE)
+_NO_THING = any_of("not_asked")
+_HOW_MANY = re.compile(rf"(?i)\bhow many (?!{_NO_THING})(\w+(?: (?!{_NO_THING})\w+){{0,3}})")
+_FIXES_UNIT = re.compile(r"(?i)\b(?:in|how many|to)\s((?:[^\s]{1,24}\s?){1,4})")
 _LEFT = re.compile(r"\b(?:left|remaining)\b")
-_ASKS_LEFT = re.compile(
-    r"\b(?:left|remain\w*|now|still|rest|over|have|has|after)\b|剩", re.IGNORECASE
-)
+_ASKS_LEFT = re.compile(r"(?i)\b(?:left|remain\w*|now|still|rest|over|have|has|after)\b|剩")
+_DEFINED = "usd_cent = USD / 100; gbp_penny = GBP / 100; cny_jiao = CNY / 10; jin = gram * 500"
 _PERCENT: Unit = (("percent", 1),)
 _DEGREE: Unit = (("degree", 1),)
-_ASKS_PERCENT = re.compile(r"per\s?cent|%|百分", re.IGNORECASE)
+_ASKS_PERCENT = re.compile(r"(?i)per\s?cent|%|百分")
 _BARE_MONEY = frozenset({"USD", "EUR", "GBP", "CNY", "JPY"})
 # Words that are also units: "in", "as" (attosecond), "us" (microsecond), "a" (year).
 _NO_UNIT_WORDS = frozenset({"in", "as", "us", "at", "min", "day", "days"})
@@ -105,13 +97,17 @@ class Quantity:
 
 def read_quantity(text: str) -> Quantity | None:
     """Return the number with a unit that the text is, or None. Costs microseconds."""
-    text = plain_value(text) if len(text) <= 4 * MAX_QUANTITY_CHARS else ""
+    text = plain_value(text)
     if not 0 < len(text) <= MAX_QUANTITY_CHARS:
         return None
     # Money comes first, because its sign stands in front; compounds before single units, because
     # "2 h 15 min" would else be 2 of something.
-    if special := _read_money(text) or _read_compound(text) or _read_radians(text):
+    if special := _read_money(text) or _read_compound(text):
         return special
+    # 2π/3 radians, in degrees, which are rational.
+    match = _RADIANS.fullmatch(text) if "rad" in text else None
+    if match and (times := number_literal(_PI.sub(lambda pi: pi[1] or "1", match[1]))):
+        return Quantity(NumberLiteral(180 * times.value, False), _DEGREE)
     percent = number_literal(text)
     if percent and percent.is_percent:
         return Quantity(percent, _PERCENT)
@@ -131,8 +127,8 @@ def is_quantity(reference: str, question: str = "") -> bool:
 
 def is_measured(reference: str, question: str = "") -> bool:
     """A quantity that is no percentage, which number_literal reads as a number."""
-    quantity = read_quantity(reference)
-    return is_quantity(reference) and quantity is not None and quantity.unit != _PERCENT
+    quantity = read_quantity(reference) if is_quantity(reference) else None
+    return quantity is not None and quantity.unit != _PERCENT
 
 
 def equal_quantities(reference: str, answer: str, ask: Ask) -> bool | None:
@@ -145,14 +141,11 @@ def equal_quantities(reference: str, answer: str, ask: Ask) -> bool | None:
         return bare is not None and _may_lack_unit(wanted, bare, ask.question)
     # A thing that is counted has no other unit to be converted to.
     if given.noun or wanted.noun:
-        is_same_thing = (
-            _singular(given.noun) == _singular(wanted.noun) and given.unit == wanted.unit
-        )
-        return is_same_thing and same_number(wanted.number, given.number, ask.question)
+        things = [(_singular(quantity.noun), quantity.unit) for quantity in (wanted, given)]
+        return things[0] == things[1] and same_number(wanted.number, given.number, ask.question)
     units = {wanted.unit, given.unit}
-    pounds: set[Unit] = {(("pound", 1),), (("GBP", 1),)}
     # "£" and "pounds" may be money or weight, and both texts mean the same one.
-    if len(units) == 1 or units == pounds:
+    if len(units) == 1 or units == {(("pound", 1),), (("GBP", 1),)}:
         return same_number(wanted.number, given.number, ask.question)
     # "In km/h" and "how many minutes" leave no other unit.
     if wanted.unit in _fixed_units(ask.question):
@@ -170,22 +163,18 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
     if wanted is None or given is None:
         return False
     if given.unit == _PERCENT:
-        may_differ = bool(_ASKS_PERCENT.search(question))
         # The question asks for a percentage, so 20 and 20% are one answer to it.
-        hundredfold = NumberLiteral(given.number.value * 100, given.number.is_fraction)
-        return may_differ and wanted.value == hundredfold.value
+        return bool(_ASKS_PERCENT.search(question)) and wanted.value == 100 * given.number.value
     # What is left is another number than what there was.
     is_rest = question and _LEFT.search(given.noun) and not _ASKS_LEFT.search(question)
     if is_rest or not same_number(wanted, given.number, question):
         return False
     if given.noun:
-        asked, counted = (
-            {stem_of(word) for word in found} for found in (_words(question), _counted_in(question))
-        )
-        words = [
-            stem_of(_singular(word)) for word in given.noun.split() if word not in _FILLERS | {"of"}
-        ]
-        is_asked = not counted or not words or any(word in counted for word in words)
+        asked = set(map(stem_of, _words(question)))
+        counted = set(map(stem_of, _counted_in(question)))
+        nouns = set(map(_singular, given.noun.split())) - _FILLERS
+        words = set(map(stem_of, nouns))
+        is_asked = not counted or not words or bool(words & counted)
         is_known = all(word in asked or word in question for word in words)
         return not question or (is_asked and is_known)
     # Dropping or adding a dollar sign is a habit of writing; other units have to be the question's.
@@ -196,56 +185,41 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
 
 def _read_money(text: str) -> Quantity | None:
     match = _MONEY.fullmatch(text)
-    if not match:
+    name = currency_of(match["sign"]) if match else None
+    if not match or not name:
         return None
-    sign = text[len(match["minus"]) : match.start("amount")].strip()
-    amount, unit = spelled_scale(match["amount"].strip()), currency_of(sign)
-    literal = number_literal(match["minus"] + amount)
-    if literal is None:
+    amount = match["minus"] + spelled_scale(match["amount"].strip())
+    literal, unit = number_literal(amount), ((name, 1),)
+    if literal is None and (inner := _DIGITS_FIRST.fullmatch(amount)):
         # "$12 dollars", "$12 per hour"
-        inner = _DIGITS_FIRST.fullmatch(match["minus"] + amount)
-        literal = number_literal(inner["number"]) if inner else None
-        rest = inner["unit"].strip() if inner else ""
-        if unit and literal and rest.startswith(("/", "per ")):
-            compound = read_unit(f"{sign} {rest}")
-            return Quantity(literal, compound) if compound else None
-        if not unit or read_unit(rest) != ((unit, 1),):
+        literal, rest = number_literal(inner["number"]), inner["unit"].strip()
+        found = read_unit(rest)
+        if rest.startswith(("/", "per ")):
+            found = unit = read_unit(f"{match['sign']} {rest}")
+        if found != unit:
             return None
-    return Quantity(literal, ((unit, 1),)) if unit and literal and not literal.is_percent else None
+    return Quantity(literal, unit) if unit and literal and not literal.is_percent else None
 
 
 def _read_compound(text: str) -> Quantity | None:
     """2 hours 30 minutes, 5 ft 3 in, 2h15m, 2:15 hours: an amount in the smallest of the units."""
     # h:mm is a duration only with the word hours behind it; else it is a time of day.
     if clock := _CLOCK_HOURS.fullmatch(text):
-        return Quantity(
-            NumberLiteral(Fraction(60 * int(clock[1]) + int(clock[2] or clock[3])), False),
-            (("minute", 1),),
-        )
-    parts = [(match[1], read_unit(match[2])) for match in _PART.finditer(text)]
-    if len(parts) < 2 or _PART.sub("", text).strip() or any(unit is None for _, unit in parts):
+        minutes = Fraction(60 * int(clock[1]) + int(clock[2] or clock[3]))
+        return Quantity(NumberLiteral(minutes, False), (("minute", 1),))
+    parts = list(_PART.finditer(text))
+    if len(parts) < 2 or _PART.sub("", text).strip():
         return None
     value, name = Fraction(0), ""
-    for number, unit in parts:
-        assert unit is not None, "checked above"
+    for number, unit in ((Fraction(part[1]), read_unit(part[2])) for part in parts):
+        smaller = unit[0][0] if unit else ""
         # "2h15m" has minutes, not metres.
-        smaller = "minute" if name == "hour" and unit == (("meter", 1),) else unit[0][0]
+        smaller = "minute" if (name, smaller) == ("hour", "meter") else smaller
         factor = _SMALLER.get((name, smaller)) if name else 1
-        if not factor or (name and Fraction(number) >= factor):
+        if not smaller or not factor or (name and number >= factor):
             return None
-        value, name = value * factor + Fraction(number), smaller
+        value, name = value * factor + number, smaller
     return Quantity(NumberLiteral(value, is_fraction=False), ((name, 1),))
-
-
-def _read_radians(text: str) -> Quantity | None:
-    """2π/3 radians, in degrees, which are rational."""
-    match = _RADIANS.fullmatch(text) if "pi" in text and "rad" in text else None
-    if not match:
-        return None
-    value = Fraction(
-        180 * int(match["top"] or match["times"] or 1), int(match["bottom"] or match["over"] or 1)
-    )
-    return Quantity(NumberLiteral(-value if match["sign"] else value, False), _DEGREE)
 
 
 def _divisions(text: str) -> list[tuple[str, str]]:
@@ -282,8 +256,8 @@ def _with_unit(number: NumberLiteral, text: str) -> Quantity | None:
 
 def _may_lack_unit(wanted: Quantity, bare: NumberLiteral, question: str) -> bool:
     if wanted.unit == _PERCENT:
-        written = wanted.number.value * 100
-        if not bare.is_percent and _ASKS_PERCENT.search(question) and bare.value == written:
+        is_written = bare.value == 100 * wanted.number.value and not bare.is_percent
+        if is_written and _ASKS_PERCENT.search(question):
             return True
         return same_number(wanted.number, bare, question)
     if not same_number(wanted.number, bare, question):
@@ -302,10 +276,9 @@ def _may_lack_unit(wanted: Quantity, bare: NumberLiteral, question: str) -> bool
 def _mentions(question: str, unit: Unit) -> bool:
     """Whether a question names a unit, or each of the names that a compound unit is made of."""
     found = _units_in(question)
+    names = {name for units in found for name, _ in units} | {*(CURRENCIES if unit[1:] else ())}
     return unit in found or all(
-        any(name == other for units in found for other, _ in units)
-        or any(not alias.isascii() and alias in question for alias in spellings(((name, 1),)))
-        or (len(unit) > 1 and name in CURRENCIES)
+        name in names or any(not alias.isascii() and alias in question for alias in spellings(name))
         for name, _ in unit
     )
 
@@ -315,18 +288,15 @@ def _units_in(question: str) -> frozenset[Unit]:
     """The units that a question names, alone or behind a number, in up to four words."""
     words = [
         re.sub(r"^[(（]|[?,;:()，。；：？]+$|(?<!\.)\.$|'s$", "", word)
-        for word in re.split(r"[\s()：:]+", plain(question[:4000].replace("$", " ")))[:400]
+        for word in re.split(r"[\s()：:]+", plain(question.replace("$", " ")))[:400]
     ]
     found: set[Unit] = set()
     for index, word in enumerate(words):
         bare = re.sub(r"^[0-9][0-9.,/]*-?", "", word)
-        if (
-            bare
-            and bare not in _NO_UNIT_WORDS
-            and not (len(bare) == 1 and bare == word and not words[index - 1][-1:].isdigit())
-        ):
-            phrases = [" ".join([bare, *words[index + 1 : index + size]]) for size in (1, 2, 3, 4)]
-            found.update(unit for phrase in phrases if (unit := read_unit(phrase)))
+        # One letter is a unit only behind a number.
+        is_letter = len(bare) == 1 and bare == word and not words[index - 1][-1:].isdigit()
+        if bare and bare not in _NO_UNIT_WORDS and not is_letter:
+            found.update(_units_at([bare, *words[index + 1 : index + 4]]))
     if re.search(r"[$][0-9]", question):
         found.add((("USD", 1),))
     return frozenset(found)
@@ -335,21 +305,23 @@ def _units_in(question: str) -> frozenset[Unit]:
 @lru_cache(maxsize=64)
 def _fixed_units(question: str) -> frozenset[Unit]:
     """The units in which a question wants its answer: each the longest that can be read."""
-    found: set[Unit] = set()
-    for match in _FIXES_UNIT.finditer(plain(question[:4000])):
-        words = match[1].rstrip("?.,;:)").split()
-        phrases = (" ".join(words[:size]).strip("?.,;:)") for size in range(len(words), 0, -1))
-        found.update([unit for phrase in phrases if (unit := read_unit(phrase))][:1])
-    return frozenset(found)
+    phrases = (match[1].split() for match in _FIXES_UNIT.finditer(plain(question)))
+    return frozenset(unit for words in phrases for unit in _units_at(words)[:1])
+
+
+def _units_at(words: list[str]) -> list[Unit]:
+    """The units that up to four words begin with, the longest first."""
+    phrases = (" ".join(words[:size]).strip("?.,;:)") for size in (4, 3, 2, 1))
+    return [unit for phrase in phrases if (unit := read_unit(phrase))]
 
 
 def _words(text: str) -> set[str]:
-    return {_singular(word) for word in re.findall(r"[A-Za-z]{1,30}", text[:4000].casefold())}
+    return {_singular(word) for word in re.findall(r"[A-Za-z]{1,30}", text.casefold())}
 
 
 def _counted_in(question: str) -> set[str]:
     """The words for what a question wants counted; none where it leaves that to what is before."""
-    return _words(" ".join(_HOW_MANY.findall(question[:4000])))
+    return _words(" ".join(_HOW_MANY.findall(question)))
 
 
 def _singular(noun: str) -> str:
@@ -360,17 +332,14 @@ def _singular(noun: str) -> str:
 
 def _converts(wanted: Quantity, given: Quantity) -> bool:
     """Whether both are the same amount in different units. Loads pint: for workers only."""
-    registry = _registry()
     source, target = (
-        " * ".join(f"{name} ** {power}" for name, power in unit)
-        for unit in (wanted.unit, given.unit)
+        _registry().Unit(" * ".join(f"{name} ** {power}" for name, power in quantity.unit))
+        for quantity in (wanted, given)
     )
-    amount, unit = registry.Quantity(wanted.number.value, source), registry.Unit(target)
-    if amount.dimensionality != unit.dimensionality:
+    if source.dimensionality != target.dimensionality:
         return False
-    there = amount.to(unit)
     # Fractions all the way, so that 1 km is 1000 m to the last digit.
-    exact = Fraction(there.magnitude)
+    exact = Fraction(_registry().Quantity(wanted.number.value, source).to(target).magnitude)
     difference = abs(exact - given.number.value)
     if difference <= abs(exact) * Fraction(1, 10**12):
         return True
@@ -387,10 +356,9 @@ def _registry() -> Any:
     registry = pint.UnitRegistry(
         non_int_type=Fraction,  # pyright: ignore[reportArgumentType]  its documented use
     )
-    for name in (name for name in CURRENCIES if name.isupper()):
-        registry.define(f"{name} = [money_{name}]")
-    registry.define("usd_cent = USD / 100")
-    registry.define("gbp_penny = GBP / 100")
-    registry.define("cny_jiao = CNY / 10")
-    registry.define("jin = gram * 500")
+    for name in CURRENCIES:
+        if name.isupper():
+            registry.define(f"{name} = [money_{name}]")
+    for definition in _DEFINED.split("; "):
+        registry.define(definition)
     return registry

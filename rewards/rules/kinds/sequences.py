@@ -11,27 +11,23 @@ from __future__ import annotations
 import re
 
 from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
-from rewards.rules.kinds.intervals import equal_intervals, is_inequality, is_interval
+from rewards.rules.kinds.intervals import equal_intervals, is_inequality, read_intervals
 from rewards.rules.kinds.matrices import equal_matrices, read_matrix
 from rewards.rules.kinds.members import equal_members
-from rewards.rules.reading.notation import INNER_TEXT, plain, plain_words
+from rewards.rules.reading.notation import opened, plain, plain_words
 from rewards.rules.reading.numbers import number_literal
-from rewards.rules.reading.wording import any_of
+from rewards.rules.reading.wording import any_of, pattern_of
 
 MAX_ITEMS = 32
 MAX_ITEM_WORDS = 8
-MAX_LIST_CHARS = 600
 MAX_DEPTH = 3
 
-_SET_BRACES = re.compile(r"\\?\{(.*?)\\?\}", re.DOTALL)
-_ANGLES = re.compile(r"(?:\\langle|<|⟨)(.*)(?:\\rangle|>|⟩)", re.DOTALL)
+_SET_BRACES = re.compile(r"(?s)\\?\{(.*?)\\?\}")
+_ANGLES = re.compile(r"(?s)(?:\\langle|<|⟨)(.*)(?:\\rangle|>|⟩)")
 _EMPTY_SET = re.compile(
-    r"\\emptyset|\\varnothing|\\?\{\s{0,3}\\?\}"
-    r"|(?:(?:the )?(?:solution )?set is )?(?:the )?empty(?: set)?"
-    r"|(?:there (?:is|are) |the \w{1,12} has )?no (?:real |such )?(?:solutions?|roots?"
-    r"|values?|numbers?|x)(?: exists?)?|空集|无解|none",
-    re.IGNORECASE,
+    rf"(?i)\\emptyset|\\varnothing|\\?\{{\s{{0,3}}\\?\}}|{any_of('no_members')}"
 )
+_WIDE = str.maketrans({"，": ",", "、": ",", "；": ";"})
 _BULLET = re.compile(r"(?:^|\n)[ \t]{0,3}(?:[-*•]|\(?[0-9]{1,2}[.)、])[ \t]{1,3}(?=\S)")
 _AND = re.compile(
     r"\s?,?\s(?:and|then|followed by)\s|\s?[;；]\s?|\s?、\s?|\s?(?:→|->|\\to(?![a-z])"
@@ -39,39 +35,25 @@ _AND = re.compile(
 )
 _COMMA = re.compile(r"[,;，；、\[\n→]|->|\\text\{ ?and ?\}|(?<=[0-9}$]) and (?=[0-9\\$])")
 _EITHER = re.compile(r"\s?,?\s(?:or|and)\s|\s?(?:或者?|和)\s?")
-_ARGUMENT = re.compile(r"([a-zA-Z](?:_\{?\w{1,3}\}?)?)\s?(?:=|\\in)\s?(.+)", re.DOTALL)
+_ARGUMENT = re.compile(r"(?s)([a-zA-Z](?:_\{?\w{1,3}\}?)?)\s?(?:=|\\in)\s?(.+)")
 _NAMED_VALUE = re.compile(
-    r"(?:the )?([a-z](?:[a-z ]{0,24}[a-z])?(?:_\{?\w{1,3}\}?)?)"
-    r"(?:\s?[=:]\s?|\s(?:is|equals)\s)(.+)",
-    re.IGNORECASE | re.DOTALL,
+    r"(?is)(?:the )?([a-z](?:[a-z ]{0,24}[a-z])?(?:_\{?\w{1,3}\}?)?)"
+    r"(?:\s?[=:]\s?|\s(?:is|equals)\s)(.+)"
 )
 _NAMES = re.compile(r"\(([a-z][a-z_0-9 ]{0,24}(?:,\s?[a-z][a-z_0-9 ]{0,24}){1,8})\)")
-_NAMED_TUPLE = re.compile(r"(\([^()=0-9]{1,30}\)|[A-Za-z]{1,2})\s?=\s?(\(.*\))", re.DOTALL)
+_NAMED_TUPLE = re.compile(r"(?s)(\([^()=0-9]{1,30}\)|[A-Za-z]{1,2})\s?=\s?(\(.*\))")
 _PLUS_MINUS = re.compile(r"(.*?)(?:\\pm|±|\+/-|\+-)\s?(.+)")
-_CHAIN = re.compile(r"[^<>=,]{1,20}(?:\s?(?:<|\\lt)\s?[^<>=,]{1,20}){1,31}")
-_ANY_ORDER, _ORDERED, _ALL_OF = (
-    re.compile(any_of(name), re.IGNORECASE) for name in ("any_order", "ordered", "all_of")
-)
-_PLURAL = re.compile(r"\b(?:which|what|name|list)\b(?: \w+){0,3}? \w{2,}s\b", re.IGNORECASE)
-
-
-def is_any_order(question: str) -> bool:
-    """Whether the order of the items carries no meaning for a question."""
-    question = question[:4000]
-    if _ANY_ORDER.search(question):
-        return True
-    # "Which countries ..." wants a set; "the mean and the median" names an order.
-    is_plural = _PLURAL.search(question) and " and " not in question
-    return not _ORDERED.search(question) and bool(_ALL_OF.search(question) or is_plural)
+_CHAIN = re.compile(r"[^<>=,]{1,20}(?:<[^<>=,]{1,20}){1,31}")
+_ANY_ORDER, _ORDERED, _ALL_OF = map(pattern_of, ("any_order", "ordered", "all_of"))
+_PLURAL = re.compile(r"(?i)\b(?:which|what|name|list)\b(?: \w+){0,3}? \w{2,}s\b")
 
 
 def is_tuple(reference: str, question: str = "") -> bool:
-    items = _tuple_items(reference)
-    return items is not None and 1 < len(items) <= MAX_ITEMS
+    return 1 < len(_tuple_items(reference) or ()) <= MAX_ITEMS
 
 
 def is_set(reference: str, question: str = "") -> bool:
-    return _EMPTY_SET.fullmatch(plain(reference)) is not None or _set_items(reference) is not None
+    return bool(_EMPTY_SET.fullmatch(plain(reference))) or _set_items(reference) is not None
 
 
 def claims_set(reference: str, question: str) -> bool:
@@ -79,26 +61,28 @@ def claims_set(reference: str, question: str) -> bool:
     return is_set(reference) and plain(reference).casefold() != "none"
 
 
+def is_items(reference: str, question: str = "") -> bool:
+    """Whether a reference can be read as a list once a task says that it is one."""
+    items = list_items(reference) or []
+    return 0 < len(items) <= MAX_ITEMS and all(items)
+
+
 def is_list(reference: str, question: str = "") -> bool:
-    """Several short items with commas or brackets; no sentence."""
-    items = list_items(reference)
-    if items is None or not 1 < len(items) <= MAX_ITEMS or number_literal(reference) is not None:
+    """Several short items with commas or brackets; no sentence, and no "rock and roll"."""
+    items = list_items(reference) if is_items(reference) else None
+    has_comma = _COMMA.search(plain(reference)) or _COMMA.search(reference)
+    if not items or len(items) < 2 or not has_comma or number_literal(reference) is not None:
         return False
-    # A reference needs a comma or brackets to be a list.
-    # "rock and roll" is no list.
-    if not _COMMA.search(plain(reference)) and not _COMMA.search(reference):
-        return False
-    return all(items) and all(len(item.split()) <= MAX_ITEM_WORDS for item in items)
+    return all(len(item.split()) <= MAX_ITEM_WORDS for item in items)
 
 
 def claims_unordered(reference: str, question: str) -> bool:
-    return is_list(reference) and is_any_order(question)
-
-
-def is_items(reference: str, question: str = "") -> bool:
-    """Whether a reference can be read as a list once a task says that it is one."""
-    items = list_items(reference)
-    return items is not None and 0 < len(items) <= MAX_ITEMS and all(items)
+    """Whether a reference is a list, and the order of its items has no meaning for the question."""
+    if not is_list(reference) or _ANY_ORDER.search(question):
+        return is_list(reference)
+    # "Which countries ..." wants a set; "the mean and the median" names an order.
+    is_plural = _PLURAL.search(question) and " and " not in question
+    return not _ORDERED.search(question) and bool(_ALL_OF.search(question) or is_plural)
 
 
 def equal_tuples(reference: str, answer: str, ask: Ask) -> bool | None:
@@ -118,9 +102,7 @@ def equal_sets(reference: str, answer: str, ask: Ask) -> bool | None:
     is_empty = [_EMPTY_SET.fullmatch(plain(text)) is not None for text in (reference, answer)]
     if any(is_empty):
         return all(is_empty)
-    wanted, given = _set_items(reference), _set_items(answer)
-    if given is None:
-        given = _listed_members(answer)
+    wanted, given = _set_items(reference), _set_items(answer) or _listed_members(answer)
     if wanted is None or given is None:
         return False
     return _nested(_distinct(wanted), _distinct(given), ask, ordered=False)
@@ -128,7 +110,7 @@ def equal_sets(reference: str, answer: str, ask: Ask) -> bool | None:
 
 def equal_lists(reference: str, answer: str, ask: Ask) -> bool | None:
     """As lists; as intervals where [1, 2] meets 1 <= x <= 2."""
-    if is_interval(reference) and is_inequality(answer):
+    if read_intervals(reference) and is_inequality(answer):
         return equal_intervals(reference, answer, ask)
     wanted, given = list_items(reference), _answer_items(reference, answer)
     if wanted is None or given is None:
@@ -148,26 +130,24 @@ def equal_unordered(reference: str, answer: str, ask: Ask) -> bool | None:
         given = _set_items(answer) or _listed_members(answer) or given
     if given is None:
         return False
-    return _nested(
-        _without_signs(_unnamed(wanted)), _without_signs(_unnamed(given)), ask, ordered=False
-    )
+    wanted, given = (_without_signs(_unnamed(items) or items) for items in (wanted, given))
+    return _nested(wanted, given, ask, ordered=False)
 
 
 def list_items(text: str) -> list[str] | None:
     """The items of a list in any of its forms; None where brackets do not match."""
-    if len(text) > MAX_LIST_CHARS:
-        return None
-    bullets = _BULLET.split(text.strip())
-    if len(bullets) > 2 and not bullets[0].strip():
-        return [plain(item) for item in bullets[1:]]
+    first, *bullets = _BULLET.split(text.strip())
+    if len(bullets) > 1 and not first.strip():
+        return [plain(item) for item in bullets]
     if "\n" in text.strip() and "," not in text:
         return [plain(line) for line in text.strip().splitlines() if line.strip()]
-    text = " ".join(INNER_TEXT.sub(r" \1 ", plain(text.strip().translate(_WIDE))).split())
+    text = " ".join(opened(text.translate(_WIDE)).split())
     if len(text) > 1 and text[0] + text[-1] == "[]" and split_outside_brackets(text, ",") == [text]:
         text = text[1:-1]
     # "1 < 2 < 3" shows the sorted list that was asked for.
-    if _CHAIN.fullmatch(text) and not re.search(r"[a-z]", text):
-        text = re.sub(r"<|\\lt", ",", text)
+    chain = re.sub(r"\\lt(?![a-z])", "<", text)
+    if _CHAIN.fullmatch(chain) and not re.search(r"[a-z]", chain):
+        text = chain.replace("<", ",")
     items = split_outside_brackets(_AND.sub(",", text).replace(",,", ","), ",")
     if items is None or not any(items):
         return items and []
@@ -176,37 +156,33 @@ def list_items(text: str) -> list[str] | None:
     return [re.sub(r"^(['\"])(.+)\1$", r"\2", item) for item in items]
 
 
-_WIDE = str.maketrans({"，": ",", "、": ",", "；": ";"})
+def _unnamed(items: list[str]) -> list[str] | None:
+    """`n = 2`, 3, 4 as 2, 3, 4: the letter in front stands for all of them. None for other items.
 
-
-def _unnamed(items: list[str]) -> list[str]:
-    """`n = 2`, 3, 4 as 2, 3, 4: the name in front stands for all of them."""
+    x_1 and x_2 are values of one letter; x and y are a point.
+    """
     named = [_ARGUMENT.fullmatch(item) for item in items]
-    if len({match[1] for match in named if match}) != 1:
-        return items
+    if len({match[1][0] for match in named if match}) != 1 or not named[0]:
+        return None
     return [match[2] if match else item for match, item in zip(named, items, strict=True)]
 
 
 def _answer_items(reference: str, answer: str) -> list[str] | None:
     """An answer in brackets of another kind is another thing: [1, 2] is not (1, 2)."""
-    given = plain(answer) if len(answer) <= MAX_LIST_CHARS else ""
     inner = _tuple_items(answer)
-    # Brackets of another kind make it another thing.
-    is_other = inner is not None or _SET_BRACES.fullmatch(given) is not None
+    is_other = inner is not None or _SET_BRACES.fullmatch(plain(answer)) is not None
     if is_other and plain(reference)[:1] == "[":
         return None
-    return inner if is_other and inner else list_items(answer)
+    return inner or list_items(answer)
 
 
 def _tuple_items(text: str) -> list[str] | None:
-    text = plain(text) if len(text) <= MAX_LIST_CHARS else ""
+    text = plain(text)
     named = _ARGUMENT.fullmatch(text) or _NAMED_TUPLE.fullmatch(text)
     text = named[2].strip() if named else text
     if angles := _ANGLES.fullmatch(text):
         return split_outside_brackets(angles[1], ",")
-    if not (text.startswith("(") and text.endswith(")")):
-        return None
-    if split_outside_brackets(text, ",") != [text]:
+    if text[:1] + text[-1:] != "()" or split_outside_brackets(text, ",") != [text]:
         return None
     items = split_outside_brackets(text[1:-1], ",")
     return items if items and len(items) > 1 and all(items) else None
@@ -217,12 +193,7 @@ def _assigned_items(text: str, count: int, question: str) -> list[str] | None:
 
     The order is that of the question, of the letters where it names none.
     """
-    text = (
-        re.sub(r"\s(?:and|or)\s", ",", INNER_TEXT.sub(r" \1 ", plain(text)))
-        if " or " not in text
-        else ""
-    )
-    items = split_outside_brackets(_AND.sub(",", text), ",")
+    items = split_outside_brackets(_AND.sub(",", opened(text)), ",") if " or " not in text else None
     if items is None or len(items) != count:
         return None
     named = [_NAMED_VALUE.fullmatch(item) for item in items]
@@ -233,17 +204,14 @@ def _assigned_items(text: str, count: int, question: str) -> list[str] | None:
         return None
     # Without an order in the question that of the alphabet holds, as in (x, y).
     letters = sorted(set(values) & set("abcmnpqrstuvwxyz"))
-    asked = [
-        [name.strip() for name in names.split(",")]
-        for names in _NAMES.findall(plain(question[:4000]).casefold())
-    ]
+    asked = (re.split(r",\s?", names) for names in _NAMES.findall(plain(question).casefold()))
     order = next((names for names in asked if set(names) == set(values)), letters)
     return [values[name] for name in order] if len(order) == count else None
 
 
 def _set_items(text: str) -> list[str] | None:
     """The members of `{...}`, of `±2`, or of `x = 1 or x = 2`."""
-    text = INNER_TEXT.sub(r" \1 ", plain(text)) if len(text) <= MAX_LIST_CHARS else ""
+    text = opened(text)
     named = _ARGUMENT.fullmatch(text)
     inner = named[2].strip() if named else text
     # A union of finite sets is one set.
@@ -257,37 +225,19 @@ def _set_items(text: str) -> list[str] | None:
         return _without_signs(items)
     if _PLUS_MINUS.fullmatch(inner) and not re.search(r"[,=]|\b(?:or|and)\b", inner):
         return _without_signs([inner])
-    return _solutions(text)
-
-
-def _solutions(text: str) -> list[str] | None:
-    """`x = 1 or x = 2`, `x = 1, 2`, `x_1 = 1, x_2 = 2`, `1 or 2`: several values of one letter."""
-    parts = split_outside_brackets(_EITHER.sub(",", text).replace(",,", ","), ",")
-    if parts is None or len(parts) < 2 or not all(parts):
-        return None
-    named = [_ARGUMENT.fullmatch(part) for part in parts]
-    letters = {match[1][0] for match in named if match}
-    if (
-        not letters
-        and _EITHER.search(text)
-        and "," not in text
-        and all(number_literal(part) for part in parts)
-    ):
-        return parts if re.search(r"\bor\b|或", text) else None
-    # x_1 and x_2 are values of one letter; x and y are a point.
-    if named[0] is None or len(letters) != 1:
-        return None
-    return _without_signs(
-        [match[2] if match else part for match, part in zip(named, parts, strict=True)]
-    )
+    # `x = 1 or x = 2`, `x = 1, 2`, `x_1 = 1, x_2 = 2`: several values of one letter.
+    parts = split_outside_brackets(_EITHER.sub(",", text).replace(",,", ","), ",") or []
+    if len(parts) > 1 and all(parts) and (unnamed := _unnamed(parts)):
+        return _without_signs(unnamed)
+    is_choice = re.search(r"\bor\b|或", text) and not re.search("[,=]", text)
+    return parts if is_choice and all(number_literal(part) for part in parts) else None
 
 
 def _listed_members(text: str) -> list[str] | None:
     """Members without braces: `1, 2 and 3`. No `or`: that would be a hedge."""
-    items = list_items(text)
-    if items is None or not items or not all(items) or _tuple_items(text) is not None:
-        return None
-    if plain(text)[:1] == "[" or any(_ARGUMENT.fullmatch(item) for item in items):
+    items = list_items(text) or []
+    is_named = any(_ARGUMENT.fullmatch(item) for item in items)
+    if not items or not all(items) or is_named or _tuple_items(text) or plain(text)[:1] == "[":
         return None
     return _without_signs(items)
 
@@ -319,17 +269,13 @@ def _nested(
     """Compare members, those that are tuples or sets themselves by their own rules."""
 
     def equal(reference: str, answer: str) -> bool | None:
-        opening = plain(reference)[:1]
+        opening, is_pair = plain(reference)[:1], is_tuple(reference)
         # The depth is bounded, because a reference is data from anywhere.
-        if depth < MAX_DEPTH and is_tuple(reference):
-            items = _tuple_items(reference) or [], _tuple_items(answer) or []
-            return _nested(*items, ask, ordered=True, depth=depth + 1)
-        if depth < MAX_DEPTH and opening in ("[", "{"):
-            if plain(answer)[:1] != opening:
-                return False
-            read = _set_items if opening == "{" else list_items
-            items = read(reference) or [], read(answer) or []
-            return bool(items[0]) and _nested(*items, ask, ordered=opening == "[", depth=depth + 1)
-        return equal_members(reference, answer, ask)
+        if depth == MAX_DEPTH or not (is_pair or opening in ("[", "{")):
+            return equal_members(reference, answer, ask)
+        read = _tuple_items if is_pair else _set_items if opening == "{" else list_items
+        items = read(reference) or [], read(answer) or []
+        is_alike = bool(items[0]) and (is_pair or plain(answer)[:1] == opening)
+        return is_alike and _nested(*items, ask, ordered=opening != "{", depth=depth + 1)
 
     return all_matched(wanted, given, equal, ordered)

@@ -14,56 +14,40 @@ from pathlib import Path
 import yaml
 
 from rewards.rules.kinds.comparison import Ask
-from rewards.rules.reading.notation import INNER_TEXT, plain, plain_words
+from rewards.rules.reading.notation import opened, plain, plain_words
+from rewards.rules.reading.numbers import ORDINALS, ROMAN, SMALL
 from rewards.rules.reading.question import Question
+from rewards.rules.reading.wording import any_of, pattern_of
 
 MAX_TEXT_WORDS = 8
 MAX_TEXT_CHARACTERS = 80
 CHARACTERS_PER_WORD = 2
 """Of Chinese, which does not part its words."""
-MAX_TEXT_ROUTE_CHARACTERS = 1000
 
 _RATIO = re.compile(r"[0-9]{1,9}(?:\s?(?::|\bto\b|比)\s?[0-9]{1,9}){1,4}")
 _QUOTIENT = re.compile(
     r"\\[dt]?frac\s?\{?([0-9]{1,9}?)\}?\s?\{?([0-9]{1,9})\}?|([0-9]{1,9})\s?/\s?([0-9]{1,9})"
 )
-ASKS_RATIO = re.compile(r"\bratio|\bproportion|比", re.IGNORECASE)
+ASKS_RATIO = re.compile(r"(?i)\bratio|\bproportion|比")
 _SURNAME_FIRST = re.compile(r"([A-Z][\w'’-]{1,30}), ((?:[A-Z][\w.'’-]{0,30} ?){1,3})")
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _FORMULA = re.compile(r"(?:\(?[A-Z][a-z]?[0-9]{0,3}\)?[0-9]{0,2}){1,12}(?:\^?[0-9]?[+-])?")
+_FORMULA_NOTATION = re.compile(
+    r"\\(?:mathrm|text|ce|rm)(?![a-z])|[{}\s_$\\]|(?<=[+-])\^|\^(?=[0-9]*[+-])"
+)
 _ASKS_FORMULA = re.compile(
-    r"\b(?:formula|symbol|gas|ion|molecule|compound|element|oxide)\b|化学式", re.I
+    r"(?i)\b(?:formula|symbol|gas|ion|molecule|compound|element|oxide)\b|化学式"
 )
 _UNDETERMINED = re.compile(
-    r"(?:(?:it|this|that|the \w+|\w+'s age) )?(?:(?:can ?not|can'?t|could not"
-    r"|cant) be (?:determined|known|said|answered|inferred|concluded|calculated)"
-    r"|(?:is )?(?:impossible to|not possible to) (?:tell|determine|say|know|calculate)"
-    r"|(?:there is |there's )?(?:not enough|insufficient|too little) (?:information|data|context)"
-    r"|(?:is |are )?(?:unknown|not (?:given|stated|known|specified|mentioned|provided))"
-    r"|indeterminate)\b"
+    rf"(?i)(?:(?:it|this|that|the \w+|\w+'s age) )?{any_of('undetermined')}"
     r"(?: (?:from|based on|with|by|to|in|without|given|provided|for)\b.{0,80}| given"
-    r"| is (?:given|available|provided)| available)?",
-    re.IGNORECASE,
+    r"| is (?:given|available|provided)| available)?"
 )
 # World War I is World War One, and the First World War.
-_NUMERALS = {
-    word: str(number)
-    for line in (
-        "i ii iii iv v vi vii viii ix x",
-        "one two three four five six seven eight nine ten",
-        "first second third fourth fifth sixth seventh eighth ninth tenth",
-    )
-    for number, word in enumerate(line.split(), start=1)
-}
+_NUMERALS = {word: str(number) for word, number in {**SMALL, **ORDINALS, **ROMAN}.items()}
 _SHORT_WORDS = {"mt": "mount", "st": "saint", "ft": "fort"}
-_ASKS_PERSON = re.compile(
-    r"\b(?:who|whose|whom)\b|\b(?:author|scientist|president|painter|composer|inventor|mathematician|physicist|writer|king|queen|poet)\b",
-    re.I,
-)
-_TITLES = re.compile(
-    r"^(?:president|sir|dr\.?|professor|prof\.?|king|queen|saint|st\.?|mr\.?|mrs\.?|ms\.?|lord|emperor|pope)\s+(?=\w)",
-    re.I,
-)
+_ASKS_PERSON = pattern_of("persons")
+_TITLES = re.compile(rf"(?i)^{any_of('titles')}\s+(?=\w)")
 _PLACE_ENDINGS = "市省县国区州"
 # "Rome beat Naples" is no full name.
 _ALL_NAMES = re.compile(r"(?:(?:[A-Z][\w.'’-]*|da|de|di|van|von|la|le|president|sir|dr) ?)+")
@@ -80,7 +64,7 @@ def is_short_text(reference: str, question: str = "") -> bool:
 
 
 def is_text(reference: str, question: str = "") -> bool:
-    return len(reference) <= MAX_TEXT_ROUTE_CHARACTERS and bool(plain_words(reference))
+    return bool(plain_words(reference))
 
 
 def is_chemical(reference: str, question: str) -> bool:
@@ -126,20 +110,14 @@ def _key(text: str) -> str:
 
 
 def _formula(text: str) -> str:
-    text = INNER_TEXT.sub(r"\1", INNER_TEXT.sub(r"\1", plain(text)))
-    return re.sub(
-        r"\\(?:mathrm|text|ce|rm)(?![a-z])|[{}\s_$\\]|(?<=[+-])\^|\^(?=[0-9]*[+-])", "", text
-    )
+    return _FORMULA_NOTATION.sub("", opened(text))
 
 
 def _is_formula(text: str) -> bool:
     """More than one capital or a digit: a word is no formula."""
-    return bool(_FORMULA.fullmatch(text)) and (
-        text.isupper()
-        or any(sign.isdigit() for sign in text)
-        or sum(map(str.isupper, text)) > 1
-        or len(text) <= 2
-    )
+    num_capitals = sum(sign.isupper() or 2 * sign.isdigit() for sign in text)
+    is_short = len(text) <= 2 or text.isupper()
+    return bool(_FORMULA.fullmatch(text)) and (is_short or num_capitals > 1)
 
 
 def _same_name(reference: str, answer: str, question: str) -> bool:
@@ -152,27 +130,23 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
     same_words = sorted(map(_numeral, wanted)) == sorted(map(_numeral, given))
     if wanted == given or (has_numeral and same_words):
         return True
-    shorter_text, longer_text = sorted((reference, answer), key=len)
-    is_place = (
-        len(shorter_text) > 1
-        and longer_text[:-1] == shorter_text
-        and longer_text[-1] in _PLACE_ENDINGS
-    )
+    short, long = sorted((reference, answer), key=len)
+    is_place = len(short) > 1 and long[:-1] == short and long[-1] in _PLACE_ENDINGS
     # In both directions: the reference may be the short form.
-    is_short_form = _abbreviates(answer, wanted) or _abbreviates(reference, given)
-    if is_place or is_short_form or not wanted or not given:
-        return is_place or is_short_form
+    is_short_form = is_place or _abbreviates(answer, wanted) or _abbreviates(reference, given)
+    if is_short_form or not wanted or not given:
+        return is_short_form
     # "Monday and Tuesday" names two things, in no order.
     both = [sorted(" ".join(names).split(" and ")) for names in (wanted, given)]
-    are_names = len(wanted) == len(given) or _ALL_NAMES.fullmatch(longer_text)
+    are_names = len(wanted) == len(given) or _ALL_NAMES.fullmatch(long)
     if both[0] == both[1] or (are_names and _same_person(wanted, given, question)):
         return True
     # "Pacific" answers which ocean: the noun at the end, or the words in front, are the question's.
     asked = Question.of(question)
-    longer, shorter = (wanted, given) if len(wanted) > len(given) else (given, wanted)
-    is_first = shorter == longer[: len(shorter)]
-    rest = longer[len(shorter) :] if is_first else longer[: -len(shorter)]
-    is_part = is_first or shorter == longer[-len(shorter) :]
+    shorter, longer = sorted((wanted, given), key=len)
+    size = len(shorter)
+    rest = longer[size:] if shorter == longer[:size] else longer[:-size]
+    is_part = shorter in (longer[:size], longer[-size:])
     return is_part and asked.says(rest) and asked.in_order(rest)
 
 
@@ -181,11 +155,10 @@ def _same_person(wanted: list[str], given: list[str], question: str) -> bool:
     if wanted[-1] != given[-1]:
         return False
     if len(wanted) == len(given) > 1:
-        return all(
-            left == right
-            or (1 in (len(left), len(right)) and left[0] == right[0] and (left + right).isalpha())
-            for left, right in zip(wanted, given, strict=True)
-        )
+        pairs = [
+            sorted(pair, key=len) for pair in zip(wanted, given, strict=True) if len({*pair}) > 1
+        ]
+        return all(short == long[0] and long.isalpha() for short, long in pairs)
     # A surname is enough for a person, and a first name is not.
     shorter, longer = sorted((wanted, given), key=len)
     is_surname = len(shorter) == 1 or (len(shorter) == 2 and shorter[0] in _PARTICLES)
@@ -208,16 +181,14 @@ def _abbreviates(text: str, words: list[str]) -> bool:
         return False
     # Both with and without small words: USA, and U of T.
     initials = "".join(word[0] for word in words if word not in _SMALL_WORDS)
-    every = "".join(word[0] for word in words)
-    head = "".join(word[0] for word in words[:-1]) + _numeral(words[-1])
-    whole = "".join(word[0] for word in words[:-1]) + words[-1]
-    is_numbered = _numeral(words[-1]).isdigit()
-    return letters.casefold() in ({head, whole} if is_numbered else {initials, every})
+    *firsts, last = words
+    head, number = "".join(word[0] for word in firsts), _numeral(last)
+    short_forms = {head + number, head + last} if number.isdigit() else {initials, head + last[0]}
+    return letters.casefold() in short_forms
 
 
+_LINES = yaml.load(Path(__file__).with_name("names.yaml").read_text("utf-8"), yaml.CSafeLoader)
 _GROUPS: dict[str, set[int]] = {}
 """The lines of names.yaml in which a name stands."""
-_LINES = yaml.load(Path(__file__).with_name("names.yaml").read_text("utf-8"), yaml.CSafeLoader)
-for _number, _names in enumerate(_LINES):
-    for _name in _names:
-        _GROUPS.setdefault(_key(_name), set()).add(_number)
+for _number, _name in ((number, name) for number, line in enumerate(_LINES) for name in line):
+    _GROUPS.setdefault(_key(_name), set()).add(_number)

@@ -8,53 +8,38 @@ from rewards.rules.kinds.comparison import Ask
 from rewards.rules.kinds.texts import is_chemical
 from rewards.rules.reading.notation import plain
 from rewards.rules.reading.question import Question, stems
+from rewards.rules.reading.wording import any_of, pattern_of
 
 _YES = frozenset("yes true correct 是 对 正确 真".split())
 _NO = frozenset("no false incorrect 否 错 错误 假 不是 不对 不正确".split())
 _ANSWER_YES = _YES | frozenset("y t yeah yep 是的 对的 没错 正确的".split())
 _ANSWER_NO = _NO | frozenset("n f nope untrue wrong 不 错的 错误的 不是的 不对的 不成立".split())
-_FIRST_WORD = re.compile(
-    r"([A-Za-z]+|[\u4e00-\u9fff]{1,4})\s?(?:[,;:.!，。；：！—-]\s?(.*))?", re.DOTALL
-)
+_FIRST_WORD = re.compile(r"(?s)([A-Za-z]+|[\u4e00-\u9fff]{1,4})\s?(?:[,;:.!，。；：！—-]\s?(.*))?")
 # "该说法正确" judges the statement that was given.
 _STATEMENT = re.compile(
-    r"(?:indeed|of course|well|so|thus|hence|therefore),?\s|(?:(?:the|this|that) (?:statement"
-    r"|claim|assertion|proposition|answer) is|it is"
-    r"|that is)\s|(?:该|这个?|此|本|题目|上述|以上)?(?:说法|命题|判断|结论|陈述|叙述|句话)(?:是"
-    r"|为)?",
-    re.IGNORECASE,
+    r"(?i)^(?:indeed|of course|well|so|thus|hence|therefore),?\s|^(?:(?:the|this|that) (?:statement"
+    r"|claim|assertion|proposition|answer) is|it is|that is)\s"
+    r"|^(?:该|这个?|此|本|题目|上述|以上)?(?:说法|命题|判断|结论|陈述|叙述|句话)(?:是|为)?"
 )
-_DENIAL = re.compile(r"not (?:true|correct|right|the case)", re.IGNORECASE)
-_CONDITION = re.compile(
-    r"(?:but )?(?:only )?(?:if|when|unless|provided|except|as long as|for)\b|如果|若|只要|除非",
-    re.IGNORECASE,
-)
-_TURN = re.compile(
-    r"\b(?:but|however|although|actually|wait|unless|sometimes|partly|depends|not sure|maybe)\b"
-    r"|但|不过|然而",
-    re.IGNORECASE,
+_DENIAL = re.compile(r"(?i)not (?:true|correct|right|the case)")
+_CONDITION = re.compile(rf"(?i)(?:but )?(?:only )?{any_of('conditions')}")
+_TURN, _OPEN, _YES_WORDS, _NO_WORDS = map(
+    pattern_of, ("turns", "open_questions", "yes_words", "no_words")
 )
 # "At first I would say no, but there is one: yes." The last clause gives the verdict.
 _CONCLUDED = re.compile(
-    r".{0,300}(?::|—|–| - |, so|\bso)\s?(?P<word>yes|no|true|false)(?:, (?:it|they|he|she|we"
-    r"|there) \w+)?",
-    re.IGNORECASE | re.DOTALL,
-)
-_OPEN = re.compile(r"\b(?:if|unless|whether|or|either|only|other|question)\b", re.IGNORECASE)
-_YES_WORDS = re.compile(r"\b(?:yes|true|correct)\b|是的|正确", re.IGNORECASE)
-_NO_WORDS = re.compile(
-    r"\b(?:no|not|false|incorrect|wrong|never|cannot)\b|n't\b|不|错|否|非", re.IGNORECASE
+    r"(?is).{0,300}(?::|—|–| - |, so|\bso)\s?(?P<word>yes|no|true|false)(?:, (?:it|they|he|she|we"
+    r"|there) \w+)?"
 )
 _ASKS_WHETHER = re.compile(
-    r"(?:.*[.\n] )?(?:is|are|was|were|does|do|did|can|could|has|have|will|would)\b.*\?", re.I | re.S
+    r"(?is)(?:.*[.\n] )?(?:is|are|was|were|does|do|did|can|could|has|have|will|would)\b.*\?"
 )
 
 
 def is_yes_no(reference: str, question: str = "") -> bool:
     # NO is also a gas.
-    return _reference_side(reference) is not None and not (
-        reference.isupper() and is_chemical(reference, question)
-    )
+    is_gas = reference.isupper() and is_chemical(reference, question)
+    return _reference_side(reference) is not None and not is_gas
 
 
 def equal_yes_no(reference: str, answer: str, ask: Ask) -> bool:
@@ -64,16 +49,12 @@ def equal_yes_no(reference: str, answer: str, ask: Ask) -> bool:
 
 def _reference_side(text: str) -> bool | None:
     word = plain(text[:40]).casefold().strip(" .!！,，")
-    if word in _YES:
-        return True
-    return False if word in _NO else None
+    return word in _YES if word in _YES | _NO else None
 
 
 def _answer_side(text: str, question: str) -> bool | None:
     """What an answer says; None for neither or both. A reason may follow a comma or a point."""
-    text = plain(text[:400]).replace("**", "")
-    if stated := _STATEMENT.match(text):
-        text = text[stated.end() :]
+    text = _STATEMENT.sub("", plain(text[:400]).replace("**", ""), count=1)
     if _DENIAL.fullmatch(text):
         return False
     # The last clause decides: "no problem, so yes".
@@ -83,25 +64,22 @@ def _answer_side(text: str, question: str) -> bool | None:
     if not match:
         return _affirms(text, question)
     word, reason = match[1].casefold(), match[2] or ""
-    # A reason that turns, or a condition, takes the reply back.
-    if _TURN.search(reason) or _CONDITION.match(reason):
-        return None
-    if word in _ANSWER_YES:
-        return None if _NO_WORDS.search(reason) else True
-    if word in _ANSWER_NO:
-        return None if _YES_WORDS.search(reason) and not _NO_WORDS.search(reason) else False
-    return None
+    denies, affirms = _NO_WORDS.search(reason), _YES_WORDS.search(reason)
+    # A reason that turns, or a condition, takes the reply back; so does one that says the opposite.
+    is_open = _TURN.search(reason) or _CONDITION.match(reason)
+    is_open = is_open or (denies if word in _ANSWER_YES else affirms and not denies)
+    return word in _ANSWER_YES if word in _ANSWER_YES | _ANSWER_NO and not is_open else None
 
 
 def _affirms(text: str, question: str) -> bool | None:
     """What a sentence says that repeats the question: "97 is prime." """
     asked = Question.of(question)
-    said = [stem for stem in stems(_NO_WORDS.sub(" ", text)) if stem]
+    said = set(stems(_NO_WORDS.sub(" ", text)))
     # Every word that says something has to be of the question, else it says another thing.
-    is_whole = bool(said) and len(text) <= 200 and bool(asked.stems) and set(said) <= {*asked.stems}
+    is_whole = said and len(text) <= 200 and said <= {*asked.stems}
     if not is_whole or not _ASKS_WHETHER.fullmatch(question.strip()) or _TURN.search(text):
         return None
     # What it is asked of may go unsaid, what is asked may not.
-    if _OPEN.search(text) or " or " in question or not {*asked.stems[-2:]} & {*said}:
+    if _OPEN.search(text) or " or " in question or not {*asked.stems[-2:]} & said:
         return None
     return not _NO_WORDS.search(text)

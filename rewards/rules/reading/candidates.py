@@ -14,9 +14,9 @@ import json
 import re
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from rewards.rules.reading.wording import any_of
+from rewards.rules.reading.wording import SUPPOSED, any_of, pattern_of
 from rl.loop.stages import CLOSE_THINK
 
 MAX_CHARACTERS = 20_000
@@ -37,8 +37,6 @@ class Candidate:
 
     text: str
     how: How
-    start: int
-    """Where it begins in the whole text."""
     members: tuple[str, ...] = ()
     """All answers of its sentence or list, itself included, where there are several."""
     after: str = ""
@@ -49,8 +47,7 @@ class Candidate:
         return self.how != "last claim"
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """A marker at [start, end) of the text, and what it encloses."""
 
     start: int
@@ -63,89 +60,62 @@ class _Mark:
 _BRACES = re.compile(r"\\[{}\\]|\\(?:boxed|fbox)\s{0,3}\{|[{}]")
 # TeX takes one character or one macro where braces are missing; people also mean a whole number.
 _BRACELESS = re.compile(
-    r"\\(?:boxed|fbox)\s{0,3}(\\[dt]?frac\s?[0-9]{2}|\\sqrt\s?[0-9]|\\[a-zA-Z]{1,12}(?:\{[^{}]{0,40}\}){1,2}|-?[0-9][0-9.,/]{0,20}|[A-Za-z](?![A-Za-z]))"
+    r"\\(?:boxed|fbox)\s{0,3}(\\[dt]?frac\s?[0-9]{2}|\\sqrt\s?[0-9]"
+    r"|\\[a-zA-Z]{1,12}(?:\{[^{}]{0,40}\}){1,2}|-?[0-9][0-9.,/]{0,20}|[A-Za-z](?![A-Za-z]))"
 )
 # The blank of an exercise: \boxed{\phantom{2}}, \boxed{?}
 _BLANK = re.compile(
-    r"(?:\s|\\(?:phantom|hspace|rule|underline|text"
-    r"|mathrm)\*?\{[^{}]{0,20}\}(?:\{[^{}]{0,12}\})?|\\q?quad|\\[,;:! ]|\\_|_|\?|~|\\square)*"
+    r"(?:\s|\\(?:phantom|hspace|rule|underline)\*?\{[^{}]{0,20}\}(?:\{[^{}]{0,12}\})?"
+    r"|\\(?:text|mathrm)\{\s*\}|\\q?quad|\\[,;:! ]|\\_|_|\?|~|\\square)*"
 )
-_FILLED = re.compile(r"\\(?:text|mathrm)\{\s*[^\s{}]")
 _GAP = r"[ \t]{0,8}(?:\r?\n[ \t]{0,8}){0,2}"
-_NOUN = r"(?:answer|option|choice)"
 # The label of a statement; what it states runs to the end of the line or to the next label.
 _LABEL = re.compile(
-    rf"(?<![\"“'‘「])\banswer(?:\*\*)?\s?(?:is)?\s?[:：](?:\*\*)?{_GAP}"
-    rf"|[【\[]答案[】\]]\s?[:：]?{_GAP}"
-    rf"|答案(?:\*\*)?\s?(?:是|为|应为|应该是)?\s?[:：](?:\*\*)?{_GAP}"
-    r"|答案(?:应该?)?(?:是|为)\s?|故选\s?[:：]?|(?<=[，。；\s])选择?[:：]?\s?(?=[(（]?[A-H](?![a-zA-Z]))"
-    rf"|\b(?:the|final|my|correct|right) (?:(?:final|correct|right|best) )?{_NOUN}"
-    r"(?: to (?:the|this) (?:question|problem|exercise))? (?:is|would be"
-    r"|must be)\s(?!(?:correct|right|wrong|in|on)\b)"
-    r"|\bthe answer's\s|\bans\s?[:：.]\s?"
-    r"|^[ \t]{0,3}#{4}\s?(?=\S)"
-    r"|^[ \t]{0,3}(?:#{1,4}\s?)?(?:\*\*)?(?:final )?answer(?:\*\*)?"
-    r"[ \t]{0,3}(?:\r?\n[ \t]{0,8}){1,2}",
-    re.IGNORECASE | re.MULTILINE,
+    rf"(?im)(?<![\"“'‘「])\banswer(?:\*\*)?\s?(?:is)?\s?[:：](?:\*\*)?{_GAP}"
+    rf"|[【\[]答案[】\]]\s?[:：]?{_GAP}|答案(?:\*\*)?\s?(?:(?:应该?)?[是为]\s?[:：]?|[:：])(?:\*\*)?{_GAP}"
+    r"|故选\s?[:：]?|(?<=[，。；\s])选择?[:：]?\s?(?=[(（]?[A-H](?![a-zA-Z]))"
+    r"|\b(?:the|final|my|correct|right) (?:(?:final|correct|right|best) )?(?:answer|option|choice)"
+    r"(?: to (?:the|this) (?:question|problem|exercise))? (?:is|would be|must be)\s"
+    r"(?!(?:correct|right|wrong|in|on)\b)|\bthe answer's\s|\bans\s?[:：.]\s?"
+    r"|^[ \t]{0,3}(?:#{4}\s?(?=\S)|(?:#{1,4}\s?)?(?:\*\*)?(?:final )?answer(?:\*\*)?"
+    r"[ \t]{0,3}(?:\r?\n[ \t]{0,8}){1,2})"
 )
 # GSM8K's few-shot form; a question may begin with A:, so it has to be the last line.
 _LAST_LINE = re.compile(r"(?:^|\n)[ \t]{0,3}A:[ \t]?(?=\S[^\n]*\s*$)")
-_OPEN, _CLOSE = "<answer>", "</answer>"
+_TAG = re.compile(r"(?s)<answer>((?:(?!<answer>).)*?)</answer>")
 _NAME = r"(?:[A-Za-z](?:_\{?\w{1,3}\}?)?\s?=\s?)"
 _NAMED_BEFORE = re.compile(rf"{_NAME}\$*\s?$")
 _BESIDE = re.compile(
     rf"[\s,;.&$|\\()\[\]、，；。*-]*(?:\band\b|或者?|\bor\b|和|及)?[\s,$\\(\[*]*{_NAME}?[\s$\\(\[]*"
 )
-_OR = re.compile(r"\bor\b|或", re.IGNORECASE)
-# Right in front of a marked answer, or in the clause of a statement: it is said
-# not to be the answer.
-_NOT = re.compile(r"(?:\bnot|n['’]t|\bnever|不是|并非)[\s$*(\\\[]*$", re.IGNORECASE)
+_OR = re.compile(r"(?i)\bor\b|或")
+# Right in front of a marked answer, or in the clause of a statement: it is said not to be the
+# answer.
+_NOT = re.compile(r"(?i)(?:\bnot|n['’]t|\bnever|不是|并非)[\s$*(\\\[]*$")
 _DOUBTED = re.compile(
-    rf"(?:{any_of('doubts')}|n['’]t\b|并非|不认为)"
+    rf"(?i){any_of('doubts')}"
     r"(?:(?!\b(?:so|thus|hence|therefore|then|but|because|and)\b)[^.,;:])*$"
-    r"|^\s*(?:if|unless|suppose|assume|in case)\b(?! (?:we|you|i)\b)"
-    r"(?!.*\b(?:then|so|hence|thus|therefore)\b)|^\s*(?:如果|假设|若)",
-    re.IGNORECASE,
-)
-_WRONG = re.compile(
-    r"[\s.$)*\\\]]{0,8}(?:is|was|would be|seems|must be)\s(?:\w{1,12}\s)?(?:wrong|incorrect"
-    r"|false|not)\b"
-    r"|[\s.$)*\\\]]{0,8}(?:是错的|不对|错误)",
-    re.IGNORECASE,
+    rf"|^\s*{SUPPOSED}(?!.*\b(?:then|so|hence|thus|therefore)\b)"
 )
 _RESERVED = re.compile(
-    r"\b(?:if|unless|should|in case)\b[^.]{0,60}\b(?:wrong|incorrect|mistaken|not right)\b"
-    r"|如果.{0,8}错",
-    re.IGNORECASE,
+    r"(?i)\b(?:if|unless|should|in case)\b[^.]{0,60}\b(?:wrong|incorrect|mistaken|not right)\b"
+    r"|如果.{0,8}错"
 )
-_TAIL = r"[\s.,;。，；)）$*\\\]]{0,8}"
-_ALTERNATIVE = re.compile(
-    rf"{_TAIL}(?:or(?: else| maybe| possibly| perhaps)?|maybe|perhaps|possibly|alternatively"
-    rf"|but maybe"
-    r"|it (?:could|might|may) (?:also )?be|或|也可能|也许|可能)\b(?P<rest>[^\r\n]{0,80})",
-    re.IGNORECASE,
+# Right behind a marked answer.
+_WRONG, _ALTERNATIVE, _CORRECTED = (
+    re.compile(rf"(?i)[\s.,;。，；)）$*\\\]]{{0,8}}{any_of(name)}(.{{0,100}})")
+    for name in ("judged_wrong", "alternatives", "corrections")
 )
-_CORRECTED = re.compile(
-    rf"{_TAIL}(?:wait|hmm|actually|no[,:]|sorry|correction|on (?:second thought|reflection)"
-    rf"|scratch that|等等|不对)(?P<rest>[^\r\n]{{0,120}})",
-    re.IGNORECASE,
-)
-_VALUE = re.compile(r"\d|\\boxed|\b[A-J]\b|\b(?:yes|no)\b", re.IGNORECASE)
-_FENCED = re.compile(r"```[a-zA-Z]{0,10}[ \t]{0,3}\n(.*?)\n?```", re.DOTALL)
+_VALUE = re.compile(r"(?i)\d|\\boxed|\b[A-J]\b|\b(?:yes|no)\b")
+_FENCED = re.compile(r"(?s)\A```[a-zA-Z]{0,10}[ \t]{0,3}\n(.*?)\n?```\Z")
 _ANSWER_KEYS = frozenset({"answer", "final_answer", "final answer", "result"})
 _WORKING_KEYS = frozenset({"reasoning", "explanation", "thought", "thoughts", "steps", "solution"})
 _SENTENCE_END = re.compile(r"(?<=[.?])\s+|(?<=[^0-9]!)\s+|(?<=[。！？])\s*|\s*\n\s*")
-_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|mt|vs|approx|prof|jr|sr|(?<=\s)[a-z])\.$", re.I)
-_POLITE = re.compile(
-    r"\b(?:let me know|hope (?:this|that|it) (?:helps|is)|feel free|you're welcome|thanks?"
-    r"|happy to help"
-    r"|any (?:other )?questions)\b|希望.{0,10}帮助",
-    re.IGNORECASE,
-)
+_ABBREVIATION = re.compile(r"(?i)\b(?:mr|mrs|ms|dr|st|mt|vs|approx|prof|jr|sr|(?<=\s)[a-z])\.$")
+_POLITE = pattern_of("polite")
 # Lines that are one: a matrix, and a formula with the words in front of it.
 _DISPLAYED = re.compile(
-    r"\$\$.{1,400}?\$\$|\\\[.{1,400}?\\\]|\\begin\{(\w{1,16})\}.{1,400}?\\end\{\1\}|\[\[.{1,400}?\]\]",
-    re.DOTALL,
+    r"(?s)\$\$.{1,400}?\$\$|\\\[.{1,400}?\\\]|\\begin\{(\w{1,16})\}.{1,400}?\\end\{\1\}|\[\[.{1,400}?\]\]"
 )
 _OPEN_LINE = re.compile(r"(?<=\b(?:is|be))\s?\n\s{0,8}|(?<=\bare)\s?\n\s{0,8}|(?<=为|是)\n\s{0,8}")
 
@@ -158,7 +128,7 @@ def claimed(text: str) -> Candidate | None:
     # Bounds come first: a response is whatever a policy writes.
     if len(text) > MAX_CHARACTERS:
         return None
-    begin = _thought_end(text)
+    begin = len(text) - len(without_reasoning(text))
     marks = _marks(text, begin)
     if len(marks) > MAX_MARKED:
         return None
@@ -167,16 +137,15 @@ def claimed(text: str) -> Candidate | None:
 
 def without_reasoning(text: str) -> str:
     """The text behind the tag with which a template closes the reasoning."""
-    return text[_thought_end(text) :]
+    return text.rpartition(CLOSE_THINK)[2]
 
 
 def answer_start(text: str) -> int | None:
-    """Return the offset at which the content of the last marked final answer begins.
+    """The offset, behind white space, at which the last marked final answer begins, in linear time.
 
-    White space after the marker is skipped. Without a marker the whole text is the answer; a text
-    of white space alone gives None. Works for texts of any length, in linear time.
+    Without a marker the whole text is the answer; a text of white space alone gives None.
     """
-    begin = _thought_end(text)
+    begin = len(text) - len(without_reasoning(text))
     marks = _marks(text, begin)
     start = marks[-1].inner_start if marks else begin
     rest = text[start:]
@@ -198,7 +167,6 @@ def sentences(text: str) -> list[str]:
 def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
     last = marks[-1]
     inner = text[last.inner_start : last.inner_end].strip()
-    start = last.inner_start
     tail = text[last.end : last.end + MAX_CLAUSE]
     first = len(marks) - 1
     # Go back over the answers that stand side by side: one sentence or list, and for statements,
@@ -209,43 +177,43 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
         first -= 1
     sentence = _sentence_start(text, last.start)
     # "If this is wrong, then \boxed{12}" keeps two answers open.
-    is_reserved = len(marks) > 1 and _RESERVED.search(
-        text[_sentence_start(text, marks[-2].start) : last.start]
-    )
+    before = _sentence_start(text, marks[-2].start) if len(marks) > 1 else last.start
+    is_reserved = _RESERVED.search(text[before : last.start])
     # It says that this is not the answer, so the whole sentence is what it claims.
     if _NOT.search(text[max(0, last.start - 12) : last.start]) or _WRONG.match(tail):
         inner = text[sentence : last.end] + tail[:40]
     elif is_reserved:
-        inner = " or ".join(_member(text, mark) for mark in marks[-2:])
-    elif (either := _ALTERNATIVE.match(tail)) and _VALUE.search(either["rest"]):
-        inner = f"{inner} or {either['rest'].strip()}"
-    elif (corrected := _CORRECTED.match(tail)) and _VALUE.search(corrected["rest"]):
-        return Candidate(corrected["rest"].strip(" ,."), "last claim", last.end)
-    members = tuple(dict.fromkeys(_member(text, mark) for mark in marks[first:]))
+        inner = " or ".join(_members(text, marks[-2:]))
+    elif (either := _ALTERNATIVE.match(tail)) and _VALUE.search(either[1]):
+        inner = f"{inner} or {either[1].strip()}"
+    elif (corrected := _CORRECTED.match(tail)) and _VALUE.search(corrected[1]):
+        return Candidate(corrected[1].strip(" ,:."), "last claim")
+    members = _members(text, marks[first:])
     if last.how == "box" and _is_blank(text, last):
         # The blank is filled in behind it: \boxed{} = 8
         filled = re.match(r"\s?\$?\s?[=:]\s?([^\n]{1,60})", tail)
         inner = filled[1].strip() if filled else inner
     if len(members) > 1:
         joined = " or " if _OR.search(text, marks[first].end, last.start) else ", "
-        return Candidate(joined.join(members), last.how, marks[first].inner_start, members)
+        return Candidate(joined.join(members), last.how, members)
     # The boxes of one sentence may be the members of one answer; the kind of the reference decides.
-    others = [mark for mark in marks if mark.start >= sentence]
-    members = tuple(dict.fromkeys(_member(text, mark) for mark in others))
+    members = _members(text, [mark for mark in marks if mark.start >= sentence])
     inner = _answer_field(unfenced(inner))
-    return Candidate(inner, last.how, start, members if len(members) > 1 else (), tail[:40])
+    return Candidate(inner, last.how, members if len(members) > 1 else (), tail[:40])
 
 
-def _member(text: str, mark: _Mark) -> str:
-    """What a mark encloses, with the letter that is set equal to it."""
-    named = _NAMED_BEFORE.search(text[max(0, mark.start - 16) : mark.start])
-    name = named.group().replace("$", "") if named and mark.how == "box" else ""
-    return name + text[mark.inner_start : mark.inner_end].strip()
+def _members(text: str, marks: list[_Mark]) -> tuple[str, ...]:
+    """What the marks enclose, each once, with the letter that is set equal to it."""
+    found: dict[str, None] = {}
+    for mark in marks:
+        named = _NAMED_BEFORE.search(text[max(0, mark.start - 16) : mark.start])
+        name = named.group().replace("$", "") if named and mark.how == "box" else ""
+        found[name + text[mark.inner_start : mark.inner_end].strip()] = None
+    return tuple(found)
 
 
 def _is_blank(text: str, mark: _Mark) -> bool:
-    inner = mark.inner_start, mark.inner_end
-    return bool(_BLANK.fullmatch(text, *inner)) and not _FILLED.search(text, *inner)
+    return bool(_BLANK.fullmatch(text, mark.inner_start, mark.inner_end))
 
 
 def _sentence_start(text: str, end: int) -> int:
@@ -257,27 +225,19 @@ def _sentence_start(text: str, end: int) -> int:
 def _marks(text: str, begin: int) -> list[_Mark]:
     """The markers of the most trusted kind that the text has, by where they start."""
     boxes = [mark for mark in _boxes(text) if mark.start >= begin]
-    tags = [mark for mark in _tags(text) if mark.start >= begin]
+    tags: list[_Mark] = []
+    for tag in _TAG.finditer(text, begin) if "</answer>" in text else ():
+        # A label inside the tag repeats what the tag says.
+        labels = [label.end() for label in _LABEL.finditer(tag[1])]
+        inner_start = tag.start(1) + (labels[-1] if labels else 0)
+        tags.append(_Mark(*tag.span(), inner_start, tag.end(1), "tag"))
     # The blank of an exercise is quoted, and claims nothing.
     filled = [mark for mark in boxes if not _is_blank(text, mark)]
     if boxes or tags:
         # A box inside a tag speaks for it.
-        inside = [
-            tag for tag in tags if not any(tag.start <= box.start < tag.end for box in filled)
-        ]
-        return sorted(
-            [*(filled or ([] if tags else boxes[-1:])), *inside], key=lambda mark: mark.start
-        )
-    return [
-        mark
-        for mark in _statements(text, begin)
-        if not _DOUBTED.search(text[_sentence_start(text, mark.start) : mark.start])
-    ]
-
-
-def _thought_end(text: str) -> int:
-    index = text.rfind(CLOSE_THINK)
-    return 0 if index < 0 else index + len(CLOSE_THINK)
+        empty = [tag for tag in tags if not any(tag.start <= box.start < tag.end for box in filled)]
+        return sorted([*empty, *(filled or ([] if tags else boxes[-1:]))])
+    return _statements(text, begin)
 
 
 def _boxes(text: str) -> list[_Mark]:
@@ -286,47 +246,24 @@ def _boxes(text: str) -> list[_Mark]:
     # Push None for a brace that opens no box. We need it to find the closing brace, and storing
     # the match would be slow for a text with very many braces.
     opened: list[re.Match[str] | None] = []
-    innermost_end = -1
     for brace in _BRACES.finditer(text) if "box" in text else ():
         symbol = brace.group()
         if symbol.endswith("{") and symbol != r"\{":
             opened.append(brace if len(symbol) > 1 else None)
         elif symbol == "}" and opened:
             start = opened.pop()
-            if start and start.start() > innermost_end:
+            # A box around the last one that was closed is not the innermost.
+            if start and (not found or start.start() > found[-1].start):
                 found.append(_Mark(start.start(), brace.end(), start.end(), brace.start(), "box"))
-                innermost_end = start.start()
     # A response that ends without its last brace still says what is in the box.
-    left_open = [brace for brace in opened if brace]
-    if left_open and (not found or left_open[-1].start() > found[-1].start):
-        box = left_open[-1]
-        line_end = text.find("\n", box.end())
-        inner = text[box.end() : line_end if line_end >= 0 else len(text)]
-        inner = re.split(r"\$|\\\)|\\\]", inner)[0].rstrip(" .")
+    box = next((brace for brace in reversed(opened) if brace), None)
+    if box and (not found or box.start() > found[-1].start):
+        inner = re.split(r"\$|\\\)|\\\]|\n", text[box.end() :], maxsplit=1)[0].rstrip(" .")
         if len(inner) <= MAX_CLAUSE:
             end = box.end() + len(inner)
             found.append(_Mark(box.start(), end, box.end(), end, "box"))
-    for match in _BRACELESS.finditer(text) if "box" in text else ():
-        found.append(_Mark(match.start(), match.end(), match.start(1), match.end(1), "box"))
-    return sorted(found, key=lambda mark: mark.start)
-
-
-def _tags(text: str) -> list[_Mark]:
-    found: list[_Mark] = []
-    start = text.find(_OPEN)
-    while start >= 0:
-        inner_start = start + len(_OPEN)
-        inner_end = text.find(_CLOSE, inner_start)
-        if inner_end < 0:
-            break
-        end = inner_end + len(_CLOSE)
-        inner = text[inner_start:inner_end]
-        # A label inside the tag repeats what the tag says.
-        label = list(_LABEL.finditer(inner))
-        offset = label[-1].end() if label else 0
-        found.append(_Mark(start, end, inner_start + offset, inner_end, "tag"))
-        start = text.find(_OPEN, end)
-    return found
+    braceless = _BRACELESS.finditer(text) if "box" in text else ()
+    return sorted([*found, *(_Mark(*box.span(), *box.span(1), "box") for box in braceless)])
 
 
 def _statements(text: str, begin: int) -> list[_Mark]:
@@ -351,35 +288,28 @@ def _statements(text: str, begin: int) -> list[_Mark]:
         if len(pieces) > 1 and not displayed:
             # The statement is one sentence; what follows it is a remark.
             end = text.index(pieces[0].split()[-1], start) + len(pieces[0].split()[-1])
-        if text[start:end].strip():
+        is_doubted = _DOUBTED.search(text[_sentence_start(text, label.start()) : label.start()])
+        if text[start:end].strip() and not is_doubted:
             found.append(_Mark(label.start(), end, start, end, "marker"))
     return found
 
 
 def _last_claim(text: str, begin: int) -> Candidate | None:
     """The text itself where it is short, else its last sentence or list."""
-    bare = _answer_field(unfenced(text[begin:].strip()))
-    if not bare:
-        return None
-    if len(bare) <= MAX_BARE_CHARACTERS:
-        return Candidate(bare, "last claim", begin)
-    pieces = claim_sentences(bare)
-    if len(pieces) < 2 or len(pieces[-1]) > MAX_BARE_CHARACTERS:
-        return None
-    return Candidate(pieces[-1], "last claim", max(0, text.rfind(pieces[-1])))
+    bare = _answer_field(unfenced(text[begin:]))
+    pieces = [bare] if len(bare) <= MAX_BARE_CHARACTERS else claim_sentences(bare)
+    last = pieces[-1] if pieces else ""
+    return Candidate(last, "last claim") if 0 < len(last) <= MAX_BARE_CHARACTERS else None
 
 
 def claim_sentences(text: str) -> list[str]:
     """The sentences of a claim, without those of politeness; displays and lists stay whole."""
-    joined = _OPEN_LINE.sub(
-        " ", _DISPLAYED.sub(lambda shown: " ".join(shown.group().split()), text)
-    )
-    return [piece for piece in sentences(joined) if not _POLITE.search(piece)]
+    text = _DISPLAYED.sub(lambda shown: " ".join(shown.group().split()), text)
+    return [piece for piece in sentences(_OPEN_LINE.sub(" ", text)) if not _POLITE.search(piece)]
 
 
 def unfenced(text: str) -> str:
-    fenced = _FENCED.fullmatch(text.strip())
-    return fenced[1] if fenced else text
+    return _FENCED.sub(r"\1", text.strip())
 
 
 def _answer_field(text: str) -> str:

@@ -9,13 +9,15 @@ has that word too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 
 from rewards.rules.reading.candidates import claim_sentences
-from rewards.rules.reading.notation import plain
+from rewards.rules.reading.notation import FRACTION, plain
+from rewards.rules.reading.numbers import SCALE, TIMES_TEN
 from rewards.rules.reading.question import Question, stem_of
 from rewards.rules.reading.units import read_unit
-from rewards.rules.reading.wording import any_of, words
+from rewards.rules.reading.wording import SUPPOSED, any_of, pattern_of, words
 
 MAX_CLAIM_CHARS = 400
 """A longer candidate is only read as it stands."""
@@ -25,148 +27,118 @@ MAX_VERBS = 4
 Reading = tuple[str, ...]
 """Values that all have to be right: "1/2 = 0.5" and "twelve (12)" state two."""
 
-HEDGE = re.compile(any_of("hedges"), re.IGNORECASE)
+HEDGE = pattern_of("hedges")
 _HEDGED = re.compile(
-    r"^((?:(?:i think |so |the answer is )*"
+    r"(?i)^((?:(?:i think |so |the answer is )*"
     r"(?:it|that|this|[a-z]|the [a-z ]{1,40}) (?:is|was|=)\s)?)"
-    r"(?:most |very )?(?:probably|likely|perhaps|maybe|possibly),?\s(?!not\b)",
-    re.IGNORECASE,
+    r"(?:most |very )?(?:probably|likely|perhaps|maybe|possibly),?\s(?!not\b)"
 )
-_CHANGES = re.compile(any_of("changes") + r"|n['’]t\b", re.IGNORECASE)
-_GRADER = re.compile(
-    r"\b(?:ignore|disregard|forget|override)\b[^.\n]{0,40}\b(?:reference|instructions?|rubric|rules)\b"
-    r"|\b(?:mark|grade|score|rate|treat|accept|consider)\b (?:this|it|me|my)\b[^.\n]{0,30}"
-    r"\b(?:correct|right|full|true|1\.0)\b"
-    r"|\b(?:grader|verifier|evaluator)\b|\b(?:full (?:marks|credit|score)|answer key"
-    r"|ground truth)\b"
-    r"|忽略[^。\n]{0,20}(?:参考|标准|指令|规则)|满分|阅卷|评分",
-    re.IGNORECASE,
-)
+_CHANGES = pattern_of("changes")
+# What makes a remark behind an answer more than a remark.
+_MORE = re.compile(rf"(?i)\d|{any_of('changes')}")
+_GRADER = pattern_of("grader")
 _OPENING = re.compile(
-    rf"(?:(?:{any_of('openings')}|yes(?=\s?,))\s?[,:：]?\s?|∴\s?|{any_of('chinese_openings')}\s?[,，:：]?\s?"
-    rf"|(?:[a-z]{{3,12}}ing\b[^.;\n]{{0,40}}?)?\b(?:we|i|you) (?:can |would "
-    rf"|will )?{any_of('findings')}"
-    r"(?: that)?\s?:?\s?|(?:this|which|it|that|\w+ing) (?:gives|yields|means|makes)(?: that)?\s?"
-    r"|(?:可得|(?:我们)?得[到出]?|(?:本题)?(?:应该?|我)?选择?|我认为是?|解得)\s?[:：]?\s?)+",
-    re.IGNORECASE,
+    rf"(?i)(?:(?:{any_of('openings')}|yes(?=\s?,))\s?[,:：]?\s?|∴\s?|{any_of('chinese_openings')}\s?[,，:：]?\s?"
+    r"|(?:[a-z]{3,12}ing\b[^.;\n]{0,40}?)?\b(?:we|i|you) (?:can |would |will )?"
+    rf"{any_of('findings')}(?: that)?\s?:?\s?"
+    r"|(?:this|which|it|that|\w+ing) (?:gives|yields|means|makes)(?: that)?\s?)+"
 )
-_SUPPOSED = re.compile(
-    r"(?:if|unless|suppose|assume|in case)\b(?! (?:we|you|i)\b)|如果|假设|假如|若", re.IGNORECASE
-)
+_SUPPOSED = re.compile(SUPPOSED, re.IGNORECASE)
 # In front of the main clause: "After giving away 9, ..." but not "If ...".
-_SUBORDINATE = re.compile(any_of("subordinate") + r"[^,=]{1,80}, ?(?=\S)", re.IGNORECASE)
+_SUBORDINATE = re.compile(r"(?i)" + any_of("subordinate") + r"[^,=]{1,80}, ?(?=\S)")
 _VERB = re.compile(
-    r"(?<=\s)(?:(?:is|was|are|were) (?:called|named|made (?:up )?of|composed of|equal to|known as"
-    r"|[a-z]{3,12}(?:ed|en|wn|nt|de|ng) by|(?:located|found) (?:in|at)|in|on|by|at)"
+    r"(?i)(?<=\s)(?:(?:is|was|are|were) (?:called|named|made (?:up )?of|composed of|equal to"
+    r"|known as|[a-z]{3,12}(?:ed|en|wn|nt|de|ng) by|(?:located|found) (?:in|at)|in|on|by|at)"
     rf"|(?:has|have) an? [a-z]{{1,12}} of|{any_of('verbs')})"
     r"\s?(?:just|only|exactly|about to be|:|therefore|thus|then|simply)?\s{0,3}"
-    r"|^(?:it|that|this|there|he|she|they)(?:'s|'re)\s+"
-    r"|(?:还?剩下?|[一总]?共有?|等于|应?[为是]|约为|就是|有|需要?|花了?|[走跑骑飞用买卖]了?|全[程长]|在|叫做?|得)\s?",
-    re.IGNORECASE,
+    rf"|^(?:it|that|this|there|he|she|they)(?:'s|'re)\s+|{any_of('chinese_verbs')}\s?"
 )
+_SUBJECT = re.compile(
+    r"(?i)(?:(?:so|thus|hence|therefore),? )?(it|that|this|the \w{1,20}) (?:is|was) "
+)
+_NO_ANSWER = re.compile(r"(?s)[?,:]$|=|^(?:[Yy]es|[Nn]o)\b|^(?=.*[\u4e00-\u9fff])\S{9,}$")
 _PLACES = frozenset({"to", "in", "on", "at", "by"})
 _VALUE_FIRST = re.compile(
-    r"(.{1,80}?) (?:is|was|are|were) (?:the|a|an|correct|right|my)\b(.{0,120})"
-    r"|(.{1,40}?)(?:是|为)(?:正确的|对的|.{1,40}的.{1,20})",
-    re.IGNORECASE,
+    r"(?i)(.{1,80}?) (?:is|was|are|were) (?:the|a|an|correct|right|my)\b(.{0,120})"
+    r"|(.{1,40}?)(?:是|为)(?:正确的|对的|.{1,40}的.{1,20})"
 )
-_OWNED = re.compile(r"['’]s (\w+)\s*$|^(?:so )?the (\w+) of\b", re.IGNORECASE)
+_OWNED = re.compile(r"(?i)['’]s (\w+)\s*$|^(?:so )?the (\w+) of\b")
 _GENERIC = frozenset(words("generic"))
 _REJECTED = re.compile(
-    r"\s?[,;(（，]\s?(?:(?:and |but )?not|rather than|instead of|unlike|而不是"
-    r"|不是)\b[^,;]{1,60}[)）]?$|\s(?:rather than|instead of)\s[^,;]{1,60}$"
+    r"(?i)\s?[,;(（，]\s?(?:(?:and |but )?not|rather than|instead of|unlike|而不是|不是)\b"
+    r"[^,;]{1,60}[)）]?$|\s(?:rather than|instead of)\s[^,;]{1,60}$"
     # "Not 7 but 8", which is no "not only".
-    r"|(?:n['’]t|\s?\bnot)\s(?!only|just|merely|simply)[^.,;]{1,40},?\sbut\s(?!also\b|not\b)",
-    re.IGNORECASE,
+    r"|(?:n['’]t|\s?\bnot)\s(?!only|just|merely|simply)[^.,;]{1,40},?\sbut\s(?!also\b|not\b)"
 )
 _REMARK = re.compile(
-    rf"\s?[,;，；]\s?{any_of('remarks')}.*$|\s(?:because|since|due to|as (?:an?|the|we|it"
-    rf"|required)\b).*$"
+    rf"(?is)\s?[,;，；]\s?{any_of('remarks')}.*$"
+    r"|\s(?:because|since|due to|as (?:an?|the|we|it|required)\b).*$|(?:因为|由于).*$"
     r"|\s(?:in|around|about|circa|during|since) (?:the )?(?:year |early |late )?[12]\d{3}s?\.?$"
-    r"|(?:因为|由于).*$|\s?\((?:for|since|because|as|where|when|with)\b[^()]{0,80}\)$",
-    re.IGNORECASE | re.DOTALL,
+    r"|\s?\((?:for|since|because|as|where|when|with)\b[^()]{0,80}\)$"
 )
 _CONCLUSION = re.compile(
-    rf"\s?(?:[,;，；—–]|\s-\s)\s?(?:{any_of('conclusions')}|(?:leav|giv|yield|produc|mak)ing(?!\s\w+ing)|i\.e\.|所以|因此|故|则|即)\s?[,，:：]?\s?"
-    r"|\s?[;；—–]\s?|\s(?:so|hence|thus|therefore|i\.e\.),?\s|[:：]\s"
-    r"|[,，]\s?(?=(?:we (?:get|have|find|obtain)|the (?:answer|total|change|result|final"
-    r"|winner|host) ))",
-    re.IGNORECASE,
+    rf"(?i)\s?(?:[,;，；—–]|\s-\s)\s?(?:{any_of('conclusions')}|(?:leav|giv|yield|produc|mak)ing(?!\s\w+ing))\s?[,，:：]?\s?"
+    r"|\s?[;；—–]\s?|\s(?:so|hence|thus|therefore|i\.e\.),?\s|[:：]\s|[,，]\s?"
+    r"(?=(?:we (?:get|have|find|obtain)|the (?:answer|total|change|result|final|winner|host) ))"
 )
 _COORDINATED = re.compile(
-    r",?\s(?:and|while|whereas|but)\s(?=(?:the |he |she |it |they |their |its |his |her "
-    r"|(?:an? )?\w+ (?:is|was|are|were|has"
-    r"|had|died|lost|won)\b))"
+    r",?\s(?:and|while|whereas|but)\s(?=(?:(?:the|he|she|it|they|their|its|his|her) "
+    r"|(?:an? )?\w+ (?:is|was|are|were|has|had|died|lost|won)\b))"
     r"|,\s(?=[A-Z]\w* (?:is|was|lost|won|has)\b)"
 )
 _NUMBER = re.compile(
-    r"(?:(?:US|HK)?[$€£¥]\s?)?[-+]?(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\{[^{}]{1,20}\}"
+    rf"(?:(?:US|HK)?[$€£¥]\s?)?[-+]?(?:{FRACTION}"
     r"|(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+|\s\d+/\d+)?"
-    r"(?:\s?(?:\\times|×|x|\*)\s?10\s?\^\s?\{?-?\d+\}?)?)"
-    r"(?:\s?(?:%|percent\b|(?:hundred|thousand|million|billion|trillion)\b|万亿|[万亿]))?"
+    rf"(?:{TIMES_TEN})?)(?:\s?(?:%|percent\b|{SCALE}))?"
 )
 _NOT_ALONE = re.compile(
-    r"(?:[\w^_{\\([]|[<>|*/+-]\s?|\b(?:before|after|since|than|over|under|about|around|to|from|in|by|and)\s?)$",
-    re.I,
+    r"(?i)(?:[\w^_{\\([]|[<>|*/+-]\s?|\b(?:before|after|since|than|over|under|about|around|to|from"
+    r"|in|by|and)\s?)$"
 )
+_GOES_ON = re.compile(r"\s?[\^_}\\(*/+<>=|-]|\w|\s?[^\s.,;]{1,20} (?:an?|per|each|every)\s")
 _BEHIND = re.compile(r"\s?[A-Za-z°%][^\s,;()]{0,20}(\s(?:per )?[a-z]{2,16})?")
 _ASKED_TYPES = tuple(
-    (re.compile(asks, re.IGNORECASE), re.compile(value, re.IGNORECASE))
+    (re.compile(rf"(?i)\b{asks}\b"), re.compile(value, re.IGNORECASE))
     for asks, value in (
-        (r"\b(?:which|what) year\b", r"(?<![\d.,$])[12]\d{3}(?![\d.,]?\d|\w| ?(?:bc|b\.c|ad\b))"),
-        (
-            r"\b(?:which|what) (?:week)?day\b",
-            r"\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b",
-        ),
-        (
-            r"\b(?:which|what) month\b",
-            r"\b(?:january|february|march|april|may|june|july|august|(?:sept|nov|dec)ember"
-            r"|october)\b",
-        ),
-        (
-            r"\bby (?:what|which|how (?:much|many))\b",
-            r"(?<=\bby )[$€£]?\d[\d.,]*\d?(?:\s?%|\spercent\b)?(?= last|[.]?$)",
-        ),
+        ("(?:which|what) year", r"(?<![\d.,$])[12]\d{3}(?![\d.,]?\d|\w| ?(?:bc|b\.c|ad\b))"),
+        ("(?:which|what) (?:week)?day", r"\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b"),
+        ("(?:which|what) month", any_of("months")),
+        ("by (?:what|which|how)", r"(?<=\bby )[$€£]?\d[\d.,]*(?:\s?%|\spercent\b)?(?= last|[.]?$)"),
     )
 )
-_BOUND = re.compile(
-    r"\b(?:before|after|since|until|till|than|from|to|of|over|under|past|between|through)\s"
-    r"(?:the |an? )?$",
-    re.IGNORECASE,
-)
+_BOUND = re.compile(r"(?i)" + any_of("bounds") + r"\s(?:the |an? )?$")
 # "It has 1 seat, 2 pedals and 3 wheels."
 _COUNTS = re.compile(
-    r"[^\d,]{0,80}?\b(\d[\d,]*\d? [a-z]{2,20}(?:(?:, |,? and )\d+ [a-z]{2,20}){1,6})"
-    r"(?: (?:is|are|was|were) [a-z]{2,12})?",
-    re.IGNORECASE,
+    r"(?i)[^\d,]{0,80}?\b(\d[\d,]*\d? [a-z]{2,20}(?:(?:, |,? and )\d+ [a-z]{2,20}){1,6})"
+    r"(?: (?:is|are|was|were) [a-z]{2,12})?"
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,200})\*\*")
 _MATHS = re.compile(r"\$\$?([^$\n]{1,200})\$\$?|\\\(([^\n]{1,200}?)\\\)|\\\[(.{1,200}?)\\\]")
-_RELATED = re.compile(
-    r"\b(?:of|for|from|above|below|over|under|near|before|after|exceeds|since|satisf\w+)\s*$", re.I
+_RELATED = re.compile(r"(?i)" + any_of("relations") + r"\s*$")
+# Sentences whose value, the group, stands in a fixed place.
+_STATED = tuple(
+    re.compile(form, re.IGNORECASE | re.DOTALL)
+    for form in (
+        r".{1,120}?[\s,;:]\$*[A-Za-z]\s?=\s?([^=]{1,80})",
+        r"(?:the|an?) [^.;=]{3,160}?, ?(?:namely )?([^,.;0-9]{2,60}|\$?[(\[{\\].*)",
+        r"(.{1,120}?) (?:satisf(?:y|ies)|solves?|works?|holds?|fits?)"
+        r"(?: (?:it|(?:the|this|both) \w{1,16}))?",
+        r"(.{1,40}) it is",
+        r"\|[^|\n]+\|\s?([^|\n]+?)\s?\|?",
+    )
 )
-_ASSIGNED = re.compile(r"(.{1,120}?[\s,;:])\$*[A-Za-z]\s?=\s?([^=]{1,80})", re.DOTALL)
-_SAID = re.compile(r"\b(?:is|are|was|were)\b.*[0-9]", re.IGNORECASE | re.DOTALL)
-_APPOSED = re.compile(
-    r"(?:the|an?) [^.;=]{3,160}?, ?(?:namely )?([^,.;0-9]{2,60}|\$?[(\[{\\].*)", re.IGNORECASE
-)
-_BEFORE_VERB = re.compile(
-    r"(.{1,120}?) (?:satisf(?:y|ies)|solves?|works?|holds?|fits?)(?: (?:it|(?:the|this"
-    r"|both) \w{1,16}))?"
-    r"|(.{1,40}) it is",
-    re.IGNORECASE | re.DOTALL,
-)
+_SAID = re.compile(r"(?is)\b(?:is|are|was|were)\b.*[0-9]")
 _PARENTHESIS = re.compile(r"([^()]{1,120}?)\s?[(（]([^()]{1,80})[)）]")
 _EQUALS = re.compile(r"=|\\approx(?![a-z])|≈|\\equiv(?![a-z])")
+_HALF_PAIR = re.compile(r"\$$|^\$(?![0-9])")
 _NAME = re.compile(
     r"\$?(?:[A-Za-z]{1,16} ?){1,3}(?:\([^()]{1,8}\))?|\\[a-z]+"
     r"|(?:[-−](?=[A-Za-z]\s?[-+*/^]))?[A-Za-z](?:\s?[-+*/^]\s?\(?[A-Za-z]\)?){0,6}"
 )
 _WORKING = re.compile(
-    r"\\(?:int|det|lim|sum|binom)(?![a-z]).*|[A-Za-z\\]?[A-Za-z]{0,12}\([A-Za-z0-9.,\s]{1,12}\)"
+    r"(?s)\\(?:int|det|lim|sum|binom)(?![a-z]).*|[A-Za-z\\]?[A-Za-z]{0,12}\([A-Za-z0-9.,\s]{1,12}\)"
     r"|(?:[0-9\s.,+\-*/()^{}!%$∴√|]|\\(?:times|cdot|[dt]?frac|sqrt|left|right|div|pi)(?![a-zA-Z])"
-    r"|(?<=[0-9)])\s?x\s?(?=[0-9(]))+",
-    re.DOTALL,
+    r"|(?<=[0-9)])\s?x\s?(?=[0-9(]))+"
 )
 _BARE_NUMBER = re.compile(r"-?[0-9.,]+%?")
 _PLACED = re.compile(
@@ -176,7 +148,6 @@ _PLACED = re.compile(
 )
 # GSM8K writes its calculations into the text: 20+15=<<20+15=35>>35
 _CALCULATION = re.compile(r"<<[^<>\n]{0,80}>>")
-_TABLE_ROW = re.compile(r"\|[^|\n]+\|\s?([^|\n]+?)\s?\|?")
 # "The planets are:" and a line for each of them.
 _HEADED = re.compile(
     r"([^\n:：]{1,100})[:：][ \t]{0,8}\n{1,3}"
@@ -189,15 +160,12 @@ _SOURCES = frozenset({"table", "chart", "graph", "figure", "picture", "image", "
 _RATES = frozenset({"a", "an", "per", "each", "every"})
 _SEVERAL = re.compile(r"[0-9]|,| and ")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
-_CHINESE_EMPTY = re.compile(
-    r"(?:一共有?|总共有?|共有|因此|所以|故|答[：:]?|可以|一定|应该|正好|刚好|[，,：:\s])+"
-)
+_CHINESE_EMPTY = re.compile(rf"(?:{any_of('chinese_empty')}|[，,：:\s])+")
 _CHINESE_VALUE = re.compile(
-    r"(.{0,60}?)(-?[0-9][0-9.,]*(?:%|[年月][0-9年月日号]{1,8})?)([^0-9]{0,40})", re.DOTALL
+    r"(?s)(.{0,60}?)(-?[0-9][0-9.,]*(?:%|[年月][0-9年月日号]{1,8})?)([^0-9]{0,40})"
 )
 _CHINESE_NAME = re.compile(
-    r"(.{2,60}?[是为])(?:[\u4e00-\u9fff]{0,4}(?:诗人|[学画作]家|音乐家|皇帝|总统|首都|城市))?(.{1,40})",
-    re.DOTALL,
+    r"(?s)(.{2,60}?[是为])(?:[\u4e00-\u9fff]{0,4}(?:诗人|[学画作]家|音乐家|皇帝|总统|首都|城市))?(.{1,40})"
 )
 
 
@@ -247,56 +215,36 @@ def readings(claim: str, question: str = "") -> Iterator[Reading]:
 
 def _sentence(claim: str) -> tuple[str, Reading]:
     """The sentence that states the answer, and the bare values of others, which must agree."""
-    pieces = claim_sentences(claim) or [claim]
-    first, last = pieces[0], pieces[-1]
-    if len(pieces) == 1:
+    first, *others = pieces = claim_sentences(claim) or [claim]
+    if not others:
         return first, ()
-    rest = " ".join(pieces[1:])
-    is_bare = (
-        len(first.split()) <= 3 and not first.endswith(("?", ",", ":")) and len(last.split()) > 1
-    )
+    last, rest = others[-1], " ".join(others)
+    is_bare = len(first.split()) <= 3 and not first.endswith(("?", ",", ":"))
     # A bare answer first, and remarks without a number behind it: the first is the answer.
-    if is_bare and not re.search(r"\d", rest) and not _CHANGES.search(rest):
+    if is_bare and len(last.split()) > 1 and not _MORE.search(rest):
         return first, ()
-    bare = [piece for piece in pieces[:-1] if _is_bare(piece)]
-    if any(piece.startswith("|") for piece in pieces) or len(bare) > 1 < len(last.split()):
-        # The lines of a table, or of a calculation.
-        return last, ()
+    # One word or number, or "It is ...", could be the whole answer.
+    bare = [piece for piece in pieces[:-1] if len(piece.split()) <= (6 if _subject(piece) else 1)]
+    bare = [piece for piece in bare if not _NO_ANSWER.search(piece)]
+    is_table = any(piece.startswith("|") for piece in pieces)
+    is_working = len(bare) > 1 < len(last.split())
     # "The width is 4. The length is 10." speaks of two things, which do not contradict.
-    subjects = {_subject(piece) for piece in (*bare, last)} - {""}
-    verbs = [_VERB.search(piece) for piece in bare]
-    values = [
-        piece[verb.end() :] if verb else piece for piece, verb in zip(bare, verbs, strict=True)
-    ]
-    return last, () if len(subjects) > 1 else tuple(values)
-
-
-def _is_bare(sentence: str) -> bool:
-    """Whether a sentence could be the whole answer: one word or number, or "It is ..."."""
-    words = sentence.strip(" .!").split()
-    is_reply = words[:1] in (["No"], ["Yes"], ["yes"], ["no"])
-    is_short = len(words) == 1 and not (_CHINESE.search(sentence) and len(sentence) > 8)
-    is_short |= len(words) <= 6 and _subject(sentence) != ""
-    return (
-        is_short and not is_reply and not sentence.endswith(("?", ",", ":")) and "=" not in sentence
-    )
+    is_of_several = len({_subject(piece) for piece in (*bare, last)} - {""}) > 1
+    if is_table or is_working or is_of_several:
+        return last, ()
+    return last, tuple(_VERB.split(piece, 1)[-1] for piece in bare)
 
 
 def _subject(sentence: str) -> str:
-    match = re.match(
-        r"(?:(?:so|thus|hence|therefore),? )?(it|that|this|the \w{1,20}) (?:is|was) ",
-        sentence,
-        re.IGNORECASE,
-    )
+    match = _SUBJECT.match(sentence)
     return match[1].casefold() if match else ""
 
 
 def _clauses(sentence: str, asked: Question) -> Iterator[str]:
     """The sentence, and what is left of it without openings, conclusions and remarks."""
     text = _REJECTED.sub(" ", sentence.strip().lstrip("= ")).strip()
-    yield text
     main = _main_clause(text)
-    yield main
+    yield from (text, main)
     # Behind "so" and ";" stands what the rest was said for.
     parts = [part for part in _CONCLUSION.split(text) if part and part.strip()]
     ends = [main]
@@ -307,13 +255,17 @@ def _clauses(sentence: str, asked: Question) -> Iterator[str]:
             # What follows is a remark.
             yield parts[0]
     for end in ends:
-        for clause in _relevant(_COORDINATED.split(end), asked):
+        clauses = _COORDINATED.split(end)
+        if len(clauses) > 1:
+            # Of clauses side by side the one with most words of the question speaks of what is
+            # asked; none if that is open.
+            said = [sum(stem in clause.casefold() for stem in {*asked.stems}) for clause in clauses]
+            clauses = [clauses[said.index(max(said))]] if said.count(max(said)) == 1 else []
+        for clause in clauses:
             yield clause
-            shortened = _REMARK.sub("", clause)
             # What is concluded from it is no remark.
-            is_concluded = end is main and len(ends) > 1 and re.search(r"\d", ends[1])
-            if shortened.strip() and shortened != clause and not is_concluded:
-                yield shortened
+            if not (end is main and len(ends) > 1 and re.search(r"\d", ends[1])):
+                yield _REMARK.sub("", clause)
 
 
 def _main_clause(text: str) -> str:
@@ -322,27 +274,16 @@ def _main_clause(text: str) -> str:
     return text
 
 
-def _relevant(clauses: Sequence[str], asked: Question) -> Sequence[str]:
-    """Of clauses side by side the one that speaks of what is asked; none if that is open."""
-    if len(clauses) < 2:
-        return clauses
-    # The clause with most words of the question speaks of what is asked.
-    said = [sum(stem in clause.casefold() for stem in set(asked.stems)) for clause in clauses]
-    best = [clause for clause, count in zip(clauses, said, strict=True) if count == max(said)]
-    return best if len(best) == 1 else []
-
-
 def _values(clause: str, asked: Question) -> Iterator[Reading]:
     """What a clause may say its value is; itself at least."""
     text = re.sub(r"[.。]$|(?<= [0-9]{2})!$", "", clause.strip())
+    if not text:
+        return
     yield (text,)
     yield from _sides(text, asked)
     known = asked.text.casefold()
-    changes = [
-        found.group()
-        for found in _CHANGES.finditer(text)
-        if found.group().casefold().removesuffix("s") not in known
-    ]
+    words = [found.group().casefold().removesuffix("s") for found in _CHANGES.finditer(text)]
+    changes = any(word not in known for word in words)
     if both := _PARENTHESIS.fullmatch(text):
         yield (both[1], both[2])
         if not changes and re.fullmatch(r"[a-z ]+", both[2]):
@@ -351,24 +292,24 @@ def _values(clause: str, asked: Question) -> Iterator[Reading]:
     if changes or HEDGE.search(text) or text.endswith("?"):
         return
     for value in _spans(text, asked):
-        bare = re.sub(r"[.,;]$", "", value.strip()) if value else ""
-        if bare:
+        if bare := re.sub(r"[.,;]$", "", value.strip()):
             yield (bare,)
             yield from _sides(bare, asked)
 
 
 def _sides(text: str, asked: Question) -> Iterator[Reading]:
     """The values that an equation puts side by side; the last one alone behind working."""
-    parts = [_side(part) for part in _EQUALS.split(text)]
+    # Half a pair of dollar signs belongs to no side; one before a digit is money.
+    parts = [part.strip(" *") for part in _EQUALS.split(text)]
+    parts = [_HALF_PAIR.sub("", part, 1) if part.count("$") % 2 else part for part in parts]
     # "720 ways to arrange the books" names 720 ways.
     placed = _PLACED.fullmatch(parts[-1])
     if placed and not _CHANGES.search(parts[-1]) and asked.covers(placed[2] or ""):
         parts[-1] = placed[1]
+    if parts != [text]:
+        yield tuple(parts)
     if not 1 < len(parts) <= 6 or not all(parts):
-        if parts != [text]:
-            yield tuple(parts)
         return
-    yield tuple(parts)
     if _NAME.fullmatch(parts[0]) or _WORKING.fullmatch(plain(parts[0])):
         # The working may stay undone on the way, but no other number may.
         others = (part for part in parts[:-1] if _BARE_NUMBER.fullmatch(part))
@@ -376,14 +317,6 @@ def _sides(text: str, asked: Question) -> Iterator[Reading]:
     # 3 = x
     if len(parts) == 2 and re.fullmatch(r"[A-Za-z]", parts[1]):
         yield (parts[0],)
-
-
-def _side(text: str) -> str:
-    """A side of an equation, without half a pair of dollar signs; one before a digit is money."""
-    text = text.strip(" *")
-    if text.count("$") % 2 == 0:
-        return text
-    return text[:-1] if text.endswith("$") else re.sub(r"^\$(?![0-9])", "", text)
 
 
 def _spans(text: str, asked: Question) -> Iterator[str]:
@@ -394,9 +327,9 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
         if len(found) == 1 and not _RELATED.search(text[: found[0].start()]):
             yield next(group for group in found[0].groups() if group)
     subject_end = 0
-    for verb in list(_VERB.finditer(text))[:MAX_VERBS]:
+    for verb in islice(_VERB.finditer(text), MAX_VERBS):
         subject, word = text[: verb.start()], verb.group().strip().casefold()
-        if subject_end and re.search(r"[,;]|\b(?:and|while)\b", text[subject_end : verb.start()]):
+        if subject_end and re.search(r"[,;]|\b(?:and|while)\b", subject[subject_end:]):
             # "The car is red and the house is blue" has no one value.
             break
         subject_end = verb.end()
@@ -409,11 +342,11 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
             yield text[verb.end() :]
     if (first := _VALUE_FIRST.fullmatch(text)) and asked.covers(first[2] or ""):
         yield first[1] or first[3]
-    for form in (_ASSIGNED, _APPOSED, _BEFORE_VERB, _TABLE_ROW):
+    for form in _STATED:
         match = form.fullmatch(text)
         # "The minimum is 2, at x = -5" has said its value before.
-        if match and not (form is _ASSIGNED and _SAID.search(match[1])):
-            yield next(group for group in reversed(match.groups()) if group)
+        if match and not _SAID.search(text[: match.start(1)]):
+            yield match[1]
     yield from _of_asked_type(text, asked)
     yield _beside_question(text, asked)
     yield from _only_number(text, asked)
@@ -430,13 +363,9 @@ def _of_asked_type(text: str, asked: Question) -> Iterator[str]:
         if len(values) == 1 and not _BOUND.search(text[: values[0].start()]):
             yield values[0].group()
     if counts := _COUNTS.fullmatch(text):
-        found = [
-            item
-            for item in re.split(r",? and |, ", counts[1])
-            if stem_of(item.split()[-1].casefold()) in asked.stems
-        ]
-        if len(found) == 1:
-            yield found[0]
+        things = re.split(r",? and |, ", counts[1])
+        found = [thing for thing in things if stem_of(thing.split()[-1].casefold()) in asked.stems]
+        yield from found if len(found) == 1 else ()
 
 
 def _only_number(text: str, asked: Question) -> Iterator[str]:
@@ -444,16 +373,13 @@ def _only_number(text: str, asked: Question) -> Iterator[str]:
     numbers = list(_NUMBER.finditer(text))
     # A number of the question is repeated from it.
     if len(numbers) > 1:
-        numbers = [
-            one for one in numbers if re.sub(r"[^\d.]", "", one.group()) not in asked.numbers
-        ]
+        known = asked.numbers
+        numbers = [one for one in numbers if re.sub(r"[^\d.]", "", one.group()) not in known]
     if len(numbers) != 1 or "=" in text:
         return
     before, behind = text[: numbers[0].start()], text[numbers[0].end() :]
-    if _NOT_ALONE.search(before) or re.match(r"\s?[\^_}\\(*/+<>=|-]|\w", behind):
-        return
-    if re.match(r"\s?[^\s.,;]{1,20} (?:an?|per|each|every)\s", behind):
-        # "48 pages a day" is no number of pages.
+    # "48 pages a day" is no number of pages.
+    if _NOT_ALONE.search(before) or _GOES_ON.match(behind):
         return
     number, words = numbers[0].group().strip(), _BEHIND.match(behind)
     yield number + (words.group() if words else "")
@@ -486,19 +412,19 @@ def _beside_question(clause: str, asked: Question) -> str:
     if not value or not asked.stems:
         return value
     last, following = (word[0].casefold() if word else "" for word in (before[-1:], after[:1]))
-    is_number = value[:1].isdigit()
-    # "In 3 hours" is no time that something takes, "48 pages a day" no number of pages.
-    is_aside = (last in (_ASIDE if is_number else _BOUNDS) and _SEVERAL.search(value)) or (
-        last == "after" and "after" not in asked.text.casefold()
+    is_number, is_several = value[:1].isdigit(), _SEVERAL.search(value)
+    doubts = (
+        # "In 3 hours" is no time that something takes, "48 pages a day" no number of pages.
+        is_several and last in (_ASIDE if is_number else _BOUNDS),
+        following in _RATES,
+        last == "after" and "after" not in asked.text.casefold(),
+        "and" in (last, following),
+        # "Table tennis" is one thing.
+        not is_number and (last in _SOURCES or last.endswith(",")),
     )
-    is_joined = "and" in (last, following) or (last.endswith(",") and not is_number)
-    # "Table tennis" is one thing.
-    is_compound = last in _SOURCES and not is_number
-    if is_aside or is_joined or is_compound or following in _RATES:
-        return ""
     # The order of the words tells who beat whom.
-    in_order = asked.in_order(before) and asked.in_order(after)
-    return value if last == "by" or in_order or _SEVERAL.search(value) else ""
+    is_told = last == "by" or is_several or (asked.in_order(before) and asked.in_order(after))
+    return value if is_told and not any(doubts) else ""
 
 
 def _beside_chinese(clause: str, asked: Question) -> str:
@@ -507,8 +433,8 @@ def _beside_chinese(clause: str, asked: Question) -> str:
         before, value, after = match.groups()
         # "120米" is not 120 to a question of 千米.
         size = next((size for size in range(4, 0, -1) if read_unit(after[:size])), 0)
-        value, after = value + after[:size], after[size:]
-        around = (_CHINESE_EMPTY.sub("", part) for part in (before, after))
-        return value if all(part in _CHINESE_EMPTY.sub("", asked.text) for part in around) else ""
+        around = (_CHINESE_EMPTY.sub("", part) for part in (before, after[size:]))
+        question = _CHINESE_EMPTY.sub("", asked.text)
+        return value + after[:size] if all(part in question for part in around) else ""
     match = _CHINESE_NAME.fullmatch(clause)
     return match[2] if match and match[1] in asked.text else ""

@@ -31,15 +31,13 @@ _BLANK = re.compile(r"(?<!\\)\\[ ,;:]|\\q?quad(?![a-zA-Z])|(?<!\\)~(?=\\|\d|[A-Z
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _CURRENCY = re.compile(r"\\\$|(?<!\\)\$(?=\s?\.?[0-9])")
 _CURRENCY_MARK = "\ue000"
-_MACRO = (
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt|bb)?|mbox|hbox"
-    r"|operatorname|ce|f?boxed)\s?"
-)
+_TEXT_MACRO = r"text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|ce"
+_MACRO = rf"\\(?:{_TEXT_MACRO}|math(?:tt|bb)?|operatorname|f?boxed)\s?"
 _WRAPPER = re.compile(_MACRO + r"\{([^{}]*)\}")
-INNER_TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|ce)\s?\{([^{}]*)\}"
-)
+INNER_TEXT = re.compile(rf"\\(?:{_TEXT_MACRO})\s?\{{([^{{}}]*)\}}")
 """Text set inside mathematics; the group is the text."""
+FRACTION = r"\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}"
+"""A pattern for a fraction of LaTeX, without groups."""
 _NESTED_TEXT = re.compile(_MACRO + r"\{\s?(" + _MACRO + r"\{[^{}]*\})\s?\}")
 # Upright i and e are the constants, no text.
 _CONSTANT = re.compile(r"\\(?:text|mathrm|operatorname|rm)\s?\{\s?([ie])\s?\}")
@@ -85,32 +83,37 @@ def plain(text: str) -> str:
         text = re.sub(
             r"(?<!\\)\\\\(?=(?:[dt]?frac|sqrt|pi|text|left|right|infty)(?![a-z]))", r"\\", text
         )
-        text = (
-            _INDEX_TEXT.sub(r"_{\1}", _NESTED_TEXT.sub(r"\1", _CONSTANT.sub(r"{\1}", text)))
-            .replace("{,}", ",")
-            .replace("{:}", ":")
-        )
-        text = _DOUBLE_BRACES.sub(r"{\1}", text).replace(r"\%", "%").replace("\\tfrac", "\\frac")
-    text = _BLANK.sub(" ", _SPACING.sub("", _without_dollars(text))).strip()
+        text = _INDEX_TEXT.sub(r"_{\1}", _NESTED_TEXT.sub(r"\1", _CONSTANT.sub(r"{\1}", text)))
+        text = _DOUBLE_BRACES.sub(r"{\1}", re.sub(r"\{([,:])\}", r"\1", text))
+        text = text.replace(r"\%", "%").replace("\\tfrac", "\\frac")
+    # Dollar signs come in pairs around mathematics; an odd one in front of a digit is money.
+    if len(_DOLLAR.findall(text)) % 2:
+        text = _CURRENCY.sub(_CURRENCY_MARK, text, count=1)
+    text = text.replace(r"\$", _CURRENCY_MARK).replace("$", "").replace(_CURRENCY_MARK, "$")
+    text = _BLANK.sub(" ", _SPACING.sub("", text)).strip()
     for _ in range(3):
-        stripped = _unwrapped(text)
-        if stripped == text:
-            break
-        text = stripped
+        text = _unwrapped(text)
     return text
+
+
+def opened(text: str) -> str:
+    """Return `plain(text)` with the text that is set inside mathematics as a part of it."""
+    return plain(INNER_TEXT.sub(r" \1 ", plain(text)))
+
+
+def named_value(text: str) -> tuple[str, str]:
+    """Return the name in front of the only `=`, if there is one, and `plain(text)` behind it."""
+    text = plain(text)
+    is_equation = text.count("=") + text.count("\\approx") == 1
+    named = _NAMED.match(text) if is_equation else None
+    if named is None or named["name"].lower() in _FUNCTION_NAMES:
+        return "", text
+    return named["name"].strip(), text[named.end() :]
 
 
 def plain_value(text: str) -> str:
     """Return `plain(text)` without a leading `x =`, `f(2) =` or `area =`."""
-    text = plain(text)
-    named = _naming(text)
-    return text[named.end() :] if named else text
-
-
-def value_name(text: str) -> str:
-    """Return the single letter in front of `=`, or nothing."""
-    named = _naming(plain(text))
-    return named["name"].strip() if named and len(named["name"].strip()) == 1 else ""
+    return named_value(text)[1]
 
 
 def plain_words(text: str) -> str:
@@ -142,28 +145,13 @@ def _normal(match: re.Match[str]) -> str:
     return unicodedata.normalize("NFKC", match.group()).replace("−", "-").replace("\u2044", "/")
 
 
-def _without_dollars(text: str) -> str:
-    """Dollar signs come in pairs around mathematics; an odd one in front of a digit is money."""
-    if "$" not in text:
-        return text
-    if len(_DOLLAR.findall(text)) % 2:
-        text = _CURRENCY.sub(_CURRENCY_MARK, text, count=1)
-    text = text.replace(r"\$", _CURRENCY_MARK)
-    return text.replace("$", "").replace(_CURRENCY_MARK, "$")
-
-
 def _unwrapped(text: str) -> str:
     text = text.strip().removesuffix(".").removesuffix("。").strip()
     for opening, closing in _QUOTES:
-        inner = text[len(opening) : -len(closing)]
-        if (
-            len(text) > len(opening) + len(closing)
-            and text.startswith(opening)
-            and text.endswith(closing)
-            and opening not in inner
-            and closing not in inner
-        ):
-            return inner
+        if text.startswith(opening) and text.endswith(closing):
+            inner = text[len(opening) : -len(closing)]
+            if inner and opening not in inner and closing not in inner:
+                return inner
     inner = text[1:-1]
     if text[:1] == "{" and text[-1:] == "}" and "\\" in inner and "," not in inner:
         # Braces around one expression group nothing; around a name or a number they are a set. They
@@ -172,11 +160,4 @@ def _unwrapped(text: str) -> str:
         if min(depths, default=0) >= 0:
             return inner
     wrapped = _WRAPPER.fullmatch(text)
-    return wrapped.group(1) if wrapped else text
-
-
-def _naming(text: str) -> re.Match[str] | None:
-    named = _NAMED.match(text) if "=" in text or "\\approx" in text else None
-    if not named or text.count("=") + text.count("\\approx") != 1:
-        return None
-    return None if named["name"].lower() in _FUNCTION_NAMES else named
+    return wrapped[1] if wrapped else text

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewards.rules.reading.number_words import words_to_number
+from rewards.rules.reading.numbers import words_to_number
 from rewards.rules.reading.wording import words
-
-MAX_QUESTION_CHARS = 4000
 
 _EMPTY = frozenset(words("empty"))
 _VERDICTS = frozenset(words("verdicts"))
@@ -31,22 +29,19 @@ class Question:
     @classmethod
     @lru_cache(maxsize=64)
     def of(cls, question: str) -> Question:
-        text = _OPTIONS.split(question[:MAX_QUESTION_CHARS], maxsplit=1)[0]
+        text = _OPTIONS.split(question, maxsplit=1)[0]
         spelled = {str(words_to_number(word)) for word in _WORD.findall(text.casefold())}
-        return cls(
-            text, tuple(stems(text)), frozenset({*_NUMBER.findall(text), *spelled} - {"None"})
-        )
+        numbers = frozenset({*_NUMBER.findall(text), *spelled} - {"None"})
+        return cls(text, tuple(stems(text)), numbers)
 
     def covers(self, words: str) -> bool:
         """Whether words add nothing to the question; without a question, always."""
-        return not self.stems or all(
-            stem in self.stems or stem in _VERDICTS for stem in stems(words)
-        )
+        return not self.stems or {*stems(words)} <= _VERDICTS.union(self.stems)
 
     def says(self, words: Sequence[str]) -> bool:
         """Whether each of the words, of which there is one at least, is of the question."""
-        found = [stem_of(word) for word in words if word not in ("of", "the", "a", "in")]
-        return bool(found) and all(stem in self.stems for stem in found)
+        found = {stem_of(word) for word in words if word not in ("of", "the", "a", "in")}
+        return bool(found) and found <= {*self.stems}
 
     def echoes(self, word: str) -> bool:
         """Whether a word is of the question, or says nothing."""

@@ -29,10 +29,7 @@ _BY_NAME, _BY_SYMBOL = (
     for is_exact, tables in ((False, (_TABLES["names"], CURRENCIES)), (True, (_TABLES["symbols"],)))
 )
 _LATEX = (
-    (
-        re.compile(r"\\[dt]?frac\s?\{(.{1,20})\}\s?\{(.{1,20})\}"),
-        r"\1/\2",
-    ),
+    (re.compile(r"\\[dt]?frac\s?\{(.{1,20})\}\s?\{(.{1,20})\}"), r"\1/\2"),
     (re.compile(r"\\(?:rm|,|;|!)(?![a-zA-Z])|~|\{\}"), " "),
     (re.compile(r"\^\s?\{\s?([-+]?[1-4])\s?\}"), r"^\1"),
     (INNER_TEXT, r" \1 "),
@@ -40,13 +37,11 @@ _LATEX = (
     (re.compile(r"\\(?:Omega|ohm)(?![a-zA-Z])"), "Ω"),
     (re.compile(r"\\mu(?![a-zA-Z])\s?|µ"), "μ"),
     (re.compile(r"°\s?(?=[CF]\b)"), "deg"),
+    (re.compile(r"(?i)(?:\bsquare |\bsq\.? |平方)([^\s/每]+)|(\S+) squared\b"), r"\1\2^2"),
+    (re.compile(r"(?i)(?:\bcubic |立方)([^\s/每]+)|(\S+) cubed\b"), r"\1\2^3"),
     (re.compile(r"\s+(?=\^)"), ""),
 )
 _POWER = re.compile(r"(.{1,24}?)\s?(?:\^\s?([-+]?[1-4])|(?<=m)([23])|(?<=[a-z])(-[1-4]))")
-_POWER_WORDS = (
-    *(("square ", 2), ("sq ", 2), ("sq. ", 2), ("cubic ", 3), ("平方", 2), ("立方", 3)),
-    *((" squared", 2), (" cubed", 3)),
-)
 _PER = re.compile(r"\s?(?:/|\bper\b|每)\s?")
 _PRODUCT = re.compile(r"\s?(?:\\cdot|[*⋅·.-](?![0-9]))\s?|\s+")
 
@@ -70,7 +65,7 @@ def read_unit(text: str) -> Unit | None:
     if not 0 < len(text) <= MAX_UNIT_CHARS:
         return None
     # Most units are one word, and need none of this.
-    if not text.isalpha():
+    if not (text.isascii() and text.isalpha()):
         for form, replacement in _LATEX:
             text = form.sub(replacement, text)
     powers: dict[str, int] = {}
@@ -98,42 +93,25 @@ def is_money(unit: Unit) -> bool:
     return len(unit) == 1 and unit[0][0] in CURRENCIES and unit[0][1] == 1
 
 
-def spellings(unit: Unit) -> list[str]:
-    """Every way to write a unit of one name; nothing for a compound one."""
-    if len(unit) != 1 or unit[0][1] != 1:
-        return []
-    return [
-        alias for table in (_BY_NAME, _BY_SYMBOL) for alias in table if table[alias] == unit[0][0]
-    ]
+def spellings(name: str) -> list[str]:
+    """Every way to write a unit."""
+    return [alias for alias, known in {**_BY_NAME, **_BY_SYMBOL}.items() if known == name]
 
 
 def _factor(text: str) -> list[tuple[str, int]] | None:
     """One unit with its exponent, or the two of a name like `mph`."""
-    text = text.strip()
-    lower = text.casefold()
-    for words, power in _POWER_WORDS:
-        is_in_front = not words.startswith(" ")
-        if (lower.startswith if is_in_front else lower.endswith)(words):
-            name = _name(text[len(words) :] if is_in_front else text[: -len(words)])
-            return [(name, power)] if name else None
-    if match := _POWER.fullmatch(text):
+    if match := _POWER.fullmatch(text.strip()):
         name = _name(match[1])
         return [(name, int(match[2] or match[3] or match[4]))] if name else None
-    name = _name(text)
-    if name is None:
-        return None
-    over, _, under = name.partition("/")
-    return [(over, 1), (under, -1)] if under else [(over, 1)]
+    over, _, under = (_name(text) or "").partition("/")
+    return [(name, power) for name, power in ((over, 1), (under, -1)) if name] or None
 
 
 def _name(text: str) -> str | None:
     text = text.strip()
-    if text in _BY_SYMBOL:
-        return _BY_SYMBOL[text]
     word = " ".join(text.casefold().split())
-    for candidate in (word, word.removesuffix("s"), word.removesuffix("es")):
-        if candidate in _BY_NAME:
-            return _BY_NAME[candidate]
+    names = [_BY_NAME.get(word.removesuffix(ending)) for ending in ("", "s", "es")]
     # The table has the common multiples; μC and pF are made of their parts.
     prefix, base = _PREFIXES.get(text[:1]), _BY_SYMBOL.get(text[1:])
-    return f"{prefix}{base}" if prefix and base in _SI_UNITS else None
+    made = f"{prefix}{base}" if prefix and base in _SI_UNITS else None
+    return next(filter(None, (_BY_SYMBOL.get(text), *names, made)), None)

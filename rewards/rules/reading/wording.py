@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
@@ -21,3 +22,11 @@ def any_of(name: str) -> str:
     chinese = [word for word in words(name) if not word.isascii()]
     whole_words = [r"(?<!\w)(?:" + english + r")(?!\w)"] if english else []
     return "(?:" + "|".join([*whole_words, *chinese]) + ")"
+
+
+def pattern_of(name: str) -> re.Pattern[str]:
+    return re.compile(any_of(name), re.IGNORECASE)
+
+
+SUPPOSED = any_of("suppositions") + r"(?! (?:we|you|i)\b)"
+"""A pattern for what stands in front of a supposition; "if we add them" supposes nothing."""

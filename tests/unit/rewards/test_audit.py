@@ -117,19 +117,22 @@ def test_a_long_file_streams_through(audit):
         ("{}", "must have reference and response, or mode and text, got only an empty object"),
         ('{"reference": "1"}', "must have reference and response, or mode and text, got only ref"),
         ('{"mode": "long"}', "must have reference and response, or mode and text, got only mode"),
-        ('{"mode": "medium", "text": ""}', 'mode must be one of short, long, got "medium"'),
+        ('{"mode": "medium", "text": ""}', "mode: must be 'short' or 'long', got 'medium'"),
         (
             '{"reference": {"a": 1}, "response": "1"}',
-            "a reference must be text, a number or a list",
+            "reference: a reference must be text, a number or a list",
         ),
-        ('{"reference": "1", "response": ["1"]}', 'response must be text, got ["1"]'),
+        (
+            '{"reference": "1", "response": ["1"]}',
+            "response: must be an instance of str, got ['1']",
+        ),
         (
             '{"mode": "long", "text": "", "finish_reason": "eos"}',
-            'finish_reason must be one of stop, length, abort, got "eos"',
+            "finish_reason: must be 'stop', 'length' or 'abort', got 'eos'",
         ),
         (
             '{"reference": "1", "response": "1", "correct": "yes"}',
-            'correct must be true or false, got "yes"',
+            "correct: must be a valid boolean, got 'yes'",
         ),
         (b"\xff{}", "is not JSON: 'utf-8' codec can't decode byte 0xff"),
     ],

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards.text.format import format_reward, mode_leak, violations
-from rewards.text.overlong import overlong_penalty
 from rewards.text.repetition import repetition_penalty
+from rewards.text.text_rewards import overlong_penalty
 from rl.data.tasks.chain_sum import question, worked_example
 from tests.fakes import trajectory
 
