@@ -59,7 +59,7 @@ from rl.config.keys import problems
 from rl.config.reward import RewardConfig
 from rl.data.references import accepted_answers, reference_text
 from rl.loop.stages import Failure, FinishReason, Trajectory, not_scorable, split_response
-from rl.run.command import Command, Keys, run_command
+from rl.run.command import Command, Keys
 from rl.run.files import atomic_write
 
 THINKING = {"short": False, "long": True}
@@ -385,12 +385,7 @@ def _row(line: bytes, number: int) -> Row:
         raise ValueError("; ".join(problems(error, {}, Row))) from error
 
 
-COMMAND = Command("rewards.audit", __doc__, AuditKeys, audit)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rewards.audit", __doc__, AuditKeys, audit)
 
 
 if __name__ == "__main__":

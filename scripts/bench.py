@@ -46,7 +46,7 @@ from rl.loop.stages import (
     TrainBatch,
     TrainSample,
 )
-from rl.run.command import Command, Keys, RecipeName, ScaleName, run_command
+from rl.run.command import Command, Keys, RecipeName, ScaleName
 from rl.system.engine_environment import engine_environment
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
@@ -516,4 +516,4 @@ async def _against_libraries(keys: BenchKeys) -> dict[str, Any]:
 
 if __name__ == "__main__":
     command = Command("scripts.bench", __doc__, BenchKeys, measure, (Config,))
-    sys.exit(run_command(command, sys.argv[1:]))
+    sys.exit(command(sys.argv[1:]))

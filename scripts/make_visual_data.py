@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pydantic import Field, field_validator
 
 from rl.data.tasks.pictures import TASKS, read_settings, render
 from rl.data.tasks.pictures.drawing import VisualExample
-from rl.run.command import Command, Keys, run_command
+from rl.run.command import Command, Keys
 from rl.run.templates import templates
 from rl.show.page import framed
 
@@ -89,12 +88,7 @@ def _write(example: VisualExample, name: str, images: Path) -> dict[str, Any]:
     }
 
 
-COMMAND = Command("scripts.make_visual_data", __doc__, DataKeys, make)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("scripts.make_visual_data", __doc__, DataKeys, make)
 
 
 if __name__ == "__main__":

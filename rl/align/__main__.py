@@ -13,7 +13,6 @@ Of any other model (`model=`) the recipe has all settings. What it makes is left
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
@@ -30,7 +29,6 @@ from rl.run.command import (
     ScaleName,
     Step,
     require_run,
-    run_command,
 )
 from rl.run.directory import RunDirectory
 
@@ -99,12 +97,7 @@ async def run_alignment(config: Config, step: int | None = None, model: str | No
     await run_pass(config, run, checkpoint, console)
 
 
-COMMAND = Command("rl.align", __doc__, AlignKeys, align, (Config,), goes_on=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rl.align", __doc__, AlignKeys, align, (Config,), goes_on=True)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,6 @@ from rl.run.command import (
     ScaleName,
     Step,
     config_of_run,
-    run_command,
 )
 from rl.run.files import stack_versions
 from rl.run.jsonl import write_records
@@ -317,12 +316,7 @@ def as_table(title: str, results: Mapping[str, ModeResult], best: Mapping[str, B
     return table
 
 
-COMMAND = Command("rl.evaluate", __doc__, EvaluateKeys, evaluate_policy, (Config,), goes_on=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rl.evaluate", __doc__, EvaluateKeys, evaluate_policy, (Config,), goes_on=True)
 
 
 if __name__ == "__main__":

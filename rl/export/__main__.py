@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rich.console import Console
 
 from rl.config.run import Config
 from rl.run.checkpoints import find_checkpoint
-from rl.run.command import Command, Keys, RunPath, Step, Switch, config_of_run, run_command
+from rl.run.command import Command, Keys, RunPath, Step, Switch, config_of_run
 from rl.run.directory import RunDirectory
 from rl.run.files import stack_versions, sync_to_disk
 
@@ -102,12 +102,7 @@ def _complete_or_absent(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-COMMAND = Command("rl.export", __doc__, ExportKeys, export, (Config,))
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rl.export", __doc__, ExportKeys, export, (Config,))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ from start to end.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from rl.align.__main__ import run_alignment
 from rl.config.recipe import load
 from rl.config.run import Config
-from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch, run_command
+from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch
 
 
 class LaunchKeys(Keys):
@@ -40,12 +39,7 @@ async def launch(keys: LaunchKeys) -> None:
         await run_alignment(config)
 
 
-COMMAND = Command("rl.launch", __doc__, LaunchKeys, launch, (Config,), goes_on=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rl.launch", __doc__, LaunchKeys, launch, (Config,), goes_on=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ it belongs to weights that are gone. Only keys of `reward` can be changed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -21,7 +20,7 @@ from rich.console import Console
 from rewards.text.plugins import with_checked_plugins
 from rl.config.recipe import load_over
 from rl.config.run import Config
-from rl.run.command import Command, Keys, OptionalRecipeName, RunPath, ScaleName, run_command
+from rl.run.command import Command, Keys, OptionalRecipeName, RunPath, ScaleName
 from rl.run.directory import RunDirectory
 
 
@@ -61,12 +60,7 @@ async def compare(keys: RescoreKeys) -> None:
     console.print(f"{len(new)} scores written to {out}")
 
 
-COMMAND = Command("rl.rescore", __doc__, RescoreKeys, compare, (Config,))
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rl.rescore", __doc__, RescoreKeys, compare, (Config,))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,41 @@ class Command(Generic[K]):
     goes_on: bool = False
     """Whether the same command continues what was stopped; else it begins again."""
 
+    def __call__(self, arguments: Sequence[str]) -> int:
+        """Do what the command line asks for, and return the exit code.
+
+        0 is success, 2 an error that a user can mend, which is printed as one line, and 130 Ctrl-C.
+        """
+        # Before anything is checked: who asks for help need not have the rest right.
+        asks_help = [a for a in arguments if re.fullmatch("-h|--help|help|--help=.*", a)]
+        try:
+            if asks_help:
+                print_help(self, asks_help[0].partition("=")[2])
+                return 0
+            ended = self.act(read(self, arguments))
+            # Commands that start engines are asynchronous; the others need no event loop.
+            if isinstance(ended, Coroutine):
+                ended = asyncio.run(ended)
+            return ended or 0
+        # By this project's rule a ValueError is for people, and says what, got and what to do.
+        # Anything else is a fault of ours and keeps its traceback.
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            advice = "the same command goes on" if self.goes_on else "run the command again"
+            if error.errno in FULL_DISK:
+                print(f"error: {error}; make room, {advice}", file=sys.stderr)
+            elif error.errno in BAD_PATH and error.filename is not None:
+                print(f"error: {error}; name another path, or mend this one", file=sys.stderr)
+            else:
+                raise
+            return 2
+        except KeyboardInterrupt:
+            advice = "goes on" if self.goes_on else "begins again"
+            print(f"stopped; the same command {advice}", file=sys.stderr)
+            return 130
+
 
 # Types of keys that several commands have
 
@@ -107,43 +142,7 @@ ScaleName = Annotated[
 ]
 
 
-# Reading, acting and ending
-
-
-def run_command(command: Command[K], arguments: Sequence[str]) -> int:
-    """Do what the command line asks for, and return the exit code.
-
-    0 is success, 2 an error that a user can mend, which is printed as one line, and 130 Ctrl-C.
-    """
-    # Before anything is checked: who asks for help need not have the rest right.
-    asks_help = [a for a in arguments if re.fullmatch("-h|--help|help|--help=.*", a)]
-    try:
-        if asks_help:
-            print_help(command, asks_help[0].partition("=")[2])
-            return 0
-        ended = command.act(read(command, arguments))
-        # Commands that start engines are asynchronous; the others need no event loop.
-        if isinstance(ended, Coroutine):
-            ended = asyncio.run(ended)
-        return ended or 0
-    # By this project's rule a ValueError is for people, and says what, got and what to do. Anything
-    # else is a fault of ours and keeps its traceback.
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        advice = "the same command goes on" if command.goes_on else "run the command again"
-        if error.errno in FULL_DISK:
-            print(f"error: {error}; make room, {advice}", file=sys.stderr)
-        elif error.errno in BAD_PATH and error.filename is not None:
-            print(f"error: {error}; name another path, or mend this one", file=sys.stderr)
-        else:
-            raise
-        return 2
-    except KeyboardInterrupt:
-        advice = "goes on" if command.goes_on else "begins again"
-        print(f"stopped; the same command {advice}", file=sys.stderr)
-        return 130
+# Reading
 
 
 def read(command: Command[K], arguments: Sequence[str]) -> K:

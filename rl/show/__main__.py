@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from rl.run.command import Command, Keys, RunPath, run_command
+from rl.run.command import Command, Keys, RunPath
 from rl.run.directory import RunDirectory
 from rl.run.files import write_text
 from rl.show.page import Page, as_html, as_ranges
@@ -118,12 +118,7 @@ def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict
     return chosen
 
 
-COMMAND = Command("rl.show", __doc__, ShowKeys, write_page)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rl.show", __doc__, ShowKeys, write_page)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ shares may be added to a sweep at any time. The exit code is 0 if every arm is f
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
@@ -26,7 +25,7 @@ from omegaconf import OmegaConf
 
 from rl.config.recipe import read_tree
 from rl.config.run import Config
-from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch, run_command
+from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch
 from rl.run.directory import OwnedDirectory, RunDirectory
 from rl.sweep.arms import Sweep, SweepConfig, load_sweep
 from rl.sweep.results import is_finished, read_results
@@ -119,12 +118,7 @@ def _refuse_another(sweep: Sweep) -> None:
             RunDirectory(Path(arm.config.run)).refuse_another(arm.config)
 
 
-COMMAND = Command("rl.sweep", __doc__, SweepKeys, sweep_arms, (SweepConfig, Config), goes_on=True)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Return the exit code (rl/run/command.py)."""
-    return run_command(COMMAND, arguments)
+main = Command("rl.sweep", __doc__, SweepKeys, sweep_arms, (SweepConfig, Config), goes_on=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rewards.audit import COMMAND, MAX_ROWS_IN_FLIGHT, Judge, main
+from rewards.audit import MAX_ROWS_IN_FLIGHT, Judge, main
 from rl.run.command import read
 
 
@@ -178,7 +178,7 @@ def test_wrong_arguments_are_refused(tmp_path, capsys):
 def test_limits_are_those_of_a_run_unless_given(tmp_path):
     source = tmp_path / "rows.jsonl"
     source.write_text("")
-    keys = read(COMMAND, [f"in={source}", "workers=3"])
+    keys = read(main, [f"in={source}", "workers=3"])
     assert keys.target == tmp_path / "rows.audit.jsonl"
     assert (keys.workers, keys.timeout_s, keys.memory_mib) == (3, 5.0, 1024)
 

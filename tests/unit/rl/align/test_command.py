@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rl.align import __main__ as align
-from rl.align.__main__ import COMMAND, config_of
+from rl.align.__main__ import config_of, main
 from rl.align.assistants import ASK, EndpointAssistant, check_assistants
 from rl.align.claims import rules
 from rl.align.claims.label_cache import LabelCache
@@ -51,7 +51,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def settings_of(*arguments: str) -> Config:
-    return config_of(read(COMMAND, arguments))
+    return config_of(read(main, arguments))
 
 
 def test_a_command_without_one_clear_policy_is_refused(run, tmp_path, capsys):

@@ -17,7 +17,7 @@ from rewards.text.text_rewards import TextRewards
 from rl.config.reward import ProbabilityConfig, RewardConfig
 from rl.config.run import Config
 from rl.evaluate import __main__ as evaluate
-from rl.evaluate.__main__ import COMMAND, as_table, config_of, progress
+from rl.evaluate.__main__ import as_table, config_of, main, progress
 from rl.evaluate.best_of import BestOf
 from rl.evaluate.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluate.picture import draw_accuracy
@@ -138,7 +138,7 @@ def test_data_that_an_endpoint_cannot_be_scored_on_is_refused_before_it_is_asked
 
 
 def test_settings_are_those_of_the_run_with_the_command_line_over_them(run):
-    keys = read(COMMAND, [f"run={run}", "eval.prompts=7", "split=train", "step=4"])
+    keys = read(main, [f"run={run}", "eval.prompts=7", "split=train", "step=4"])
     assert (keys.run, keys.step, keys.split) == (run, 4, "train")
     settings = config_of(keys)
     assert (settings.eval.prompts, settings.modes["long"].max_tokens) == (7, 16)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from rl.config.recipe import CONFIGS
 from rl.config.run import Config
-from rl.run.command import Command, Keys, RunPath, Step, Switch, read, run_command
+from rl.run.command import Command, Keys, RunPath, Step, Switch, read
 
 COMMANDS = [
     "rl.launch",
@@ -73,7 +73,7 @@ def test_keys_come_typed_and_the_rest_is_for_the_recipe():
     ],
 )
 def test_what_is_wrong_with_a_key_is_one_line_and_code_2(capsys, arguments, said):
-    assert run_command(tea(), arguments) == 2
+    assert tea()(arguments) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
     assert said in printed.err
@@ -96,15 +96,15 @@ def ended(capsys: pytest.CaptureFixture[str], error: BaseException, **changes: o
     def act(keys: TeaKeys) -> None:
         raise error
 
-    return run_command(tea(act, **changes), ["pot=a"]), capsys.readouterr().err
+    return tea(act, **changes)(["pot=a"]), capsys.readouterr().err
 
 
 def test_a_command_that_does_what_was_asked_ends_with_its_code():
     async def pour(keys: TeaKeys) -> int:
         return keys.cups
 
-    assert run_command(tea(), ["pot=a"]) == 0
-    assert run_command(tea(pour), ["pot=a", "cups=1"]) == 1
+    assert tea()(["pot=a"]) == 0
+    assert tea(pour)(["pot=a", "cups=1"]) == 1
 
 
 def test_what_a_user_can_mend_is_one_line(capsys):
@@ -133,7 +133,7 @@ def test_ctrl_c_says_whether_the_command_goes_on(capsys):
 
 
 def explained(capsys: pytest.CaptureFixture[str], argument: str) -> str:
-    assert run_command(tea(settings=(Config,)), [argument, "cups=0"]) == 0
+    assert tea(settings=(Config,))([argument, "cups=0"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100
     return printed
@@ -174,7 +174,7 @@ def test_help_of_a_word_gives_the_keys_that_are_about_it(capsys):
     assert "eval.samples=1   " in explained(capsys, "--help=pass@k")
     near = explained(capsys, "--help=temprature")
     assert "modes.NAME.temperature=1.0" in near and "align.temperature=0.7" in near
-    assert run_command(tea(settings=(Config,)), ["--help=qqqq"]) == 2
+    assert tea(settings=(Config,))(["--help=qqqq"]) == 2
     assert "no key or section of this name" in capsys.readouterr().err
 
 

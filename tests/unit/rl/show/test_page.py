@@ -71,7 +71,7 @@ def texts(document):
 
 
 def show(arguments: Sequence[str]) -> tuple[Path, Page]:
-    keys = read(command.COMMAND, arguments)
+    keys = read(command.main, arguments)
     command.write_page(keys)
     return command.page_of_run(keys)
 
