@@ -23,8 +23,7 @@ from typing import Any
 
 from rl.config.recipe import dump
 from rl.config.run import Config
-from rl.run.checkpoints import Checkpoints
-from rl.run.directory import MAY_DIFFER_ON_RESUME, OwnedDirectory, RunDirectory
+from rl.run.directory import MAY_DIFFER_ON_RESUME, RunDirectory
 from rl.run.files import write_text
 
 NAME = "align"
@@ -84,19 +83,17 @@ class IterationFiles:
         return json.loads(self.gate.read_text(encoding="utf-8"))
 
 
-class AlignmentDirectory(OwnedDirectory):
+class AlignmentDirectory(RunDirectory):
     def __init__(self, run: Path) -> None:
         """run: directory of the run whose policy is aligned."""
-        super().__init__(run / NAME, "run=PATH")
-        self.checkpoints = Checkpoints(self.root / "checkpoints")
+        super().__init__(run / NAME)
         self.labels = self.root / "labels.sqlite"
-        self.metrics = self.root / "metrics.jsonl"
 
     def iteration(self, number: int) -> IterationFiles:
         return IterationFiles(self.root / f"iteration_{number}")
 
     @contextmanager
-    def open(self, config: Config, origin: Mapping[str, Any]) -> Iterator[None]:
+    def open_pass(self, config: Config, origin: Mapping[str, Any]) -> Iterator[None]:
         """Own the directory for the block; raises ValueError if it cannot go on with these.
 
         origin: Origin.identity.
@@ -119,22 +116,20 @@ class AlignmentDirectory(OwnedDirectory):
                     for key in keys
                 )
                 self.refuse_other_settings(
-                    RunDirectory(self.root).stored_config().model_dump(mode="json"),
+                    self.stored_config().model_dump(mode="json"),
                     config.model_dump(mode="json"),
                     (*MAY_DIFFER, *later),
                     content="was begun with other settings",
                     advice="Give the old ones to go on. To start again with these, remove all in "
                     "it but labels.sqlite, which keeps what was asked",
                 )
-            elif self.checkpoints.steps() or (
-                self.metrics.exists() and self.metrics.stat().st_size
-            ):
+            elif self.has_begun():
                 # Steps and figures of two passes would stand in one file.
                 raise ValueError(
                     f"{self.root} has checkpoints or metrics of a pass whose iterations are gone; "
                     "remove or rename it"
                 )
-            write_text(self.root / "config.yaml", dump(config))
+            write_text(self.config_path, dump(config))
             write_text(origin_path, json.dumps(dict(origin), indent=1) + "\n")
             self.checkpoints.remove_partials()
             yield

@@ -77,7 +77,7 @@ async def run_pass(
         model, identity = checkpoint.path / "model", {"step": step, "weights": stamp(manifest)}
     origin = Origin(model, identity, progress, step, run.ledger_path)
     assistants = await check_assistants(config, origin.model)
-    with directory.open(config, origin.identity):
+    with directory.open_pass(config, origin.identity):
         size = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES
         run.check_room(NEEDED_BYTES + COPIES * size)
         console.note(f"aligning {name}; all of it is left in {directory.root}")
@@ -87,7 +87,7 @@ async def run_pass(
             # reserves, which no other job can take in between.
             with (
                 closing(open_cluster(config)) as cluster,
-                closing(Sinks(config.log, RunDirectory(directory.root), console.note)) as sinks,
+                closing(Sinks(config.log, directory, console.note)) as sinks,
             ):
                 stages = Stages(inputs, origin, assistants, directory, console, cluster, sinks)
                 for number in numbers:
@@ -111,7 +111,7 @@ async def run_pass(
             "iterations": [{key: verdict[key] for key in kept} for verdict in verdicts],
             "versions": stack_versions(),
         }
-        write_text(directory.root / "summary.json", json.dumps(summary, indent=1) + "\n")
+        write_text(directory.summary_path, json.dumps(summary, indent=1) + "\n")
         console.note(f"curves: {draw_alignment(directory, verdicts)}")
 
 
@@ -334,7 +334,7 @@ class Stages:
         # The curves of all iterations stand in one file, each behind the one before it.
         first = (number - 1) * steps
         # An earlier process may have logged steps before it was killed.
-        logged = max(read_metrics(self.directory.metrics), default=0)
+        logged = max(read_metrics(self.directory.metrics_path), default=0)
         with self.console.stage(f"DPO steps on {len(pairs):,} pairs", steps) as advance:
 
             def on_step(step: int, metrics: Mapping[str, float]) -> None:

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rl.align.directory import AlignmentDirectory
-from rl.run.files import atomic_write
-from rl.run.pictures import GREY, INK, MODE_COLORS, legend_above, mode_colors, plain
+from rl.run.pictures import MODE_COLORS, SHEET, head, legend_above, mode_colors, panel, save
 from rl.run.sinks import read_metrics
 from rl.run.terminal import duration, progress_bars
 
@@ -117,34 +116,28 @@ def draw_alignment(directory: AlignmentDirectory, verdicts: Sequence[Mapping[str
     # It starts slowly, and the command's help does not draw.
     from matplotlib import figure, ticker
 
-    logged = read_metrics(directory.metrics)
-    picture = figure.Figure(figsize=(16, 10), dpi=100, facecolor="white")
+    logged = read_metrics(directory.metrics_path)
+    picture = figure.Figure(**SHEET)
     name = directory.root.resolve().parent.name
     accepted = sum(verdict["is_accepted"] for verdict in verdicts)
     iterations = "1 iteration" if len(verdicts) == 1 else f"{len(verdicts)} iterations"
-    title = f"{name}, RLAIF-V  ·  {iterations}, {accepted} accepted"
-    picture.suptitle(title, x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
+    head(picture, f"{name}, RLAIF-V", f"{iterations}, {accepted} accepted")
     panels = picture.subplots(2, 2)
     picture.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
     for axes, (title, curves) in zip(panels[0], _CURVES, strict=True):
-        axes.set_title(title, loc="left", fontsize=15, color=INK, pad=10)
-        axes.set_xlabel("DPO step", fontsize=12, color=GREY)
+        panel(axes, title, "DPO step")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=8))
         for (key, label), color in zip(curves.items(), MODE_COLORS, strict=False):
             points = [(step, metrics[key]) for step, metrics in logged.items() if key in metrics]
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, linewidth=2, label=label)
     for axes, (title, *names) in zip(panels[1], _FIGURES, strict=True):
-        axes.set_title(title, loc="left", fontsize=15, color=INK, pad=10)
+        panel(axes, title)
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
         _draw_modes(axes, verdicts, *names)
     for axes in panels.flat:
-        plain(axes)
         legend_above(axes)
-    path = directory.root / "curves.png"
-    with atomic_write(path) as partial:
-        picture.savefig(partial, format="png")
-    return path
+    return save(picture, directory.root / "curves.png")
 
 
 def _draw_modes(

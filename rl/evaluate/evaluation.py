@@ -66,13 +66,23 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One scored response: a row of samples.jsonl. A response that failed has no text."""
+class _Keyed:
+    """What tells a response from the others of an evaluation."""
 
     prompt_id: str
     mode: str
     sample: int
     """Its number among the responses to this prompt in this mode, from 0."""
+
+    @property
+    def key(self) -> Key:
+        return self.prompt_id, self.mode, self.sample
+
+
+@dataclass(frozen=True)
+class Sample(_Keyed):
+    """One scored response: a row of samples.jsonl. A response that failed has no text."""
+
     text: str | None = None
     reasoning: str | None = None
     answer: str | None = None
@@ -91,10 +101,6 @@ class Sample:
     """The sampled tokens, end of sequence included; only where they are asked for."""
 
     @property
-    def key(self) -> Key:
-        return self.prompt_id, self.mode, self.sample
-
-    @property
     def is_answered(self) -> bool:
         return self.text is not None
 
@@ -105,12 +111,9 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class ResponseLogprob:
+class ResponseLogprob(_Keyed):
     """How probable one model finds a response: a row of logprobs.jsonl."""
 
-    prompt_id: str
-    mode: str
-    sample: int
     by: By
     response: str
     """Digest of the sample: it may have been asked for again since."""
@@ -118,10 +121,6 @@ class ResponseLogprob:
     """Sum over its tokens at temperature 1; None where it could not be scored."""
     failure: str | None = None
     """Why there is none."""
-
-    @property
-    def key(self) -> Key:
-        return self.prompt_id, self.mode, self.sample
 
 
 @dataclass(frozen=True)

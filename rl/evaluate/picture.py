@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from rl.run.files import atomic_write
-from rl.run.pictures import GREY, INK, mode_colors, plain
+from rl.run.pictures import GREY, legend_above, mode_colors, panel, save
 
 
 def draw_accuracy(root: Path) -> Path:
@@ -46,10 +45,7 @@ def draw_accuracy(root: Path) -> Path:
             axes.plot([x] * len(ladder), list(ladder.values()), "_", **strokes)
             _label(axes, x, top, f"pass@{max(ladder)}", color, above=True)
     _finish(axes, own)
-    path = root / "accuracy.png"
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png")
-    return path
+    return save(figure, root / "accuracy.png")
 
 
 def _comparable(root: Path, own: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +85,7 @@ def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
     split = "held-out" if own["split"] == "heldout" else "training"
     responses = "1 response" if own["k"] == 1 else f"{own['k']} responses"
     sampling = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
-    axes.set_title(_name(own["policy"]), loc="left", fontsize=18, color=INK, pad=34)
+    panel(axes, _name(own["policy"]), "tokens per response", ticks="both")
     subtitle = f"{own['n']} {split} prompts, {responses} each, {sampling}"
     axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=12, color=GREY)
     # Lengths of modes differ by a factor of ten and more.
@@ -98,10 +94,8 @@ def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set_xlabel("tokens per response", fontsize=12, color=GREY)
     # The whole range, so that pictures of two evaluations can be compared.
     axes.set_ylim(0, 1.04)
     axes.set_ylabel("accuracy", fontsize=12, color=GREY)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    plain(axes, ticks="both")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=4, frameon=False, fontsize=12)
+    legend_above(axes)

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rl.run.directory import RunDirectory
-from rl.run.files import atomic_write
-from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, plain
+from rl.run.pictures import BLUES, GREY, SHEET, head, legend_above, mode_colors, panel, save
 from rl.run.sinks import read_metrics
 
 _TIME_PARTS = {
@@ -37,8 +36,8 @@ def draw_curves(directory: RunDirectory) -> Path:
     pieces = [directory.name, "1 step" if steps == 1 else f"{steps} steps"]
     if len(throughput := _known(logged, "perf/tokens_per_second")):
         pieces.append(f"median {throughput.median():,.0f} tokens/s")
-    figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
-    figure.suptitle("  ·  ".join(pieces), x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
+    figure = Figure(**SHEET)
+    head(figure, *pieces)
     (reward, accuracy), (length, seconds) = figure.subplots(2, 2)
     figure.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
     last = max(logged.index, default=1)
@@ -65,10 +64,7 @@ def draw_curves(directory: RunDirectory) -> Path:
         if not legend_above(axes):
             axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", color=GREY)
             axes.set_yticks([])
-    path = directory.root / "curves.png"
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png")
-    return path
+    return save(figure, directory.root / "curves.png")
 
 
 def _read(directory: RunDirectory) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
@@ -131,8 +127,6 @@ def _draw_step_time(axes: Axes, logged: pd.DataFrame) -> None:
 
 
 def _prepare(axes: Axes, last_step: int, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=15, color=INK, pad=10)
-    axes.set_xlabel("step", fontsize=12, color=GREY)
+    panel(axes, title, "step")
     axes.set_xlim(0, max(last_step * 1.02, last_step + 0.6))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    plain(axes)

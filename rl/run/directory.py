@@ -92,28 +92,23 @@ class OwnedDirectory:
         content: str,
         advice: str,
     ) -> None:
-        """Raise ValueError, naming what differs, if what lies here was made with other settings.
+        """Raise ValueError if what lies here was made with other settings, and name what differs.
 
-        may_differ: keys that are left out, each with all beneath it. content: what lies here.
+        Such as `a.b was 1, is 2; c was 3, is not set; and 4 more`. may_differ: keys that are left
+        out, each with all beneath it. content: what lies here.
         """
-        if differences := setting_differences(stored, asked, may_differ):
-            raise ValueError(f"{self.root} {content}: {differences}. {advice}")
-
-
-def setting_differences(
-    before: Mapping[str, Any], after: Mapping[str, Any], may_differ: Sequence[str] = ()
-) -> str:
-    """`a.b was 1, is 2; c was 3, is not set; and 4 more`; empty where the trees are equal."""
-    old, new = dotted_leaves(before), dotted_leaves(after)
-    # A key set to None and a key that is absent differ, so get(key) alone does not tell.
-    differences = [
-        f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
-        for key in old | new
-        if not any(f"{key}.".startswith(f"{free}.") for free in may_differ)
-        and old.get(key, "not set") != new.get(key, "not set")
-    ]
-    more = len(differences) - MAX_NAMED
-    return "; ".join(differences[:MAX_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        old, new = dotted_leaves(stored), dotted_leaves(asked)
+        # A key set to None and a key that is absent differ, so get(key) alone does not tell.
+        differences = [
+            f"{key} was {old.get(key, 'not set')}, is {new.get(key, 'not set')}"
+            for key in old | new
+            if not any(f"{key}.".startswith(f"{free}.") for free in may_differ)
+            and old.get(key, "not set") != new.get(key, "not set")
+        ]
+        if (more := len(differences) - MAX_NAMED) > 0:
+            differences[MAX_NAMED:] = [f"and {more} more"]
+        if differences:
+            raise ValueError(f"{self.root} {content}: {'; '.join(differences)}. {advice}")
 
 
 class RunDirectory(OwnedDirectory):
@@ -179,8 +174,7 @@ class RunDirectory(OwnedDirectory):
         The sections of MAY_DIFFER_ON_RESUME may differ, and everything before the first step: a
         command that was mended must not have to name another directory.
         """
-        has_steps = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
-        if not self.config_path.exists() or not (has_steps or self.checkpoints.steps()):
+        if not self.config_path.exists() or not self.has_begun():
             return
         if config.resume == "never":
             raise ValueError(
@@ -195,6 +189,11 @@ class RunDirectory(OwnedDirectory):
             advice="Start this one under another run=NAME, or give the old values to continue "
             f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)",
         )
+
+    def has_begun(self) -> bool:
+        """Whether a step has left its metrics or a checkpoint here."""
+        has_metrics = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
+        return has_metrics or bool(self.checkpoints.steps())
 
     def stored_config(self) -> Config:
         """What config.yaml holds; raises ValueError if it is not of this version's form."""

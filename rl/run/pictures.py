@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import cycle
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rl.run.files import atomic_write
 
 if TYPE_CHECKING:
     # Pages and the terminal need the colours without waiting for matplotlib.
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Told apart by people with any colour vision, on light and on dark ground (Okabe and Ito).
 MODE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 BLUES = ("#9ecae1", "#3b7dbf", "#0b3c6f")
 """From light to dark, for what is stacked."""
 INK, GREY, GRID = "#22272e", "#6b7280", "#e5e7eb"
+SHEET: dict[str, Any] = {"figsize": (16, 10), "dpi": 100, "facecolor": "white"}
+"""A picture of several panels; `head` writes its title."""
 
 
 def mode_colors(modes: Iterable[str]) -> dict[str, str]:
@@ -22,8 +28,18 @@ def mode_colors(modes: Iterable[str]) -> dict[str, str]:
     return dict(zip(modes, cycle(MODE_COLORS), strict=False))
 
 
-def plain(axes: Axes, ticks: Literal["major", "both"] = "major") -> None:
+def head(figure: Figure, *pieces: str) -> None:
+    """Write the title of a sheet: what it is of, then a few facts about it."""
+    figure.suptitle("  ·  ".join(pieces), x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
+
+
+def panel(
+    axes: Axes, title: str, xlabel: str = "", ticks: Literal["major", "both"] = "major"
+) -> None:
     """Leave horizontal grid lines behind the data and the lower edge; `ticks` lose their marks."""
+    # The title stands clear of the legend, which is above the panel too.
+    axes.set_title(title, loc="left", fontsize=15, color=INK, pad=26)
+    axes.set_xlabel(xlabel, fontsize=12, color=GREY)
     axes.tick_params(colors=GREY, labelsize=12, length=0, which=ticks)
     axes.grid(axis="y", color=GRID, linewidth=1)
     # Grid lines help to read a value and must not cross the curve.
@@ -35,8 +51,18 @@ def plain(axes: Axes, ticks: Literal["major", "both"] = "major") -> None:
 def legend_above(axes: Axes) -> bool:
     """Put a legend above the panel, where no curve can pass under it; False if nothing is drawn."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        corner, spacing = (1.01, 0.99), {"handlelength": 1.4, "columnspacing": 1.4}
-        style = {"ncols": len(handles), "frameon": False, "fontsize": 12, "labelcolor": INK}
-        axes.legend(handles, labels, loc="lower right", bbox_to_anchor=corner, **style, **spacing)
-    return bool(handles)
+    # One entry for what is drawn several times, such as a mark for each arm.
+    shown = dict(zip(labels, handles, strict=True))
+    if shown:
+        style: dict[str, Any] = {"frameon": False, "fontsize": 11, "labelcolor": INK}
+        style |= {"handlelength": 1.2, "columnspacing": 1.1, "handletextpad": 0.5}
+        corner = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.995), "ncols": len(shown)}
+        axes.legend([*shown.values()], [*shown], **corner, **style)
+    return bool(shown)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the picture as PNG, complete or not at all, and return its path."""
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
+    return path

@@ -10,10 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
-from numpy.typing import NDArray
 
-from rl.run.files import atomic_write
-from rl.run.pictures import BLUES, GREY, INK, mode_colors, plain
+from rl.run.pictures import BLUES, GREY, INK, SHEET, head, legend_above, mode_colors, panel, save
 from rl.sweep.results import PointResult, SweepResults
 
 _DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
@@ -23,10 +21,8 @@ _DOTTED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (1, 2))}
 
 def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
     """Draw two rows: a panel per mode against tokens, then accuracy and tokens by arm."""
-    figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
-    seeds = len(results.points[0].courses)
-    title = f"{name}  ·  {len(results.points)} arms  ·  {seeds} seed{'s' if seeds > 1 else ''}"
-    figure.suptitle(title, x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
+    figure, seeds = Figure(**SHEET), len(results.points[0].courses)
+    head(figure, name, f"{len(results.points)} arms", f"{seeds} seed{'s' if seeds > 1 else ''}")
     width = len(results.modes)
     grid = figure.add_gridspec(2, 2 * width, wspace=0.55, hspace=0.34)
     grid.update(left=0.05, right=0.98, top=0.88, bottom=0.08)
@@ -36,15 +32,21 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
     for axes, mode in zip(panels, results.modes, strict=True):
         _draw_against_tokens(axes, results, mode, colors)
     # The arms have the same colours in every panel of the row, so one legend is enough.
-    _legend(panels[-1])
-    _draw_finals(figure.add_subplot(grid[1, :width]), results)
-    _draw_tokens(figure.add_subplot(grid[1, width:]), results)
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format="png")
+    legend_above(panels[-1])
+    finals, tokens = figure.add_subplot(grid[1, :width]), figure.add_subplot(grid[1, width:])
+    _draw_finals(finals, results)
+    _draw_tokens(tokens, results)
+    is_ratio = results.points[0].point.long_share is not None
+    for axes in (finals, tokens):
+        axes.set_xlabel("share of long prompts" if is_ratio else "")
+        axes.set_xticks(range(len(results.points)), list(map(_label, results.points)))
+        legend_above(axes)
+    save(figure, path)
 
 
 def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: list[Any]) -> None:
-    _prepare(axes, f"{mode}: held-out accuracy", "trained tokens")
+    panel(axes, f"{mode}: held-out accuracy", "trained tokens")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     for point, color in zip(results.points, colors, strict=True):
         tokens = [e.trained_tokens for e in point.mean_course]
@@ -70,31 +72,29 @@ def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: l
 
 def _draw_finals(axes: Axes, results: SweepResults) -> None:
     """Draw the final accuracy of every mode by arm."""
-    positions = _prepare_arms(axes, "Held-out accuracy after training", results)
+    panel(axes, "Held-out accuracy after training")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for mode, color in mode_colors(results.modes).items():
         axes.axhline(results.points[0].mean_course[0].accuracy[mode], color=color, **_DOTTED)
         finals = [point.last.accuracy[mode] for point in results.points]
-        axes.plot(positions, finals, color=color, linewidth=2.2, label=mode)
-        for position, point in zip(positions, results.points, strict=True):
+        axes.plot(finals, color=color, linewidth=2.2, label=mode)
+        for position, point in enumerate(results.points):
             seeds = [course[-1].accuracy[mode] for course in point.courses.values()]
             # A ring marks an arm that does not train the mode.
             face = color if point.shares[mode] > 0 else "white"
             axes.plot([position] * len(seeds), seeds, "o", color=color, markerfacecolor=face)
     # An empty curve, for the legend alone.
     axes.plot([], [], color=GREY, label="before", **_DOTTED)
-    _legend(axes)
 
 
 def _draw_tokens(axes: Axes, results: SweepResults) -> None:
     """Draw the trained tokens by arm, and where each arm first reached the long-only peak."""
-    positions = _prepare_arms(axes, "Trained tokens", results)
+    panel(axes, "Trained tokens")
     axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-    # Bars from back to front: the whole first, then the part of it that had a signal.
-    total = [point.last.trained_tokens for point in results.points]
-    signal = [point.last.signal_tokens for point in results.points]
-    axes.bar(positions, total, 0.6, color=BLUES[0], label="without variance")
-    axes.bar(positions, signal, 0.6, color=BLUES[1], label="with variance")
-    for position, point in zip(positions, results.points, strict=True):
+    for position, point in enumerate(results.points):
+        # Bars from back to front: the whole first, then the part of it that had a signal.
+        axes.bar(position, point.last.trained_tokens, 0.6, color=BLUES[0], label="without variance")
+        axes.bar(position, point.last.signal_tokens, 0.6, color=BLUES[1], label="with variance")
         if (peak := results.peak(point.point)) is None:
             continue
         for accuracy, label, style in (
@@ -105,34 +105,6 @@ def _draw_tokens(axes: Axes, results: SweepResults) -> None:
             if tokens is not None:
                 axes.plot(position, tokens, color=INK, linestyle="none", label=label, **style)
     axes.set_ylim(bottom=0)
-    _legend(axes)
-
-
-def _prepare(axes: Axes, title: str, xlabel: str) -> None:
-    axes.set_title(title, loc="left", fontsize=15, color=INK, pad=26)
-    axes.set_xlabel(xlabel, fontsize=12, color=GREY)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    plain(axes)
-
-
-def _prepare_arms(axes: Axes, title: str, results: SweepResults) -> NDArray[np.int64]:
-    """Prepare a panel with a place for each arm, whose positions it returns."""
-    is_ratio = results.points[0].point.long_share is not None
-    _prepare(axes, title, "share of long prompts" if is_ratio else "")
-    positions = np.arange(len(results.points))
-    axes.set_xticks(positions, list(map(_label, results.points)))
-    return positions
-
-
-def _legend(axes: Axes) -> None:
-    """One row above the panel, where no curve passes; closer set than legend_above, for arms."""
-    handles, labels = axes.get_legend_handles_labels()
-    # One entry for what several arms have, such as the marks of the peak.
-    shown = dict(zip(labels, handles, strict=True))
-    style: dict[str, Any] = {"frameon": False, "fontsize": 11, "labelcolor": INK}
-    style |= {"loc": "lower right", "bbox_to_anchor": (1.01, 0.995), "ncols": len(shown)}
-    style |= {"handlelength": 1.2, "columnspacing": 1.1, "handletextpad": 0.5}
-    axes.legend([*shown.values()], [*shown], **style)
 
 
 def _label(point: PointResult) -> str:

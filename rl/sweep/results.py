@@ -198,11 +198,10 @@ def _summary(run: RunDirectory) -> dict[str, Any]:
 
 def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:
     """The mean of evaluations of the same step."""
-    by_mode = []
-    for figure in _FIGURES:
-        figures: list[Mapping[str, float]] = [getattr(e, figure) for e in evaluations]
-        by_mode.append({mode: fmean(each[mode] for each in figures) for mode in figures[0]})
+    first = evaluations[0]
+    by_mode = [
+        {mode: fmean(getattr(e, figure)[mode] for e in evaluations) for mode in first.accuracy}
+        for figure in _FIGURES
+    ]
     tokens = fmean(e.trained_tokens for e in evaluations)
-    return Evaluation(
-        evaluations[0].step, tokens, fmean(e.signal_tokens for e in evaluations), *by_mode
-    )
+    return Evaluation(first.step, tokens, fmean(e.signal_tokens for e in evaluations), *by_mode)

@@ -130,14 +130,14 @@ class _Progress(tune.Callback):
         self._modes = list(arms[0].config.modes)
         self._bars = bars
         self._num_ended = 0
-        steps = {arm.name: arm.config.steps for arm in arms}
-        self._all = bars.add_task("all arms, in steps", total=sum(steps.values()))
+        total = sum(arm.config.steps for arm in arms)
+        self._all = bars.add_task("all arms, in steps", total=total)
         # Hidden before an arm starts and after it has ended: a sweep may have more arms than a
         # screen has lines.
         self._tasks = {
-            name: bars.add_task(name, total=total, visible=False) for name, total in steps.items()
+            arm.name: bars.add_task(arm.name, total=arm.config.steps, visible=False) for arm in arms
         }
-        self._steps, self._heldout = dict.fromkeys(steps, 0), dict.fromkeys(steps, "")
+        self._heldout = dict.fromkeys(self._tasks, "")
 
     def __reduce__(self) -> Any:
         # Tune pickles its callbacks into the experiment's state; a terminal cannot be pickled, and
@@ -150,7 +150,7 @@ class _Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
-        name, step = trial.config["arm"], int(result["step"])
+        name = trial.config["arm"]
         accuracies = [
             f"{mode} {result[key]:.1%}"
             for mode in self._modes
@@ -158,9 +158,9 @@ class _Progress(tune.Callback):
         ]
         self._heldout[name] = ", ".join(accuracies) or self._heldout[name]
         text = f"{name}  {self._heldout[name]}"
-        self._bars.update(self._tasks[name], completed=step, description=text)
-        self._steps[name] = step
-        self._bars.update(self._all, completed=sum(self._steps.values()))
+        self._bars.update(self._tasks[name], completed=int(result["step"]), description=text)
+        done = sum(task.completed for task in self._bars.tasks if task.id != self._all)
+        self._bars.update(self._all, completed=done)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         heldout = self._heldout[trial.config["arm"]] or "was finished before"

@@ -20,7 +20,7 @@ def settings(**align: Any) -> Config:
 
 
 def opened(run: Path, asked: Config, origin: dict[str, Any] = ORIGIN) -> None:
-    with AlignmentDirectory(run).open(asked, origin):
+    with AlignmentDirectory(run).open_pass(asked, origin):
         pass
 
 
@@ -73,7 +73,7 @@ def test_another_policy_is_refused_by_what_differs(run):
 
 def test_one_process_at_a_time(run):
     with (
-        AlignmentDirectory(run).open(settings(prompts=8), ORIGIN),
+        AlignmentDirectory(run).open_pass(settings(prompts=8), ORIGIN),
         pytest.raises(ValueError, match="in use by process"),
     ):
         opened(run, settings(prompts=8))
