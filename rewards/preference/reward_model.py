@@ -28,10 +28,7 @@ class RewardModel:
     """A sequence-classification model with one output, as transformers saves it."""
 
     def __init__(self, path: Path, dtype: str, device: str) -> None:
-        """Load the model; raises ValueError for a directory that holds no usable reward model.
-
-        dtype: `float32` or `bfloat16`; device: as torch names it.
-        """
+        """Raises ValueError for a directory without a usable model. device: as torch names it."""
         self.template = check_reward_model(path)
         disable_progress_bar()
         try:

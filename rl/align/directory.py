@@ -94,10 +94,7 @@ class AlignmentDirectory(RunDirectory):
 
     @contextmanager
     def open_pass(self, config: Config, origin: Mapping[str, Any]) -> Iterator[None]:
-        """Own the directory for the block; raises ValueError if it cannot go on with these.
-
-        origin: Origin.identity.
-        """
+        """Own the directory for the block; raises ValueError if it cannot go on with these."""
         origin_path = self.root / "origin.json"
         with self.hold():
             if self.iteration(1).root.exists():

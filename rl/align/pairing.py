@@ -180,10 +180,7 @@ def _candidates(
     compared: Callable[[ScoredResponse], str | None],
     counts: Counter[str],
 ) -> list[PreferencePair]:
-    """All pairs of responses to one prompt in one mode that differ enough.
-
-    compared: the text whose equality makes a pair worthless.
-    """
+    """Pairs that differ enough. compared: the text whose equality makes a pair worthless."""
     pairs = []
     for first, second in combinations(responses, 2):
         if compared(first) == compared(second):

@@ -62,10 +62,7 @@ class AlignmentConsole:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar of `total` pieces of work, or a line a minute where there is no terminal.
-
-        Yields a function, to be called for each piece that is done.
-        """
+        """A bar of `total` pieces of work; yields what is to be called for each that is done."""
         self.note(f"{name}: {total:,}")
         with progress_bars(self._screen) as bars:
             bar = bars.add_task(name, total=total)
@@ -75,7 +72,8 @@ class AlignmentConsole:
                 nonlocal done, said
                 done += 1
                 bars.advance(bar)
-                # Without a terminal there is no bar, and a log should still show progress.
+                # Without a terminal there is no bar, and a log should still show progress: a line a
+                # minute.
                 if bars.disable and time.monotonic() - said > LINE_EVERY_S:
                     said = time.monotonic()
                     self.note(f"{name}: {done:,} of {total:,}")

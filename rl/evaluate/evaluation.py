@@ -272,10 +272,7 @@ async def score_responses(
 async def for_each(
     config: Config, items: Iterable[Item], ask: Callable[[Item], Awaitable[None]]
 ) -> None:
-    """Ask for all, as many at a time as a step of training has in flight.
-
-    The first error ends it, and cancels the others.
-    """
+    """Ask for all, as many at a time as training has in flight; an error cancels the others."""
     # rollout.group_timeout_s was chosen for this many requests at a time; more would time out.
     slots = asyncio.Semaphore(config.rollout.prompts_per_step * config.rollout.group_size)
 
@@ -331,10 +328,7 @@ def figures(wanted: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[s
 
 
 def summarize(samples: Sequence[Sample]) -> ModeResult:
-    """The figures of one mode; every prompt has as many samples as any other.
-
-    Raises NothingAnswered if every response failed.
-    """
+    """The figures of one mode, with as many samples of every prompt; may raise NothingAnswered."""
     answered = [sample for sample in samples if sample.is_answered]
     if not answered:
         (reason, _), *_ = Counter(sample.failure for sample in samples).most_common(1)

@@ -208,10 +208,7 @@ class NoProbability:
 
 
 def prompts_of(stream: PromptStream, split: str, count: int) -> list[Prompt]:
-    """The first `count` prompts of a split, or all where there are fewer.
-
-    Of the training prompts, those that training asks first, each once.
-    """
+    """The first `count` prompts of a split, in training's own order, or all if there are fewer."""
     if split == "heldout":
         return stream.heldout(count)
     first: dict[str, Prompt] = {}

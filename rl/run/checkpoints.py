@@ -155,10 +155,7 @@ class Checkpoints:
 
 
 def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) -> Checkpoint:
-    """The checkpoint of a step with its `model/`, or the newest intact one.
-
-    Raises ValueError if there is none, or if the one named is damaged.
-    """
+    """The checkpoint of a step, or the newest intact one; raises ValueError if it has no model."""
     checkpoints = Checkpoints(run / "checkpoints")
     steps = checkpoints.steps()
     if step is None:

@@ -61,10 +61,7 @@ class OwnedDirectory:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Make the directory if need be and own it until the block ends.
-
-        Raises ValueError if it cannot be written, or if another process owns it.
-        """
+        """Own the directory, made if need be, for the block; raises ValueError if it cannot be."""
         path = self.root / ".lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True)

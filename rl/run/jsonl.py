@@ -19,10 +19,7 @@ Record = dict[str, Any]
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a file in the order they were added; none where there is no file.
-
-    Raises ValueError for a whole line that is no JSON object.
-    """
+    """The records of a file, none if it is not there; raises ValueError for a line that is none."""
     return _records(path, _whole_lines(path)) if path.exists() else []
 
 

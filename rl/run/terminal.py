@@ -35,10 +35,7 @@ def step_line(
     metrics: Mapping[str, float],
     left_s: float | None,
 ) -> str:
-    """Return such as `step 7/120 | long acc 0.61 reward 0.68 47 tok | ... | left 4 m 20 s`.
-
-    Metrics that the step does not have are left out.
-    """
+    """Return such as `step 7/120 | long acc 0.61 reward 0.68 47 tok | ... | left 4 m 20 s`."""
     pieces = [f"step {step}/{total_steps}"]
     for mode in modes:
         fields = [(key.format(mode=mode), text) for key, text in _MODE_FIELDS]

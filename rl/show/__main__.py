@@ -58,37 +58,30 @@ def write_page(keys: ShowKeys) -> None:
 
 
 def page_of_run(keys: ShowKeys) -> tuple[Path, Page]:
-    """Return the page that is asked for and where it is to be.
-
-    Raises ValueError for a run or pass that cannot be shown.
-    """
+    """Return the page and where it is to be; raises ValueError for a run that cannot be shown."""
     # pandas, which it needs, loads slowly, and a mistyped key is answered without it.
     from rl.show import samples
 
     run = RunDirectory(keys.run)
-    pictures = Pictures(run.config_path)
+    name, page_of, stem, form = run.name, samples.page_of_ledger, "step", "06d"
+    paths = _numbered(run.ledger_path, "step_*.parquet")
+    nothing = (
+        f"{run.ledger_path} holds no step_*.parquet; a run has samples to show after its first "
+        "step, and with log.ledger=true"
+    )
     # A pass has a run directory like a run's, but pairs in place of a ledger.
     if not run.ledger_path.exists() and any(run.root.glob("iteration_[0-9]*")):
-        paths = _numbered(run.root, "iteration_*/pairs.parquet")
-        if not paths:
-            raise ValueError(
-                f"no iteration of {run.root} has its pairs.parquet; a pass has pairs to show once "
-                "the responses of an iteration are judged"
-            )
-        paths = _chosen(paths, keys.step, "the pass has no pairs.parquet of iteration")
         name = f"{run.root.resolve().parent.name}/{run.name}"
-        page = samples.page_of_pairs(name, paths, keys.limit, pictures.of)
-        stem, form = "iteration", "d"
-    else:
-        paths = _numbered(run.ledger_path, "step_*.parquet")
-        if not paths:
-            raise ValueError(
-                f"{run.ledger_path} holds no step_*.parquet; a run has samples to show after its "
-                "first step, and with log.ledger=true"
-            )
-        paths = _chosen(paths, keys.step, "the ledger has no step")
-        page = samples.page_of_ledger(run.name, paths, keys.limit, pictures.of)
-        stem, form = "step", "06d"
+        page_of, stem, form = samples.page_of_pairs, "iteration", "d"
+        paths = _numbered(run.root, "iteration_*/pairs.parquet")
+        nothing = (
+            f"no iteration of {run.root} has its pairs.parquet; a pass has pairs to show once the "
+            "responses of an iteration are judged"
+        )
+    if not paths:
+        raise ValueError(nothing)
+    paths = _chosen(paths, keys.step, stem)
+    page = page_of(name, paths, keys.limit, Pictures(run.config_path).of)
     # Such as step_000012.html, or iteration_10-20.html for the first and the last of several.
     ends = "-".join(format(number, form) for number in sorted({min(paths), max(paths)}))
     return keys.out or run.root / "samples" / f"{stem}_{ends}.html", page
@@ -102,8 +95,8 @@ def _numbered(directory: Path, pattern: str) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict[int, Path]:
-    """The steps that `12` or `10..20` names, or the newest; missing: how the error begins."""
+def _chosen(paths: Mapping[int, Path], wanted: str | None, stem: str) -> dict[int, Path]:
+    """The steps, or iterations, that `12` or `10..20` names; by default the newest."""
     if wanted is None:
         return {max(paths): paths[max(paths)]}
     match = re.fullmatch(r"([0-9]{1,9})(?:\.\.([0-9]{1,9}))?", wanted)
@@ -114,7 +107,7 @@ def _chosen(paths: Mapping[int, Path], wanted: str | None, missing: str) -> dict
         raise ValueError(f"step={wanted} ends before it begins; give the lower step first")
     chosen = {step: path for step, path in paths.items() if first <= step <= last}
     if not chosen:
-        raise ValueError(f"{missing} {wanted}; it has {as_ranges(list(paths))}")
+        raise ValueError(f"no {stem} {wanted} can be shown; there are {as_ranges(list(paths))}")
     return chosen
 
 

@@ -39,10 +39,7 @@ _OF_RESPONSES = {
 def page_of_ledger(
     name: str, paths: Mapping[int, Path], limit: int, pictures_of: PicturesOf
 ) -> Page:
-    """Read steps, whole groups as long as they fit into `limit` trajectories, and at least one.
-
-    name: of the run. paths: by step.
-    """
+    """Read steps, whole groups as long as they fit into `limit` trajectories, and at least one."""
     # The ledger stores the trajectories of a group one after the other.
     groups = (
         tuple(members)
@@ -110,11 +107,8 @@ def _card_of_group(rows: tuple[LedgerRow, ...], pictures_of: PicturesOf) -> Card
 def page_of_pairs(
     name: str, paths: Mapping[int, Path], limit: int, pictures_of: PicturesOf
 ) -> Page:
-    """Read pairs, all of a prompt and mode as long as they fit into `limit`, and at least those of
-    one; raises ValueError for a file that holds no pairs.
-
-    name: of the pass. paths: by iteration.
-    """
+    """Read iterations, all pairs of a prompt and mode as long as they fit into `limit`, and at
+    least those of one; raises ValueError for a file that holds no pairs."""
     pairs = [(n, pair) for n, path in paths.items() for pair in read_stage(path, PreferencePair)]
     # Pairs are stored by prompt and mode, so equal ones stand together.
     grouped = groupby(pairs, key=lambda pair: (pair[0], pair[1].prompt.id, pair[1].mode))

@@ -29,10 +29,7 @@ from rl.system.placement import place
 
 
 def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console) -> dict[str, str]:
-    """Train the arms under Ray Tune; returns why arms failed, by name.
-
-    Raises ValueError for input that an arm cannot run with, before anything is trained.
-    """
+    """Train the arms, whose input is all checked before; returns why arms failed, by name."""
     checked: set[str] = set()
     for config in (arm.config for arm in arms):
         # Checking an arm reads its data, and makes its built-in models. Arms that differ in shares,

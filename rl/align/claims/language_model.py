@@ -160,10 +160,7 @@ def _content(reply: str | None) -> str:
 
 
 def _items(text: str, key: str) -> list[str]:
-    """The items of a JSON list, or of a list of lines, without emphasis and each on one line.
-
-    key: under which a JSON object holds its list.
-    """
+    """The items of a list of lines, or of a JSON list, which an object may hold under `key`."""
     if text.startswith(("[", "{")):
         try:
             stored = json.loads(text)

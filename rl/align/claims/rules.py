@@ -97,10 +97,7 @@ _LOWERED = re.compile(
 
 
 def divide(response: Response, fallback: str | None = None) -> DividedResponse:
-    """Return the response with its claims; none where it has no answer.
-
-    fallback: why rules divide it in place of the divider that was configured.
-    """
+    """fallback: why rules divide the response in place of the divider that was configured."""
     answer = response.answer
     texts = [] if answer is None else claims(last_question(response.prompt), answer)
     divided = tuple(Claim(text, question(text)) for text in texts)

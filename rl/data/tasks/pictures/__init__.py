@@ -49,10 +49,7 @@ TASKS: dict[str, Task] = {
 
 
 def read_settings(task: str, settings: Mapping[str, Any] | None = None) -> Section:
-    """Return the checked settings of a task, its defaults where none are given.
-
-    Raises ValueError for an unknown task and for settings that do not suit it.
-    """
+    """Return the settings of a task; raises ValueError for what does not suit it, or no task."""
     if task not in TASKS:
         near = difflib.get_close_matches(task, TASKS, n=1)
         advice = f"did you mean {near[0]}? " if near else ""

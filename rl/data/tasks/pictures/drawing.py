@@ -69,10 +69,7 @@ class Draws(np.random.Generator):
 
 
 def within(lowest: float, highest: float) -> AfterValidator:
-    """Return the check of a setting such as `[2, 4]`, from which each example draws a value.
-
-    lowest, highest: the limits of both bounds, themselves allowed.
-    """
+    """Return the check of a setting such as `[2, 4]`: both bounds stay within these limits."""
 
     # The order of the bounds is checked with their limits, since numpy would fail far from the
     # setting.

@@ -305,8 +305,8 @@ def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(run, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["step=13"], "no step 13; it has 1..2, 12"),
-        (["step=3..11"], "no step 3..11; it has 1..2, 12"),
+        (["step=13"], "no step 13 can be shown; there are 1..2, 12"),
+        (["step=3..11"], "no step 3..11 can be shown; there are 1..2, 12"),
         (["step=9..2"], "ends before it begins"),
         (["step=new"], "a number or a range such as 10..20, got 'new'"),
         (["limit=0"], "limit: must be greater than 0"),

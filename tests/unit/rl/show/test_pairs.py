@@ -228,7 +228,7 @@ def test_the_limit_keeps_all_pairs_of_a_prompt_and_what_is_left_out_is_said(alig
 @pytest.mark.parametrize("step", [0, 3, 7])
 def test_an_iteration_without_pairs_is_refused(aligned, capsys, step):
     assert main([f"run={aligned}", f"step={step}"]) == 2
-    error = f"error: the pass has no pairs.parquet of iteration {step}; it has 1..2\n"
+    error = f"error: no iteration {step} can be shown; there are 1..2\n"
     assert capsys.readouterr().err == error
 
 
