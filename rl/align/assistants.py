@@ -28,8 +28,7 @@ from rl.config.run import Config
 from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.names import Medium
 from rl.data.media.store import MediaStore
-from rl.evaluate.evaluation import Sampler
-from rl.loop.interfaces import GenerationFailed
+from rl.loop.interfaces import GenerationFailed, Sampler
 from rl.loop.stages import NextTokenRequest, Prompt, RolloutRequest
 from rl.system.cluster import Cluster
 from rollout.chat import ChatTemplate
@@ -57,7 +56,6 @@ class EngineAssistant:
         self._chat = chat
 
     async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
-        """The likeliest reply; None if the token budget cut it off."""
         prompt = _prompt(messages)
         return await _reply(self._engine, prompt, self._encoded(prompt), max_tokens)
 
@@ -86,7 +84,6 @@ class EndpointAssistant:
         self._endpoint = endpoint
 
     async def reply(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str | None:
-        """The likeliest reply; None if the token budget cut it off."""
         return await _reply(self._endpoint, _prompt(messages), (), max_tokens)
 
     async def label(self, question: str, media: Sequence[Medium]) -> Label:

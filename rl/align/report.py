@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rl.align.directory import AlignmentDirectory
-from rl.run.pictures import MODE_COLORS, SHEET, head, legend_above, mode_colors, panel, save
+from rl.run.pictures import MODE_COLORS, legend_above, mode_colors, panel, save, sheet
 from rl.run.sinks import read_metrics
 from rl.run.terminal import duration, progress_bars
 
@@ -112,16 +112,14 @@ def listed(counts: Mapping[str, int]) -> str:
 def draw_alignment(directory: AlignmentDirectory, verdicts: Sequence[Mapping[str, Any]]) -> Path:
     """Draw the picture from metrics.jsonl and the verdicts of the iterations; return its path."""
     # It starts slowly, and the command's help does not draw.
-    from matplotlib import figure, ticker
+    from matplotlib import ticker
 
     logged = read_metrics(directory.metrics_path)
-    picture = figure.Figure(**SHEET)
     name = directory.root.resolve().parent.name
     accepted = sum(verdict["is_accepted"] for verdict in verdicts)
     iterations = "1 iteration" if len(verdicts) == 1 else f"{len(verdicts)} iterations"
-    head(picture, f"{name}, RLAIF-V", f"{iterations}, {accepted} accepted")
+    picture = sheet(f"{name}, RLAIF-V", f"{iterations}, {accepted} accepted")
     panels = picture.subplots(2, 2)
-    picture.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
     for axes, (title, curves) in zip(panels[0], _CURVES, strict=True):
         panel(axes, title, "DPO step")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=8))

@@ -9,8 +9,8 @@ from rewards.preference.preference import final_answer
 from rl.align.claims.files import from_row, to_row
 from rl.align.claims.types import Response
 from rl.config.run import Config
-from rl.evaluate.evaluation import Encode, Sampler, for_each
-from rl.loop.interfaces import GenerationFailed
+from rl.evaluate.evaluation import Encode, for_each
+from rl.loop.interfaces import GenerationFailed, Sampler
 from rl.loop.loop import sampling_seed
 from rl.loop.modes import draw_step
 from rl.loop.stages import Prompt, RolloutRequest

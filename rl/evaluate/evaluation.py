@@ -15,17 +15,16 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean as mean
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 from rl.config.run import Config
 from rl.data.fingerprint import digest
-from rl.loop.interfaces import GenerationFailed, ReferenceScorer, Scorer
+from rl.loop.interfaces import GenerationFailed, ReferenceScorer, Sampler, Scorer
 from rl.loop.loop import sampling_seed
 from rl.loop.stages import (
     PROBABILITY,
     Prompt,
     ReferenceRequest,
-    RolloutGroup,
     RolloutRequest,
     Route,
 )
@@ -55,14 +54,6 @@ METRICS = {
 
 class NothingAnswered(RuntimeError):
     """Not one response came in a mode: something is wrong that is not the policy's."""
-
-
-class Sampler(Protocol):
-    """Answers requests: an engine (rl/loop/interfaces.py) or an endpoint (rollout/endpoint.py)."""
-
-    async def generate(self, request: RolloutRequest) -> RolloutGroup:
-        """Return the whole group, or raise GenerationFailed. What is gone raises its own error."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from rl.config.run import Config
 from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.families import vision_family
 from rl.data.media.store import MediaStore
-from rl.evaluate.evaluation import By, Encode, Sampler
-from rl.loop.interfaces import ReferenceScorer, Scorer
+from rl.evaluate.evaluation import By, Encode
+from rl.loop.interfaces import ReferenceScorer, Sampler, Scorer
 from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, not_scorable
 from rl.run.checkpoints import MANIFEST, Checkpoint
 from rollout.endpoint import open_endpoint, served_model

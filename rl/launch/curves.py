@@ -8,11 +8,10 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from rl.run.directory import RunDirectory
-from rl.run.pictures import BLUES, GREY, SHEET, head, legend_above, mode_colors, panel, save
+from rl.run.pictures import BLUES, GREY, legend_above, mode_colors, panel, save, sheet
 from rl.run.sinks import read_metrics
 
 _TIME_PARTS = {
@@ -36,10 +35,8 @@ def draw_curves(directory: RunDirectory) -> Path:
     pieces = [directory.name, "1 step" if steps == 1 else f"{steps} steps"]
     if len(throughput := _known(logged, "perf/tokens_per_second")):
         pieces.append(f"median {throughput.median():,.0f} tokens/s")
-    figure = Figure(**SHEET)
-    head(figure, *pieces)
+    figure = sheet(*pieces)
     (reward, accuracy), (length, seconds) = figure.subplots(2, 2)
-    figure.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
     last = max(logged.index, default=1)
     for axes, key, title in (
         (reward, "reward/{mode}/mean", "Reward"),

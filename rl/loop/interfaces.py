@@ -25,12 +25,16 @@ class GenerationFailed(Failed):
 
 # Protocols and not base classes: rollout, policy and rewards must not import each other, and each
 # can be tested with a few lines that stand for the others.
-class Engine(Protocol):
-    """Samples groups; holds proven weights of one version."""
+class Sampler(Protocol):
+    """Answers requests: engines, or a server (rollout/endpoint.py)."""
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
-        """Return the whole group, or raise GenerationFailed. A dead worker raises its own error."""
+        """Return the whole group, or raise GenerationFailed. What is gone raises its own error."""
         ...
+
+
+class Engine(Sampler, Protocol):
+    """Samples groups; holds proven weights of one version."""
 
     async def pause(self) -> None:
         """Freeze requests in flight until `resume`; returns when no engine computes."""

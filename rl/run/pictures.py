@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from rl.run.files import atomic_write
 
 if TYPE_CHECKING:
-    # Pages and the terminal need the colours without waiting for matplotlib.
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -19,8 +18,6 @@ MODE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 BLUES = ("#9ecae1", "#3b7dbf", "#0b3c6f")
 """From light to dark, for what is stacked."""
 INK, GREY, GRID = "#22272e", "#6b7280", "#e5e7eb"
-SHEET: dict[str, Any] = {"figsize": (16, 10), "dpi": 100, "facecolor": "white"}
-"""A picture of several panels; `head` writes its title."""
 
 
 def mode_colors(modes: Iterable[str]) -> dict[str, str]:
@@ -28,9 +25,15 @@ def mode_colors(modes: Iterable[str]) -> dict[str, str]:
     return dict(zip(modes, cycle(MODE_COLORS), strict=False))
 
 
-def head(figure: Figure, *pieces: str) -> None:
-    """Write the title of a sheet: what it is of, then a few facts about it."""
+def sheet(*pieces: str) -> Figure:
+    """Return a picture for two rows of panels; pieces: of its title, what it is of and facts."""
+    # Pages and the terminal need the colours without waiting for matplotlib.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
     figure.suptitle("  ·  ".join(pieces), x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
+    figure.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
+    return figure
 
 
 def panel(

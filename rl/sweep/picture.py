@@ -8,10 +8,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from rl.run.pictures import BLUES, GREY, INK, SHEET, head, legend_above, mode_colors, panel, save
+from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, panel, save, sheet
 from rl.sweep.results import PointResult, SweepResults
 
 _DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
@@ -21,11 +20,11 @@ _DOTTED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (1, 2))}
 
 def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
     """Draw two rows: a panel per mode against tokens, then accuracy and tokens by arm."""
-    figure, seeds = Figure(**SHEET), len(results.points[0].courses)
-    head(figure, name, f"{len(results.points)} arms", f"{seeds} seed{'s' if seeds > 1 else ''}")
+    seeds = len(results.points[0].courses)
+    num_seeds = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    figure = sheet(name, f"{len(results.points)} arms", num_seeds)
     width = len(results.modes)
-    grid = figure.add_gridspec(2, 2 * width, wspace=0.55, hspace=0.34)
-    grid.update(left=0.05, right=0.98, top=0.88, bottom=0.08)
+    grid = figure.add_gridspec(2, 2 * width, wspace=0.55)
     # From light to dark, as the share of long grows from arm to arm.
     colors = list(mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(results.points))))
     panels = [figure.add_subplot(grid[0, 2 * n : 2 * n + 2]) for n in range(width)]
