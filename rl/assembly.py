@@ -42,7 +42,7 @@ from rl.loop.loop import train_request
 from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
 from rl.system.actors import ActorPlaces
 from rl.system.cluster import Cluster, open_cluster
-from rollout.chat import ChatTemplate, refuse_oversized
+from rollout.chat import ChatTemplate, leave_out_oversized
 from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
 from rollout.prompts.stream import PromptStream
@@ -98,7 +98,7 @@ def gather_inputs(config: Config) -> RunInputs:
         )
     stream = PromptStream.open(config)
     # Going through a data set of text alone would only cost time.
-    may_show = config.reward.preference is not None and config.data.shows_media
+    may_show = config.reward.preference is not None and stream.shows_media
     if may_show and any(prompt.media for prompt in stream.checked()):
         raise ValueError(
             "reward.preference reads text only, and these prompts show images or videos; set "
@@ -110,7 +110,7 @@ def gather_inputs(config: Config) -> RunInputs:
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())
-    refuse_oversized(config, stream, chat, _media_token_counter(config, model, chat))
+    leave_out_oversized(config, stream, chat, _media_token_counter(config, model, chat))
     heldout = tuple(stream.heldout(config.eval.prompts))
     reward = with_checked_plugins(config.reward)
     if unknown := sorted(set(reward.task_weights) - {*ROUTES, PROBABILITY}):

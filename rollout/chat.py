@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -176,38 +176,60 @@ class ChatTemplate:
         )
 
 
-def refuse_oversized(
+def leave_out_oversized(
     config: Config,
     stream: PromptStream,
     chat: ChatTemplate,
     media_tokens: Callable[[Prompt], int],
 ) -> None:
-    """Raise ValueError if a prompt leaves too little room for its response in the engine.
+    """Leave out prompts that leave too little room for their response in the engine.
 
     Looks at the held-out prompts and at every training prompt (a sample where they are endless),
     each in every mode in which it can be asked. media_tokens: what a prompt's media add to the
-    tokens of their markers.
+    tokens of their markers. Raises ValueError where `data.too_long` refuses them, where none would
+    be left, and for a task without end.
     """
     limit = config.rollout.max_model_length
-    too_long: dict[str, dict[str, int]] = defaultdict(dict)
-    # Held-out prompts are asked in every mode, whatever they are pinned to; training prompts only
-    # in the mode they are pinned to.
-    asked = [(prompt, None) for prompt in stream.heldout(config.eval.prompts)]
-    for prompt, pin in chain(asked, ((prompt, prompt.mode) for prompt in stream.checked())):
-        seen = media_tokens(prompt)
-        for name in config.modes if pin is None else (pin,):
-            mode = config.modes[name]
-            length = chat.length_above(prompt, mode.thinking, limit - mode.max_tokens - seen)
-            if length is not None:
-                too_long[name][prompt.id] = length + seen
-    for name, lengths in too_long.items():
-        raise ValueError(
-            f"{len(lengths)} prompts are too long for mode {name}: up to "
-            f"{max(lengths.values())} prompt tokens + modes.{name}.max_tokens "
-            f"{config.modes[name].max_tokens} > rollout.max_model_length {limit}; raise the last, "
-            "lower the budget, or remove the prompts. The first ids: "
-            f"{', '.join(list(lengths)[:SHOWN_IDS])}"
-        )
+
+    def asked() -> Iterator[tuple[Prompt, str | None]]:
+        # Held-out prompts are asked in every mode, whatever they are pinned to; training prompts
+        # only in the mode they are pinned to.
+        yield from ((prompt, None) for prompt in stream.heldout(config.eval.prompts))
+        yield from ((prompt, prompt.mode) for prompt in stream.checked())
+
+    prompts = asked()
+    while True:
+        too_long: dict[str, dict[str, int]] = defaultdict(dict)
+        for prompt, pin in prompts:
+            seen = media_tokens(prompt)
+            for name in config.modes if pin is None else (pin,):
+                mode = config.modes[name]
+                length = chat.length_above(prompt, mode.thinking, limit - mode.max_tokens - seen)
+                if length is not None:
+                    too_long[name][prompt.id] = length + seen
+        if not too_long:
+            return
+        reasons = {
+            prompt_id: f"too_long: {length} prompt tokens + modes.{name}.max_tokens "
+            f"{config.modes[name].max_tokens} > rollout.max_model_length {limit}"
+            for name, lengths in too_long.items()
+            for prompt_id, length in lengths.items()
+        }
+        try:
+            if config.data.too_long == "refuse":
+                raise ValueError("data.too_long=refuse")
+            stream.leave_out(reasons)
+        except ValueError as error:
+            name, lengths = next(iter(too_long.items()))
+            raise ValueError(
+                f"{len(lengths)} prompts are too long for mode {name}: up to "
+                f"{max(lengths.values())} prompt tokens + modes.{name}.max_tokens "
+                f"{config.modes[name].max_tokens} > rollout.max_model_length {limit}; raise the "
+                "last, lower the budget, or remove the prompts. The first ids: "
+                f"{', '.join(list(lengths)[:SHOWN_IDS])} ({error})"
+            ) from error
+        # Others have taken the places of the held-out prompts that went.
+        prompts = ((prompt, None) for prompt in stream.heldout(config.eval.prompts))
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -182,6 +182,7 @@ class QwenVLInputs:
             output = self._processor.image_processor(images=[read.pixels], return_tensors="pt")
             text = self._processor.replace_image_token(output, 0)
         else:
+            read = read.in_pairs
             metadata = VideoMetadata(
                 total_num_frames=len(read.frames),
                 fps=read.fps,

@@ -220,7 +220,8 @@ async def check_assistants(config: Config, policy: Path) -> Assistants:
         return AssistantSource(config, settings, model, None)
 
     align = config.align
-    if align.labeller.endpoint is not None and config.data.columns.videos:
+    shows_videos = any(source.columns.videos for source in config.data.sources.values())
+    if align.labeller.endpoint is not None and shows_videos:
         raise ValueError(
             "align.labeller.endpoint is a server, which would choose other frames of the videos in "
             "data.columns.videos; name a model, align.labeller.model=DIR_OR_NAME"

@@ -1,4 +1,4 @@
-"""Tables of a data set: a .jsonl or .parquet file, a directory of them, or a Hugging Face name.
+"""Tables of a data set: files, a directory of them, or a Hugging Face name.
 
 Whoever needs rows opens the same table: the driver for its prompts, and an engine or a learner rank
 for the media inside it. No code of a data set is ever run.
@@ -6,108 +6,258 @@ for the media inside it. No code of a data set is ever run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import glob, has_magic
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+import pyarrow as pa
 
-from rl.config.data import SourceConfig
-
-READERS = {".jsonl": "json", ".parquet": "parquet"}
+from rl.config.data import PromptsConfig
+from rl.data.cells import field_of, plain
+from rl.data.files import BATCH_ROWS, open_file
+from rl.data.splits import by_split, choose_split, data_files, file_kind, find_files
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where rows are read from; subset and split matter to Hugging Face names alone."""
+    """Where rows are read from."""
 
-    path: str
+    paths: tuple[str, ...]
     subset: str | None
-    split: str
+    split: str | None
+    """None takes the only split there is."""
+    split_key: str
+    """The setting that names the split, for errors."""
+    max_rows: int | None = None
 
     @property
-    def directory(self) -> Path:
-        """Where relative paths inside the rows start."""
-        local = Path(self.path)
-        if local.is_dir():
-            return local.absolute()
-        return local.absolute().parent if local.is_file() else Path.cwd()
+    def name(self) -> str:
+        """Of the first file or the data set, without folders and endings."""
+        path = Path(self.paths[0].replace("*", ""))
+        while file_kind(path)[0] is not None or path.suffix.lower() in (".gz", ".zst"):
+            path = path.with_suffix("")
+        return path.name or "rows"
 
 
-def train_location(data: SourceConfig) -> Location | None:
+def train_location(data: PromptsConfig) -> Location | None:
     """Where the training rows are; None where `data.path` names none."""
-    return None if data.path is None else Location(data.path, data.subset, data.split)
+    if data.path is None:
+        return None
+    return Location(_paths(data.path), data.subset, data.split, "data.split", data.max_rows)
 
 
-def heldout_location(data: SourceConfig) -> Location | None:
+def heldout_location(data: PromptsConfig) -> Location | None:
     """Where the held-out rows are; None where they are a share of the training rows."""
     path = data.heldout_path or data.path
     if path is None or not (data.heldout_path or data.heldout_split):
         return None
-    return Location(path, data.subset, data.heldout_split or "train")
+    paths = _paths(path)
+    # The subset is one of data.path; files beside it have none.
+    is_own = data.heldout_path is not None and Path(paths[0]).expanduser().exists()
+    subset = None if is_own else data.subset
+    return Location(paths, subset, data.heldout_split, "data.heldout_split")
 
 
-def media_in(cell: Any) -> list[str | bytes | None]:
-    """The paths and bytes of a cell, in order; None for a list's element with nothing in it.
-
-    A cell is a path, bytes, a `{"bytes": ..., "path": ...}` of which the bytes count first, a list
-    of them, or empty. Raises ValueError for anything else.
-
-    Example: media_in([{"bytes": b"x", "path": "a.png"}, "b.png"]) == [b"x", "b.png"]
-    """
-    if isinstance(cell, list):
-        return [_medium_in(element) for element in cell]
-    alone = _medium_in(cell)
-    return [] if alone is None else [alone]
+def _paths(path: str | list[str]) -> tuple[str, ...]:
+    return (path,) if isinstance(path, str) else tuple(path)
 
 
-def _medium_in(element: Any) -> str | bytes | None:
-    if isinstance(element, dict) and {"bytes", "path"} >= element.keys():
-        return _medium_in(element.get("bytes")) or _medium_in(element.get("path"))
-    if element is None or isinstance(element, str | bytes):
-        return element or None
-    raise ValueError(
-        f"must hold paths, bytes or {{bytes, path}}, or lists of them, got {element!r:.120}"
-    )
+@dataclass(frozen=True)
+class Part:
+    """The rows of one file, or of a data set of the Hugging Face hub."""
+
+    path: Path
+    directory: Path
+    """The one that `data.path` names, or the one with its file."""
+    arrow: pa.Table
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """What the `datasets` library noted of the columns, such as the names of classes."""
+        noted = json.loads((self.arrow.schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = dict(noted.get("info", {}).get("features", {}))
+        for column in self.arrow.schema:
+            if isinstance(column.type, pa.JsonType):
+                features[column.name] = {"_type": "Json"}
+        return features
 
 
-def read_table(location: Location) -> Dataset:
+class Table:
+    """The rows of all files of a location, in order; a cell is read when it is asked for."""
+
+    def __init__(self, parts: Sequence[Part], max_rows: int | None = None) -> None:
+        self._parts = parts
+        self._features = [part.features for part in parts]
+        self._starts = [0, *accumulate(len(part.arrow) for part in parts)]
+        self._num_rows = min(self._starts[-1], max_rows or self._starts[-1])
+        self.names = tuple(dict.fromkeys(n for part in parts for n in part.arrow.column_names))
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def has_column(self, name: str) -> bool:
+        """Whether a column, or a field of one, is called so."""
+        top, path = self._address(name)
+        return top is not None and (not path or any(cell is not None for cell in self.column(name)))
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield a column's cells, in the types of JSON; None where a file has no such column."""
+        for first in range(0, len(self), BATCH_ROWS):
+            for row in self.rows([name], first, min(first + BATCH_ROWS, len(self))):
+                yield row[name]
+
+    def rows(self, names: Sequence[str], start: int, stop: int) -> list[dict[str, Any]]:
+        """Return some columns of the rows from `start` up to `stop`."""
+        rows: list[dict[str, Any]] = []
+        while start < stop:
+            number = bisect_right(self._starts, start) - 1
+            part, features = self._parts[number].arrow, self._features[number]
+            within = start - self._starts[number]
+            count = min(stop - start, len(part) - within)
+            columns = []
+            for name in names:
+                top, path = self._address(name)
+                if top in part.column_names:
+                    cells = part.column(top).slice(within, count).to_pylist()
+                    cells = [field_of(plain(cell, features.get(top)), path) for cell in cells]
+                else:
+                    cells = [None] * count
+                columns.append(cells)
+            rows += (dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True))
+            start += count
+        return rows
+
+    def cell(self, name: str, row: int) -> Any:
+        return self.rows([name], row, row + 1)[0][name]
+
+    def find(self, path: str, row: int) -> str:
+        """Return the absolute path of a file that a row names.
+
+        Relative paths start at the data set's directory, else at that of the row's file, else at
+        the working directory.
+        """
+        part = self._parts[bisect_right(self._starts, row) - 1]
+        starts = (part.directory, part.path.parent, Path.cwd())
+        candidates = [os.path.join(start, os.path.expanduser(path)) for start in starts]
+        # isfile, because a cell may hold anything, even what is no path at all.
+        return next(filter(os.path.isfile, candidates), candidates[0])
+
+    def where(self, row: int) -> str:
+        """The row in words: its file, and its number there from 1."""
+        number = bisect_right(self._starts, row) - 1
+        return f"{self._parts[number].path.name} row {row - self._starts[number] + 1}"
+
+    def _address(self, name: str) -> tuple[str | None, list[str]]:
+        """The column and the fields within it that a dotted name means."""
+        words = name.split(".")
+        # A column may have dots in its own name.
+        for count in range(len(words), 0, -1):
+            if (top := ".".join(words[:count])) in self.names:
+                return top, words[count:]
+        return None, []
+
+
+def read_table(location: Location) -> Table:
     """Return the rows; raises ValueError where there are none to read."""
-    path, local = location.path, Path(location.path)
+    parts: list[Part] = []
+    for path in location.paths:
+        parts += _parts(path, location)
+    return Table(parts, location.max_rows)
+
+
+def _parts(path: str, location: Location) -> list[Part]:
+    local = Path(path).expanduser()
     if local.is_dir():
-        files = sorted(file for file in local.rglob("*") if file.suffix in READERS)
-        kinds = {file.suffix for file in files}
-        if len(kinds) != 1:
-            raise ValueError(
-                f"{path} must hold files of one kind, {' or '.join(READERS)}, got "
-                f"{', '.join(sorted(kinds)) or 'none'}"
-            )
-        return _read_files(kinds.pop(), files)
-    if local.is_file():
-        if local.suffix not in READERS:
-            raise ValueError(f"{path} must end in {' or '.join(READERS)}, got {local.suffix!r}")
-        return _read_files(local.suffix, [local])
-    if local.suffix in READERS or path.startswith((".", "/", "~")):
-        raise ValueError(f"{path} does not exist; paths start at {Path.cwd()}")
-    try:
-        return load_dataset(path, location.subset, split=location.split)
-    except (DatasetNotFoundError, ConnectionError, ValueError) as error:
+        if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+            return [_saved_to_disk(local, location)]
+        files = find_files(local, location.subset, location.split, location.split_key)
+        directory = local.absolute()
+    elif local.is_file():
+        _refuse_split(local, location)
+        files, directory = [local], local.absolute().parent
+    elif has_magic(path):
+        files = _matching(str(local), location)
+        directory = files[0].absolute().parent
+    elif file_kind(local)[0] is not None or path.startswith((".", "/", "~")):
+        raise ValueError(f"{local} does not exist; paths start at {Path.cwd()}")
+    else:
+        return [_published(path, location)]
+    kinds = {file_kind(file)[0] for file in files} - {None}
+    if len(kinds) > 1 and len(location.paths) == 1:
         raise ValueError(
-            f"{path} is no file here, and as a Hugging Face data set (data.subset="
-            f"{location.subset}, split {location.split}) it cannot be read: {error}"
-        ) from error
-
-
-def _read_files(suffix: str, files: Sequence[Path]) -> Dataset:
-    try:
-        return load_dataset(
-            READERS[suffix], data_files=[str(file) for file in files], split="train"
+            f"{path} must hold files of one kind, got {', '.join(sorted(map(str, kinds)))}; name "
+            "the files in data.path"
         )
-    except (DatasetGenerationError, StopIteration) as error:
-        # The library lets StopIteration escape for a file without a single row.
-        why = error.__cause__ or "no rows"
+    return [Part(file.absolute(), directory, open_file(file)) for file in files]
+
+
+def _refuse_split(file: Path, location: Location) -> None:
+    """Raise ValueError where a file is to have a split that is not its own."""
+    own = set(by_split([file], file.parent))
+    is_default = location.split in (None, "train") and location.split_key == "data.split"
+    if not is_default and location.split not in {None, *own}:
         raise ValueError(
-            f"{', '.join(map(str, files))} cannot be read as {suffix[1:]}: {why}"
+            f"{file} is one file and has no split {location.split}; leave "
+            f"{location.split_key} out, or name the file with the held-out rows in "
+            "data.heldout_path"
+        )
+    if location.subset is not None and location.split_key == "data.split":
+        raise ValueError(
+            f"{file} is one file and has no subset {location.subset}; leave data.subset out"
+        )
+
+
+def _matching(pattern: str, location: Location) -> list[Path]:
+    """The files that a pattern matches, of one split where their names say several."""
+    matches = (Path(match) for match in sorted(glob(pattern, recursive=True)))
+    files = [file for file in matches if file.is_file() and file_kind(file)[0] is not None]
+    if not files:
+        raise ValueError(f"data.path={pattern} matches no file with rows, from {Path.cwd()}")
+    splits = by_split(files, Path(os.path.commonpath([file.parent for file in files])))
+    if len(splits) == 1:
+        return files
+    return choose_split(splits, location.split, pattern, location.split_key)
+
+
+def _saved_to_disk(directory: Path, location: Location) -> Part:
+    """What `save_to_disk` of the `datasets` library wrote: a split, or a folder for each."""
+    # Imported on use: it takes seconds to load, and most data sets are files.
+    from datasets import load_from_disk
+
+    listed = directory / "dataset_dict.json"
+    if listed.is_file():
+        names = json.loads(listed.read_text())["splits"]
+        splits = {name: data_files(directory / name) for name in names}
+        (file, *_) = choose_split(splits, location.split, str(directory), location.split_key)
+        directory = file.parent
+    table = load_from_disk(str(directory)).data.table
+    return Part(directory / "dataset", directory.absolute(), table)
+
+
+def _published(name: str, location: Location) -> Part:
+    """A data set of the Hugging Face hub."""
+    # Imported on use: it takes seconds to load, and most data sets are files.
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    split = location.split or "train"
+    try:
+        rows = load_dataset(name, location.subset, split=split)
+    except (
+        DatasetNotFoundError,
+        DatasetGenerationError,
+        ConnectionError,
+        NotImplementedError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"{name} is no file here, and as a Hugging Face data set (data.subset="
+            f"{location.subset}, {location.split_key}={split}) it cannot be read: {error}"
         ) from error
+    return Part(Path(name), Path.cwd(), rows.data.table)

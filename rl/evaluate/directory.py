@@ -114,7 +114,7 @@ def label(
     """
     data, settings = config.data, config.eval
     parts = [policy]
-    parts += [Path(data.heldout_path or data.path or data.kind).stem] if has_own_data else []
+    parts += [data.name] if has_own_data else []
     parts += [split, "greedy" if settings.temperature == 0 else f"t{settings.temperature:g}"]
     parts += [f"p{settings.top_p:g}"] if settings.top_p < 1 else []
     parts += [f"k{settings.samples}"] if settings.samples > 1 else []

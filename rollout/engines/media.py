@@ -27,6 +27,8 @@ class EngineFamily:
 
     video_metadata: Callable[[Video], dict[str, Any]] = lambda video: {}
     """What the family's processor is told of a video besides its frames."""
+    pairs_frames: bool = False
+    """Whether it sees frames two at a time, and needs as many."""
     serving_arguments: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments without which no server can serve the model."""
     training_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -36,8 +38,9 @@ class EngineFamily:
         """What a prompt of vLLM holds besides its tokens, which have one marker for each medium."""
         # vLLM takes each kind apart; the markers in the tokens keep the order of the prompt.
         stills = [medium.pixels for medium in read if isinstance(medium, StillImage)]
-        videos = [(v.frames, self.video_metadata(v)) for v in read if isinstance(v, Video)]
-        media = {kind: shown for kind, shown in (("image", stills), ("video", videos)) if shown}
+        videos = [v.in_pairs if self.pairs_frames else v for v in read if isinstance(v, Video)]
+        told = [(video.frames, self.video_metadata(video)) for video in videos]
+        media = {kind: shown for kind, shown in (("image", stills), ("video", told)) if shown}
         return {"multi_modal_data": media} if media else {}
 
 
@@ -55,6 +58,7 @@ ENGINE_FAMILIES: dict[str, EngineFamily] = {
             "duration": len(video.frames) / video.fps,
             "do_sample_frames": False,
         },
+        pairs_frames=True,
         training_arguments={
             # A video's frames were chosen before (rl/data/media/video_frames.py), so vLLM must not.
             "mm_processor_kwargs": {"do_sample_frames": False},

@@ -1,4 +1,4 @@
-"""Prompts from a data set: a .jsonl or .parquet file, a directory of them, or a Hugging Face name.
+"""Prompts from a data set: files, a directory of them, or a Hugging Face name.
 
 Everything that can be wrong with the rows is found when the source is opened, before anything
 heavy starts. A row whose media cannot be used, or whose reward is turned off, is quarantined, which
@@ -9,28 +9,31 @@ a run. Any other fault is refused, because a mistake in a recipe shows in all ro
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from rl.config.data import SourceConfig
+from rl.config.data import PromptsConfig
 from rl.data.fingerprint import stable_hash
-from rl.data.media.names import MediaError
+from rl.data.media.names import MediaError, shortened
 from rl.data.references import reference_text
 from rl.data.tables import Location, heldout_location, read_table, train_location
 from rl.loop.stages import Prompt
-from rollout.prompts.row_media import (
+from rollout.prompts.conversation import (
+    Asked,
     Messages,
-    conversation,
-    media_of_rows,
-    place_media,
+    Template,
+    brings_parts,
+    read_question,
     system_message,
 )
+from rollout.prompts.row_media import MediaColumns, RowMedia, media_of_rows, place_media
 
 SHOWN_IDS = 5
+SHOWN_REASONS = 300
+"""Characters of an error that say why the first rows are left out."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +50,33 @@ class DatasetSource:
     """Rows are shuffled by rollout/prompts/stream.py; here they keep the order of the data set."""
 
     def __init__(
-        self, config: SourceConfig, modes: Collection[str], unrewarded: Collection[str] = ()
+        self,
+        config: PromptsConfig,
+        modes: Collection[str],
+        unrewarded: Collection[str] = (),
+        name: str = "",
     ) -> None:
-        """modes: that rows may be pinned to. unrewarded: tasks whose rows are left out."""
+        """modes: that rows may be pinned to. unrewarded: tasks whose rows are left out. name: of
+        the source in `data.mix`."""
         train, heldout = train_location(config), heldout_location(config)
         if train is None:
             raise ValueError(
-                "data.path is required: name a .jsonl or .parquet file, a directory of them, or a "
+                "data.path is required: name a file with rows, a list or a directory of them, or a "
                 "Hugging Face data set"
             )
-        self._columns = config.columns
-        self._task = config.task
-        self._system_prompt = config.system_prompt
-        rows = _Rows(train, "train", config, modes, unrewarded)
+        self._config = config
+        rows = _Rows(train, "train", config, modes, unrewarded, name)
         if heldout is None:
             # One table serves both splits.
             self._heldout_rows = rows
             self._train, self._heldout = _divide(rows, config.heldout_share)
             self.quarantined = rows.quarantined
         else:
-            self._heldout_rows = _Rows(heldout, "heldout", config, modes, unrewarded)
+            self._heldout_rows = _Rows(heldout, "heldout", config, modes, unrewarded, name)
             self._train = _not_among(rows, self._heldout_rows)
             self._heldout = self._heldout_rows.usable
             self.quarantined = rows.quarantined + self._heldout_rows.quarantined
         self._rows = rows
-        pins = rows.pins()
-        self._pins = None if pins is None else [pins[row] for row in self._train]
 
     @property
     def train_count(self) -> int:
@@ -82,6 +86,10 @@ class DatasetSource:
     def heldout_count(self) -> int:
         return len(self._heldout)
 
+    @property
+    def shows_media(self) -> bool:
+        return self._rows.shows_media or self._heldout_rows.shows_media
+
     def train(self, index: int) -> Prompt:
         return self._prompt(self._rows, "train", int(self._train[index]))
 
@@ -89,22 +97,36 @@ class DatasetSource:
         return self._prompt(self._heldout_rows, "heldout", int(self._heldout[index]))
 
     def rows_for(self, mode: str) -> list[int] | None:
-        if self._pins is None:
+        pins = self._rows.pins
+        if pins is None:
             return None
-        return [place for place, pin in enumerate(self._pins) if pin in (None, mode)]
+        return [n for n, row in enumerate(self._train) if pins[row] in (None, mode)]
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Quarantine the prompts with these ids; raises ValueError where none would be left."""
+        left = {"train": self._train, "heldout": self._heldout}
+        for split, rows in (("train", self._rows), ("heldout", self._heldout_rows)):
+            kept = [n for n in left[split] if f"{rows.name}/{split}/{rows.id_of(n)}" not in reasons]
+            if not kept:
+                raise ValueError(
+                    f"no {split} row is left; the first: {next(iter(reasons.values()))}"
+                )
+            left[split] = np.array(kept, dtype=int)
+        self._train, self._heldout = left["train"], left["heldout"]
+        self.quarantined += tuple(Quarantined(name, why) for name, why in reasons.items())
 
     def _prompt(self, rows: _Rows, split: str, number: int) -> Prompt:
-        row, columns = rows.table[number], self._columns
-        messages, media = place_media(rows.asked(row), rows.media[number].media, rows.has_media)
+        row, config = rows.read(number), self._config
+        messages, media = rows.placed(row, number)
         # A row's own system message says more about it than the recipe's.
-        if self._system_prompt is not None and messages[0]["role"] != "system":
-            messages = (system_message(self._system_prompt), *messages)
+        if config.system_prompt is not None and messages[0]["role"] != "system":
+            messages = (system_message(config.system_prompt), *messages)
         return Prompt(
             id=f"{rows.name}/{split}/{rows.id_of(number)}",
             messages=messages,
-            reference=reference_text(row[columns.reference]),
-            task=(row[columns.task] if columns.task else None) or self._task,
-            mode=row[columns.mode] or None if columns.mode else None,
+            reference=reference_text(rows.answer(row, rows.asked(row))),
+            task=(row[config.columns.task] if config.columns.task else None) or config.task,
+            mode=None if rows.pins is None else rows.pins[number],
             media=media,
         )
 
@@ -116,33 +138,37 @@ class _Rows:
         self,
         location: Location,
         split: Literal["train", "heldout"],
-        config: SourceConfig,
+        config: PromptsConfig,
         modes: Collection[str],
         unrewarded: Collection[str],
+        source: str,
     ) -> None:
         columns = config.columns
-        self.name = Path(location.path).stem
+        self.name = location.name
         self._columns = columns
         self._task = config.task
-        self._path = location.path
-        whole = read_table(location)
-        mapped = columns.model_dump(exclude={"question"} if columns.messages is not None else set())
-        known = (None, *whole.column_names)
-        if missing := [f"data.columns.{k}={n}" for k, n in mapped.items() if n not in known]:
-            raise ValueError(
-                f"{self._path} has no column for {', '.join(missing)}; its columns are "
-                f"{', '.join(whole.column_names)}"
-            )
-        media = {columns.images, columns.videos} - {None}
-        self.has_media = bool(media)
-        # Without the columns of media, because `datasets` would decode a picture with each row.
-        self.table = whole.select_columns([n for n in whole.column_names if n not in media])
-        self._ids = [_text(i) for i in self.table[columns.id]] if columns.id else None
+        self._path = shortened(", ".join(location.paths), 200)
+        self._table = read_table(location)
+        self._asked = columns.messages or columns.question
+        self._reference = self._reference_column()
+        self._refuse_missing_columns()
+        self._template = None
+        if config.template is not None:
+            self._template = Template(config.template, self._table.names, self._reference)
+        names = [self._asked, self._reference, columns.task]
+        names += self._template.columns if self._template else []
+        self._names = list(dict.fromkeys(name for name in names if name))
+        ids = self._texts(columns.id)
+        self._ids = None if ids is None else [text or "" for text in ids]
+        self.pins = self._texts(columns.mode)
         self._refuse_bad_rows(modes)
+        has_parts = any(map(brings_parts, self._table.column(self._asked)))
+        media = MediaColumns(columns.media, self._asked if has_parts else None, split, source)
         try:
-            self.media = list(media_of_rows(whole, columns, split, location.directory))
+            self.media = list(media_of_rows(self._table, media))
         except ValueError as error:
             raise ValueError(f"{self._path}: {error}") from error
+        self.shows_media = bool(columns.media) or any(row.own for row in self.media)
         problems = self._problems(unrewarded)
         self.usable = np.array([n for n in range(len(self)) if n not in problems], dtype=int)
         self.quarantined = tuple(
@@ -152,26 +178,41 @@ class _Rows:
             raise ValueError(f"{self._path} has no row that can be used; {self.left_out()}")
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self._table)
 
     def id_of(self, number: int) -> str:
         return self._ids[number] if self._ids is not None else str(number)
 
-    def pins(self) -> list[str | None] | None:
-        if self._columns.mode is None:
-            return None
-        return [pin or None for pin in self.table[self._columns.mode]]
+    def read(self, number: int) -> Mapping[str, Any]:
+        """The cells of the row that make its prompt."""
+        return self._table.rows(self._names, number, number + 1)[0]
 
-    def asked(self, row: Mapping[str, Any]) -> Messages:
-        """The row's messages as they are stored, or its question as one."""
-        if self._columns.messages is not None:
-            return tuple(row[self._columns.messages])
-        return conversation(_text(row[self._columns.question]), None)
+    def asked(self, row: Mapping[str, Any]) -> Asked:
+        return read_question(row[self._asked], self._columns.messages is not None)
+
+    def answer(self, row: Mapping[str, Any], asked: Asked) -> Any:
+        """The row's reference answer, or its accepted answers; None where it has none."""
+        cell = asked.answer if self._reference is None else row[self._reference]
+        if isinstance(cell, list):
+            cell = [answer for answer in cell if answer not in (None, "")]
+        is_empty = cell == [] or (isinstance(cell, str) and not cell.strip())
+        return None if is_empty else cell
+
+    def placed(self, row: Mapping[str, Any], number: int) -> tuple[Messages, tuple[Any, ...]]:
+        """The row's messages and media, in their places; raises MediaError."""
+        messages, media = self.asked(row).messages, self.media[number]
+        if self._template is not None:
+            cells = {name: row[name] for name in self._template.columns}
+            messages = self._template.fill(messages, cells)
+        return place_media(messages, media.media, bool(self._columns.media), media.own)
 
     def split_keys(self) -> list[str]:
         """What decides a row's split: its content, so that equal questions share a split."""
-        texts = self.table[self._columns.messages or self._columns.question]
-        return [repr((text, *media.names)) for text, media in zip(texts, self.media, strict=True)]
+        others = set(self._template.columns if self._template else ()) - {self._asked}
+        return [
+            repr((row[self._asked], *media.names, *(row[name] for name in sorted(others))))
+            for row, media in self._with_media()
+        ]
 
     def left_out(self) -> str:
         """How many rows are quarantined for which reason, and the first of them."""
@@ -180,77 +221,116 @@ class _Rows:
         counts = Counter(row.reason.partition(":")[0] for row in self.quarantined)
         counted = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         first = "; ".join(f"{row.id} {row.reason}" for row in self.quarantined[:SHOWN_IDS])
-        return f"quarantined are {counted}; the first: {first}"
+        return f"quarantined are {counted}; the first: {shortened(first, SHOWN_REASONS)}"
+
+    def _with_media(self) -> Iterator[tuple[Mapping[str, Any], RowMedia]]:
+        """The cells of every row that make its prompt, and its media."""
+        columns = [self._table.column(name) for name in self._names]
+        for cells, media in zip(zip(*columns, strict=True), self.media, strict=True):
+            yield dict(zip(self._names, cells, strict=True)), media
 
     def _problems(self, unrewarded: Collection[str]) -> dict[int, str]:
         """Why rows cannot be used, by number: for their media, or because nothing scores them."""
-        asked = self._columns.messages or self._columns.question
         problems = {}
-        rows = zip(self.table[asked], self.media, strict=True)
-        for number, (content, row) in enumerate(rows):
+        for number, (row, media) in enumerate(self._with_media()):
+            task = (row[self._columns.task] if self._columns.task else None) or self._task
             try:
-                if row.problem is None:
-                    place_media(self.asked({asked: content}), row.media, self.has_media)
+                if media.problem is not None:
+                    problems[number] = media.problem
                 else:
-                    problems[number] = row.problem
+                    self.placed(row, number)
             except MediaError as error:
                 problems[number] = str(error)
-        tasks = self.table[self._columns.task] if self._columns.task else [None] * len(self)
-        for number, own in enumerate(tasks):
-            task = own or self._task
             if task in unrewarded:
                 why = f"unrewarded: reward.{task} is off, which its task names; set it, or the task"
                 problems.setdefault(number, why)
-        return dict(sorted(problems.items()))
+        return problems
+
+    def _texts(self, column: str | None) -> list[str | None] | None:
+        """The cells of a column of ids or modes as text, None where there is nothing."""
+        if column is None:
+            return None
+        return [None if cell in (None, "") else str(cell) for cell in self._table.column(column)]
+
+    def _reference_column(self) -> str | None:
+        """None where the answer is the assistant's last turn."""
+        name = self._columns.reference
+        # People who have such rows have no column to name, and need not say so.
+        if name != "answer" or self._table.has_column(name):
+            return name
+        if not self._table.has_column(self._asked):
+            return name
+        try:
+            cells = (read_question(cell, False) for cell in self._table.column(self._asked))
+            return name if next(cells).answer is None else None
+        except ValueError:
+            return name
+
+    def _refuse_missing_columns(self) -> None:
+        columns = self._columns
+        mapped = {"messages" if columns.messages else "question": self._asked}
+        mapped |= {"reference": self._reference, "task": columns.task}
+        mapped |= {"mode": columns.mode, "id": columns.id}
+        named = [(key, name) for key, name in mapped.items() if name is not None]
+        named += [(f"{kind}s", name) for name, kind in self._columns.media.items()]
+        missing = [f"data.columns.{k}={n}" for k, n in named if not self._table.has_column(n)]
+        if missing:
+            names = shortened(", ".join(self._table.names), 200)
+            raise ValueError(
+                f"{self._path} has no column for {', '.join(missing)}; its columns are {names}"
+            )
 
     def _refuse_bad_rows(self, modes: Collection[str]) -> None:
-        if not len(self):
-            raise ValueError(f"{self._path} has no rows")
-        columns = self._columns
-        # One row is enough, because all cells of a column have the same type.
-        row = self.table[0]
-        try:
-            if _text(row[columns.reference]):
-                reference_text(row[columns.reference])
-        except ValueError as error:
-            raise ValueError(f"{self._path}: column {columns.reference}: {error}") from error
-        messages = [] if columns.messages is None else row[columns.messages]
-        if not isinstance(messages, list) or not all(
-            isinstance(message, dict) and {"role", "content"} <= message.keys()
-            for message in messages
-        ):
+        """Raise ValueError for rows that cannot be asked."""
+        faults: dict[tuple[str, str], list[int]] = {}
+        shown: dict[tuple[str, str], str] = {}
+        for number, key, why in self._faults(modes):
+            # Rows with the same fault are counted together, whatever each of them holds.
+            fault = key, why.partition(", got")[0]
+            faults.setdefault(fault, []).append(number)
+            shown.setdefault(fault, why)
+        for fault, numbers in faults.items():
+            ids = ", ".join(self.id_of(number) for number in numbers[:SHOWN_IDS])
             raise ValueError(
-                f"{self._path}: column {columns.messages} must hold lists of messages with "
-                f"role and content, got {messages!r:.120}"
+                f"{self._path} has {len(numbers)} rows {shown[fault]} (data.columns.{fault[0]}); "
+                f"the first is {self._table.where(numbers[0])}, the first ids: {ids}"
             )
-        asked = columns.messages or columns.question
-        for name in (columns.reference, asked):
-            empty = [n for n, value in enumerate(self.table[name]) if not _text(value).strip()]
-            self._refuse(empty, f"with nothing in column {name}; fill or remove them")
-        if columns.messages is not None:
-            # A conversation that ends with the assistant may hold the answer that is to be found.
-            asked_in = self.table[columns.messages]
-            told = [n for n, messages in enumerate(asked_in) if messages[-1]["role"] != "user"]
-            why = f"whose column {columns.messages} does not end with the user, so that the answer "
-            self._refuse(told, why + "may stand in the prompt; cut them after the question")
-        if columns.id is not None:
-            counts = Counter(self._ids)
-            repeated = [n for n in range(len(self)) if counts[self.id_of(n)] > 1]
-            why = f"whose id in column {columns.id} is not unique; name another column"
-            self._refuse(repeated, why)
-        pinned = [n for n, pin in enumerate(self.pins() or ()) if pin and pin not in modes]
-        why = f"pinned in column {columns.mode} to a mode that is none of {', '.join(modes)}"
-        self._refuse(pinned, why)
 
-    def _refuse(self, numbers: Sequence[int], why: str) -> None:
-        if numbers:
-            shown = ", ".join(self.id_of(number) for number in numbers[:SHOWN_IDS])
-            raise ValueError(f"{self._path} has {len(numbers)} rows {why}; the first ids: {shown}")
-
-
-def _text(value: Any) -> str:
-    """A cell as text; empty for a missing value or an empty list."""
-    return "" if value is None or value == [] else str(value)
+    def _faults(self, modes: Collection[str]) -> Iterator[tuple[int, str, str]]:
+        """Yield each fault: the row's number, the setting that names the column, what is wrong."""
+        asked_key = f"{'messages' if self._columns.messages else 'question'}={self._asked}"
+        answer_key = f"reference={self._reference or 'null'}"
+        names = [name for name in (self._asked, self._reference) if name]
+        columns = [self._table.column(name) for name in names]
+        for number, cells in enumerate(zip(*columns, strict=True)):
+            row = dict(zip(names, cells, strict=True))
+            try:
+                asked = self.asked(row)
+            except MediaError:
+                # Such a row is left out with the others whose media cannot be used.
+                continue
+            except ValueError as error:
+                yield number, asked_key, str(error)
+                continue
+            answer = self.answer(row, asked)
+            if not asked.messages:
+                yield number, asked_key, "with nothing to ask; fill or remove them"
+            elif answer is None:
+                yield number, answer_key, "without an answer; fill or remove them"
+            else:
+                try:
+                    reference_text(answer)
+                except ValueError as error:
+                    yield number, answer_key, f"whose answer is none: {error}"
+        for number, pin in enumerate(self.pins or ()):
+            if pin and pin not in modes:
+                why = f"pinned to a mode that is none of {', '.join(modes)}, got {pin:.40}"
+                yield number, f"mode={self._columns.mode}", why
+        counts = Counter(self._ids)
+        for number, row_id in enumerate(self._ids or ()):
+            if counts[row_id] > 1:
+                key = f"id={self._columns.id}"
+                yield number, key, "whose id is not unique; name another column"
 
 
 def _divide(rows: _Rows, share: float) -> tuple[np.ndarray, np.ndarray]:

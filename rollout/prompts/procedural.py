@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from rl.config.data import SourceConfig
+from rl.config.data import PromptsConfig
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import LENGTHS
 from rl.data.tasks.chain_sum import question as chain_sum_question
 from rl.data.tasks.pictures import TASKS, ask, read_settings
 from rl.loop.stages import PROBABILITY, Prompt
-from rollout.prompts.row_media import conversation, place_media
+from rollout.prompts.conversation import conversation
+from rollout.prompts.row_media import place_media
 
 # The held-out prompts of a procedural task are the same whatever the run's seed, so that runs
 # can be compared.
@@ -25,9 +26,10 @@ class Procedural:
     train_count = None
     heldout_count = None
     quarantined = ()
+    shows_media = False
 
-    def __init__(self, config: SourceConfig, seed: int) -> None:
-        self._name = config.path or ""
+    def __init__(self, config: PromptsConfig, seed: int) -> None:
+        self._name = str(config.path or "")
         self._task = config.task
         self._system_prompt = config.system_prompt
         self._seed = seed
@@ -41,6 +43,10 @@ class Procedural:
     def rows_for(self, mode: str) -> None:
         return None
 
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        # Prompts are drawn as they are asked for, so there is no list to take them from.
+        raise ValueError(f"{len(reasons)} prompts of a task without end cannot be left out")
+
     def _prompt(self, split: str, seed: int, index: int) -> Prompt:
         raise NotImplementedError
 
@@ -53,7 +59,7 @@ class ChainSumSource(Procedural):
     effect where that reward is turned off.
     """
 
-    def __init__(self, config: SourceConfig, seed: int, unrewarded: Collection[str] = ()) -> None:
+    def __init__(self, config: PromptsConfig, seed: int, unrewarded: Collection[str] = ()) -> None:
         super().__init__(config, seed)
         settings = dict(config.settings)
         lengths = settings.pop("lengths", list(LENGTHS))
@@ -93,11 +99,13 @@ class VisualSource(Procedural):
     A prompt names its picture; whoever needs the pixels paints them (rl/data/media/store.py).
     """
 
-    def __init__(self, config: SourceConfig, seed: int) -> None:
+    shows_media = True
+
+    def __init__(self, config: PromptsConfig, seed: int) -> None:
         super().__init__(config, seed)
         if config.path is None:
             raise ValueError(f"data.path must name a visual task: {', '.join(TASKS)}")
-        self._settings = read_settings(config.path, config.settings)
+        self._settings = read_settings(self._name, config.settings)
 
     def _prompt(self, split: str, seed: int, index: int) -> Prompt:
         is_heldout = split == "heldout"
@@ -121,7 +129,7 @@ class ReasoningGymSource(Procedural):
     MAX_TRIES = 1000
     """Draws for one prompt; a task that needs more has no question in the split."""
 
-    def __init__(self, config: SourceConfig, seed: int) -> None:
+    def __init__(self, config: PromptsConfig, seed: int) -> None:
         # Imported on use: it loads all of its hundred tasks, which takes seconds.
         from reasoning_gym.factory import DATASETS, create_dataset
 

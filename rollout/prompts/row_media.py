@@ -7,7 +7,6 @@ and broken contents is met by the engine that reads it, and its group is dropped
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import Counter
@@ -16,21 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import repeat
-from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset
 from rich.console import Console
 from rich.progress import Progress
 
-from rl.config.data import ColumnsConfig
-from rl.data.media.files import check, digest
+from rl.data.cells import Content, media_in, messages_in, parts_of
+from rl.data.media.files import Source, check, digest
 from rl.data.media.names import MediaCell, MediaError, MediaFile, Medium, MediumKind, describe
-from rl.data.tables import media_in
-
-Messages = tuple[Mapping[str, Any], ...]
+from rl.data.media.store import opened
+from rl.data.tables import Table
+from rollout.prompts.conversation import Message, Messages
 
 BATCH_ROWS = 64
 CHECK_THREADS = 16
@@ -38,9 +34,8 @@ CHECK_THREADS = 16
 SILENT_S = 2.0
 """Checks that end sooner show no progress."""
 
-_TAG = re.compile(r"<(image|video)>")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
-_OWN_CONTENT = ("image", "video", "image_url", "video_url", "url", "path", "data", "bytes")
+_TAG = re.compile(r"<(?P<kind>image|video)(?: ?(?P<number>[1-9]\d?))?>")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 # Cells.
@@ -51,29 +46,38 @@ class RowMedia:
     """The media of one row."""
 
     media: tuple[Medium, ...] = ()
-    """Of its cells in order: images, then videos."""
+    """Of its columns in order: images, then videos."""
+    own: tuple[Medium, ...] = ()
+    """Of its messages, in the order of their parts."""
     names: tuple[list[str], ...] = ()
     """For every column the paths as they are written, and digests of bytes."""
     problem: str | None = None
     """Why the first bad one cannot be used, as a MediaError says it."""
 
 
-def media_of_rows(
-    table: Dataset, columns: ColumnsConfig, split: Literal["train", "heldout"], directory: Path
-) -> Iterator[RowMedia]:
+@dataclass(frozen=True)
+class MediaColumns:
+    """Where the rows of a table have media."""
+
+    kinds: Mapping[str, MediumKind]
+    """Columns of media, and what each holds."""
+    messages: str | None
+    """The column of messages whose parts hold media; None where none do."""
+    split: Literal["train", "heldout"]
+    source: str
+    """The name of the table's source in `data.mix`."""
+
+
+def media_of_rows(table: Table, columns: MediaColumns) -> Iterator[RowMedia]:
     """Yield the media of every row, checked.
 
-    directory: where relative paths start; those that lead nowhere start at the working directory.
     Raises ValueError for a column that holds something else than media.
     """
-    named: dict[str | None, MediumKind] = {columns.images: "image", columns.videos: "video"}
-    kinds = {name: kind for name, kind in named.items() if name is not None}
-    if not kinds:
+    names = [*columns.kinds, *([columns.messages] if columns.messages else [])]
+    if not names:
         yield from repeat(RowMedia(), len(table))
         return
-    # In Arrow's own form, because `datasets` would otherwise decode an image column on the way.
-    stored = table.select_columns(list(kinds)).with_format("arrow")
-    read = partial(_row_media, kinds=kinds, split=split, directory=directory, checked={})
+    read = partial(_row_media, table=table, columns=columns, checked={})
     # A bar on stderr, which only shows once the work has lasted a while.
     started, bar = time.monotonic(), Progress(console=Console(stderr=True))
     task = bar.add_task("checking media", total=len(table))
@@ -81,7 +85,7 @@ def media_of_rows(
         stack.callback(bar.stop)
         # Batch by batch, because a cell may hold a whole video as bytes.
         for first in range(0, len(table), BATCH_ROWS):
-            rows = stored[first : first + BATCH_ROWS].to_pylist()
+            rows = table.rows(names, first, min(first + BATCH_ROWS, len(table)))
             yield from pool.map(read, range(first, first + len(rows)), rows)
             bar.advance(task, len(rows))
             if time.monotonic() - started > SILENT_S:
@@ -91,46 +95,71 @@ def media_of_rows(
 def _row_media(
     number: int,
     row: Mapping[str, Any],
-    kinds: Mapping[str, MediumKind],
-    split: Literal["train", "heldout"],
-    directory: Path,
+    table: Table,
+    columns: MediaColumns,
     checked: dict[MediaFile, str | None],
 ) -> RowMedia:
     """checked: the problems of files, which many rows may share."""
     media: list[Medium] = []
     names: list[list[str]] = []
     problems: list[str | None] = []
-    for column, kind in kinds.items():
-        names.append([])
+
+    def note(content: Content | None, kind: MediumKind, column: str, place: int) -> Medium:
+        cell = MediaCell(kind, columns.split, column, number, place, columns.source)
+        if content is None:
+            problems.append(f"not_an_image: {describe(cell)} is empty; fill or remove it")
+            return cell
+        source = opened(content, partial(table.find, row=number))
+        if not isinstance(source, str) or content.settings:
+            problems.append(_problem(cell, source))
+            return cell
+        if isinstance(content.source, str) and _ADDRESS.match(content.source):
+            problems.append(
+                f"missing: {content.source:.100} is an address, and media are files or bytes; "
+                "download it"
+            )
+        file = MediaFile(kind, source)
+        # Two threads may check the same file; both then write the same.
+        if file not in checked:
+            checked[file] = _problem(file, source)
+        problems.append(checked[file])
+        return file
+
+    for column, kind in columns.kinds.items():
         try:
-            cell = media_in(row[column])
+            contents = media_in(row[column], kind)
         except ValueError as error:
-            raise ValueError(f"column {column} {error}") from error
-        for index, content in enumerate(cell):
-            medium, source = MediaCell(kind, split, column, number, index), content or b""
-            if isinstance(source, str):
-                # isfile, because a cell may hold anything, even what is no path at all.
-                below, given = os.path.join(directory, source), os.path.abspath(source)
-                is_given = os.path.isfile(given) and not os.path.isfile(below)
-                medium = MediaFile(kind, given if is_given else below)
-                # Two threads may check the same file; both then write the same.
-                if medium not in checked:
-                    checked[medium] = _problem(medium, medium.path)
-                if _ADDRESS.match(source):
-                    problems.append(
-                        f"missing: {source:.100} is an address, and media are files or bytes; "
-                        "download it"
-                    )
-                problems.append(checked[medium])
-                names[-1].append(source)
-            else:
-                problems.append(_problem(medium, BytesIO(source)))
-                names[-1].append(digest((), source))
-            media.append(medium)
-    return RowMedia(tuple(media), tuple(names), next(filter(None, problems), None))
+            raise ValueError(f"{table.where(number)}, column {column} {error}") from error
+        media += [note(content, kind, column, n) for n, content in enumerate(contents)]
+        names.append([_name(content) for content in contents])
+    own: list[Medium] = []
+    if columns.messages is not None:
+        try:
+            own = [
+                note(content, kind, columns.messages, n)
+                for n, (kind, content) in enumerate(_own_media(row[columns.messages]))
+            ]
+        except MediaError as error:
+            problems.append(str(error))
+    return RowMedia(tuple(media), tuple(own), tuple(names), next(filter(None, problems), None))
 
 
-def _problem(medium: MediaFile | MediaCell, source: str | BytesIO) -> str | None:
+def _own_media(cell: Any) -> Iterator[tuple[MediumKind, Content]]:
+    """The media that a cell's messages bring themselves, in the order of `media_in`."""
+    for message in messages_in(cell) or ():
+        for part in parts_of(message["content"]):
+            if "content" in part:
+                yield part["type"], part["content"]
+
+
+def _name(content: Content | None) -> str:
+    """What tells a medium from others in its column."""
+    if content is None or isinstance(content.source, tuple):
+        return "" if content is None else repr(content.source)
+    return content.source if isinstance(content.source, str) else digest((), content.source)
+
+
+def _problem(medium: MediaFile | MediaCell, source: Source) -> str | None:
     try:
         check(medium.kind, source, describe(medium))
     except MediaError as error:
@@ -138,74 +167,89 @@ def _problem(medium: MediaFile | MediaCell, source: str | BytesIO) -> str | None
     return None
 
 
-# Messages, and where media go in them.
-
-
-def conversation(question: str, system_prompt: str | None) -> Messages:
-    """Return the chat messages of a question given as text."""
-    asked = {"role": "user", "content": question}
-    return (asked,) if system_prompt is None else (system_message(system_prompt), asked)
-
-
-def system_message(text: str) -> Mapping[str, Any]:
-    return {"role": "system", "content": text}
+# Where media go in messages.
 
 
 def place_media(
-    messages: Sequence[Mapping[str, Any]], media: Sequence[Medium], has_tags: bool
+    messages: Sequence[Message],
+    media: Sequence[Medium],
+    has_tags: bool,
+    own: Sequence[Medium] = (),
 ) -> tuple[Messages, tuple[Medium, ...]]:
     """Return the messages with a content part for each medium, and the media in that order.
 
     A medium goes where the messages have a content part of type image or video or, with `has_tags`,
-    the word <image> or <video> in a text. Messages without any show their media in front of the
-    first question, images first. Raises MediaError where the messages name other numbers of media
-    than there are.
+    the word <image> or <video> in a text; <image 2> is the place of the second image. Messages
+    without any show their media in front of the first question, images first. Raises MediaError
+    where the messages name other numbers of media than there are.
+
+    own: the media that parts of the messages bring themselves.
     """
-    contents = [_parts(message["content"], has_tags) for message in messages]
-    if media and not any(map(_kinds, contents)):
+    named: set[tuple[str, int]] = set()
+    contents = [_tagged(parts_of(message["content"]), has_tags, named) for message in messages]
+    by_kind = {kind: [m for m in media if m.kind == kind] for kind in ("image", "video")}
+    # The media that no number names fill the places without a number, in order.
+    rest = {
+        kind: [medium for n, medium in enumerate(shown, 1) if (kind, n) not in named]
+        for kind, shown in by_kind.items()
+    }
+    parts = [part for content in contents for part in content if part["type"] != "text"]
+    if all("content" in part or "number" in part for part in parts):
         # The order of the published chats: first the pictures, then the question about them.
         first = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
-        contents[first] = [*({"type": medium.kind} for medium in media), *contents[first]]
-    kinds = [kind for parts in contents for kind in _kinds(parts)]
-    wanted, given = Counter(kinds), Counter(medium.kind for medium in media)
-    if wanted != given:
+        front = [{"type": medium.kind} for shown in rest.values() for medium in shown]
+        contents[first] = [*front, *contents[first]]
+        parts = [*front, *parts]
+    num_brought = sum("content" in part for part in parts)
+    if num_brought > len(own):
+        raise MediaError(f"unknown_part: {num_brought} content parts bring a medium of their own")
+    places = Counter(part["type"] for part in parts if "content" not in part)
+    given = Counter(medium.kind for medium in media)
+    if places != given or any(number > given[kind] for kind, number in named):
         raise MediaError(
-            f"places_differ: the text has places for {wanted['image']} images and "
-            f"{wanted['video']} videos, the row has {given['image']} and {given['video']}"
+            f"places_differ: the text has places for {places['image']} images and "
+            f"{places['video']} videos, the row has {given['image']} and {given['video']}"
         )
-    by_kind = {kind: iter([m for m in media if m.kind == kind]) for kind in given}
-    ordered = tuple(next(by_kind[kind]) for kind in kinds)
-    shown = (
-        {**message, "content": parts} if _kinds(parts) else message
-        for message, parts in zip(messages, contents, strict=True)
-    )
-    return tuple(shown), ordered
-
-
-def _kinds(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [part["type"] for part in parts if part["type"] != "text"]
-
-
-def _parts(content: Any, has_tags: bool) -> list[Mapping[str, Any]]:
-    """Example: _parts("a <image>", True) == [{"type": "text", "text": "a "}, {"type": "image"}]"""
-    if isinstance(content, str):
-        # With one group in the pattern, every second piece is what it matched.
-        pieces = enumerate(_TAG.split(content) if has_tags else [content])
-        typed = [
-            {"type": piece} if n % 2 else {"type": "text", "text": piece} for n, piece in pieces
-        ]
-        return [part for part in typed if part.get("text") != ""]
-    parts: list[Mapping[str, Any]] = []
-    for part in content or ():
-        kind = part.get("type")
-        if kind == "text":
-            parts += _parts(part.get("text") or "", has_tags)
-        # A part that brings its own picture would be shown beside those of the columns, unchecked.
-        elif kind in ("image", "video") and not any(part.get(key) for key in _OWN_CONTENT):
-            parts.append({"type": kind})
+    brought, following = iter(own), {kind: iter(shown) for kind, shown in rest.items()}
+    ordered = []
+    for part in parts:
+        if "content" in part:
+            ordered.append(next(brought))
+        elif "number" in part:
+            ordered.append(by_kind[part["type"]][part["number"] - 1])
         else:
-            raise MediaError(
-                f"unknown_part: a content part {part!r:.100} is neither text nor the place of a "
-                "medium; write {'type': 'image'} and name the medium in data.columns.images"
-            )
-    return parts
+            ordered.append(next(following[part["type"]]))
+    return tuple(map(_shown, messages, contents)), tuple(ordered)
+
+
+def _shown(message: Message, parts: Sequence[Mapping[str, Any]]) -> Message:
+    """The message with its parts as chat templates take them; as it was where it is all text."""
+    if all(part["type"] == "text" for part in parts):
+        return message
+    keys = ("type", "text")
+    return {**message, "content": [{k: part[k] for k in keys if k in part} for part in parts]}
+
+
+def _tagged(
+    parts: Sequence[Mapping[str, Any]], has_tags: bool, named: set[tuple[str, int]]
+) -> list[Mapping[str, Any]]:
+    """Split texts at their tags: "a <image>" is {"type": "text", "text": "a "}, {"type": "image"}.
+
+    named: gets the kinds and numbers of numbered tags. One that was there before stays text.
+    """
+    split: list[Mapping[str, Any]] = []
+    for part in parts:
+        text, end = part.get("text", ""), 0
+        if part["type"] != "text":
+            split.append(part)
+            continue
+        for tag in _TAG.finditer(text) if has_tags else ():
+            number = {"number": int(tag["number"])} if tag["number"] else {}
+            if number and (tag["kind"], number["number"]) in named:
+                continue
+            named |= {(tag["kind"], n) for n in number.values()}
+            split.append({"type": "text", "text": text[end : tag.start()]})
+            split.append({"type": tag["kind"], **number})
+            end = tag.end()
+        split.append({"type": "text", "text": text[end:]})
+    return [part for part in split if part.get("text") != ""]

@@ -6,10 +6,11 @@ question in training. It is a pure function of its arguments; order is stream.py
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from rl.config.data import SourceConfig
+from rl.config.data import PromptsConfig
+from rl.data.media.names import shortened
 from rl.loop.stages import Prompt
 from rollout.prompts.dataset import DatasetSource, Quarantined
 from rollout.prompts.procedural import ChainSumSource, ReasoningGymSource, VisualSource
@@ -26,7 +27,12 @@ class Source(Protocol):
 
     @property
     def quarantined(self) -> Sequence[Quarantined]:
-        """Rows of both splits that are left out: nothing can show their media or score them."""
+        """Rows of both splits that are left out: they cannot be shown, asked or scored."""
+        ...
+
+    @property
+    def shows_media(self) -> bool:
+        """Whether some prompts have images or videos."""
         ...
 
     def train(self, index: int) -> Prompt: ...
@@ -37,19 +43,33 @@ class Source(Protocol):
         """Indices of training prompts that may be asked in `mode`; None where all may."""
         ...
 
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Quarantine prompts by id, each with its reason; raises ValueError if none are left."""
+        ...
+
 
 def open_source(
-    config: SourceConfig, seed: int, modes: Collection[str], unrewarded: Collection[str] = ()
+    config: PromptsConfig,
+    seed: int,
+    modes: Collection[str],
+    unrewarded: Collection[str] = (),
+    name: str = "",
 ) -> Source:
     """Return the source that `data` names; raises ValueError for data that cannot be used.
 
     modes: the names a row may be pinned to. unrewarded: tasks whose reward is turned off; their
-    prompts are never asked, since nothing could score the answers.
+    prompts are never asked, since nothing could score the answers. name: of the source in a
+    mixture.
     """
-    if config.kind == "chain_sum":
-        return ChainSumSource(config, seed, unrewarded)
-    if config.kind == "reasoning_gym":
-        return ReasoningGymSource(config, seed)
-    if config.kind == "visual":
-        return VisualSource(config, seed)
-    return DatasetSource(config, modes, unrewarded)
+    try:
+        if config.kind == "chain_sum":
+            return ChainSumSource(config, seed, unrewarded)
+        if config.kind == "reasoning_gym":
+            return ReasoningGymSource(config, seed)
+        if config.kind == "visual":
+            return VisualSource(config, seed)
+        return DatasetSource(config, modes, unrewarded, name)
+    except ValueError as error:
+        # Cells and libraries say anything, and an error is read on a screen.
+        where = f"data.mix.{name}: " if name else ""
+        raise ValueError(shortened(f"{where}{error}")) from error

@@ -9,28 +9,39 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
-from math import floor, sqrt
+from math import floor, inf, sqrt
+from types import MappingProxyType
 from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from rl.config.data import VideoConfig
 from rl.data.media.names import MediaError, MediumKind, StillImage, Video, as_rgb, refuse_size
-from rl.data.media.video_frames import STEP_S, plan_frames
+from rl.data.media.video_frames import STEP_S, keep_frames, plan_frames
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+Image.init()
+# Older builds of Pillow lack some of them, and would refuse every picture for an unknown name.
+IMAGE_FORMATS = tuple(
+    form
+    for form in "PNG JPEG WEBP GIF BMP TIFF AVIF JPEG2000 PPM ICO".split()
+    if form in Image.OPEN
+)
 """What Pillow decodes in this process; it gives others, such as PostScript, to programs."""
+# Image generators write megabytes of text into a picture. The limit is against files of a few
+# kilobytes that unpack to fill the memory, and MAX_PIXELS allows as much.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26
 VIDEO_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif"
 MAX_SECONDS = 3600
 """A policy's temporal ids end there (rl/data/media/minicpmv.py)."""
@@ -38,7 +49,13 @@ MAX_SECONDS = 3600
 MIN_SKIPPED = 30
 """Frames that must lie between two wanted ones for a seek to be cheaper than decoding them."""
 
-Source = str | BytesIO
+File = str | BytesIO
+Source = File | tuple[File, ...]
+"""A file by its path or its bytes; a video may be the files of its frames."""
+
+_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL_BYTES = 2**16
+"""Cameras write notes of their own behind the end of a picture."""
 
 
 def check(kind: MediumKind, source: Source, name: str) -> None:
@@ -46,9 +63,18 @@ def check(kind: MediumKind, source: Source, name: str) -> None:
 
     name: what the error calls it.
     """
+    if isinstance(source, tuple):
+        for frame in source:
+            check("image", frame, name)
+        return
     if kind == "image":
-        with _image(source, name):
-            return
+        with _image(source, name) as image:
+            # Without its end the file is probably cut, which decoding alone can tell for sure.
+            marker = _END_MARKERS.get(image.format or "", b"")
+            if marker not in _tail(source):
+                with _readable(name):
+                    image.load()
+        return
     with _video(source, name) as (container, stream):
         # The first packet is enough: a header alone is also written where a recording failed.
         first = next(iter(container.demux(stream)), None)
@@ -59,12 +85,37 @@ def check(kind: MediumKind, source: Source, name: str) -> None:
 # Images.
 
 
-def read_image(source: Source, name: str) -> StillImage:
-    """Decode the whole image, of an animation its first frame; raises MediaError."""
-    with _image(source, name) as image:
+def read_image(
+    source: File, name: str, settings: Mapping[str, float] = MappingProxyType({})
+) -> StillImage:
+    """Decode the whole image, of an animation its first frame; raises MediaError.
+
+    settings: of rl.data.cells.SETTINGS, for its size.
+    """
+    with _image(source, name) as image, _readable(name):
         image.load()
         upright = as_rgb(image)
-    return still_image(upright)
+        size = sized(upright.size, settings)
+    return still_image(upright if size == upright.size else upright.resize(size))
+
+
+def sized(size: tuple[int, int], settings: Mapping[str, float]) -> tuple[int, int]:
+    """Return the width and height (pixels) that a medium's own settings give it."""
+    if {"resized_width", "resized_height"} <= settings.keys():
+        return max(1, int(settings["resized_width"])), max(1, int(settings["resized_height"]))
+    pixels = size[0] * size[1]
+    wanted = max(pixels, settings.get("min_pixels", pixels))
+    scale = sqrt(min(wanted, settings.get("max_pixels", wanted)) / pixels)
+    width, height = (max(1, round(side * scale)) for side in size)
+    return width, height
+
+
+def _tail(source: File) -> bytes:
+    if isinstance(source, BytesIO):
+        return bytes(source.getbuffer()[-_TAIL_BYTES:])
+    with open(source, "rb") as file:
+        file.seek(max(0, os.path.getsize(source) - _TAIL_BYTES))
+        return file.read()
 
 
 def still_image(pixels: Image.Image) -> StillImage:
@@ -81,7 +132,7 @@ def digest(shape: Sequence[float], *contents: Any) -> str:
 
 
 @contextmanager
-def _image(source: Source, name: str) -> Iterator[Image.Image]:
+def _image(source: File, name: str) -> Iterator[Image.Image]:
     """The opened file, its size checked, not yet decoded."""
     _refuse_missing(source, name)
     with _readable(name):
@@ -102,20 +153,76 @@ def _image(source: Source, name: str) -> Iterator[Image.Image]:
 # Videos.
 
 
-def read_video(source: Source, name: str, config: VideoConfig) -> Video:
-    """Decode the frames that `config` chooses, all of one size; raises MediaError."""
+def read_video(
+    source: Source,
+    name: str,
+    config: VideoConfig,
+    settings: Mapping[str, float] = MappingProxyType({}),
+) -> Video:
+    """Decode the frames that `config` chooses, all of one size; raises MediaError.
+
+    settings: of rl.data.cells.SETTINGS, which go before those of `config`.
+    """
+    config = _with_settings(config, settings)
+    if isinstance(source, tuple):
+        return _read_frames(source, name, config)
     with _video(source, name) as (container, stream):
         timeline = _timeline(container, stream, name)
-        num_frames, fps = len(timeline.times), timeline.fps
+        start, end = settings.get("video_start", 0), settings.get("video_end", inf)
+        shown = [
+            time
+            for time in timeline.times
+            if start <= (time - timeline.times[0]) * timeline.tick_s <= end
+        ]
+        if not shown:
+            raise MediaError(f"no_frames: {name} has no frame from {start} to {end} s")
+        num_frames, fps = len(shown), timeline.fps
         _refuse_long(num_frames / fps, name)
-        plan = plan_frames(num_frames, fps, config.fps, config.max_groups, config.frames_per_group)
-        chosen = [timeline.times[index] for index in plan.indices]
-        scale = min(1.0, sqrt(config.max_frame_pixels / (stream.width * stream.height)))
-        size = max(1, floor(stream.width * scale)), max(1, floor(stream.height * scale))
+        wanted_fps = config.fps
+        if "nframes" in settings:
+            wanted_fps = settings["nframes"] * fps / num_frames
+        plan = plan_frames(num_frames, fps, wanted_fps, config.max_groups, config.frames_per_group)
+        chosen = [shown[index] for index in plan.indices]
+        size = _frame_size(stream.width, stream.height, config)
         frames = _decoded(container, stream, timeline, chosen, size, name)
-    times_s = tuple((time - timeline.times[0]) * timeline.tick_s for time in chosen)
-    key = digest(frames.shape, frames, np.array(times_s))
-    return Video(frames, times_s, plan.groups, len(frames) * fps / num_frames, key)
+    times_s = tuple((time - shown[0]) * timeline.tick_s for time in chosen)
+    return _as_video(frames, times_s, plan.groups, len(frames) * fps / num_frames)
+
+
+def _read_frames(sources: Sequence[File], name: str, config: VideoConfig) -> Video:
+    """A video whose frames are pictures, `config.fps` of them a second."""
+    _refuse_long(len(sources) / config.fps, name)
+    plan = keep_frames(len(sources), config.fps, config.max_groups, config.frames_per_group)
+    stills = [read_image(sources[index], name).pixels for index in plan.indices]
+    size = _frame_size(*stills[0].size, config)
+    frames = np.stack([np.asarray(still.resize(size)) for still in stills])
+    frames.setflags(write=False)
+    times_s = tuple(index / config.fps for index in plan.indices)
+    return _as_video(frames, times_s, plan.groups, len(frames) * config.fps / len(sources))
+
+
+def _as_video(
+    frames: NDArray[np.uint8],
+    times_s: tuple[float, ...],
+    groups: tuple[tuple[int, ...], ...],
+    fps: float,
+) -> Video:
+    return Video(frames, times_s, groups, fps, digest(frames.shape, frames, np.array(times_s)))
+
+
+def _with_settings(config: VideoConfig, settings: Mapping[str, float]) -> VideoConfig:
+    most = min(settings.get(key, config.max_frames) for key in ("max_frames", "nframes"))
+    most = max(1, min(int(most), config.max_frames))
+    pixels = min(settings.get("max_pixels", config.max_frame_pixels), config.max_frame_pixels)
+    # Fewer frames than make whole groups are not packed.
+    packing = 1 if most % config.frames_per_group else config.frames_per_group
+    update = {"max_frames": most, "max_frame_pixels": pixels, "frames_per_group": packing}
+    return config.model_copy(update=update | {"fps": settings.get("fps", config.fps)})
+
+
+def _frame_size(width: int, height: int, config: VideoConfig) -> tuple[int, int]:
+    scale = min(1.0, sqrt(config.max_frame_pixels / (width * height)))
+    return max(1, floor(width * scale)), max(1, floor(height * scale))
 
 
 @dataclass(frozen=True)
@@ -168,7 +275,7 @@ def _decoded(
 ) -> NDArray[np.uint8]:
     """The frames at the chosen times: [N, H, W, 3]."""
     frames = np.empty((len(chosen), size[1], size[0], 3), np.uint8)
-    turn = 0
+    noted = None
     # Seeking is fast but goes wrong in files with a missing or a false index; then every frame is
     # decoded from the start.
     for method in (_by_seeking, _one_by_one):
@@ -176,16 +283,26 @@ def _decoded(
         for frame in method(container, stream, timeline, chosen):
             # AREA averages all pixels that fall together, so small writing stays legible.
             scaled = frame.reformat(*size, "rgb24", interpolation="AREA")
-            frames[count], turn = scaled.to_ndarray(), frame.rotation
+            frames[count], noted = scaled.to_ndarray(), frame.side_data.get("DISPLAYMATRIX")
             count += 1
         if count == len(chosen):
-            # Phones store frames lying on their side, and a note of how to turn them.
-            upright = np.ascontiguousarray(np.rot90(frames, round(turn / 90), axes=(1, 2)))
+            # Phones store frames lying on their side or mirrored, and a note of how to show them.
+            upright = frames if noted is None else _upright(frames, np.frombuffer(noted, np.int32))
+            upright = np.ascontiguousarray(upright)
             # The array is shared by everyone who reads this video from the store.
             upright.setflags(write=False)
             return upright
     second = (chosen[count] - timeline.times[0]) * timeline.tick_s
     raise MediaError(f"unreadable: {name} has no whole frame at {second:.1f} s")
+
+
+def _upright(frames: NDArray[np.uint8], matrix: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """frames: [N, H, W, 3]. matrix: [9], which gives (x', y') = (a x + c y, b x + d y)."""
+    a, b, _, c, d = matrix[:5].tolist()
+    if abs(a) < abs(c):
+        # x' follows y, and y' follows x.
+        frames, a, d = frames.swapaxes(1, 2), c, b
+    return frames[:, :: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _by_seeking(
@@ -234,16 +351,17 @@ def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int
 
 
 @contextmanager
-def _video(source: Source, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The opened container and its first video, its size and length checked."""
+def _video(source: File, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The opened container and its film, its size and length checked."""
     _refuse_missing(source, name)
-    with (
-        _readable(name),
-        av.open(source, "r", options={"format_whitelist": VIDEO_FORMATS}) as container,
-    ):
-        if not container.streams.video:
-            raise MediaError(f"no_frames: {name} holds no video")
-        stream = container.streams.video[0]
+    with _readable(name), _opened(source, name) as container:
+        films = [s for s in container.streams.video if s.disposition != Disposition.attached_pic]
+        if not films:
+            what = "only a cover picture" if container.streams.video else "no video"
+            raise MediaError(f"no_frames: {name} holds {what}")
+        # Some covers are not marked as such; FFmpeg looks at rates and frames.
+        best = container.streams.best("video")
+        stream = next((film for film in films if best and film.index == best.index), films[0])
         if not stream.width or not stream.height:
             raise MediaError(f"no_frames: {name} holds a video without a size")
         refuse_size(stream.width, stream.height, name)
@@ -251,6 +369,16 @@ def _video(source: Source, name: str) -> Iterator[tuple[InputContainer, VideoStr
         # Several threads decode, of which the codec says how many help.
         stream.thread_type = "AUTO"
         yield container, stream
+
+
+def _opened(source: File, name: str) -> InputContainer:
+    try:
+        return av.open(source, "r", options={"format_whitelist": VIDEO_FORMATS})
+    except av.error.ArgumentError as error:
+        # What FFmpeg says of a format that is not in the list.
+        raise MediaError(
+            f"unreadable: {name} is none of the video formats {VIDEO_FORMATS}"
+        ) from error
 
 
 def _refuse_long(seconds: float, name: str) -> None:
@@ -264,7 +392,7 @@ def _refuse_long(seconds: float, name: str) -> None:
 # Both.
 
 
-def _refuse_missing(source: Source, name: str) -> None:
+def _refuse_missing(source: File, name: str) -> None:
     # A pipe would keep the reader waiting for ever.
     if isinstance(source, str) and not os.path.isfile(source):
         is_there = os.path.lexists(source) if "\0" not in source else False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,8 @@ MediumKind = Literal["image", "video"]
 # Far beyond real pictures. A file of a few kilobytes can claim a size that fills the memory.
 MAX_ASPECT_RATIO = 200
 MAX_PIXELS = 2**26
+MAX_MESSAGE = 480
+"""Characters of an error about data, however long what it quotes is."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class MediaFile:
 
 @dataclass(frozen=True)
 class MediaCell:
-    """Bytes inside a data set."""
+    """What a cell of a data set holds besides a path: bytes, frames, or settings of its own."""
 
     kind: MediumKind
     split: Literal["train", "heldout"]
@@ -42,6 +44,8 @@ class MediaCell:
     row: int
     place: int
     """Which of the cell's media, counted from 0."""
+    source: str = ""
+    """The name of its source in `data.mix`; empty where there is no mixture."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,22 @@ class RenderedImage:
 Medium = MediaFile | MediaCell | RenderedImage
 
 
+def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
+    """Return a text without its middle, where it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 105]} ... {text[-100:]}"
+
+
 class MediaError(ValueError):
     """A medium that cannot be used. Its message is `reason: what is wrong with which medium`.
 
     Example: MediaError("missing: /data/a.png does not exist")
     """
+
+    def __init__(self, message: str) -> None:
+        # Cells hold anything, and a message with a picture in it would fill every log.
+        super().__init__(shortened(message))
 
     @property
     def reason(self) -> str:
@@ -97,6 +112,14 @@ class Video:
     digest: str
     """Of frames and times (16 hexadecimal digits)."""
 
+    @property
+    def in_pairs(self) -> Video:
+        """The same for models that see two frames at a time: one that is alone is there twice."""
+        if len(self.frames) > 1:
+            return self
+        frames, time_s = np.repeat(self.frames, 2, axis=0), self.times_s[0]
+        return replace(self, frames=frames, times_s=(time_s, time_s + 1 / self.fps))
+
 
 # Pixels.
 
@@ -107,16 +130,33 @@ def as_rgb(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16"):
-        # 16 bits a pixel: Pillow's conversion would show all but the darkest greys as white.
-        shades = np.asarray(image).astype(np.uint16) >> 8
-        image = Image.fromarray(shades.astype(np.uint8))
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
     # White, as on a page; what lies under transparency in the file is often black or noise.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _eight_bits(shades: NDArray, mode: str) -> NDArray[np.uint8]:
+    """Greys of 16 or 32 bits, or in floating point, in the range that is theirs by their values.
+
+    Pillow's own conversion clips them, and all but the darkest would be white.
+    """
+    if mode.startswith("I;16"):
+        return (shades.astype(np.uint16) >> 8).astype(np.uint8)
+    shades = np.nan_to_num(shades.astype(np.float64), posinf=0, neginf=0)
+    low, high = shades.min(), shades.max()
+    if mode == "F" and low >= 0 and high <= 1:
+        shades = shades * 255
+    elif low >= 0 and high < 2**16:
+        # Eight bits are shown as they are, sixteen by their upper half.
+        shades = shades if high < 2**8 else shades / 2**8
+    else:
+        shades = (shades - low) * (255 / (high - low or 1))
+    return shades.astype(np.uint8)
 
 
 def refuse_size(width: int, height: int, name: str | None = None) -> None:
@@ -140,10 +180,11 @@ def describe(medium: Medium) -> str:
     """A medium in words, for errors and captions."""
     match medium:
         case MediaFile():
-            return medium.path
+            return shortened(medium.path, 240)
         case MediaCell():
             cell = f"{medium.kind} {medium.place} of column {medium.column}"
-            return f"{cell}, {medium.split} row {medium.row}"
+            mixed = f" of {medium.source}" if medium.source else ""
+            return f"{cell}, {medium.split} row {medium.row}{mixed}"
         case RenderedImage():
             split = "held-out" if medium.is_heldout else "training"
             return f"{medium.task}, {split} picture {medium.index} of seed {medium.seed}"
@@ -160,7 +201,11 @@ def to_json(media: Sequence[Medium]) -> str:
     """
     # By name, because these texts lie in ledgers, which outlive the names of classes.
     names = {form: name for name, form in _FORMS.items()}
-    return json.dumps([{"form": names[type(medium)], **asdict(medium)} for medium in media])
+    stored = [{"form": names[type(medium)], **asdict(medium)} for medium in media]
+    # A cell outside any mixture is written as before there were mixtures.
+    return json.dumps(
+        [{k: v for k, v in one.items() if (k, v) != ("source", "")} for one in stored]
+    )
 
 
 def from_json(text: str) -> tuple[Medium, ...]:

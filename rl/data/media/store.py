@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
 from io import BytesIO
 from threading import Lock
-from typing import Any
 
 from rl.config.data import SourceConfig
-from rl.data.media.files import check, read_image, read_video, still_image
+from rl.data.cells import Content, media_in
+from rl.data.media.files import File, Source, check, read_image, read_video, still_image
 from rl.data.media.names import (
     MediaCell,
     MediaError,
@@ -19,6 +21,7 @@ from rl.data.media.names import (
     Video,
     describe,
 )
+from rl.data.tables import Table, heldout_location, read_table, train_location
 
 CACHE_BYTES = 256 * 2**20
 """Memory for the pixels that were read lately."""
@@ -36,8 +39,8 @@ class MediaStore:
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[Medium, tuple[StillImage | Video, int]] = OrderedDict()
         self._cached_bytes = 0
-        self._tables: dict[str, Any] = {}
-        """The opened data sets by split."""
+        self._tables: dict[tuple[str, str], Table] = {}
+        """The opened data sets by source and split."""
         self._cache_lock, self._open_lock, self._paint_lock = Lock(), Lock(), Lock()
 
     def read(self, medium: Medium) -> StillImage | Video:
@@ -59,55 +62,55 @@ class MediaStore:
         if isinstance(medium, RenderedImage):
             # The settings that draw it were checked when the data were opened.
             return
-        check(medium.kind, self._source(medium), describe(medium))
+        check(medium.kind, self._source(medium)[0], describe(medium))
 
     def _read(self, medium: Medium) -> StillImage | Video:
         if isinstance(medium, RenderedImage):
             # Imported on use: some tasks load matplotlib, and most data are not drawn.
             from rl.data.tasks.pictures import read_settings, render
 
-            settings = read_settings(medium.task, self._data.settings)
+            sources = self._data.sources.values()
+            source = next((each for each in sources if each.path == medium.task), self._data)
+            settings = read_settings(medium.task, source.settings)
             # One at a time, because matplotlib shares its fonts between threads.
             with self._paint_lock:
                 drawn = medium.seed, medium.index, medium.is_heldout
                 example = render(medium.task, settings, *drawn)
             return still_image(example.images[medium.place])
+        source, settings = self._source(medium)
         if medium.kind == "image":
-            return read_image(self._source(medium), describe(medium))
-        return read_video(self._source(medium), describe(medium), self._data.video)
+            assert not isinstance(source, tuple)
+            return read_image(source, describe(medium), settings)
+        return read_video(source, describe(medium), self._data.video, settings)
 
-    def _source(self, medium: MediaFile | MediaCell) -> str | BytesIO:
-        """Return the path of a file, or the bytes of a cell."""
+    def _source(self, medium: MediaFile | MediaCell) -> tuple[Source, Mapping[str, float]]:
+        """Return what holds a medium, and the settings that its cell gives it."""
         if isinstance(medium, MediaFile):
-            return medium.path
-        # Imported on use: `datasets` takes seconds to load, and most media are files.
-        from rl.data import tables
-
-        with self._open_lock:
-            if medium.split not in self._tables:
-                if medium.split == "heldout":
-                    location = tables.heldout_location(self._data)
-                else:
-                    location = tables.train_location(self._data)
-                if location is None:
-                    raise MediaError("missing: `data` names no data set that its media could be in")
-                try:
-                    # As Arrow, so that an image column of `datasets` stays bytes: our own reader
-                    # decodes them, after checking their size.
-                    opened = tables.read_table(location).with_format("arrow")
-                except ValueError as error:
-                    raise MediaError(f"missing: the data set cannot be opened: {error}") from error
-                self._tables[medium.split] = opened
-            table = self._tables[medium.split]
+            return medium.path, {}
         # The names of media outlive the run, and another data set may lie there by now.
         try:
-            stored = tables.media_in(table[medium.row : medium.row + 1][medium.column][0].as_py())
-            content = stored[medium.place]
+            table = self._table(medium)
+        except (KeyError, ValueError) as error:
+            raise MediaError(f"missing: the data set cannot be opened: {error}") from error
+        try:
+            content = media_in(table.cell(medium.column, medium.row), medium.kind)[medium.place]
         except (KeyError, IndexError, ValueError) as error:
-            raise MediaError(f"missing: the data set has no {describe(medium)}") from error
-        if not isinstance(content, bytes):
-            raise MediaError(f"missing: {describe(medium)} holds no bytes but {content!r:.200}")
-        return BytesIO(content)
+            raise MediaError(f"missing: the data set has no {describe(medium)}: {error}") from error
+        if content is None:
+            raise MediaError(f"missing: {describe(medium)} is empty")
+        return opened(content, partial(table.find, row=medium.row)), content.settings
+
+    def _table(self, medium: MediaCell) -> Table:
+        key = medium.source, medium.split
+        with self._open_lock:
+            if key not in self._tables:
+                source = self._data.sources[medium.source]
+                locate = train_location if medium.split == "train" else heldout_location
+                location = locate(source)
+                if location is None:
+                    raise ValueError("`data` names no data set")
+                self._tables[key] = read_table(location)
+            return self._tables[key]
 
     def _keep(self, medium: Medium, pixels: StillImage | Video) -> None:
         is_video = isinstance(pixels, Video)
@@ -121,3 +124,17 @@ class MediaStore:
             while self._cached_bytes > self._cache_bytes:
                 _, (_, freed) = self._cache.popitem(last=False)
                 self._cached_bytes -= freed
+
+
+def opened(content: Content, find: Callable[[str], str]) -> Source:
+    """Return what holds the pixels of a content: a path or bytes, or those of each frame.
+
+    find: makes a path absolute.
+    """
+
+    def file(source: str | bytes) -> File:
+        return find(source) if isinstance(source, str) else BytesIO(source)
+
+    if isinstance(content.source, tuple):
+        return tuple(map(file, content.source))
+    return file(content.source)

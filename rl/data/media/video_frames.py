@@ -57,6 +57,20 @@ def plan_frames(
         wanted = min(round(duration_s * fps), max_groups * max_packing)
     # A short video may have fewer frames than are wanted, and never more than all are taken.
     indices = spread(num_frames, min(max(wanted, 1), num_frames))
+    return _packed(indices, native_fps, duration_s, packing)
+
+
+def keep_frames(num_frames: int, fps: float, max_groups: int, max_packing: int) -> FramePlan:
+    """Take frames that were chosen before, `fps` of them a second: all, or as many as fit."""
+    duration_s = num_frames / fps
+    packing = frames_per_group(duration_s, fps, max_groups, max_packing)
+    indices = spread(num_frames, min(num_frames, max_groups * packing))
+    return _packed(indices, fps, duration_s, packing)
+
+
+def _packed(
+    indices: tuple[int, ...], native_fps: float, duration_s: float, packing: int
+) -> FramePlan:
     ids = temporal_ids([index / native_fps for index in indices], duration_s)
     # The last group may be smaller.
     groups = tuple(ids[start : start + packing] for start in range(0, len(ids), packing))

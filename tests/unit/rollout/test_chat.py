@@ -6,7 +6,7 @@ from policy.builtin.tokenizer import make_tokenizer
 from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER
 from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt, split_response
-from rollout.chat import ChatTemplate, refuse_oversized
+from rollout.chat import ChatTemplate, leave_out_oversized
 from rollout.prompts.stream import PromptStream
 from tests.fakes import config
 from tests.minicpmv_tiny import tiny_tokenizer
@@ -138,11 +138,11 @@ def test_prompts_that_leave_no_room_are_counted_and_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"too long for mode long: up to 18 prompt tokens"
     ) as caught:
-        refuse_oversized(cfg, stream, chat, no_media)
+        leave_out_oversized(cfg, stream, chat, no_media)
     assert "chain_sum/heldout/1, chain_sum/heldout/3, chain_sum/train/" in str(caught.value)
     assert "heldout/0" not in str(caught.value)
     fits = config(rollout__max_model_length=34, data__settings={"lengths": [3, 6]})
-    refuse_oversized(fits, PromptStream.open(fits), chat, no_media)
+    leave_out_oversized(fits, PromptStream.open(fits), chat, no_media)
 
 
 IMAGE, VIDEO = MediaFile("image", "/a.png"), MediaFile("video", "/b.mp4")
@@ -216,6 +216,6 @@ def test_what_media_take_counts_against_the_engines_length(tmp_path):
     chat = open_chat(tmp_path, QWEN3)
     settings = config(rollout__max_model_length=64)
     stream = PromptStream.open(settings)
-    refuse_oversized(settings, stream, chat, no_media)
+    leave_out_oversized(settings, stream, chat, no_media)
     with pytest.raises(ValueError, match="too long for mode"):
-        refuse_oversized(settings, stream, chat, lambda prompt: 60)
+        leave_out_oversized(settings, stream, chat, lambda prompt: 60)

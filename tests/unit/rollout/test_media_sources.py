@@ -24,16 +24,17 @@ IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 
 @pytest.fixture(autouse=True)
 def _cache_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two good images, a good video and a text that calls itself an image."""
+    """Two good images, a good video and texts that call themselves so."""
     for name in ("a.png", "b.png"):
         Image.new("RGB", (4, 2)).save(tmp_path / name)
     write_video(tmp_path / "v.mp4", 3)
     (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.mp4").write_text("no film")
     return tmp_path
 
 
@@ -127,9 +128,9 @@ def test_without_places_media_stand_before_the_first_question():
         ("<image>", ["image"] * 2, "^places_differ: .* 1 images and 0 videos, the row has 2 and 0"),
         ("<image>", ["video"], "1 images and 0 videos, the row has 0 and 1"),
         ([IMAGE], [], "1 images and 0 videos, the row has 0 and 0"),
-        ([{"type": "image_url", "image_url": {"url": "http://x"}}], [], "^unknown_part: "),
-        ([{"type": "video_url"}], ["video"], "neither text nor the place of a medium"),
-        ([{"type": "image", "image": "a.png"}], ["image"], "^unknown_part: "),
+        ([{"type": "audio", "audio": "a.wav"}], [], "^unknown_part: .*neither text nor a medium"),
+        ([{"type": "image", "image": "a.png", "crop": 3}], [], "^unknown_part: .*got crop"),
+        ([{"type": "image", "image": "a.png"}], [], "^unknown_part: "),
     ],
 )
 def test_places_that_do_not_match_are_refused(content, kinds, message):
@@ -197,7 +198,7 @@ def test_bad_rows_are_quarantined_with_their_reason(folder):
         "b1": (row("b1", images=["bad.png"]), f"not_an_image: {folder / 'bad.png'} is none of"),
         "b2": (row("b2", images=["a.png", "large.png"]), "too_large: "),
         "b3": (row("b3", "<image>", images=["a.png", "b.png"]), "places_differ: "),
-        "b4": (row("b4", videos=["bad.png"]), "unreadable: "),
+        "b4": (row("b4", videos=["bad.mp4"]), "unreadable: "),
         "b5": (row("b5", images=["https://example.org/a.png"]), "missing: https://example.org/"),
         "b6": (
             row("b6", images=["a.png", None]),

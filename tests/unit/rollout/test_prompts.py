@@ -18,7 +18,7 @@ MODES = ("short", "long")
 
 @pytest.fixture(autouse=True)
 def _cache_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def write_jsonl(path, rows) -> str:
@@ -63,7 +63,7 @@ class Numbered:
 
 
 def test_an_epoch_asks_every_prompt_once_in_an_order_of_its_own():
-    stream = PromptStream(Numbered(), seed=0, prompts_per_step=4)
+    stream = PromptStream({"": Numbered()}, seed=0, prompts_per_step=4)
     asked = numbers(prompt for step in range(6) for prompt in stream.prompts(step))
     epochs = [asked[start : start + 6] for start in range(0, 24, 6)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
@@ -71,20 +71,20 @@ def test_an_epoch_asks_every_prompt_once_in_an_order_of_its_own():
 
 
 def test_a_step_is_the_same_from_a_fresh_stream():
-    walked = PromptStream(Numbered(), 3, 4)
+    walked = PromptStream({"": Numbered()}, 3, 4)
     steps = [walked.prompts(step) for step in range(9)]
-    assert PromptStream(Numbered(), 3, 4).prompts(7) == steps[7]
-    others = [PromptStream(Numbered(), 4, 4).prompts(step) for step in range(9)]
+    assert PromptStream({"": Numbered()}, 3, 4).prompts(7) == steps[7]
+    others = [PromptStream({"": Numbered()}, 4, 4).prompts(step) for step in range(9)]
     assert others != steps
 
 
 def test_replacements_may_be_asked_in_the_mode_and_do_not_depend_on_the_past():
-    stream = PromptStream(Numbered(), 0, 4)
+    stream = PromptStream({"": Numbered()}, 0, 4)
     replaced = [stream.replacement(s, p, 1, "short") for s in range(3) for p in range(4)]
     assert {prompt.mode for prompt in replaced} == {None, "short"}
     assert set(numbers(replaced)) == {0, 1, 2, 3, 4}
     assert stream.replacement(2, 1, 1, "short") == replaced[9]
-    assert PromptStream(Numbered(), 0, 4).replacement(2, 1, 1, "short") == replaced[9]
+    assert PromptStream({"": Numbered()}, 0, 4).replacement(2, 1, 1, "short") == replaced[9]
     attempts = numbers(stream.replacement(0, 0, attempt, "short") for attempt in range(1, 20))
     assert len(set(attempts)) == 5
 
@@ -93,18 +93,18 @@ def test_a_mode_that_every_pin_excludes_has_no_replacement():
     source = Numbered()
     source.pins = ("long",) * 6
     with pytest.raises(ValueError, match="no row may replace a dropped group in mode short"):
-        PromptStream(source, 0, 4).replacement(0, 0, 1, "short")
+        PromptStream({"": source}, 0, 4).replacement(0, 0, 1, "short")
 
 
 def test_heldout_is_all_there_is_where_fewer_exist():
-    stream = PromptStream(Numbered(), 0, 4)
+    stream = PromptStream({"": Numbered()}, 0, 4)
     assert numbers(stream.heldout(1)) == [0]
     assert numbers(stream.heldout(256)) == [0, 1]
 
 
 def test_an_endless_source_repeats_no_prompt_and_replaces_from_beyond():
     source = open_source(SourceConfig(kind="chain_sum"), 0, MODES)
-    stream = PromptStream(source, 0, 4)
+    stream = PromptStream({"": source}, 0, 4)
     asked = [prompt.id for step in range(3) for prompt in stream.prompts(step)]
     assert asked == [f"chain_sum/train/{i}" for i in range(12)]
     replaced = [stream.replacement(0, p, a, "long").id for p in range(4) for a in range(1, 20)]
@@ -239,13 +239,6 @@ def test_nothing_is_left_to_train_on_where_all_rows_are_held_out(tmp_path):
         dataset(path, heldout_path=str(path))
 
 
-def test_messages_that_end_with_the_answer_are_refused(tmp_path):
-    told = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "1"}]
-    path = write_jsonl(tmp_path / "a.jsonl", [{"chat": told, "answer": "1"}])
-    with pytest.raises(ValueError, match="does not end with the user"):
-        dataset(path, columns={"messages": "chat"})
-
-
 @pytest.mark.parametrize(
     ("table", "columns", "message"),
     [
@@ -258,28 +251,33 @@ def test_messages_that_end_with_the_answer_are_refused(tmp_path):
         (
             [*rows(3), {"question": "?", "answer": " "}, {"question": "?", "answer": None}],
             {},
-            r"has 2 rows with nothing in column answer; .* first ids: 3, 4$",
+            r"bad.jsonl has 2 rows without an answer; .* \(data\.columns\.reference=answer\); "
+            r"the first is bad\.jsonl row 4, the first ids: 3, 4$",
         ),
-        ([{"question": "", "answer": "1"}], {}, "has 1 rows with nothing in column question"),
+        (
+            [{"question": "", "answer": "1"}],
+            {},
+            r"has 1 rows with nothing to ask.*columns\.question=question",
+        ),
         (
             [row | {"uid": "x"} for row in rows(2)],
             {"id": "uid"},
-            "has 2 rows whose id in column uid is not unique",
+            r"has 2 rows whose id is not unique.*data\.columns\.id=uid",
         ),
         (
             rows(2, m="medium"),
             {"mode": "m"},
-            "2 rows pinned in column m to a mode that is none of short, long",
+            r"2 rows pinned to a mode that is none of short, long, got medium .*columns\.mode=m",
         ),
         (
             rows(2, chat="hello"),
             {"messages": "chat"},
-            "column chat must hold lists of messages with role and content, got 'hello'",
+            r"without a list of messages .* got 'hello' \(data\.columns\.messages=chat\)",
         ),
         (
             rows(2, picture=7),
             {"images": "picture"},
-            "column picture must hold paths, bytes or {bytes, path}, or lists of them, got 7",
+            "bad.jsonl row 1, column picture must hold paths, bytes or .*, got 7",
         ),
     ],
 )
@@ -293,15 +291,15 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"missing\.jsonl does not exist"):
         dataset(str(tmp_path / "missing.jsonl"))
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"must end in \.jsonl or \.parquet, got '\.txt'"):
+    with pytest.raises(ValueError, match=r"must end in .*\.jsonl.* got '\.txt'"):
         dataset(str(tmp_path / "a.txt"))
-    with pytest.raises(ValueError, match="must hold files of one kind"):
+    with pytest.raises(ValueError, match="holds no file that ends in"):
         dataset(str(tmp_path))
     (tmp_path / "broken.jsonl").write_text('{"question": \n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl cannot be read as jsonl"):
+    with pytest.raises(ValueError, match=r"broken\.jsonl cannot be read as json"):
         dataset(str(tmp_path / "broken.jsonl"))
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"empty\.jsonl cannot be read as jsonl: no rows"):
+    with pytest.raises(ValueError, match=r"empty\.jsonl cannot be read as json: no rows"):
         dataset(str(tmp_path / "empty.jsonl"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"someone/nothing is no file here, and as a Hugging Face"):

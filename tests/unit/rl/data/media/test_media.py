@@ -32,7 +32,7 @@ from rl.data.tasks.pictures import TASKS, ask, read_settings, render
 
 @pytest.fixture(autouse=True)
 def _cache_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def encoded(image, form="PNG", **options) -> bytes:
@@ -194,7 +194,8 @@ def test_a_bad_image_is_named_with_its_reason(tmp_path):
         with pytest.raises(MediaError) as caught:
             store().read(medium)
         assert caught.value.reason == reason, name
-        assert medium.path in str(caught.value)
+        # Of a path without end its start.
+        assert medium.path[:100] in str(caught.value) and len(str(caught.value)) < 500
         if reason != "unreadable":
             with pytest.raises(MediaError, match=f"^{reason}: "):
                 store().check(medium)
@@ -446,7 +447,7 @@ def test_a_data_set_that_is_gone_is_a_media_error(tmp_path):
     cell = MediaCell("image", "train", "picture", 0, 0)
     with pytest.raises(MediaError, match=r"^missing: the data set cannot be opened: .*gone"):
         store(path=str(tmp_path / "gone.parquet")).read(cell)
-    with pytest.raises(MediaError, match=r"^missing: `data` names no data set"):
+    with pytest.raises(MediaError, match=r"^missing: .*`data` names no data set"):
         store().read(cell)
 
 

@@ -1,0 +1,265 @@
+"""What the cells of a table hold, whoever wrote it: plain values, messages, media.
+
+A cell is read as it is meant, or refused with a ValueError; nothing passes as the text of a Python
+value.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from math import isnan
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes, urlparse
+from urllib.request import url2pathname
+
+from rl.data.media.names import MediaError, MediumKind
+
+# Values.
+
+
+def plain(value: Any, feature: Any) -> Any:
+    """Return a cell in the types of JSON: NaN is None, a class its name, a day without a time.
+
+    feature: what the `datasets` library noted of the column, such as the names of its classes; None
+    or anything else where it noted nothing.
+    """
+    noted = feature if isinstance(feature, dict) else {}
+    match value:
+        case int() if noted.get("_type") == "ClassLabel":
+            # -1 stands for a row without a label.
+            value = noted["names"][value] if value >= 0 else None
+        case str() if noted.get("_type") == "Json":
+            value = plain(json.loads(value), None)
+        case float():
+            value = None if isnan(value) else value
+        case datetime(hour=0, minute=0, second=0, microsecond=0):
+            # A table has dates as times at midnight, where pandas has read them.
+            value = str(value.date())
+        case list():
+            value = [plain(element, noted.get("feature")) for element in value]
+        case dict():
+            value = {key: plain(element, noted.get(key)) for key, element in value.items()}
+        case None | str() | int() | bytes():
+            pass
+        case _:
+            # Dates, times and decimals say themselves in the usual way.
+            value = str(value)
+    return value
+
+
+def field_of(value: Any, path: Sequence[str]) -> Any:
+    """Return what lies at `path` within structs, None if nothing does.
+
+    Of a list of structs it is the list of their fields.
+    """
+    for depth, name in enumerate(path):
+        if isinstance(value, list):
+            return [field_of(element, path[depth:]) for element in value]
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+# Messages.
+
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    **{role: role for role in ("system", "user", "assistant", "tool", "developer", "function")},
+}
+"""What data sets call the speakers -> what chat templates call them."""
+
+
+def messages_in(cell: Any) -> list[dict[str, Any]] | None:
+    """Return the chat messages of a cell, with role and content; None if it holds none.
+
+    They are a list of messages, or JSON text of one, with role and content or with from and value.
+    Raises ValueError for an unknown speaker and for a message without a content.
+    """
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except json.JSONDecodeError:
+            return None
+    is_list = isinstance(cell, list) and len(cell) > 0
+    if not is_list or not all(map(_is_message, cell)):
+        return None
+    messages = []
+    for stored in cell:
+        message = stored
+        if "role" not in stored:
+            message = {"role": stored["from"], "content": stored["value"]}
+        role = _ROLES.get(str(message["role"]).lower())
+        if role is None:
+            raise ValueError(
+                f"with a message of {str(message['role'])[:40]!r}, who is none of "
+                f"{', '.join(_ROLES)}"
+            )
+        if message["content"] is None:
+            raise ValueError("with a message without a content; fill or remove them")
+        messages.append({**message, "role": role})
+    return messages
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and (
+        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    )
+
+
+# Media.
+
+SETTINGS = {
+    "image": {"min_pixels", "max_pixels", "resized_height", "resized_width"},
+    "video": {"fps", "nframes", "max_frames", "max_pixels", "video_start", "video_end"},
+}
+"""Numbers beside a medium that change what is shown of it, in the names of qwen-vl-utils."""
+_CONTENTS = "bytes path image video image_url video_url url source data base64 file frames".split()
+"""Under one of these keys stands the medium itself; the first that is not empty counts."""
+_IGNORED = {"type", "text", "detail", "media_type", "mime_type", "format", "width", "height", "id"}
+_PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".ppm"}
+_PICTURE_STARTS = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_BASE64_STARTS = tuple("iVBORw0KGgo /9j/ R0lGOD UklGR Qk SUkq TU0A AAAA GkXf UDY UDU".split())
+"""How the formats of pictures and videos begin in base64."""
+_BASE64_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Content:
+    """A medium as a cell holds it."""
+
+    source: str | bytes | tuple[str | bytes, ...]
+    """A path or an address, the bytes themselves, or the frames of a video as paths or bytes."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    """What SETTINGS names."""
+
+
+def media_in(cell: Any, kind: MediumKind) -> list[Content | None]:
+    """Return the media of a cell in order; None for an element of a list with nothing in it.
+
+    A cell holds a path, an address, base64, bytes, a dict with one of them, a list of these, or
+    nothing. A list of pictures in a column of videos is one video. Messages hold the media of their
+    content parts, whatever `kind` says. Raises ValueError for anything else.
+    """
+    if (messages := messages_in(cell)) is not None:
+        parts = [part for message in messages for part in parts_of(message["content"])]
+        return [part["content"] for part in parts if part.get("content") is not None]
+    if isinstance(cell, str) and cell.startswith("["):
+        # A table of text alone, such as CSV, writes a list of paths as JSON.
+        with suppress(json.JSONDecodeError):
+            cell = json.loads(cell)
+    if isinstance(cell, list):
+        contents = [_content(element, kind) for element in cell]
+        frames = [content.source if content else None for content in contents]
+        if kind == "video" and frames and all(map(_is_picture, frames)):
+            return [Content(tuple(frames))]
+        return contents
+    alone = _content(cell, kind)
+    return [] if alone is None else [alone]
+
+
+def parts_of(content: Any) -> list[dict[str, Any]]:
+    """Return a message's content as parts of type text, image or video.
+
+    A medium that a part brings itself is its `content`, a `Content`; a part without it is the place
+    of a medium of another column. Raises MediaError for a part of another type.
+
+    Example: parts_of([{"type": "image_url", "image_url": {"url": "a.png"}}]) ==
+    [{"type": "image", "content": Content("a.png")}]
+    """
+    if not isinstance(content, list):
+        return [{"type": "text", "text": content}]
+    parts = []
+    for part in content:
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+            continue
+        if not isinstance(part, dict):
+            raise MediaError(f"unknown_part: a content part is no text and no dict: {part!r:.100}")
+        # Some data sets tell the type by the key alone.
+        kind = part.get("type") or next((key for key in part if part[key] is not None), "")
+        kind = str(kind).removeprefix("input_").removesuffix("_url")
+        if kind == "text":
+            parts.append({"type": "text", "text": part.get("text") or ""})
+        elif kind in ("image", "video"):
+            try:
+                brought = _content({key: part[key] for key in part if key != "type"}, kind)
+            except ValueError as error:
+                raise MediaError(f"unknown_part: a part of type {kind} {error}") from error
+            parts.append({"type": kind} | ({} if brought is None else {"content": brought}))
+        else:
+            raise MediaError(
+                f"unknown_part: a content part {part!r:.100} is neither text nor a medium; write "
+                "{'type': 'image', 'image': PATH}, or {'type': 'image'} and name its column in "
+                "data.columns.images"
+            )
+    return parts
+
+
+def _content(element: Any, kind: str) -> Content | None:
+    """Return what one element of a cell holds, None for nothing; raises ValueError."""
+    if isinstance(element, dict):
+        return _content_of_dict(element, kind)
+    if kind == "video" and isinstance(element, list) and element:
+        frames = [_content(frame, "image") for frame in element]
+        return Content(tuple(b"" if frame is None else frame.source for frame in frames))
+    read = _read_text(element) if isinstance(element, str) else element
+    if read is None or isinstance(read, str | bytes):
+        return Content(read) if read else None
+    raise ValueError(
+        f"must hold paths, bytes or {{bytes, path}}, or lists of them, got {element!r:.120}"
+    )
+
+
+def _content_of_dict(element: Mapping[str, Any], kind: str) -> Content | None:
+    given = {key: value for key, value in element.items() if value is not None}
+    settings = {key: given[key] for key in given.keys() & SETTINGS[kind]}
+    unknown = given.keys() - set(_CONTENTS) - _IGNORED - settings.keys()
+    if unknown or not all(isinstance(value, int | float) for value in settings.values()):
+        raise ValueError(
+            f"must hold {kind}s with a path or bytes, and beside them only the numbers "
+            f"{', '.join(sorted(SETTINGS[kind]))}, got {', '.join(sorted(unknown)) or settings}"
+        )
+    key = next((key for key in _CONTENTS if given.get(key)), None)
+    inner = None if key is None else given[key]
+    if key in ("data", "base64") and isinstance(inner, str) and "." not in inner:
+        inner = _decoded(inner)
+    content = _content(inner, kind)
+    return content and Content(content.source, {**content.settings, **settings})
+
+
+def _read_text(text: str) -> str | bytes:
+    """Return a path or an address as it is, and the bytes that a text holds itself."""
+    if text.startswith("data:"):
+        header, _, body = text.partition(",")
+        return _decoded(body) if header.endswith(";base64") else unquote_to_bytes(body)
+    if text.startswith("file:"):
+        return url2pathname(unquote(urlparse(text).path))
+    # A path to a file of media has an ending, and base64 has no dot.
+    is_long = len(text) >= _BASE64_LENGTH
+    if is_long and text.startswith(_BASE64_STARTS) and "." not in text:
+        return _decoded(text)
+    return text
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of base64; what cannot be decoded stays text, which no format begins like."""
+    try:
+        return base64.b64decode(text.rpartition(",")[2])
+    except binascii.Error:
+        return text[:_BASE64_LENGTH].encode()
+
+
+def _is_picture(frame: Any) -> bool:
+    if isinstance(frame, bytes):
+        return frame.startswith(_PICTURE_STARTS) and frame[8:12] != b"AVI "
+    return isinstance(frame, str) and PurePath(frame.lower()).suffix in _PICTURE_ENDINGS

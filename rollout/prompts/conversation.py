@@ -1,0 +1,137 @@
+"""A row's question and answer as chat messages: what is asked, and what the answer is held against.
+
+Messages as data sets store them go in, messages as chat templates take them come out. Their media
+stay in the parts of the content (rl.data.cells.parts_of) until row_media.py places them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, meta
+from jinja2.sandbox import SandboxedEnvironment
+
+from rl.data.cells import messages_in, parts_of
+
+Message = Mapping[str, Any]
+Messages = tuple[Message, ...]
+
+
+def conversation(question: str, system_prompt: str | None) -> Messages:
+    """Return the chat messages of a question given as text."""
+    asked = {"role": "user", "content": question}
+    return (asked,) if system_prompt is None else (system_message(system_prompt), asked)
+
+
+def system_message(text: str) -> Message:
+    return {"role": "system", "content": text}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a cell asks."""
+
+    messages: Messages
+    """Up to the user's last turn; none where the cell is empty."""
+    answer: str | None
+    """The assistant's last turn, where the cell has one."""
+
+
+def read_question(cell: Any, must_be_messages: bool) -> Asked:
+    """Return what a cell asks: a text, or messages without the answer that they end with.
+
+    Raises ValueError, which says what rows with such a cell have.
+    """
+    messages = messages_in(cell)
+    if messages is None:
+        if must_be_messages and cell not in (None, "", []):
+            raise ValueError(
+                "without a list of messages with role and content, or from and value, got "
+                f"{cell!r:.120}"
+            )
+        if isinstance(cell, list | dict) and cell:
+            raise ValueError(
+                f"that hold neither text nor messages, got {cell!r:.120}; name the field of the "
+                "struct, as in prompt.text"
+            )
+        text = "" if cell is None or cell == [] else str(cell)
+        return Asked(conversation(text, None) if text.strip() else (), None)
+    answer = None
+    while messages and messages[-1]["role"] == "assistant":
+        last = messages.pop()
+        answer = text_of(last) if answer is None else answer
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError(
+            "whose messages do not end with the user, or with the user and the assistant's answer; "
+            "cut them after the question"
+        )
+    is_empty = not any(part.get("text") != "" for part in parts_of(messages[-1]["content"]))
+    return Asked(() if is_empty else tuple(messages), answer)
+
+
+def brings_parts(cell: Any) -> bool:
+    """Whether a cell holds messages with content parts, which may bring media."""
+    is_text = isinstance(cell, str) and not cell.lstrip().startswith("[")
+    messages = None if is_text else messages_in(cell)
+    return any(isinstance(message["content"], list) for message in messages or ())
+
+
+def text_of(message: Message) -> str:
+    """A message's text, with <image> or <video> where it shows one."""
+    parts = parts_of(message["content"])
+    return "".join(part.get("text", f"<{part['type']}>") for part in parts)
+
+
+class Template:
+    """Puts a recipe's words around a question: `data.template`."""
+
+    def __init__(self, source: str, columns: Iterable[str], reference: str | None) -> None:
+        """columns: of the data set. Raises ValueError for a template that cannot be filled."""
+        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        try:
+            names = meta.find_undeclared_variables(environment.parse(source))
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"data.template is no Jinja template: {error}") from error
+        columns = list(columns)
+        unknown = sorted(names - {"question", *columns})
+        if unknown or not names:
+            raise ValueError(
+                f"data.template must write {{{{question}}}} or {{{{COLUMN}}}}, got "
+                f"{', '.join(unknown) or 'neither'}; the columns are {', '.join(columns)}"
+            )
+        if reference in names - {"question"}:
+            raise ValueError(
+                f"data.template would show {{{{{reference}}}}}, the reference answer; leave it out"
+            )
+        self.columns = sorted(names & set(columns))
+        """Whose cells it writes."""
+
+    def fill(self, messages: Messages, cells: Mapping[str, Any]) -> Messages:
+        """Return the messages with the last one's text filled in; raises ValueError.
+
+        cells: of the columns that it writes.
+        """
+        *before, last = messages
+        shown = {name: "" if cell is None else cell for name, cell in cells.items()}
+        content = last["content"]
+        # Parts keep their places: the words around them go in front and behind.
+        question = content if isinstance(content, str) else _MARK
+        try:
+            text = self._template.render({**shown, "question": question})
+        except TemplateError as error:
+            raise ValueError(f"data.template cannot be filled: {error}") from error
+        if question is _MARK:
+            pieces = text.split(_MARK)
+            parts = list(content)
+            text = [{"type": "text", "text": pieces[0]}] if pieces[0] else []
+            for piece in pieces[1:]:
+                text += parts
+                text += [{"type": "text", "text": piece}] if piece else []
+        return (*before, {**last, "content": text})
+
+
+# No data set writes it: a code point that Unicode keeps free for such uses.
+_MARK = "\ufdd0"
