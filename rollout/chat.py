@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from rl.config.run import Config
 from rl.data.media.families import unsampled_token_ids, vision_family
+from rl.data.media.names import shortened
 from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt
 from rollout.prompts.stream import PromptStream
 
@@ -226,7 +227,7 @@ def leave_out_oversized(
                 f"{max(lengths.values())} prompt tokens + modes.{name}.max_tokens "
                 f"{config.modes[name].max_tokens} > rollout.max_model_length {limit}; raise the "
                 "last, lower the budget, or remove the prompts. The first ids: "
-                f"{', '.join(list(lengths)[:SHOWN_IDS])} ({error})"
+                f"{shortened(', '.join(list(lengths)[:SHOWN_IDS]), 200)} ({error})"
             ) from error
         # Others have taken the places of the held-out prompts that went.
         prompts = ((prompt, None) for prompt in stream.heldout(config.eval.prompts))

@@ -57,11 +57,12 @@ def plain(value: Any, feature: Any) -> Any:
 def field_of(value: Any, path: Sequence[str]) -> Any:
     """Return what lies at `path` within structs, None if nothing does.
 
-    Of a list of structs it is the list of their fields.
+    Of a list of structs it is the list of their fields, as far as they have any.
     """
     for depth, name in enumerate(path):
         if isinstance(value, list):
-            return [field_of(element, path[depth:]) for element in value]
+            fields = [field_of(element, path[depth:]) for element in value]
+            return [field for field in fields if field is not None] or None
         value = value.get(name) if isinstance(value, dict) else None
     return value
 

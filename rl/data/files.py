@@ -198,16 +198,35 @@ def _whole_json(content: str, start: int) -> Iterator[dict[str, Any]]:
     try:
         tree = json.loads(content)
     except json.JSONDecodeError as error:
-        raise ValueError(f"line {start + error.lineno - 1}: {error.msg}") from error
+        line = content.split("\n")[error.lineno - 1]
+        raise ValueError(
+            f"line {start + error.lineno - 1}: {error.msg}, got {line.strip():.60}"
+        ) from error
     if isinstance(tree, dict):
         held = [key for key in _ROWS_KEYS if isinstance(tree.get(key), list)]
         if len(held) > 1:
             raise ValueError(f"it has rows under {' and '.join(held)}; write each to a file")
-        tree = tree[held[0]] if held else [tree]
+        tree = tree[held[0]] if held else _rows_of_columns(tree)
     if not isinstance(tree, list):
         raise ValueError(f"it must hold rows, got {content:.60}")
     for number, row in enumerate(tree, 1):
         yield _object(row, f"row {number}")
+
+
+def _rows_of_columns(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """Turn columns as pandas writes them into rows; any other object is one row.
+
+    Example: _rows_of_columns({"q": {"0": "a", "1": "b"}}) == [{"q": "a"}, {"q": "b"}]
+    """
+    columns = list(tree.values())
+    if columns and all(isinstance(column, dict) for column in columns):
+        keys = list(columns[0])
+        if all(list(column) == keys for column in columns):
+            return [{name: column[key] for name, column in tree.items()} for key in keys]
+    are_lists = len(columns) > 1 and all(isinstance(column, list) for column in columns)
+    if are_lists and len(set(map(len, columns))) == 1:
+        return [dict(zip(tree, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return [tree]
 
 
 def _row(line: str, where: str) -> dict[str, Any]:

@@ -39,7 +39,9 @@ class Location:
     @property
     def name(self) -> str:
         """Of the first file or the data set, without folders and endings."""
-        path = Path(self.paths[0].replace("*", ""))
+        path = Path(self.paths[0])
+        if has_magic(path.name):
+            path = path.parent
         while file_kind(path)[0] is not None or path.suffix.lower() in (".gz", ".zst"):
             path = path.with_suffix("")
         return path.name or "rows"
@@ -236,8 +238,11 @@ def _saved_to_disk(directory: Path, location: Location) -> Part:
         splits = {name: data_files(directory / name) for name in names}
         (file, *_) = choose_split(splits, location.split, str(directory), location.split_key)
         directory = file.parent
-    table = load_from_disk(str(directory)).data.table
-    return Part(directory / "dataset", directory.absolute(), table)
+    saved = load_from_disk(str(directory))
+    own = str(saved.split or "train")
+    if not listed.is_file() and location.split not in (None, "train", own):
+        choose_split({own: [directory]}, location.split, str(directory), location.split_key)
+    return Part(directory / "dataset", directory.absolute(), _table_of(saved))
 
 
 def _published(name: str, location: Location) -> Part:
@@ -260,4 +265,9 @@ def _published(name: str, location: Location) -> Part:
             f"{name} is no file here, and as a Hugging Face data set (data.subset="
             f"{location.subset}, {location.split_key}={split}) it cannot be read: {error}"
         ) from error
-    return Part(Path(name), Path.cwd(), rows.data.table)
+    return Part(Path(name), Path.cwd(), _table_of(rows))
+
+
+def _table_of(rows: Any) -> pa.Table:
+    """rows: a datasets.Dataset, of which the names of classes are kept."""
+    return rows.data.table.replace_schema_metadata(rows.features.arrow_schema.metadata)

@@ -71,6 +71,15 @@ def read_question(cell: Any, must_be_messages: bool) -> Asked:
     return Asked(() if is_empty else tuple(messages), answer)
 
 
+def without_answer(cell: Any) -> Any:
+    """A cell as it is, or its messages up to the question where an answer stands behind it."""
+    messages = messages_in(cell)
+    if not messages or messages[-1]["role"] != "assistant":
+        return cell
+    last = max((n for n, m in enumerate(messages) if m["role"] != "assistant"), default=-1)
+    return messages[: last + 1]
+
+
 def brings_parts(cell: Any) -> bool:
     """Whether a cell holds messages with content parts, which may bring media."""
     is_text = isinstance(cell, str) and not cell.lstrip().startswith("[")

@@ -28,6 +28,7 @@ from rollout.prompts.conversation import (
     brings_parts,
     read_question,
     system_message,
+    without_answer,
 )
 from rollout.prompts.row_media import MediaColumns, RowMedia, media_of_rows, place_media
 
@@ -125,7 +126,7 @@ class DatasetSource:
             id=f"{rows.name}/{split}/{rows.id_of(number)}",
             messages=messages,
             reference=reference_text(rows.answer(row, rows.asked(row))),
-            task=(row[config.columns.task] if config.columns.task else None) or config.task,
+            task=rows.task_of(number),
             mode=None if rows.pins is None else rows.pins[number],
             media=media,
         )
@@ -155,12 +156,12 @@ class _Rows:
         self._template = None
         if config.template is not None:
             self._template = Template(config.template, self._table.names, self._reference)
-        names = [self._asked, self._reference, columns.task]
-        names += self._template.columns if self._template else []
+        names = [self._asked, self._reference, *(self._template.columns if self._template else ())]
         self._names = list(dict.fromkeys(name for name in names if name))
         ids = self._texts(columns.id)
         self._ids = None if ids is None else [text or "" for text in ids]
         self.pins = self._texts(columns.mode)
+        self._tasks = self._texts(columns.task)
         self._refuse_bad_rows(modes)
         has_parts = any(map(brings_parts, self._table.column(self._asked)))
         media = MediaColumns(columns.media, self._asked if has_parts else None, split, source)
@@ -182,6 +183,9 @@ class _Rows:
 
     def id_of(self, number: int) -> str:
         return self._ids[number] if self._ids is not None else str(number)
+
+    def task_of(self, number: int) -> str:
+        return (self._tasks and self._tasks[number]) or self._task
 
     def read(self, number: int) -> Mapping[str, Any]:
         """The cells of the row that make its prompt."""
@@ -210,7 +214,7 @@ class _Rows:
         """What decides a row's split: its content, so that equal questions share a split."""
         others = set(self._template.columns if self._template else ()) - {self._asked}
         return [
-            repr((row[self._asked], *media.names, *(row[name] for name in sorted(others))))
+            repr((without_answer(row[self._asked]), *media.names, *map(row.get, sorted(others))))
             for row, media in self._with_media()
         ]
 
@@ -233,7 +237,7 @@ class _Rows:
         """Why rows cannot be used, by number: for their media, or because nothing scores them."""
         problems = {}
         for number, (row, media) in enumerate(self._with_media()):
-            task = (row[self._columns.task] if self._columns.task else None) or self._task
+            task = self.task_of(number)
             try:
                 if media.problem is not None:
                     problems[number] = media.problem
@@ -247,7 +251,7 @@ class _Rows:
         return problems
 
     def _texts(self, column: str | None) -> list[str | None] | None:
-        """The cells of a column of ids or modes as text, None where there is nothing."""
+        """The cells of a column of ids, modes or tasks as text, None where there is nothing."""
         if column is None:
             return None
         return [None if cell in (None, "") else str(cell) for cell in self._table.column(column)]
@@ -314,9 +318,11 @@ class _Rows:
                 continue
             answer = self.answer(row, asked)
             if not asked.messages:
-                yield number, asked_key, "with nothing to ask; fill or remove them"
+                why = f"with nothing in column {self._asked}; fill or remove them"
+                yield number, asked_key, why
             elif answer is None:
-                yield number, answer_key, "without an answer; fill or remove them"
+                what = f"nothing in column {self._reference}" if self._reference else "no answer"
+                yield number, answer_key, f"with {what}; fill or remove them"
             else:
                 try:
                     reference_text(answer)

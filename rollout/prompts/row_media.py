@@ -24,7 +24,7 @@ from rich.progress import Progress
 from rl.data.cells import Content, media_in, messages_in, parts_of
 from rl.data.media.files import Source, check, digest
 from rl.data.media.names import MediaCell, MediaError, MediaFile, Medium, MediumKind, describe
-from rl.data.media.store import opened
+from rl.data.media.store import named, opened
 from rl.data.tables import Table
 from rollout.prompts.conversation import Message, Messages
 
@@ -161,7 +161,7 @@ def _name(content: Content | None) -> str:
 
 def _problem(medium: MediaFile | MediaCell, source: Source) -> str | None:
     try:
-        check(medium.kind, source, describe(medium))
+        check(medium.kind, source, named(source, medium))
     except MediaError as error:
         return str(error)
     return None

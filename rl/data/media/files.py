@@ -65,7 +65,7 @@ def check(kind: MediumKind, source: Source, name: str) -> None:
     """
     if isinstance(source, tuple):
         for frame in source:
-            check("image", frame, name)
+            check("image", frame, frame if isinstance(frame, str) else name)
         return
     if kind == "image":
         with _image(source, name) as image:
@@ -193,7 +193,8 @@ def _read_frames(sources: Sequence[File], name: str, config: VideoConfig) -> Vid
     """A video whose frames are pictures, `config.fps` of them a second."""
     _refuse_long(len(sources) / config.fps, name)
     plan = keep_frames(len(sources), config.fps, config.max_groups, config.frames_per_group)
-    stills = [read_image(sources[index], name).pixels for index in plan.indices]
+    chosen = [sources[index] for index in plan.indices]
+    stills = [read_image(s, s if isinstance(s, str) else name).pixels for s in chosen]
     size = _frame_size(*stills[0].size, config)
     frames = np.stack([np.asarray(still.resize(size)) for still in stills])
     frames.setflags(write=False)

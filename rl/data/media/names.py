@@ -23,6 +23,8 @@ MAX_ASPECT_RATIO = 200
 MAX_PIXELS = 2**26
 MAX_MESSAGE = 480
 """Characters of an error about data, however long what it quotes is."""
+MAX_REASON = 380
+"""Of an error about a medium, which is shown with what tells its row."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class MediaError(ValueError):
 
     def __init__(self, message: str) -> None:
         # Cells hold anything, and a message with a picture in it would fill every log.
-        super().__init__(shortened(message))
+        super().__init__(shortened(message, MAX_REASON))
 
     @property
     def reason(self) -> str:
@@ -180,7 +182,7 @@ def describe(medium: Medium) -> str:
     """A medium in words, for errors and captions."""
     match medium:
         case MediaFile():
-            return shortened(medium.path, 240)
+            return medium.path
         case MediaCell():
             cell = f"{medium.kind} {medium.place} of column {medium.column}"
             mixed = f" of {medium.source}" if medium.source else ""

@@ -20,6 +20,7 @@ from rl.data.media.names import (
     StillImage,
     Video,
     describe,
+    shortened,
 )
 from rl.data.tables import Table, heldout_location, read_table, train_location
 
@@ -62,7 +63,8 @@ class MediaStore:
         if isinstance(medium, RenderedImage):
             # The settings that draw it were checked when the data were opened.
             return
-        check(medium.kind, self._source(medium)[0], describe(medium))
+        source, _ = self._source(medium)
+        check(medium.kind, source, named(source, medium))
 
     def _read(self, medium: Medium) -> StillImage | Video:
         if isinstance(medium, RenderedImage):
@@ -80,8 +82,8 @@ class MediaStore:
         source, settings = self._source(medium)
         if medium.kind == "image":
             assert not isinstance(source, tuple)
-            return read_image(source, describe(medium), settings)
-        return read_video(source, describe(medium), self._data.video, settings)
+            return read_image(source, named(source, medium), settings)
+        return read_video(source, named(source, medium), self._data.video, settings)
 
     def _source(self, medium: MediaFile | MediaCell) -> tuple[Source, Mapping[str, float]]:
         """Return what holds a medium, and the settings that its cell gives it."""
@@ -138,3 +140,8 @@ def opened(content: Content, find: Callable[[str], str]) -> Source:
     if isinstance(content.source, tuple):
         return tuple(map(file, content.source))
     return file(content.source)
+
+
+def named(source: Source, medium: Medium) -> str:
+    """What errors call a medium: the path of its file, if it has one."""
+    return shortened(source, 240) if isinstance(source, str) else describe(medium)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,6 +145,34 @@ def test_prompts_that_leave_no_room_are_counted_and_named(tmp_path):
     assert "heldout/0" not in str(caught.value)
     fits = config(rollout__max_model_length=34, data__settings={"lengths": [3, 6]})
     leave_out_oversized(fits, PromptStream.open(fits), chat, no_media)
+
+
+def test_rows_that_leave_no_room_are_left_out_and_named_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    chat, path = open_chat(tmp_path, None), tmp_path / "rows.jsonl"
+    rows = [
+        {"question": "a" * (40 if n % 4 == 0 else 3) + f"{n}?", "answer": "1"} for n in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"kind": "dataset", "path": str(path), "heldout_share": 0.3}
+    settings = config(data=data, rollout__max_model_length=48, eval__prompts=40)
+    stream = PromptStream.open(settings)
+    leave_out_oversized(settings, stream, chat, no_media)
+    left = {int(row.id.rpartition("/")[2]) for row in stream.quarantined}
+    assert left == set(range(0, 40, 4))
+    assert {row.reason.partition(":")[0] for row in stream.quarantined} == {"too_long"}
+    kept = [*stream.checked(), *stream.heldout(40)]
+    assert len(kept) == 30 and not {int(p.id.rpartition("/")[2]) for p in kept} & left
+    # The same rows go from a fresh stream, so a resumed run asks the same prompts.
+    again = PromptStream.open(settings)
+    leave_out_oversized(settings, again, chat, no_media)
+    assert [again.prompts(step) for step in range(9)] == [stream.prompts(step) for step in range(9)]
+    refused = config(data=data | {"too_long": "refuse"}, rollout__max_model_length=48)
+    with pytest.raises(ValueError, match="prompts are too long for mode"):
+        leave_out_oversized(refused, PromptStream.open(refused), chat, no_media)
+    none = config(data=data, rollout__max_model_length=36)
+    with pytest.raises(ValueError, match=r"too long for mode .* no .* row is left"):
+        leave_out_oversized(none, PromptStream.open(none), chat, lambda prompt: 30)
 
 
 IMAGE, VIDEO = MediaFile("image", "/a.png"), MediaFile("video", "/b.mp4")

@@ -1,6 +1,7 @@
 """Prompts with images and videos: where media stand, which rows are quarantined, visual tasks."""
 
 import json
+from base64 import b64encode
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -267,6 +268,93 @@ def test_messages_with_parts_or_tags_are_prompts(folder):
     tags = [chat(n, f"{n} <image>?") for n in range(3)]
     source = opened(folder, tags, "tags.jsonl", columns={"messages": "chat"})
     assert prompts(source)["r0"].messages[0]["content"] == [text("0 "), IMAGE, text("?")]
+
+
+def test_messages_bring_pictures_beside_those_of_columns(folder):
+    content = [{"type": "image_url", "image_url": {"url": "b.png"}}, text("or "), IMAGE, text("?")]
+    chat = [{"role": "user", "content": content}]
+    uri = "data:image/png;base64," + b64encode(encoded(Image.new("RGB", (9, 2)))).decode()
+    cut = [{"role": "user", "content": [{"type": "image", "image": uri[:70]}, text("?")]}]
+    own = [{"role": "user", "content": [{"type": "image", "image": uri, "max_pixels": 8}]}]
+    rows = [row(n, images=["a.png"], chat=chat) for n in range(4)]
+    rows += [row(4, chat=own), row(5, chat=cut), row(6, chat=chat)]
+    source = opened(folder, rows, columns={"messages": "chat"})
+    assert source.shows_media
+    prompt, drawn = prompts(source)["r0"], prompts(source)["r4"]
+    assert prompt.messages[0]["content"] == [IMAGE, text("or "), IMAGE, text("?")]
+    assert [medium.path for medium in prompt.media] == [str(folder / n) for n in ("b.png", "a.png")]
+    assert drawn.media == (MediaCell("image", "train", "chat", 4, 0),)
+    store = MediaStore(SourceConfig(path=str(folder / "rows.jsonl")))
+    assert store.read(drawn.media[0]).pixels.size == (6, 1)
+    reasons = {one.id[-2:]: one.reason.partition(":")[0] for one in source.quarantined}
+    assert reasons == {"r5": "not_an_image", "r6": "places_differ"}
+
+
+def test_parts_need_no_column_of_media(folder):
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": "a.png"}, text(f"<image> {n}?")]}]
+        for n in range(3)
+    ]
+    rows = [{"id": f"r{n}", "question": chat, "answer": "1"} for n, chat in enumerate(chats)]
+    source = opened(
+        folder, rows, columns={"images": None, "videos": None}, template="{{question}}!"
+    )
+    # Where no column holds media, the word is a word.
+    content = [IMAGE, text("<image> 0?"), text("!")]
+    assert prompts(source)["r0"].messages[0]["content"] == content
+    assert source.shows_media
+
+
+def test_several_columns_of_images_have_numbers(folder):
+    rows = [
+        {"id": f"r{n}", "question": f"{n} {asked}", "answer": "1", "x": "a.png", "y": "b.png"}
+        for n, asked in enumerate(["<image 2>, not <image 1>; <image 2>", "<image 2>", "<image 3>"])
+    ]
+    rows += [dict(row, id=f"s{n}") for n, row in enumerate(rows)]
+    source = opened(folder, rows, columns={"images": ["x", "y"], "videos": None})
+    found = prompts(source)
+    assert found["r0"].messages[0]["content"] == [
+        *(text("0 "), IMAGE, text(", not "), IMAGE, text("; <image 2>"))
+    ]
+    paths = [[medium.path[-5:] for medium in found[name].media] for name in ("r0", "r1")]
+    # An image that no number names stands in front.
+    assert paths == [["b.png", "a.png"], ["a.png", "b.png"]]
+    assert {one.id[-2:] for one in source.quarantined} == {"r2", "s2"}
+
+
+def test_llava_rows_and_folders_of_pictures(folder):
+    rows = [
+        {
+            "id": f"r{n}",
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": f"<image>\n{n}?"},
+                {"from": "gpt", "value": "red"},
+            ],
+        }
+        for n in range(4)
+    ]
+    (folder / "llava.json").write_text(json.dumps(rows))
+    columns = {"messages": "conversations", "images": "image"}
+    llava = DatasetSource(SourceConfig(path=str(folder / "llava.json"), columns=columns), MODES)
+    prompt = llava.train(0)
+    assert prompt.messages[0]["content"][0] == IMAGE and prompt.reference == "red"
+    nested = folder / "set" / "train"
+    nested.mkdir(parents=True)
+    (folder / "b.png").rename(nested / "c.png")
+    lines = "".join(f"c.png,{n}?,red\n" for n in range(4))
+    (nested / "metadata.csv").write_text("file_name,question,answer\n" + lines)
+    config = SourceConfig(path=str(folder / "set"), columns={"images": "file_name"})
+    assert DatasetSource(config, MODES).train(0).media[0].path == str(nested / "c.png")
+
+
+def test_no_error_and_no_reason_is_long(folder):
+    rows = [row(n, images=["x" * 9000 + ".png", "a.png"]) for n in range(4)]
+    with pytest.raises(ValueError, match="4 missing") as caught:
+        opened(folder, rows)
+    assert len(str(caught.value)) < 1000
+    source = opened(folder, [*rows, row(8, images=["a.png"]), row(9, images=["b.png"])], "b.jsonl")
+    assert max(len(one.reason) for one in source.quarantined) < 400
 
 
 def test_a_place_in_messages_without_a_column_of_media_is_quarantined(folder):

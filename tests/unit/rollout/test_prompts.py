@@ -251,13 +251,13 @@ def test_nothing_is_left_to_train_on_where_all_rows_are_held_out(tmp_path):
         (
             [*rows(3), {"question": "?", "answer": " "}, {"question": "?", "answer": None}],
             {},
-            r"bad.jsonl has 2 rows without an answer; .* \(data\.columns\.reference=answer\); "
+            r"bad\.jsonl has 2 rows with nothing in column answer; .*columns\.reference=answer\); "
             r"the first is bad\.jsonl row 4, the first ids: 3, 4$",
         ),
         (
             [{"question": "", "answer": "1"}],
             {},
-            r"has 1 rows with nothing to ask.*columns\.question=question",
+            r"has 1 rows with nothing in column question; .*columns\.question=question",
         ),
         (
             [row | {"uid": "x"} for row in rows(2)],
