@@ -40,7 +40,7 @@ def plain(value: Any, feature: Any) -> Any:
         case float():
             value = None if isnan(value) else value
         case datetime(hour=0, minute=0, second=0, microsecond=0):
-            # A table has dates as times at midnight, where pandas has read them.
+            # Where pandas has read dates, it has made times at midnight of them.
             value = str(value.date())
         case list():
             value = [plain(element, noted.get("feature")) for element in value]
@@ -91,30 +91,29 @@ def messages_in(cell: Any) -> list[dict[str, Any]] | None:
             cell = json.loads(cell)
         except json.JSONDecodeError:
             return None
-    is_list = isinstance(cell, list) and len(cell) > 0
-    if not is_list or not all(map(_is_message, cell)):
+    if not isinstance(cell, list) or not cell:
         return None
     messages = []
     for stored in cell:
-        message = stored
-        if "role" not in stored:
+        keys = stored.keys() if isinstance(stored, dict) else set()
+        if {"role", "content"} <= keys:
+            message = stored
+        elif {"from", "value"} <= keys:
             message = {"role": stored["from"], "content": stored["value"]}
+        else:
+            # A list of something else, such as accepted answers or paths.
+            return None
         role = _ROLES.get(str(message["role"]).lower())
         if role is None:
             raise ValueError(
                 f"with a message of {str(message['role'])[:40]!r}, who is none of "
                 f"{', '.join(_ROLES)}"
             )
+        # Templates would write None, and the policy would learn to answer that.
         if message["content"] is None:
             raise ValueError("with a message without a content; fill or remove them")
         messages.append({**message, "role": role})
     return messages
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and (
-        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-    )
 
 
 # Media.
@@ -160,6 +159,7 @@ def media_in(cell: Any, kind: MediumKind) -> list[Content | None]:
             cell = json.loads(cell)
     if isinstance(cell, list):
         contents = [_content(element, kind) for element in cell]
+        # By what they are, because a list of films looks the same: a picture alone is no video.
         frames = [content.source if content else None for content in contents]
         if kind == "video" and frames and all(map(_is_picture, frames)):
             return [Content(tuple(frames))]
@@ -222,8 +222,10 @@ def _content(element: Any, kind: str) -> Content | None:
 
 
 def _content_of_dict(element: Mapping[str, Any], kind: str) -> Content | None:
+    # Arrow gives every dict of a column all keys of any, with null where one had none.
     given = {key: value for key, value in element.items() if value is not None}
     settings = {key: given[key] for key in given.keys() & SETTINGS[kind]}
+    # A setting that is passed over would show the policy something else than the row means.
     unknown = given.keys() - set(_CONTENTS) - _IGNORED - settings.keys()
     if unknown or not all(isinstance(value, int | float) for value in settings.values()):
         raise ValueError(

@@ -58,23 +58,18 @@ def _named_errors(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
+        # The error counts bytes of a block; a person looks for a line.
         with path.open("rb") as file:
-            lines = enumerate(file, 1)
-            number = next((n for n, line in lines if not _is_utf8(line)), "?")
+            wrong = (
+                n for n, line in enumerate(file, 1) if "\ufffd" in line.decode(errors="replace")
+            )
+            number = next(wrong, "?")
         raise ValueError(
             f"{path} cannot be read as {kind}: line {number} is not UTF-8; convert the file, as in "
             f"iconv -f latin1 -t utf-8 {path.name}"
         ) from error
     except (ValueError, OSError, EOFError, csv.Error, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _open_arrow(source: pa.NativeFile) -> pa.Table:
@@ -115,6 +110,7 @@ def _converted(path: Path, kind: str, compression: str | None) -> Path:
 def _write(target: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write a file that other processes see whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Engines may make the same table at the same time; each writes its own, and the last one stays.
     descriptor, name = tempfile.mkstemp(dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as file, pa.ipc.new_file(file, schema) as writer:
@@ -172,25 +168,19 @@ def _json_rows(path: Path, compression: str | None) -> Iterator[dict[str, Any]]:
     with _text(path, compression) as text:
         numbered = ((n, line) for n, line in enumerate(text, 1) if line.strip())
         lines = list(islice(numbered, 2))
-        if not lines:
-            return
-        start, first = lines[0]
-        is_row = _is_object(first)
-        if is_row and len(lines) == 1:
+        # By their first line and not by the name of the file, of which .json means either.
+        try:
+            are_rows = bool(lines) and isinstance(json.loads(lines[0][1]), dict)
+        except json.JSONDecodeError:
+            are_rows = False
+        if are_rows and len(lines) == 1:
             # One line is one row by the name of .jsonl, and may hold all rows by that of .json.
-            is_row = ".jsonl" in path.name.lower() or ".ndjson" in path.name.lower()
-        if is_row:
+            are_rows = ".jsonl" in path.name.lower() or ".ndjson" in path.name.lower()
+        if are_rows:
             for number, line in chain(lines, numbered):
                 yield _row(line, f"line {number}")
-        else:
-            yield from _whole_json("".join(line for _, line in lines) + text.read(), start)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
-        return False
+        elif lines:
+            yield from _whole_json("".join(line for _, line in lines) + text.read(), lines[0][0])
 
 
 def _whole_json(content: str, start: int) -> Iterator[dict[str, Any]]:

@@ -54,21 +54,32 @@ def find_files(
     split: None takes the only one there is. split_key: the setting that names it, for errors.
     """
     described = _described_in_readme(directory)
+    folders: dict[str, list[Path]]
     if described:
-        files = _choose_subset(directory, described, subset)
-        splits = {name: files[name] for name in files if files[name]}
+        listed = _choose_subset(directory, described, subset)
+        splits = {name: files for name, files in listed.items() if files}
     else:
+        files, folders = data_files(directory), {}
+        for file in files:
+            folder, *below = file.relative_to(directory).parts
+            if below:
+                folders.setdefault(folder, []).append(file)
+        # A folder that is no split and has splits within it is a data set of its own.
+        alike = [
+            name
+            for name, inside in folders.items()
+            if _usual_name(name) is None
+            and any(_split_in_name(file.relative_to(directory / name)) for file in inside)
+        ]
+        if subset not in (None, *folders) or (subset is None and len(alike) > 1):
+            lacks = f"has no subset {subset}" if subset else "has several subsets"
+            raise ValueError(
+                f"{directory} {lacks}; it has {_listed(alike or folders)}; name one in "
+                "data.subset, or their folders in data.path"
+            )
         if subset is not None:
-            folders = {folder.name: folder for folder in _subfolders(directory)}
-            if subset not in folders:
-                raise ValueError(
-                    f"{directory} has no subset {subset}; it has {_listed(folders)}; mend "
-                    "data.subset"
-                )
-            directory = folders[subset]
-        else:
-            _refuse_several_subsets(directory)
-        splits = by_split(data_files(directory), directory)
+            files, directory = folders[subset], directory / subset
+        splits = by_split(files, directory)
     if not splits:
         raise ValueError(f"{directory} holds no file that ends in {', '.join(ENDINGS)}")
     return choose_split(splits, split, f"{directory}", split_key)
@@ -140,30 +151,6 @@ def _usual_name(name: str) -> str | None:
     """Example: _usual_name("gsm8k_dev") == "validation"; None for "devices"."""
     words = re.split(r"[-._ 0-9]+", name.lower())
     return next((_SPLIT_OF[word] for word in words if word in _SPLIT_OF), None)
-
-
-def _subfolders(directory: Path) -> list[Path]:
-    """The folders with rows of a split in them, which may each be a subset."""
-    return [
-        folder
-        for folder in sorted(directory.iterdir())
-        if folder.is_dir() and not _PASSED_OVER.fullmatch(folder.name) and data_files(folder)
-    ]
-
-
-def _refuse_several_subsets(directory: Path) -> None:
-    """Raise ValueError where several folders look like data sets of their own."""
-    folders = [
-        folder.name
-        for folder in _subfolders(directory)
-        if _usual_name(folder.name) is None
-        and any(_split_in_name(file.relative_to(folder)) for file in data_files(folder))
-    ]
-    if len(folders) > 1:
-        raise ValueError(
-            f"{directory} has the subsets {_listed(folders)}; name one in data.subset, or their "
-            "folders in data.path"
-        )
 
 
 def _described_in_readme(directory: Path) -> dict[str, Mapping[str, Any]]:

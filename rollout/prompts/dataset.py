@@ -109,9 +109,8 @@ class DatasetSource:
         for split, rows in (("train", self._rows), ("heldout", self._heldout_rows)):
             kept = [n for n in left[split] if f"{rows.name}/{split}/{rows.id_of(n)}" not in reasons]
             if not kept:
-                raise ValueError(
-                    f"no {split} row is left; the first: {next(iter(reasons.values()))}"
-                )
+                first = next(iter(reasons.values()))
+                raise ValueError(f"{rows.name}: no {split} row is left; the first: {first}")
             left[split] = np.array(kept, dtype=int)
         self._train, self._heldout = left["train"], left["heldout"]
         self.quarantined += tuple(Quarantined(name, why) for name, why in reasons.items())
@@ -212,6 +211,7 @@ class _Rows:
 
     def split_keys(self) -> list[str]:
         """What decides a row's split: its content, so that equal questions share a split."""
+        # A template may ask the same words about the cells of other columns.
         others = set(self._template.columns if self._template else ()) - {self._asked}
         return [
             repr((without_answer(row[self._asked]), *media.names, *map(row.get, sorted(others))))

@@ -199,7 +199,7 @@ def place_media(
         first = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
         front = [{"type": medium.kind} for shown in rest.values() for medium in shown]
         contents[first] = [*front, *contents[first]]
-        parts = [*front, *parts]
+        parts = [part for content in contents for part in content if part["type"] != "text"]
     num_brought = sum("content" in part for part in parts)
     if num_brought > len(own):
         raise MediaError(f"unknown_part: {num_brought} content parts bring a medium of their own")
@@ -219,15 +219,17 @@ def place_media(
             ordered.append(by_kind[part["type"]][part["number"] - 1])
         else:
             ordered.append(next(following[part["type"]]))
-    return tuple(map(_shown, messages, contents)), tuple(ordered)
-
-
-def _shown(message: Message, parts: Sequence[Mapping[str, Any]]) -> Message:
-    """The message with its parts as chat templates take them; as it was where it is all text."""
-    if all(part["type"] == "text" for part in parts):
-        return message
-    keys = ("type", "text")
-    return {**message, "content": [{k: part[k] for k in keys if k in part} for part in parts]}
+    # As chat templates take them; a message that shows nothing stays as it is.
+    shown = (
+        {
+            **message,
+            "content": [{k: part[k] for k in ("type", "text") if k in part} for part in parts],
+        }
+        if any(part["type"] != "text" for part in parts)
+        else message
+        for message, parts in zip(messages, contents, strict=True)
+    )
+    return tuple(shown), tuple(ordered)
 
 
 def _tagged(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
@@ -68,12 +68,16 @@ def check(kind: MediumKind, source: Source, name: str) -> None:
             check("image", frame, frame if isinstance(frame, str) else name)
         return
     if kind == "image":
-        with _image(source, name) as image:
+        with _image(source, name) as image, _readable(name):
+            if isinstance(source, BytesIO):
+                tail = bytes(source.getbuffer()[-_TAIL_BYTES:])
+            else:
+                with open(source, "rb") as file:
+                    file.seek(max(0, os.path.getsize(source) - _TAIL_BYTES))
+                    tail = file.read()
             # Without its end the file is probably cut, which decoding alone can tell for sure.
-            marker = _END_MARKERS.get(image.format or "", b"")
-            if marker not in _tail(source):
-                with _readable(name):
-                    image.load()
+            if _END_MARKERS.get(image.format or "", b"") not in tail:
+                image.load()
         return
     with _video(source, name) as (container, stream):
         # The first packet is enough: a header alone is also written where a recording failed.
@@ -108,14 +112,6 @@ def sized(size: tuple[int, int], settings: Mapping[str, float]) -> tuple[int, in
     scale = sqrt(min(wanted, settings.get("max_pixels", wanted)) / pixels)
     width, height = (max(1, round(side * scale)) for side in size)
     return width, height
-
-
-def _tail(source: File) -> bytes:
-    if isinstance(source, BytesIO):
-        return bytes(source.getbuffer()[-_TAIL_BYTES:])
-    with open(source, "rb") as file:
-        file.seek(max(0, os.path.getsize(source) - _TAIL_BYTES))
-        return file.read()
 
 
 def still_image(pixels: Image.Image) -> StillImage:
@@ -355,8 +351,17 @@ def _timed(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int
 def _video(source: File, name: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The opened container and its film, its size and length checked."""
     _refuse_missing(source, name)
-    with _readable(name), _opened(source, name) as container:
-        films = [s for s in container.streams.video if s.disposition != Disposition.attached_pic]
+    with _readable(name), ExitStack() as stack:
+        try:
+            options = {"format_whitelist": VIDEO_FORMATS}
+            container = stack.enter_context(av.open(source, "r", options=options))
+        except av.error.ArgumentError as error:
+            # What FFmpeg says of a format that is not in the list.
+            raise MediaError(
+                f"unreadable: {name} is none of the video formats {VIDEO_FORMATS}"
+            ) from error
+        cover = Disposition.attached_pic
+        films = [film for film in container.streams.video if not film.disposition & cover]
         if not films:
             what = "only a cover picture" if container.streams.video else "no video"
             raise MediaError(f"no_frames: {name} holds {what}")
@@ -370,16 +375,6 @@ def _video(source: File, name: str) -> Iterator[tuple[InputContainer, VideoStrea
         # Several threads decode, of which the codec says how many help.
         stream.thread_type = "AUTO"
         yield container, stream
-
-
-def _opened(source: File, name: str) -> InputContainer:
-    try:
-        return av.open(source, "r", options={"format_whitelist": VIDEO_FORMATS})
-    except av.error.ArgumentError as error:
-        # What FFmpeg says of a format that is not in the list.
-        raise MediaError(
-            f"unreadable: {name} is none of the video formats {VIDEO_FORMATS}"
-        ) from error
 
 
 def _refuse_long(seconds: float, name: str) -> None:

@@ -171,7 +171,7 @@ def test_rows_that_leave_no_room_are_left_out_and_named_or_refused(tmp_path, mon
     with pytest.raises(ValueError, match="prompts are too long for mode"):
         leave_out_oversized(refused, PromptStream.open(refused), chat, no_media)
     none = config(data=data, rollout__max_model_length=36)
-    with pytest.raises(ValueError, match=r"too long for mode .* no .* row is left"):
+    with pytest.raises(ValueError, match=r"too long for mode .*rows: no train row is left"):
         leave_out_oversized(none, PromptStream.open(none), chat, lambda prompt: 30)
 
 
