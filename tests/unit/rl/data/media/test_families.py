@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from policy.weights.full_weights import FullWeights
 from rl.config.data import SourceConfig
 from rl.config.policy import PolicyConfig
 from rl.data.media import families
-from rl.data.media.names import MediaFile
+from rl.data.media.names import MediaFile, Video
 from rl.data.media.store import MediaStore
 from rl.loop.batching import collate, reference_sample
 from rl.loop.stages import Prompt, ReferenceRequest
@@ -32,6 +33,16 @@ from tests.made_up_family import engine, learner
 ROOT = Path(rl.__file__).parent.parent
 ROOMS = ("rl/data/media", "policy/models", "policy/builtin", "rollout/engines")
 """Where a family may be called by its name."""
+
+
+def test_an_engine_that_pairs_frames_is_shown_a_lone_frame_twice():
+    lone = Video(np.zeros((1, 4, 4, 3), np.uint8), (0.0,), ((0,),), 2.0, "digest")
+    for name, count in (("qwen_vl", 2), ("minicpmv", 1)):
+        ((frames, told),) = engine_side.ENGINE_FAMILIES[name].inputs([lone])["multi_modal_data"][
+            "video"
+        ]
+        assert len(frames) == count
+    assert told == {"temporal_ids": ((0,),)}
 
 
 def test_no_other_room_knows_a_family_by_its_name():
