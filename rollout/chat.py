@@ -192,13 +192,13 @@ def leave_out_oversized(
     """
     limit = config.rollout.max_model_length
 
-    def asked() -> Iterator[tuple[Prompt, str | None]]:
+    def candidates() -> Iterator[tuple[Prompt, str | None]]:
         # Held-out prompts are asked in every mode, whatever they are pinned to; training prompts
         # only in the mode they are pinned to.
         yield from ((prompt, None) for prompt in stream.heldout(config.eval.prompts))
         yield from ((prompt, prompt.mode) for prompt in stream.checked())
 
-    prompts = asked()
+    prompts = candidates()
     while True:
         too_long: dict[str, dict[str, int]] = defaultdict(dict)
         for prompt, pin in prompts:

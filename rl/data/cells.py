@@ -137,7 +137,7 @@ _BASE64_LENGTH = 64
 class Content:
     """A medium as a cell holds it."""
 
-    source: str | bytes | tuple[str | bytes, ...]
+    source: str | bytes | tuple[Any, ...]
     """A path or an address, the bytes themselves, or the frames of a video as paths or bytes."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """What SETTINGS names."""
@@ -160,9 +160,9 @@ def media_in(cell: Any, kind: MediumKind) -> list[Content | None]:
     if isinstance(cell, list):
         contents = [_content(element, kind) for element in cell]
         # By what they are, because a list of films looks the same: a picture alone is no video.
-        frames = [content.source if content else None for content in contents]
-        if kind == "video" and frames and all(map(_is_picture, frames)):
-            return [Content(tuple(frames))]
+        pictures = [content.source for content in contents if content and _is_picture(content)]
+        if kind == "video" and pictures and len(pictures) == len(contents):
+            return [Content(tuple(pictures))]
         return contents
     alone = _content(cell, kind)
     return [] if alone is None else [alone]
@@ -262,7 +262,8 @@ def _decoded(text: str) -> bytes:
         return text[:_BASE64_LENGTH].encode()
 
 
-def _is_picture(frame: Any) -> bool:
-    if isinstance(frame, bytes):
-        return frame.startswith(_PICTURE_STARTS) and frame[8:12] != b"AVI "
-    return isinstance(frame, str) and PurePath(frame.lower()).suffix in _PICTURE_ENDINGS
+def _is_picture(content: Content) -> bool:
+    source = content.source
+    if isinstance(source, bytes):
+        return source.startswith(_PICTURE_STARTS) and source[8:12] != b"AVI "
+    return isinstance(source, str) and PurePath(source.lower()).suffix in _PICTURE_ENDINGS

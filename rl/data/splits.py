@@ -124,7 +124,7 @@ def choose_split(
         return next(iter(splits.values()))
     usual = _SPLIT_OF.get(split or "", split)
     matching = [name for name in splits if _usual_name(name) == usual]
-    if split in splits:
+    if split is not None and split in splits:
         return splits[split]
     if split is not None and len(matching) == 1:
         return splits[matching[0]]
@@ -171,7 +171,7 @@ def _choose_subset(
     default = [name for name, config in described.items() if config.get("default")]
     default += ["default"] if "default" in described else []
     default += list(described) if len(described) == 1 else []
-    name = subset or next(iter(default), None)
+    name = subset or next(iter(default), "")
     if name not in described:
         lacks = f"has no subset {subset}" if subset else "has several subsets"
         raise ValueError(

@@ -125,7 +125,7 @@ class Table:
             columns = []
             for name in names:
                 top, path = self._address(name)
-                if top in part.column_names:
+                if top is not None and top in part.column_names:
                     cells = part.column(top).slice(within, count).to_pylist()
                     cells = [field_of(plain(cell, features.get(top)), path) for cell in cells]
                 else:
@@ -238,7 +238,7 @@ def _saved_to_disk(directory: Path, location: Location) -> Part:
         splits = {name: data_files(directory / name) for name in names}
         (file, *_) = choose_split(splits, location.split, str(directory), location.split_key)
         directory = file.parent
-    saved = load_from_disk(str(directory))
+    saved: Any = load_from_disk(str(directory))
     own = str(saved.split or "train")
     if not listed.is_file() and location.split not in (None, "train", own):
         choose_split({own: [directory]}, location.split, str(directory), location.split_key)

@@ -30,7 +30,7 @@ def system_message(text: str) -> Message:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """What a cell asks."""
 
     messages: Messages
@@ -39,7 +39,7 @@ class Asked:
     """The assistant's last turn, where the cell has one."""
 
 
-def read_question(cell: Any, must_be_messages: bool) -> Asked:
+def read_question(cell: Any, must_be_messages: bool) -> Question:
     """Return what a cell asks: a text, or messages without the answer that they end with.
 
     Raises ValueError, which says what rows with such a cell have.
@@ -57,7 +57,7 @@ def read_question(cell: Any, must_be_messages: bool) -> Asked:
                 "struct, as in prompt.text"
             )
         text = "" if cell is None or cell == [] else str(cell)
-        return Asked(conversation(text, None) if text.strip() else (), None)
+        return Question(conversation(text, None) if text.strip() else (), None)
     answer = None
     while messages and messages[-1]["role"] == "assistant":
         last = messages.pop()
@@ -68,7 +68,7 @@ def read_question(cell: Any, must_be_messages: bool) -> Asked:
             "cut them after the question"
         )
     is_empty = not any(part.get("text") != "" for part in parts_of(messages[-1]["content"]))
-    return Asked(() if is_empty else tuple(messages), answer)
+    return Question(() if is_empty else tuple(messages), answer)
 
 
 def without_answer(cell: Any) -> Any:

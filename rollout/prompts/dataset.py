@@ -22,8 +22,8 @@ from rl.data.references import reference_text
 from rl.data.tables import Location, heldout_location, read_table, train_location
 from rl.loop.stages import Prompt
 from rollout.prompts.conversation import (
-    Asked,
     Messages,
+    Question,
     Template,
     brings_parts,
     read_question,
@@ -124,7 +124,7 @@ class DatasetSource:
         return Prompt(
             id=f"{rows.name}/{split}/{rows.id_of(number)}",
             messages=messages,
-            reference=reference_text(rows.answer(row, rows.asked(row))),
+            reference=reference_text(rows.answer(row, rows.question(row))),
             task=rows.task_of(number),
             mode=None if rows.pins is None else rows.pins[number],
             media=media,
@@ -149,21 +149,27 @@ class _Rows:
         self._task = config.task
         self._path = shortened(", ".join(location.paths), 200)
         self._table = read_table(location)
-        self._asked = columns.messages or columns.question
-        self._reference = self._reference_column()
+        self._question_column = columns.messages or columns.question
+        self._reference = self._find_reference()
         self._refuse_missing_columns()
         self._template = None
         if config.template is not None:
             self._template = Template(config.template, self._table.names, self._reference)
-        names = [self._asked, self._reference, *(self._template.columns if self._template else ())]
+        names = [
+            self._question_column,
+            self._reference,
+            *(self._template.columns if self._template else ()),
+        ]
         self._names = list(dict.fromkeys(name for name in names if name))
         ids = self._texts(columns.id)
         self._ids = None if ids is None else [text or "" for text in ids]
         self.pins = self._texts(columns.mode)
         self._tasks = self._texts(columns.task)
         self._refuse_bad_rows(modes)
-        has_parts = any(map(brings_parts, self._table.column(self._asked)))
-        media = MediaColumns(columns.media, self._asked if has_parts else None, split, source)
+        has_parts = any(map(brings_parts, self._table.column(self._question_column)))
+        media = MediaColumns(
+            columns.media, self._question_column if has_parts else None, split, source
+        )
         try:
             self.media = list(media_of_rows(self._table, media))
         except ValueError as error:
@@ -184,18 +190,18 @@ class _Rows:
         return self._ids[number] if self._ids is not None else str(number)
 
     def task_of(self, number: int) -> str:
-        return (self._tasks and self._tasks[number]) or self._task
+        return (self._tasks[number] if self._tasks else None) or self._task
 
     def read(self, number: int) -> Mapping[str, Any]:
         """The cells of the row that make its prompt."""
         return self._table.rows(self._names, number, number + 1)[0]
 
-    def asked(self, row: Mapping[str, Any]) -> Asked:
-        return read_question(row[self._asked], self._columns.messages is not None)
+    def question(self, row: Mapping[str, Any]) -> Question:
+        return read_question(row[self._question_column], self._columns.messages is not None)
 
-    def answer(self, row: Mapping[str, Any], asked: Asked) -> Any:
+    def answer(self, row: Mapping[str, Any], question: Question) -> Any:
         """The row's reference answer, or its accepted answers; None where it has none."""
-        cell = asked.answer if self._reference is None else row[self._reference]
+        cell = question.answer if self._reference is None else row[self._reference]
         if isinstance(cell, list):
             cell = [answer for answer in cell if answer not in (None, "")]
         is_empty = cell == [] or (isinstance(cell, str) and not cell.strip())
@@ -203,7 +209,7 @@ class _Rows:
 
     def placed(self, row: Mapping[str, Any], number: int) -> tuple[Messages, tuple[Any, ...]]:
         """The row's messages and media, in their places; raises MediaError."""
-        messages, media = self.asked(row).messages, self.media[number]
+        messages, media = self.question(row).messages, self.media[number]
         if self._template is not None:
             cells = {name: row[name] for name in self._template.columns}
             messages = self._template.fill(messages, cells)
@@ -212,9 +218,15 @@ class _Rows:
     def split_keys(self) -> list[str]:
         """What decides a row's split: its content, so that equal questions share a split."""
         # A template may ask the same words about the cells of other columns.
-        others = set(self._template.columns if self._template else ()) - {self._asked}
+        others = set(self._template.columns if self._template else ()) - {self._question_column}
         return [
-            repr((without_answer(row[self._asked]), *media.names, *map(row.get, sorted(others))))
+            repr(
+                (
+                    without_answer(row[self._question_column]),
+                    *media.names,
+                    *map(row.get, sorted(others)),
+                )
+            )
             for row, media in self._with_media()
         ]
 
@@ -256,23 +268,21 @@ class _Rows:
             return None
         return [None if cell in (None, "") else str(cell) for cell in self._table.column(column)]
 
-    def _reference_column(self) -> str | None:
+    def _find_reference(self) -> str | None:
         """None where the answer is the assistant's last turn."""
         name = self._columns.reference
         # People who have such rows have no column to name, and need not say so.
         if name != "answer" or self._table.has_column(name):
             return name
-        if not self._table.has_column(self._asked):
-            return name
         try:
-            cells = (read_question(cell, False) for cell in self._table.column(self._asked))
-            return name if next(cells).answer is None else None
+            first = read_question(next(self._table.column(self._question_column), None), False)
         except ValueError:
             return name
+        return name if first.answer is None else None
 
     def _refuse_missing_columns(self) -> None:
         columns = self._columns
-        mapped = {"messages" if columns.messages else "question": self._asked}
+        mapped = {"messages" if columns.messages else "question": self._question_column}
         mapped |= {"reference": self._reference, "task": columns.task}
         mapped |= {"mode": columns.mode, "id": columns.id}
         named = [(key, name) for key, name in mapped.items() if name is not None]
@@ -302,24 +312,26 @@ class _Rows:
 
     def _faults(self, modes: Collection[str]) -> Iterator[tuple[int, str, str]]:
         """Yield each fault: the row's number, the setting that names the column, what is wrong."""
-        asked_key = f"{'messages' if self._columns.messages else 'question'}={self._asked}"
+        question_key = (
+            f"{'messages' if self._columns.messages else 'question'}={self._question_column}"
+        )
         answer_key = f"reference={self._reference or 'null'}"
-        names = [name for name in (self._asked, self._reference) if name]
+        names = [name for name in (self._question_column, self._reference) if name]
         columns = [self._table.column(name) for name in names]
         for number, cells in enumerate(zip(*columns, strict=True)):
             row = dict(zip(names, cells, strict=True))
             try:
-                asked = self.asked(row)
+                question = self.question(row)
             except MediaError:
                 # Such a row is left out with the others whose media cannot be used.
                 continue
             except ValueError as error:
-                yield number, asked_key, str(error)
+                yield number, question_key, str(error)
                 continue
-            answer = self.answer(row, asked)
-            if not asked.messages:
-                why = f"with nothing in column {self._asked}; fill or remove them"
-                yield number, asked_key, why
+            answer = self.answer(row, question)
+            if not question.messages:
+                why = f"with nothing in column {self._question_column}; fill or remove them"
+                yield number, question_key, why
             elif answer is None:
                 what = f"nothing in column {self._reference}" if self._reference else "no answer"
                 yield number, answer_key, f"with {what}; fill or remove them"

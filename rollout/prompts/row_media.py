@@ -82,14 +82,15 @@ def media_of_rows(table: Table, columns: MediaColumns) -> Iterator[RowMedia]:
     started, bar = time.monotonic(), Progress(console=Console(stderr=True))
     task = bar.add_task("checking media", total=len(table))
     with ThreadPoolExecutor(CHECK_THREADS) as pool, ExitStack() as stack:
-        stack.callback(bar.stop)
         # Batch by batch, because a cell may hold a whole video as bytes.
         for first in range(0, len(table), BATCH_ROWS):
             rows = table.rows(names, first, min(first + BATCH_ROWS, len(table)))
             yield from pool.map(read, range(first, first + len(rows)), rows)
             bar.advance(task, len(rows))
-            if time.monotonic() - started > SILENT_S:
+            if time.monotonic() - started > SILENT_S and not bar.live.is_started:
                 bar.start()
+                # Only now: where no one watches, a bar that ends leaves an empty line.
+                stack.callback(bar.stop)
 
 
 def _row_media(

@@ -25,7 +25,7 @@ GOOD = 12
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three steps over twelve good rows, five whose headers are bad, one with a cut-off body."""
+    """Three steps over twelve good rows, six that look bad, and one with a broken body."""
     root = tmp_path_factory.mktemp("vision")
     policy = root / "policy"
     policy.mkdir()
@@ -63,6 +63,9 @@ def write_rows(root: Path) -> None:
         rows.append({"id": f"good{n}", "images": [f"{n}.png"], "answer": str(n)})
     (root / "text.png").write_text("no image")
     Image.new("RGB", (8000, 20)).save(root / "narrow.png")
+    content = bytearray((root / "11.png").read_bytes())
+    content[2000:2200] = bytes(200)
+    (root / "broken.png").write_bytes(content)
     (root / "cut.png").write_bytes((root / "11.png").read_bytes()[:-2000])
     rows += [
         {"id": "missing", "images": ["gone.png"], "answer": "1"},
@@ -71,6 +74,7 @@ def write_rows(root: Path) -> None:
         {"id": "places", "images": ["0.png"], "question": "<image><image>?", "answer": "1"},
         {"id": "address", "images": ["https://example.org/a.png"], "answer": "1"},
         {"id": "cut", "images": ["cut.png"], "answer": "1"},
+        {"id": "broken", "images": ["broken.png"], "answer": "1"},
     ]
     rows = [{"question": "what?"} | row for row in rows]
     (root / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -97,12 +101,13 @@ def test_bad_rows_are_counted_and_named_and_the_run_goes_on(run: Path):
         "narrow": "too_large",
         "places": "places_differ",
         "address": "missing",
+        "cut": "unreadable",
     }
-    assert "5 rows are left out" in (run.parent / "output.txt").read_text()
+    assert "6 rows are left out" in (run.parent / "output.txt").read_text()
 
 
 def test_an_image_that_fails_only_when_decoded_is_replaced(run: Path):
-    """Eighteen places and thirteen rows: the cut-off one is asked at least once."""
+    """Eighteen places and thirteen rows: the broken one is asked at least once."""
     dropped = sum(
         step.get(key, 0)
         for step in metrics_of(run)
@@ -111,7 +116,7 @@ def test_an_image_that_fails_only_when_decoded_is_replaced(run: Path):
     )
     assert dropped >= 1
     assert len(ledger(run)) == STEPS * PROMPTS * GROUP
-    assert not any("cut" in row["prompt_id"] for row in ledger(run))
+    assert not any("broken" in row["prompt_id"] for row in ledger(run))
 
 
 def test_the_ledger_names_what_was_shown(run: Path):

@@ -21,6 +21,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.error import ArgumentError
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -355,7 +356,7 @@ def _video(source: File, name: str) -> Iterator[tuple[InputContainer, VideoStrea
         try:
             options = {"format_whitelist": VIDEO_FORMATS}
             container = stack.enter_context(av.open(source, "r", options=options))
-        except av.error.ArgumentError as error:
+        except ArgumentError as error:
             # What FFmpeg says of a format that is not in the list.
             raise MediaError(
                 f"unreadable: {name} is none of the video formats {VIDEO_FORMATS}"
