@@ -124,6 +124,9 @@ class PromptsConfig(Section):
     max_rows: int | None = Field(default=None, gt=0)
     """Only the first rows of `path`; by default all of them."""
     columns: ColumnsConfig = ColumnsConfig()
+    media_dir: str | None = None
+    """Where relative paths of images and videos start; by default the directory of the rows, else
+    the working directory."""
     template: str | None = None
     """What a dataset's question becomes, in Jinja: `{{question}}` is the question, `{{NAME}}` the
     cell of another column, such as "{{question}} Put the final answer in \\boxed{}."."""

@@ -24,6 +24,7 @@ from huggingface_hub.constants import HF_HOME
 from rl.data.fingerprint import stamp
 from rl.data.splits import ENDINGS, file_kind
 
+# A cell may hold megabytes of media, and a batch is in memory as a whole.
 BATCH_ROWS = 256
 JSON_CELL = pa.json_(pa.large_string())
 _LFS_POINTER = b"version https://git-lfs"
@@ -113,7 +114,8 @@ def _write(target: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -
     # Engines may make the same table at the same time; each writes its own, and the last one stays.
     descriptor, name = tempfile.mkstemp(dir=target.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        # As a stream, whose batches may each have categories of their own.
+        with os.fdopen(descriptor, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
         Path(name).replace(target)

@@ -95,11 +95,17 @@ def data_files(directory: Path) -> list[Path]:
         for file in sorted(directory.rglob("*"))
         if file_kind(file)[0] is not None
         and file.name not in _NO_ROWS
-        and not any(map(_PASSED_OVER.fullmatch, file.relative_to(directory).parts))
+        and not is_passed_over(file, directory)
         and file.is_file()
     ]
     rows = [file for file in files if Path(file.name.lower()).suffix != ".json"]
     return rows or files
+
+
+def is_passed_over(file: Path, within: Path | str) -> bool:
+    """Whether a file is hidden or below a checkpoint, unless `within` says so itself."""
+    named = Path(within).parts
+    return any(_PASSED_OVER.fullmatch(part) and part not in named for part in file.parts)
 
 
 def by_split(files: Sequence[Path], directory: Path) -> dict[str, list[Path]]:

@@ -21,7 +21,14 @@ import pyarrow as pa
 from rl.config.data import PromptsConfig
 from rl.data.cells import field_of, plain
 from rl.data.files import BATCH_ROWS, open_file
-from rl.data.splits import by_split, choose_split, data_files, file_kind, find_files
+from rl.data.splits import (
+    by_split,
+    choose_split,
+    data_files,
+    file_kind,
+    find_files,
+    is_passed_over,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Location:
     split_key: str
     """The setting that names the split, for errors."""
     max_rows: int | None = None
+    media_dir: str | None = None
+    """Where relative paths inside the rows start; None for the directory of the rows."""
 
     @property
     def name(self) -> str:
@@ -51,7 +60,8 @@ def train_location(data: PromptsConfig) -> Location | None:
     """Where the training rows are; None where `data.path` names none."""
     if data.path is None:
         return None
-    return Location(_paths(data.path), data.subset, data.split, "data.split", data.max_rows)
+    paths, media = _paths(data.path), data.media_dir
+    return Location(paths, data.subset, data.split, "data.split", data.max_rows, media)
 
 
 def heldout_location(data: PromptsConfig) -> Location | None:
@@ -63,7 +73,8 @@ def heldout_location(data: PromptsConfig) -> Location | None:
     # The subset is one of data.path; files beside it have none.
     is_own = data.heldout_path is not None and Path(paths[0]).expanduser().exists()
     subset = None if is_own else data.subset
-    return Location(paths, subset, data.heldout_split, "data.heldout_split")
+    split, media = data.heldout_split, data.media_dir
+    return Location(paths, subset, split, "data.heldout_split", media_dir=media)
 
 
 def _paths(path: str | list[str]) -> tuple[str, ...]:
@@ -93,8 +104,11 @@ class Part:
 class Table:
     """The rows of all files of a location, in order; a cell is read when it is asked for."""
 
-    def __init__(self, parts: Sequence[Part], max_rows: int | None = None) -> None:
+    def __init__(
+        self, parts: Sequence[Part], max_rows: int | None = None, media_dir: str | None = None
+    ) -> None:
         self._parts = parts
+        self._media_dirs = [] if media_dir is None else [Path(media_dir).expanduser().absolute()]
         self._features = [part.features for part in parts]
         self._starts = [0, *accumulate(len(part.arrow) for part in parts)]
         self._num_rows = min(self._starts[-1], max_rows or self._starts[-1])
@@ -141,11 +155,11 @@ class Table:
     def find(self, path: str, row: int) -> str:
         """Return the absolute path of a file that a row names.
 
-        Relative paths start at the data set's directory, else at that of the row's file, else at
-        the working directory.
+        Relative paths start at `data.media_dir`, else at the data set's directory, else at that of
+        the row's file, else at the working directory.
         """
         part = self._parts[bisect_right(self._starts, row) - 1]
-        starts = (part.directory, part.path.parent, Path.cwd())
+        starts = (*self._media_dirs, part.directory, part.path.parent, Path.cwd())
         candidates = [os.path.join(start, os.path.expanduser(path)) for start in starts]
         # isfile, because a cell may hold anything, even what is no path at all.
         return next(filter(os.path.isfile, candidates), candidates[0])
@@ -170,7 +184,7 @@ def read_table(location: Location) -> Table:
     parts: list[Part] = []
     for path in location.paths:
         parts += _parts(path, location)
-    return Table(parts, location.max_rows)
+    return Table(parts, location.max_rows, location.media_dir)
 
 
 def _parts(path: str, location: Location) -> list[Part]:
@@ -218,7 +232,11 @@ def _refuse_split(file: Path, location: Location) -> None:
 def _matching(pattern: str, location: Location) -> list[Path]:
     """The files that a pattern matches, of one split where their names say several."""
     matches = (Path(match) for match in sorted(glob(pattern, recursive=True)))
-    files = [file for file in matches if file.is_file() and file_kind(file)[0] is not None]
+    files = [
+        file
+        for file in matches
+        if file.is_file() and file_kind(file)[0] is not None and not is_passed_over(file, pattern)
+    ]
     if not files:
         raise ValueError(f"data.path={pattern} matches no file with rows, from {Path.cwd()}")
     splits = by_split(files, Path(os.path.commonpath([file.parent for file in files])))

@@ -82,9 +82,13 @@ class PromptStream:
 
     @property
     def num_train(self) -> int | None:
-        """Training prompts there are; None where they do not end."""
-        counts = [source.train_count for source in self._sources]
-        return None if None in counts else sum(count or 0 for count in counts)
+        """Training prompts before one comes again; None where they do not end."""
+        counts = [
+            source.train_count * BLOCK // share
+            for source, share in zip(self._sources, self._shares, strict=True)
+            if source.train_count is not None
+        ]
+        return min(counts, default=None)
 
     @property
     def shows_media(self) -> bool:

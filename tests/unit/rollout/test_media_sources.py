@@ -181,6 +181,11 @@ def test_paths_from_the_working_directory_work_too(folder, tmp_path_factory, mon
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     source = opened(elsewhere, [row(n, images=["a.png"]) for n in range(3)])
     assert prompts(source)["r0"].media == (MediaFile("image", str(folder / "a.png")),)
+    monkeypatch.chdir(elsewhere)
+    source = opened(
+        elsewhere, [row(n, images=["a.png"]) for n in range(3)], "o.jsonl", media_dir=str(folder)
+    )
+    assert prompts(source)["r0"].media == (MediaFile("image", str(folder / "a.png")),)
     Image.new("RGB", (4, 2)).save(elsewhere / "a.png")
     source = opened(elsewhere, [row(n, images=["a.png"]) for n in range(3)], "other.jsonl")
     assert prompts(source)["r0"].media == (MediaFile("image", str(elsewhere / "a.png")),)

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from rl.config.recipe import load
+from rl.data.media.store import MediaStore
 from rl.loop.stages import Prompt
 from rollout.prompts.stream import BLOCK, PromptStream
 
@@ -70,7 +71,9 @@ def test_a_source_without_end_may_be_mixed_with_rows():
     stream = mixed(a=None)
     ids = [i for i in asked(stream, 50) if i[0] == "a"]
     assert len(set(ids)) == len(ids) == 750
-    assert stream.num_train is None and mixed().num_train == 37
+    # The seven rows of the other come again after 28 prompts, of which they are a quarter.
+    assert stream.num_train == mixed().num_train == 28
+    assert mixed(a=None, b=None).num_train is None
 
 
 def test_every_source_has_a_share_of_a_block_however_small_its_weight():
@@ -114,6 +117,17 @@ def test_a_recipe_mixes_data_sets_and_tasks(tmp_path):
     assert of_two.id.startswith("two/rows/train/")
 
 
+def test_pictures_of_a_mixture_are_drawn_with_the_settings_of_their_source():
+    settings = ["config=hybrid_50_50_vision.yaml", "scale=cpu_tiny", "data.kind=dataset"]
+    of_task = ["kind=visual", "path=digits", "settings={width: 150}"]
+    mix = [f"data.mix.drawn.{setting}" for setting in of_task] + ["data.mix.sums.kind=chain_sum"]
+    config = load([*settings, *mix]).config
+    stream = PromptStream.open(config)
+    prompt = next(p for p in stream.prompts(0) if p.media)
+    assert stream.shows_media and config.data.shows_media
+    assert MediaStore(config.data).read(prompt.media[0]).pixels.width == 150
+
+
 def test_the_source_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"data\.mix\.two: .*gone\.jsonl does not exist"):
         recipe(
@@ -127,10 +141,10 @@ def test_prompts_are_left_out_of_their_source_and_named(tmp_path):
     settings = [f"data.mix.{n}.path={write(tmp_path / f'{n}.jsonl', n)}" for n in "ab"]
     stream = recipe(*settings)
     gone = [prompt.id for prompt in stream.checked() if prompt.id.startswith("a/")][:5]
-    before = stream.num_train
+    before = len(list(stream.checked()))
     stream.prompts(0)
     stream.leave_out(dict.fromkeys(gone, "too_long: 9 tokens"))
-    assert stream.num_train == before - 5
+    assert len(list(stream.checked())) == before - 5
     assert [row.id for row in stream.quarantined] == gone
     assert not {p.id for step in range(40) for p in stream.prompts(step)} & set(gone)
     rest = [prompt.id for prompt in stream.checked() if prompt.id.startswith("a/")]

@@ -170,12 +170,16 @@ def test_dates_decimals_and_categories_are_what_they_say(tmp_path):
             "time": [pd.Timestamp("2024-05-28 14:30")],
             "price": [decimal.Decimal("1.50")],
             "kind": pd.Categorical(["b"]),
+            "list": [[datetime.date(2024, 5, 28)]],
         }
     )
     frame.to_parquet(tmp_path / "a.parquet")
     row = table(str(tmp_path / "a.parquet")).rows(list(frame), 0, 1)[0]
-    days = dict.fromkeys(("day", "read_by_pandas"), "2024-05-28")
+    days = dict.fromkeys(("day", "read_by_pandas"), "2024-05-28") | {"list": ["2024-05-28"]}
     assert row == days | {"time": "2024-05-28 14:30:00", "price": "1.50", "kind": "b"}
+    many = pd.DataFrame({"answer": pd.Categorical([f"kind {n}" for n in range(700)])})
+    many.to_parquet(tmp_path / "many.parquet", row_group_size=100)
+    assert answers(tmp_path / "many.parquet") == [f"kind {n}" for n in range(700)]
 
 
 def test_a_class_is_its_name(tmp_path):
@@ -288,7 +292,11 @@ def test_hidden_files_and_checkpoints_are_passed_over(tmp_path):
         write(tmp_path / f"{name}.jsonl")
     for name in ("dataset_infos.json", "notes.json"):
         (tmp_path / name).write_text("{}")
-    assert questions(tmp_path) == ["a.jsonl"]
+    for path in (tmp_path, tmp_path / "**" / "*.jsonl"):
+        assert questions(path) == ["a.jsonl"]
+    # A folder that is named itself is meant.
+    assert questions(tmp_path / "checkpoint-500") == ["c.jsonl"]
+    assert questions(tmp_path / "checkpoint-500" / "*.jsonl") == ["c.jsonl"]
 
 
 def test_a_single_file_has_no_other_split(tmp_path):
