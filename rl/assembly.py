@@ -88,8 +88,11 @@ class TrainingServices(SamplingServices):
     learner: RayLearner
 
 
-def gather_inputs(config: Config) -> RunInputs:
-    """Load model directory, templates and prompts; raises ValueError for input that cannot run."""
+def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
+    """Load model directory, templates and prompts; raises ValueError for input that cannot run.
+
+    is_trained: whether the policy learns; one that only answers may be of more kinds.
+    """
     gpus, visible = config.resources.gpus, count_visible_gpus()
     if config.resources.ray_address is None and gpus > visible:
         raise ValueError(
@@ -106,7 +109,8 @@ def gather_inputs(config: Config) -> RunInputs:
         )
     # After a weight update vLLM on CPU keeps the old output layer of a model whose embeddings are
     # tied, so there the run works on an untied copy.
-    model = resolve_model(builtin_policy(config.policy.model), untie=config.resources.gpus == 0)
+    name, on_cpu = builtin_policy(config.policy.model), config.resources.gpus == 0
+    model = resolve_model(name, untie=on_cpu, is_trained=is_trained)
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model))
     chat.require_switch(mode.thinking for mode in config.modes.values())

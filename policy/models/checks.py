@@ -6,7 +6,9 @@ of loading and several tracebacks.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
@@ -17,6 +19,10 @@ from rl.data.media.minicpmv_config import register_config
 
 # transformers has no class for this model type and would want the checkpoint's own code for it.
 register_config()
+
+ADAPTER_CONFIG = "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf")
 
 
 def read_config(directory: Path) -> PretrainedConfig:
@@ -29,6 +35,13 @@ def read_config(directory: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
+        # Where transformers has the model type itself, it never looks at the checkpoint's code.
+        if "trust_remote_code" in str(error):
+            code = read_json(directory / "config.json").get("auto_map")
+            raise ValueError(
+                f"policy.model: {directory} can only be loaded by code of its own ({code}), which "
+                "is never run here; take a model whose type transformers has built in"
+            ) from None
         raise ValueError(
             f"policy.model: {directory}/config.json cannot be used: {error}"
         ) from error
@@ -44,19 +57,70 @@ def refuse_unusable_weights(directory: Path, config: PretrainedConfig) -> None:
             "causal language model that transformers knows, nor one of the vision-language models "
             f"that can be trained ({trainable})"
         )
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
+    files = weight_files(directory)
+    # transformers loads the base that an adapter names, and passes over the weights beside it.
+    if files and (directory / ADAPTER_CONFIG).is_file():
         raise ValueError(
-            f"policy.model: {directory} has no *.safetensors weights; save the model with "
-            "save_pretrained, which writes them"
+            f"policy.model: {directory} holds weights and an adapter ({ADAPTER_CONFIG}) beside "
+            "them; move the adapter's files to a directory of their own, which policy.model then "
+            "names to train with the adapter, or remove them"
         )
-    for file in files:
+    if not files:
+        others = sorted(f.name for kind in OTHER_WEIGHTS for f in directory.glob(kind))
+        raise ValueError(
+            f"policy.model: {directory} has no *.safetensors weights"
+            + (f", but {', '.join(others[:3])}" if others else "")
+            + "; save the model with save_pretrained, which writes them: "
+            "AutoModelForCausalLM.from_pretrained(DIR, dtype='auto').save_pretrained(NEW_DIR). Of "
+            "a Hugging Face name only these weights are downloaded"
+        )
+    present = {file.name for file in files}
+    shards = read_json(directory / INDEX).get("weight_map")
+    if shards is None and "model.safetensors" not in present:
+        raise ValueError(
+            f"policy.model: {directory} has weights in {', '.join(sorted(present)[:3])} and no "
+            f"{INDEX} that says what is in which; download it too, or save the model anew with "
+            "save_pretrained"
+        )
+    if missing := sorted(set((shards or {}).values()) - present):
+        raise ValueError(
+            f"policy.model: {directory} lacks {len(missing)} of the files that its {INDEX} names, "
+            f"such as {missing[0]}; download it again, as a whole"
+        )
+    stored_names(directory)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files of a model's own weights, those of an adapter left out."""
+    files = sorted(directory.glob("*.safetensors"))
+    return [file for file in files if not file.name.startswith("adapter_model")]
+
+
+def stored_names(directory: Path) -> set[str]:
+    """The names of all stored tensors; raises ValueError for a file that is damaged."""
+    names: set[str] = set()
+    for file in weight_files(directory):
         # Opening reads the header, which tells whether the file has as many bytes as it says.
         try:
-            with safe_open(file, framework="pt"):
-                pass
+            with safe_open(file, framework="pt") as opened:
+                names.update(opened.keys())
         except SafetensorError as error:
-            raise ValueError(f"policy.model: {file} is damaged or cut short: {error}") from error
+            raise ValueError(
+                f"policy.model: {file} is damaged or cut short: {error}; download it again (git "
+                "lfs pull, where the directory was cloned)"
+            ) from error
+    return names
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a file of a model directory; empty where the directory has none."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def refuse_longer_than_model(directory: Path, max_model_length: int) -> None:

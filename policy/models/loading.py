@@ -11,38 +11,47 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
-from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from policy.models.cache import default_cache_dir, digest, find_model, made_once
-from policy.models.checks import read_config, refuse_unusable_weights
+from policy.models.checks import (
+    ADAPTER_CONFIG,
+    read_config,
+    read_json,
+    refuse_unusable_weights,
+    weight_files,
+)
 from policy.models.family import model_family
+from policy.models.trainable import refuse_untrainable
 from rl.config.policy import Part, PolicyConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 """Files that hold weights; a model directory's other files go along with any new weights."""
 
-# Settings that change logits after the output layer, which logprobs.py applies alone.
-_LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 _log = logging.getLogger(__name__)
 
 
-def resolve_model(name: str, untie: bool) -> Path:
+def resolve_model(name: str, untie: bool, is_trained: bool = False) -> Path:
     """Return the model directory that learner and engines load.
 
-    name: a directory, or the name of a Hugging Face model. With `untie`, a model with tied
-    embeddings is replaced by an untied copy: vLLM on CPU keeps an outdated output layer of a tied
-    one after a weight update.
+    name: a directory, or the name of a Hugging Face model. A LoRA adapter becomes a copy of its
+    base model with the adapter merged into it. With `untie`, a model with tied embeddings is
+    replaced by an untied copy: vLLM on CPU keeps an outdated output layer of a tied one after a
+    weight update.
 
-    Raises ValueError if there is no such model.
+    Raises ValueError if there is no such model, or if it `is_trained` and cannot be.
     """
-    # Checked before it is copied: untying loads the whole model.
+    # Checked before it is copied: merging and untying load the whole model.
     directory = find_model(name, "policy.model")
+    if (directory / ADAPTER_CONFIG).is_file() and not weight_files(directory):
+        directory = merged_copy(directory, default_cache_dir())
     config = read_config(directory)
     refuse_unusable_weights(directory, config)
+    if is_trained:
+        refuse_untrainable(directory, config)
     if config.tie_word_embeddings and untie:
         return untied_copy(directory, default_cache_dir())
     return directory
@@ -52,16 +61,10 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
     """Load the model on CPU, ready to train: no dropout, only the adapter trainable under LoRA.
 
     In bfloat16 the weights are what the engines hold; DeepSpeed makes the float32 master weights.
-    Raises ValueError for a directory or an architecture that the learner cannot train.
+    What cannot be trained was refused before (trainable.py); raises ValueError for a directory
+    without a model, and for a part of it that it does not have.
     """
     model_config = read_config(directory)
-    text_config = model_config.get_text_config()
-    values = {name: text_config.to_dict().get(name) for name in _LOGIT_SETTINGS}
-    if changed := {name: value for name, value in values.items() if value not in (None, 1)}:
-        raise ValueError(
-            f"{text_config.model_type} changes its logits after the output layer ({changed}), "
-            "which the learner does not compute; take a model without these settings"
-        )
     _without_dropout(model_config)
     disable_progress_bar()
     model = auto_class(model_config).from_pretrained(
@@ -74,7 +77,6 @@ def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | Peft
         local_files_only=True,
     )
     model_family(model_config.model_type).prepare(model)
-    _refuse_renamed_parameters(model, directory)
     if config.gradient_checkpointing:
         # The reentrant kind gives no gradient where no input of a block wants one, as under LoRA.
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -94,25 +96,6 @@ def _without_dropout(config: PretrainedConfig) -> None:
             _without_dropout(value)
         elif "drop" in name and isinstance(value, float):
             setattr(config, name, 0.0)
-
-
-def _refuse_renamed_parameters(model: PreTrainedModel, directory: Path) -> None:
-    """Raise ValueError for a model whose parameters do not have the names of its checkpoint."""
-    # transformers renames some weights when it loads them, such as fused experts. Engines are sent
-    # the learner's parameters by name, and would not know the new names.
-    stored: set[str] = set()
-    for file in directory.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            stored.update(opened.keys())
-    model_type = model.config.model_type
-    stored_name = model_family(model_type).checkpoint_name
-    names = {stored_name(model_type, name) for name, _ in model.named_parameters()}
-    if stored and (renamed := sorted(names - stored)):
-        raise ValueError(
-            f"{model_type} has parameters that its checkpoint names otherwise, such "
-            f"as {renamed[0]}; the learner cannot send these to the engines (mixtures of experts "
-            "are not supported)"
-        )
 
 
 def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel | PeftModel:
@@ -178,12 +161,47 @@ def _targets(
     return chosen
 
 
+def merged_copy(adapter: Path, cache_dir: Path) -> Path:
+    """Return a copy of an adapter's base model with the adapter merged into it; made once.
+
+    Raises ValueError if the base is not to be had, or cannot be merged with.
+    """
+    name = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not name:
+        raise ValueError(f"policy.model: {adapter} is an adapter that names no base model")
+    base = find_model(name, f"policy.model {adapter} is an adapter, and its base model")
+    config = read_config(base)
+    refuse_unusable_weights(base, config)
+    # Merging rounds a quantised base, and the learner could not train it.
+    refuse_untrainable(base, config)
+    target = cache_dir / f"merged-{digest([*_stamps(base), *_stamps(adapter)])}"
+
+    def write(aside: Path) -> None:
+        _log.warning("merging the adapter %s into its base %s: %s", adapter, base, target)
+        copy_companions(base, aside)
+        # Over those of the base: a fine-tune may have its own tokenizer and chat template.
+        copy_companions(adapter, aside)
+        (aside / ADAPTER_CONFIG).unlink()
+        model = auto_class(config).from_pretrained(
+            base, dtype="auto", trust_remote_code=False, local_files_only=True
+        )
+        try:
+            merged: Any = PeftModel.from_pretrained(model, adapter)
+            merged.merge_and_unload().save_pretrained(aside)
+        # PEFT says by any of these that the adapter does not fit, or is of a kind without weights
+        # to merge, such as a tuned prompt.
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"policy.model: the adapter {adapter} cannot be merged into its base {base}: "
+                f"{error}; merge it where it was trained, and name the result"
+            ) from error
+
+    return made_once(target, write)
+
+
 def untied_copy(directory: Path, cache_dir: Path) -> Path:
     """Return a copy of a tied model whose output layer has weights of its own; made once."""
-    # Times of change stand for the weights: hashing the bytes of a large model takes minutes.
-    stamps = [(str(directory.resolve()), (directory / "config.json").read_text())]
-    stamps += [(f.name, f.stat().st_mtime_ns) for f in sorted(directory.glob("*.safetensors"))]
-    target = cache_dir / f"untied-{digest(stamps)}"
+    target = cache_dir / f"untied-{digest(_stamps(directory))}"
 
     def write(aside: Path) -> None:
         _log.warning("untying the embeddings of %s for the CPU engines: %s", directory, target)
@@ -199,6 +217,16 @@ def untied_copy(directory: Path, cache_dir: Path) -> Path:
         model.save_pretrained(aside)
 
     return made_once(target, write)
+
+
+def _stamps(directory: Path) -> list[tuple[str, Any]]:
+    """What tells the model or adapter of a directory from any other."""
+    # Times of change stand for the weights: hashing the bytes of a large model takes minutes.
+    settings = [directory / name for name in ("config.json", ADAPTER_CONFIG)]
+    texts = [file.read_text(encoding="utf-8") for file in settings if file.is_file()]
+    files = sorted([*directory.glob("*.safetensors"), *directory.glob("adapter_model.bin")])
+    stamps: list[tuple[str, Any]] = [(str(directory.resolve()), text) for text in texts]
+    return stamps + [(file.name, file.stat().st_mtime_ns) for file in files]
 
 
 def copy_companions(source: Path, target: Path) -> None:

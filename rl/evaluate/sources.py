@@ -80,7 +80,7 @@ def engine_sources(
         settings = config.policy.model_copy(update={"model": policy})
         config = config.model_copy(update={"policy": settings})
     # An evaluation measures accuracy; the preference model would take a GPU and change no figure.
-    inputs = gather_inputs(config.without_preference())
+    inputs = gather_inputs(config.without_preference(), is_trained=False)
 
     @asynccontextmanager
     async def engines(model: Path, state: Any = None) -> AsyncIterator[Session]:
