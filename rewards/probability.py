@@ -19,6 +19,7 @@ from rewards.composition import Accuracy
 from rewards.rules.reading.candidates import answer_start
 from rewards.rules.verifier import NotScorable, reference_answer
 from rewards.text.format import format_reward
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import ProbabilityConfig
 from rl.data.references import accepted_answers
 from rl.loop.interfaces import GenerationFailed, ReferenceScorer
@@ -51,8 +52,15 @@ class Splice(Protocol):
 class ProbabilityReward:
     """Scores references; keeps the baseline of every prompt it has seen."""
 
-    def __init__(self, config: ProbabilityConfig, scorer: ReferenceScorer, splice: Splice) -> None:
+    def __init__(
+        self,
+        config: ProbabilityConfig,
+        scorer: ReferenceScorer,
+        splice: Splice,
+        tags: ThinkTags = THINK_TAGS,
+    ) -> None:
         self._config = config
+        self._tags = tags
         self._scorer = scorer
         self._splice = splice
         self._baselines: dict[str, float] = {}
@@ -93,7 +101,7 @@ class ProbabilityReward:
     ) -> ReferenceRequest | Accuracy:
         """The splice of one trajectory, or what it gets where there is no answer to replace."""
         trajectory = group.trajectories[index]
-        if invalid := unanswered(self._config, trajectory, thinking):
+        if invalid := unanswered(self._config, trajectory, thinking, self._tags):
             return invalid
         answer = trajectory.answer or ""
         start = answer_start(answer)
@@ -136,10 +144,13 @@ class ProbabilityReward:
 
 
 def unanswered(
-    config: ProbabilityConfig, trajectory: Trajectory, thinking: bool
+    config: ProbabilityConfig,
+    trajectory: Trajectory,
+    thinking: bool,
+    tags: ThinkTags = THINK_TAGS,
 ) -> Accuracy | None:
     """What a trajectory gets that has no well-formed answer to replace; None where it has one."""
-    if format_reward(trajectory, thinking):
+    if format_reward(trajectory, thinking, tags):
         return None
     if config.invalid == "zero":
         return Accuracy(0.0, ROUTE)

@@ -22,6 +22,7 @@ from rewards.probability import ProbabilityReward
 from rewards.rules.routes import NATURAL, ROUTES
 from rewards.rules.verifier import NotScorable, route_of
 from rewards.text.text_rewards import question_text
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
 from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, Score, not_scorable
@@ -50,9 +51,11 @@ class PreferredAnswers:
     """Implements PreferenceSource: shows a model the final answers of a group."""
 
     model: PreferenceModel
+    tags: ThinkTags = THINK_TAGS
 
     async def preferences(self, group: RolloutGroup) -> Sequence[Preference]:
-        shown = [preference_input(group.request.prompt, t) for t in group.trajectories]
+        prompt, tags = group.request.prompt, self.tags
+        shown = [preference_input(prompt, t, tags) for t in group.trajectories]
         scores = iter(await self.model.score([s for s in shown if s is not None]))
         return [
             Preference(None, None) if s is None else Preference(s.answer, next(scores))

@@ -67,10 +67,13 @@ class RunInputs:
     """How many of the checked prompts each accuracy reward takes, or why it cannot."""
     preference_model: Path | None
     """Directory of the reward model or judge; None where there is none."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the model and its chat template."""
 
     def encode(self, prompt: Prompt, mode: str) -> tuple[int, ...]:
         """Prompt token ids up to where sampling starts in this mode."""
-        return self.chat.prompt_token_ids(prompt, self.config.modes[mode].thinking)
+        asked = self.config.modes[mode]
+        return self.chat.prompt_token_ids(prompt, asked.thinking, asked.chat_template_kwargs)
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,8 @@ def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
     name, on_cpu = builtin_policy(config.policy.model), config.resources.gpus == 0
     model = resolve_model(name, untie=on_cpu, is_trained=is_trained)
     refuse_longer_than_model(model, config.rollout.max_model_length)
-    chat = ChatTemplate(str(model))
-    chat.require_switch(mode.thinking for mode in config.modes.values())
+    chat = ChatTemplate(str(model), config.policy.think_tags)
+    notes = tuple(chat.check_policy(config.modes))
     leave_out_oversized(config, stream, chat, _media_token_counter(config, model, chat))
     heldout = tuple(stream.heldout(config.eval.prompts))
     reward = with_checked_plugins(config.reward)
@@ -129,7 +132,7 @@ def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
         preference_model = find_model(name, "the preference model")
         (check_judge if preference.kind == "judge" else check_reward_model)(preference_model)
     config = config.model_copy(update={"reward": reward})
-    return RunInputs(config, model, stream, chat, heldout, routes, preference_model)
+    return RunInputs(config, model, stream, chat, heldout, routes, preference_model, notes)
 
 
 def resolve_reference(config: Config, model: str) -> Path:
@@ -270,7 +273,8 @@ async def _start_sampling(
     closers: gets what will end their processes. model: directory of the engines' weights.
     """
     config, probability = inputs.config, None
-    text = TextRewardClient.start(config.reward, config.modes)
+    tags = config.policy.think_tags
+    text = TextRewardClient.start(config.reward, config.modes, tags)
     closers.append(text.close)
     settings = WorkerSettings(
         # Absolute: an actor of a joined Ray starts in another working directory.
@@ -280,6 +284,7 @@ async def _start_sampling(
         tensor_parallel=config.rollout.tensor_parallel,
         transport=config.transport,
         thinking={name: mode.thinking for name, mode in config.modes.items()},
+        tags=tags,
         seed=config.seed,
         scores_references=scores_responses or config.reward.probability is not None,
         engine=config.rollout.engine,
@@ -305,9 +310,11 @@ async def _start_sampling(
         # Without a learner the engines score instead; both give the same numbers.
         by_learner = config.reward.probability.scorer == "learner"
         scorer = learner if by_learner and learner is not None else engine
-        splice = Splice(inputs.chat, config.rollout.max_model_length)
-        probability = ProbabilityReward(config.reward.probability, scorer, splice)
-    preferred = None if preference is None else PreferredAnswers(preference)
+        # Without reasoning a prompt is put as in a mode that has none, if there is one.
+        direct = (m.chat_template_kwargs for m in config.modes.values() if not m.thinking)
+        splice = Splice(inputs.chat, config.rollout.max_model_length, next(direct, {}))
+        probability = ProbabilityReward(config.reward.probability, scorer, splice, tags)
+    preferred = None if preference is None else PreferredAnswers(preference, tags)
     service = RewardService(config.reward, config.modes, text, probability, preferred)
     return SamplingServices(engine, service)
 

@@ -1,15 +1,16 @@
 """Chat templates per mode: how a prompt is put to the policy, and how its text is taken apart.
 
 A mode that reasons ends its prompt with an open think tag, so the sampled text has only the
-closing one; a mode that answers at once ends it with an empty think block.
+closing one; a mode that answers at once ends it with an empty think block. Where the chat template
+has endings of its own for the two, they stay as they are, because the model was taught with them.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,52 +18,157 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from rl.config.policy import THINK_TAGS, ThinkTags
+from rl.config.rollout import ModeConfig
 from rl.config.run import Config
 from rl.data.media.families import unsampled_token_ids, vision_family
 from rl.data.media.names import shortened
-from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt
+from rl.loop.stages import Prompt
+from rl.run.files import read_json
 from rollout.prompts.stream import PromptStream
 
-EMPTY_BLOCK = f"{OPEN_THINK}\n\n{CLOSE_THINK}\n\n"
+SWITCHES = ("enable_thinking", "thinking")
+"""The variables by which chat templates are told whether to reason: Qwen3's, and DeepSeek's."""
+KNOWN_TAGS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<reasoning>", "</reasoning>"),
+)
+"""Tags that models have around their reasoning, in their templates or in what they write."""
+NO_VARIABLES: Mapping[str, Any] = {}
+SAMPLE = Prompt("sample", ({"role": "user", "content": "2+2?"},), "4")
+DAYS = (datetime(2001, 2, 3), datetime(2002, 3, 4))
 SHOWN_IDS = 5
 
 
 class ChatTemplate:
-    def __init__(self, path: str) -> None:
-        """Load the tokenizer of a model directory; raises ValueError if it has no chat template."""
+    def __init__(self, path: str, tags: ThinkTags = THINK_TAGS) -> None:
+        """Load the tokenizer of a model directory; tags: around the model's reasoning.
+
+        Raises ValueError if there is no tokenizer, chat template or end of sequence to use.
+        """
         self._path = path
-        self._model_type: str = _read_json(Path(path) / "config.json").get("model_type", "")
+        self._tags = tags
+        config = read_json(Path(path) / "config.json")
+        self._model_type: str = config.get("model_type", "")
         self._family = vision_family(self._model_type)
         self.shows_media = self._family is not None
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        self._tokenizer: Any = _open_tokenizer(path)
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer of {path} has no chat template; take an instruction-tuned model or "
                 "put a chat_template.jinja into its directory"
             )
-        # The tokens at which an engine stops: the tokenizer's own and the generation config's. Chat
-        # models often end a turn with another token than the tokenizer's end of sequence.
-        ends = _read_json(Path(path) / "generation_config.json").get("eos_token_id") or []
-        self._end_tokens = {*(ends if isinstance(ends, list) else [ends])}
-        self._end_tokens |= {self._tokenizer.eos_token_id} - {None}
+        self.end_tokens = stored_end_tokens(Path(path)) | {self._tokenizer.eos_token_id} - {None}
+        rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+        vocabulary = self._tokenizer.get_vocab() if rows else {}
+        self._without_embedding = {n: token for token, n in vocabulary.items() if n >= rows}
+        opening, closing = re.escape(tags.open), re.escape(tags.close)
+        self._opened = re.compile(rf"{opening}\s*\Z")
+        self._closed = re.compile(rf"(?:{opening}\s*)?{closing}\s*\Z")
+        # Found out by asking: a template may name a variable and do nothing with it.
+        self.switch: str | None = None
         try:
-            # Found out by asking: templates spell the switch in many ways, or have none.
-            sample = [{"role": "user", "content": "2+2?"}]
-            self._has_switch = self._apply(sample, True) != self._apply(sample, False)
+            for name in SWITCHES:
+                if self._apply(SAMPLE, {name: True}) != self._apply(SAMPLE, {name: False}):
+                    self.switch = name
+                    break
         except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template of {path} cannot be used: {error}") from error
-        if not self.token_ids("2+2?"):
-            raise ValueError(f"{path} has no usable tokenizer; add its tokenizer.json")
 
-    def prompt_token_ids(self, prompt: Prompt, thinking: bool) -> tuple[int, ...]:
+    def check_policy(self, modes: Mapping[str, ModeConfig]) -> list[str]:
+        """What a person should know of how a policy with these modes is asked.
+
+        Raises ValueError for a policy that cannot be asked, or would never end a response.
+        """
+        if not self.end_tokens:
+            raise ValueError(
+                f"{self._path} names no end of sequence, so no response would end by itself; set "
+                "eos_token in its tokenizer_config.json, or eos_token_id in its config.json"
+            )
+        # Gemma 3 reads text alone at its smallest size, and has the tokenizer of its siblings: it
+        # has no embedding for the placeholder of an image, which only a prompt could write.
+        used = {
+            number: token
+            for number, token in self._without_embedding.items()
+            if not re.search("image|audio|video", token)
+        }
+        if used:
+            number, token = min(used.items())
+            raise ValueError(
+                f"the tokenizer of {self._path} has {len(used)} tokens that the model has no "
+                f"embedding for, such as {token!r} with the id {number}; call "
+                "resize_token_embeddings(len(tokenizer)) and save the model, or remove the tokens"
+            )
+        source, rendered = self._tokenizer.get_chat_template(), {}
+        for name, mode in modes.items():
+            key, variables = f"modes.{name}.chat_template_kwargs", mode.chat_template_kwargs
+            # The template would ignore it in silence, for the whole run.
+            if unread := [v for v in variables if not re.search(rf"\b{re.escape(v)}\b", source)]:
+                raise ValueError(
+                    f"{key} sets {', '.join(unread)}, which the chat template of {self._path} "
+                    "never reads; write the names that stand in the template"
+                )
+            if self.switch and variables.get(self.switch, mode.thinking) != mode.thinking:
+                raise ValueError(
+                    f"{key}.{self.switch} is {variables[self.switch]} and modes.{name}.thinking is "
+                    f"{mode.thinking}; leave the former out, it follows the latter"
+                )
+            text = rendered[name] = self._apply(SAMPLE, self._variables(mode.thinking, variables))
+            if mode.thinking and self._closed.search(text):
+                raise ValueError(
+                    f"the chat template of {self._path} ends a prompt of mode {name}, which "
+                    f"reasons, with {text[-40:]!r}; set the variable that makes it reason in {key}"
+                )
+        said, tags = [], self._tags
+        reasoning = {rendered[name] for name, mode in modes.items() if mode.thinking}
+        if any(rendered[name] in reasoning for name, mode in modes.items() if not mode.thinking):
+            said.append(
+                f"the chat template of {self._path} has no switch for reasoning, so both kinds of "
+                f"modes share it: a mode that reasons opens {tags.open} at the end of the prompt, "
+                "and one that answers at once closes it there. A model that never saw these tags "
+                "has to learn them; where the template takes another variable, set "
+                "modes.*.chat_template_kwargs"
+            )
+        others = [each for each in KNOWN_TAGS if each[0] in source]
+        if others and tags.open not in source:
+            said.append(
+                f"the chat template of {self._path} writes {others[0][0]}, and prompts are given "
+                f"{tags.open}; for its own tags write policy.think_tags: "
+                f'{{open: "{others[0][0]}", close: "{others[0][1]}"}} into the recipe'
+            )
+        # A variable of this name hides the clock that every template is given.
+        variables = next(iter(modes.values())).chat_template_kwargs
+        days = [self._apply(SAMPLE, {"strftime_now": day.strftime, **variables}) for day in DAYS]
+        if days[0] != days[1]:
+            said.append(
+                f"the chat template of {self._path} writes the current day into every prompt, so "
+                "a run that goes on another day asks other prompts; set the day by "
+                "modes.*.chat_template_kwargs where the template takes it (date_string of Llama), "
+                "or put a chat_template.jinja without it into the model's directory"
+            )
+        return said
+
+    def prompt_token_ids(
+        self, prompt: Prompt, thinking: bool, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> tuple[int, ...]:
         """Return the prompt's tokens up to where sampling starts; ends as the module says.
 
-        Each medium is one marker of its family. Raises ValueError if the template refuses the
-        messages, and for markers that do not match the prompt's media.
+        variables: of the chat template, beside the switch. Each medium is one marker of its family.
+        Raises ValueError if the template refuses the messages, and for markers that do not match
+        the prompt's media.
         """
-        text = self._render(prompt, thinking)
+        text = self._render(prompt, thinking, variables)
         if self._family is None:
-            return self.token_ids(text)
+            ids = self.token_ids(text)
+            if unknown := [i for i in ids if i in self._without_embedding]:
+                raise ValueError(
+                    f"prompt {prompt.id} writes {self._without_embedding[unknown[0]]}, for which "
+                    f"{self._path} has no embedding; remove it from the text"
+                )
+            return ids
         # Piece by piece, so that no marker's end is tokenised with the text that follows it: the
         # engine looks for the marker's own tokens.
         pieces = re.split(f"({'|'.join(map(re.escape, self._family.markers.values()))})", text)
@@ -93,23 +199,35 @@ class ChatTemplate:
         """Return the tokens of a text alone, without any that a model puts around it."""
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def response_token_ids(self, text: str, is_ended: bool) -> tuple[int, ...]:
+    def response_token_ids(
+        self, text: str, is_ended: bool, end_token: int | None = None
+    ) -> tuple[int, ...]:
         """Return a response's text as tokens, with the end of sequence where it was sampled.
 
-        They may be others than those that were sampled, of the same text.
+        They may be others than those that were sampled, of the same text. end_token: the end that
+        was sampled; None where that is not known, and it is then the tokenizer's own.
         """
-        return (*self.token_ids(text), *([self._tokenizer.eos_token_id] if is_ended else []))
+        if not is_ended:
+            return self.token_ids(text)
+        ends = (end_token, self._tokenizer.eos_token_id, *sorted(self.end_tokens))
+        return (*self.token_ids(text), next(end for end in ends if end is not None))
 
-    def length_above(self, prompt: Prompt, thinking: bool, limit: int) -> int | None:
+    def length_above(
+        self,
+        prompt: Prompt,
+        thinking: bool,
+        limit: int,
+        variables: Mapping[str, Any] = NO_VARIABLES,
+    ) -> int | None:
         """Return the prompt's length in tokens where that is more than `limit`, else None.
 
         Quick for most prompts: a text has no more tokens than UTF-8 bytes, so one whose bytes
         fit need not be tokenised. Media count as their markers.
         """
-        text = self._render(prompt, thinking)
+        text = self._render(prompt, thinking, variables)
         if not prompt.media and len(text.encode()) <= limit:
             return None
-        length = len(self.prompt_token_ids(prompt, thinking))
+        length = len(self.prompt_token_ids(prompt, thinking, variables))
         return length if length > limit else None
 
     def text(self, token_ids: Sequence[int]) -> str:
@@ -117,7 +235,7 @@ class ChatTemplate:
         # Kept, because a policy that writes special tokens must be seen to write them: a reward
         # that never sees them cannot punish them.
         ids = [int(token) for token in token_ids]
-        if ids and ids[-1] in self._end_tokens:
+        if ids and ids[-1] in self.end_tokens:
             ids.pop()
         return self.raw_text(ids)
 
@@ -127,42 +245,41 @@ class ChatTemplate:
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
-    def require_switch(self, thinking: Iterable[bool]) -> None:
-        """Raise ValueError if modes differ in thinking but the template cannot tell them apart."""
-        if len(set(thinking)) == 2 and not self._has_switch:
-            raise ValueError(
-                f"the chat template of {self._path} answers the same with enable_thinking true and "
-                "false, so it cannot ask for both kinds of modes; take a model whose template has "
-                "that switch (Qwen3, MiniCPM), or add it to its chat_template.jinja"
-            )
+    def _variables(self, thinking: bool, others: Mapping[str, Any]) -> dict[str, Any]:
+        """What the template is told in a mode."""
+        # Also where it does nothing with a single question: other messages may make a difference.
+        return {self.switch or SWITCHES[0]: thinking, **others}
 
-    def _render(self, prompt: Prompt, thinking: bool) -> str:
+    def _render(self, prompt: Prompt, thinking: bool, variables: Mapping[str, Any]) -> str:
         if prompt.media and not self.shows_media:
             raise ValueError(
                 f"prompt {prompt.id} shows {len(prompt.media)} images or videos, and {self._path} "
                 "reads text only; take a vision-language model, or data without media"
             )
         try:
-            text = self._apply(prompt.messages, thinking)
+            text = self._apply(prompt, self._variables(thinking, variables))
+            opened, closed = self._opened.search(text), self._closed.search(text)
+            if thinking:
+                # A message may outweigh the template's switch (/no_think). The mode outweighs it.
+                text = text[: closed.start()] if closed else text
+                return text if opened else f"{text}{self._tags.open}\n"
+            if opened:
+                # A template that always reasons: what it opened is closed at once.
+                return text[: opened.start()] + self._tags.empty_block
+            # A template with a switch knows how its model is told to answer at once, even if that
+            # is without any think block; unless a message outweighs the switch (/think).
+            told = {**variables, self.switch: True} if self.switch else None
+            if closed or (told is not None and self._apply(prompt, told) != text):
+                return text
+            return text + self._tags.empty_block
         except (TemplateError, TypeError) as error:
             raise ValueError(
                 f"the chat template of {self._path} refuses prompt {prompt.id}: {error}"
             ) from error
-        # What the template leaves open is closed here, so that the sampled text starts the same
-        # way for every model: inside the think block, or after an empty one.
-        if thinking:
-            if text.endswith(OPEN_THINK):
-                return f"{text}\n"
-            return text if text.endswith(f"{OPEN_THINK}\n") else f"{text}{OPEN_THINK}\n"
-        if text.endswith((OPEN_THINK, f"{OPEN_THINK}\n")):
-            return text.removesuffix("\n").removesuffix(OPEN_THINK) + EMPTY_BLOCK
-        # A template with the switch knows how its model is told to answer at once, even if that is
-        # without any think block.
-        return text if self._has_switch or text.endswith(EMPTY_BLOCK) else text + EMPTY_BLOCK
 
-    def _apply(self, messages: Sequence[Any], thinking: bool) -> str:
+    def _apply(self, prompt: Prompt, variables: Mapping[str, Any]) -> str:
         family = self._family
-        turns = [dict(message) for message in messages]
+        turns = [dict(message) for message in prompt.messages]
         if family is not None and not family.chat_takes_parts:
             # One text for each message, and a line for each part of it, as in the published chat of
             # MiniCPM-V.
@@ -173,7 +290,7 @@ class ChatTemplate:
                         for part in turn["content"]
                     )
         return self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+            turns, tokenize=False, add_generation_prompt=True, **variables
         )
 
 
@@ -205,7 +322,8 @@ def leave_out_oversized(
             seen = media_tokens(prompt)
             for name in config.modes if pin is None else (pin,):
                 mode = config.modes[name]
-                length = chat.length_above(prompt, mode.thinking, limit - mode.max_tokens - seen)
+                room, variables = limit - mode.max_tokens - seen, mode.chat_template_kwargs
+                length = chat.length_above(prompt, mode.thinking, room, variables)
                 if length is not None:
                     too_long[name][prompt.id] = length + seen
         if not too_long:
@@ -233,11 +351,33 @@ def leave_out_oversized(
         prompts = ((prompt, None) for prompt in stream.heldout(config.eval.prompts))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """Return a file of a model directory; empty where the directory has none."""
-    if not file.is_file():
-        return {}
+def _open_tokenizer(path: str) -> Any:
+    """The tokenizer of a model directory; raises ValueError where there is none to use."""
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        # transformers makes an empty one for some models that have none.
+        if tokenizer(SAMPLE.messages[0]["content"], add_special_tokens=False)["input_ids"]:
+            return tokenizer
+        why = "it has no files of one"
+    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            why = "it is code of the checkpoint, which is never run here"
+    raise ValueError(
+        f"{path} has no usable tokenizer: {why}; copy tokenizer.json and tokenizer_config.json "
+        "there, from the model that it was made from"
+    )
+
+
+def stored_end_tokens(directory: Path) -> set[int]:
+    """The tokens that end a response by the files of a model, besides the tokenizer's own."""
+    # Chat models often end a turn with another token than the tokenizer's end of sequence.
+    config = read_json(directory / "config.json")
+    # Of a vision-language model the settings of its language model count where it has none itself.
+    settings = (config.get("text_config") or {}) | config
+    ends = [
+        stored.get("eos_token_id")
+        for stored in (read_json(directory / "generation_config.json"), settings)
+    ]
+    listed = chain.from_iterable(each if isinstance(each, list) else [each] for each in ends)
+    return {token for token in listed if token is not None}

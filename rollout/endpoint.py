@@ -23,11 +23,11 @@ import numpy as np
 import openai
 from openai.types.chat import ChatCompletion
 
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.data.media.names import MediaError, StillImage
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (
-    CLOSE_THINK,
     Prompt,
     RolloutGroup,
     RolloutRequest,
@@ -90,14 +90,17 @@ async def open_endpoint(
     thinking: Mapping[str, bool],
     deadline_s: float,
     media: MediaStore,
+    variables: Mapping[str, Mapping[str, Any]] = {},
+    tags: ThinkTags = THINK_TAGS,
 ) -> AsyncIterator[Endpoint]:
     """An endpoint that can be asked; raises ValueError if it refuses what every request has in it.
 
     thinking: whether each mode reasons. deadline_s: of one response, its retries included. media:
-    reads the images of prompts.
+    reads the images of prompts. variables: of the chat template by mode, beside enable_thinking.
+    tags: around reasoning.
     """
     async with _client(url, deadline_s, MAX_RETRIES) as client:
-        endpoint = Endpoint(client, served_name, thinking, deadline_s, media)
+        endpoint = Endpoint(client, served_name, thinking, deadline_s, media, variables, tags)
         # One token, of reasoning if any mode has it, tells whether a parser sends that apart: it
         # then comes as reasoning, and the content stays empty.
         mode = max(thinking, key=thinking.__getitem__)
@@ -124,6 +127,8 @@ class Endpoint:
     thinking: Mapping[str, bool]
     deadline_s: float
     media: MediaStore
+    variables: Mapping[str, Mapping[str, Any]]
+    tags: ThinkTags
     splits_reasoning: bool = False
     """Whether a parser of the server sends reasoning apart from the answer."""
 
@@ -162,8 +167,8 @@ class Endpoint:
         text = choice.message.content or said or ""
         # A parser gives no reasoning where the text begins with the closing tag.
         if choice.message.content and (said is not None or (thinking and self.splits_reasoning)):
-            text = f"{said or ''}{CLOSE_THINK}{text}"
-        reasoning, answer = split_response(text, thinking)
+            text = f"{said or ''}{self.tags.close}{text}"
+        reasoning, answer = split_response(text, thinking, self.tags)
         trajectory = Trajectory(
             token_ids=token_ids,
             # Nobody trains on an endpoint's samples, so log-probabilities and versions are empty.
@@ -212,7 +217,10 @@ class Endpoint:
         Raises GenerationFailed if the request is at fault, ValueError if the server is.
         """
         asked_at = time.monotonic()
-        extra = EXTRA | {"chat_template_kwargs": {"enable_thinking": self.thinking[request.mode]}}
+        # As rl.export writes templates and the fields of each mode.
+        asked = {"enable_thinking": self.thinking[request.mode]}
+        asked |= self.variables.get(request.mode, {})
+        extra = EXTRA | {"chat_template_kwargs": asked}
         try:
             async with asyncio.timeout(self.deadline_s):
                 # In a thread, because encoding pictures would hold up the other requests.

@@ -8,17 +8,22 @@ text again may give others, and the engine's prefix cache then has nothing of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup
-from rollout.chat import ChatTemplate
+from rollout.chat import NO_VARIABLES, ChatTemplate
 
 
 class Splice:
-    def __init__(self, chat: ChatTemplate, max_length: int) -> None:
-        """max_length: tokens of context and reference that an engine takes."""
+    def __init__(
+        self, chat: ChatTemplate, max_length: int, variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> None:
+        """max_length: tokens of context and reference that an engine takes. variables: of the chat
+        template, where there is no reasoning."""
         self._chat = chat
         self._max_length = max_length
+        self._variables = variables
 
     def after_reasoning(
         self, group: RolloutGroup, index: int, kept_text: str, reference: str
@@ -45,7 +50,7 @@ class Splice:
         self, prompt: Prompt, reference: str, temperature: float
     ) -> ReferenceRequest | None:
         """The reference right after the prompt, with an empty think block; None if too long."""
-        context = self._chat.prompt_token_ids(prompt, thinking=False)
+        context = self._chat.prompt_token_ids(prompt, False, self._variables)
         request_id = f"baseline/{prompt.id}"
         return self._request(request_id, prompt, context, reference, temperature, None)
 

@@ -53,6 +53,7 @@ def trajectory(
     reasoning: str | None = None,
     answer: str | None = "12",
     finish_reason: str = "stop",
+    end_token: int | None = None,
 ) -> Trajectory:
     length = num_prompt + num_response
     mask = np.arange(length) >= num_prompt
@@ -65,6 +66,7 @@ def trajectory(
         text=text,
         reasoning=reasoning,
         answer=answer,
+        end_token=end_token,
     )
 
 

@@ -6,9 +6,7 @@ of loading and several tracebacks.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
@@ -16,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from rl.data.media.families import FAMILIES, vision_family
 from rl.data.media.minicpmv_config import register_config
+from rl.run.files import read_json
 
 # transformers has no class for this model type and would want the checkpoint's own code for it.
 register_config()
@@ -110,17 +109,6 @@ def stored_names(directory: Path) -> set[str]:
                 "lfs pull, where the directory was cloned)"
             ) from error
     return names
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a file of a model directory; empty where the directory has none."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
 
 
 def refuse_longer_than_model(directory: Path, max_model_length: int) -> None:

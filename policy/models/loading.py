@@ -19,13 +19,13 @@ from policy.models.cache import default_cache_dir, digest, find_model, made_once
 from policy.models.checks import (
     ADAPTER_CONFIG,
     read_config,
-    read_json,
     refuse_unusable_weights,
     weight_files,
 )
 from policy.models.family import model_family
 from policy.models.trainable import refuse_untrainable
 from rl.config.policy import Part, PolicyConfig
+from rl.run.files import read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.data.media.names import Medium
 from rl.loop.advantages import group_advantages, has_zero_variance
-from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt, Trajectory
+from rl.loop.stages import Prompt, Trajectory
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,17 @@ class PreferenceModel(Protocol):
         ...
 
 
-def preference_input(prompt: Prompt, trajectory: Trajectory) -> PreferenceInput | None:
+def preference_input(
+    prompt: Prompt, trajectory: Trajectory, tags: ThinkTags = THINK_TAGS
+) -> PreferenceInput | None:
     """Return what a preference model may see of a trajectory, or None if it has no answer."""
-    answer = final_answer(trajectory.answer, trajectory.finish_reason)
+    answer = final_answer(trajectory.answer, trajectory.finish_reason, tags)
     return PreferenceInput(prompt.messages, answer, prompt.media) if answer else None
 
 
-def final_answer(answer: str | None, finish_reason: str | None) -> str | None:
+def final_answer(
+    answer: str | None, finish_reason: str | None, tags: ThinkTags = THINK_TAGS
+) -> str | None:
     """Return what a response says at its end, without white space around it.
 
     answer: what stands after its reasoning. It says nothing where the reasoning never ended, where
@@ -56,7 +61,7 @@ def final_answer(answer: str | None, finish_reason: str | None) -> str | None:
     """
     if answer is None or finish_reason != "stop":
         return None
-    return answer.rpartition(CLOSE_THINK)[2].partition(OPEN_THINK)[0].strip() or None
+    return answer.rpartition(tags.close)[2].partition(tags.open)[0].strip() or None
 
 
 def group_preferences(raw: Sequence[float | None]) -> list[float]:

@@ -11,6 +11,7 @@ import ray
 
 from rewards.composition import TextParts
 from rewards.text.text_rewards import TextRewards
+from rl.config.policy import ThinkTags
 from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
 from rl.loop.stages import RolloutGroup
@@ -31,12 +32,14 @@ class TextRewardClient:
         self._answered = -math.inf
 
     @classmethod
-    def start(cls, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> TextRewardClient:
+    def start(
+        cls, config: RewardConfig, modes: Mapping[str, ModeConfig], tags: ThinkTags
+    ) -> TextRewardClient:
         """Start the actor; its first score waits until it is up."""
         # Without a core of its own: the work is done in worker processes, which reward.workers
         # counts.
         actor = ray.remote(TextRewards).options(num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT)
-        return cls(actor.remote(config, dict(modes)))
+        return cls(actor.remote(config, dict(modes), tags))
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
         """Raises RuntimeError if the actor is gone, TimeoutError if it answers nobody."""

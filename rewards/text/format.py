@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import re
 
-from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Trajectory
+from rl.config.policy import THINK_TAGS, ThinkTags
+from rl.loop.stages import Trajectory
 
 # Bounded gaps keep the search linear in the text.
-_TAG = re.compile(
-    r"[<\[]\s{0,4}/?\s{0,4}think(?:ing)?(?:\s[^<>\[\]]{0,40})?\s{0,4}/?\s{0,4}[>\]]", re.IGNORECASE
-)
+_TAG = r"[<\[]\s{0,4}/?\s{0,4}think(?:ing)?(?:\s[^<>\[\]]{0,40})?\s{0,4}/?\s{0,4}[>\]]"
 # <|im_end|> and its kin, also with the wide bars of some tokenizers.
 _SPECIAL_TOKEN = re.compile(r"<[|｜][A-Za-z0-9_▁-]{3,40}[|｜]>")
 _ENTITY = re.compile(r"&(?:(lt|#0{0,8}60|#x0{0,8}3c)|gt|#0{0,8}62|#x0{0,8}3e);?", re.IGNORECASE)
@@ -29,12 +28,14 @@ _SEEN_AS = str.maketrans(
 )
 
 
-def format_reward(trajectory: Trajectory, thinking: bool) -> float:
+def format_reward(trajectory: Trajectory, thinking: bool, tags: ThinkTags = THINK_TAGS) -> float:
     """1.0 if nothing of the mode's form is violated, else 0.0."""
-    return float(not violations(trajectory, thinking))
+    return float(not violations(trajectory, thinking, tags))
 
 
-def violations(trajectory: Trajectory, thinking: bool) -> tuple[str, ...]:
+def violations(
+    trajectory: Trajectory, thinking: bool, tags: ThinkTags = THINK_TAGS
+) -> tuple[str, ...]:
     """Return the names of what is broken, in this order; empty for a response in good form.
 
     `truncated` did not end by itself; `no_answer`; `special_token` inside the text; `spelled_tag`
@@ -42,14 +43,15 @@ def violations(trajectory: Trajectory, thinking: bool) -> tuple[str, ...]:
     and `several_closings`; in one without reasoning `leak`, a think tag.
     """
     text = trajectory.text
-    openings, closings = text.count(OPEN_THINK), text.count(CLOSE_THINK)
+    openings, closings = text.count(tags.open), text.count(tags.close)
     broken = {
         "truncated": trajectory.finish_reason != "stop",
         "no_answer": not (trajectory.answer or "").strip(),
-        "special_token": _SPECIAL_TOKEN.search(text) is not None,
+        # The tags of some models are written as special tokens are.
+        "special_token": bool({*_SPECIAL_TOKEN.findall(text)} - {tags.open, tags.close}),
         # A look-alike would let a response reason in the short mode without any tag that is
         # counted.
-        "spelled_tag": _num_tags(text) > openings + closings,
+        "spelled_tag": _num_tags(text, tags) > openings + closings,
     }
     if thinking:
         broken |= {
@@ -62,7 +64,7 @@ def violations(trajectory: Trajectory, thinking: bool) -> tuple[str, ...]:
     return tuple(name for name, is_broken in broken.items() if is_broken)
 
 
-def mode_leak(trajectory: Trajectory, thinking: bool) -> bool:
+def mode_leak(trajectory: Trajectory, thinking: bool, tags: ThinkTags = THINK_TAGS) -> bool:
     """Whether a response does what the other mode does, or never comes to an answer.
 
     In a mode without reasoning: any think tag, however spelled. In one with it: reasoning that is
@@ -70,14 +72,17 @@ def mode_leak(trajectory: Trajectory, thinking: bool) -> bool:
     leak.
     """
     if not thinking:
-        return _num_tags(trajectory.text) > 0
+        return _num_tags(trajectory.text, tags) > 0
     # Reasoning that never closed is a leak only if the response ended so by itself.
     if trajectory.answer is None:
         return trajectory.finish_reason == "stop"
     return not (trajectory.reasoning or "").strip() or not trajectory.answer.strip()
 
 
-def _num_tags(text: str) -> int:
+def _num_tags(text: str, tags: ThinkTags) -> int:
     """Count think tags as a reader sees them: entities, wide forms and hidden characters undone."""
+    # The model's own tags first, since a spelling of the usual ones may be a part of them.
+    own = [re.escape(tag.translate(_SEEN_AS)) for tag in (tags.open, tags.close)]
+    pattern = "|".join([*own, _TAG])
     seen = _ENTITY.sub(lambda entity: "<" if entity[1] else ">", text).translate(_SEEN_AS)
-    return len(_TAG.findall(seen))
+    return len(re.findall(pattern, seen, re.IGNORECASE))

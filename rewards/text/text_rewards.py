@@ -15,14 +15,22 @@ from rewards.text.plugins import call_plugin
 from rewards.text.repetition import repetition_penalty
 from rewards.text.verification import verify_slowly
 from rewards.text.workers import SampleFailed, WorkerPool
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
 from rl.loop.stages import Claimed, Prompt, RolloutGroup, Trajectory, not_scorable
 
 
 class TextRewards:
-    def __init__(self, config: RewardConfig, modes: Mapping[str, ModeConfig]) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        modes: Mapping[str, ModeConfig],
+        tags: ThinkTags = THINK_TAGS,
+    ) -> None:
+        """tags: around the policy's reasoning."""
         self._config = config
+        self._tags = tags
         self._modes = dict(modes)
         self._workers = WorkerPool(config.workers, config.timeout_s, config.memory_mib)
 
@@ -34,6 +42,8 @@ class TextRewards:
         is_finished = trajectory.finish_reason == "stop"
         # A response that was cut off has no final answer, though half of one may look right.
         answer = (trajectory.answer or "") if is_finished else ""
+        # Rules read an answer from behind reasoning that leaked into it, by the usual tag.
+        answer = answer.replace(self._tags.close, THINK_TAGS.close)
         asked = (prompt.reference, answer, prompt.task, question_text(prompt))
         route, workers = None, self._workers
         try:
@@ -68,12 +78,12 @@ class TextRewards:
     def _form(self, trajectory: Trajectory, mode: str) -> dict[str, float]:
         settings, repetition = self._modes[mode], self._config.repetition
         parts = {
-            "format": format_reward(trajectory, settings.thinking),
+            "format": format_reward(trajectory, settings.thinking, self._tags),
             "repetition": repetition_penalty(
                 trajectory.text, repetition.form, repetition.words, repetition.times
             ),
             # Not part of the reward: the format reward already punishes it.
-            "leak": float(mode_leak(trajectory, settings.thinking)),
+            "leak": float(mode_leak(trajectory, settings.thinking, self._tags)),
         }
         if window := self._config.overlong_window.get(mode):
             length = trajectory.num_response_tokens

@@ -187,7 +187,8 @@ class AssistantSource:
         engine = EnginePool.of_run(config, worker, cluster.group, cluster.placement.engine_bundles)
         try:
             await engine.start()
-            yield EngineAssistant(name, engine, ChatTemplate(str(model)))
+            chat = _chat_template(config, self.model, policy)
+            yield EngineAssistant(name, engine, chat)
         finally:
             # The error of an engine that is stuck must not hide what went wrong before.
             await asyncio.gather(engine.close(), return_exceptions=True)
@@ -198,6 +199,13 @@ class Assistants:
     labeller: AssistantSource
     divider: AssistantSource | None
     """None where rules divide."""
+
+
+def _chat_template(config: Config, model: Path | None, policy: Path) -> ChatTemplate:
+    """How an assistant is asked; model: None for the policy, whose think tags are configured."""
+    if model is None:
+        return ChatTemplate(str(policy), config.policy.think_tags)
+    return ChatTemplate(str(model))
 
 
 async def check_assistants(config: Config, policy: Path) -> Assistants:
@@ -239,7 +247,7 @@ async def check_assistants(config: Config, policy: Path) -> Assistants:
                 ) from failure
     else:
         model = labeller.model or policy
-        chat = ChatTemplate(str(model))
+        chat = _chat_template(config, labeller.model, policy)
         if config.data.shows_media and not chat.shows_media:
             raise ValueError(
                 f"the labeller {model} sees no images, and the prompts show some; set "

@@ -67,6 +67,8 @@ async def run_pass(
     # accuracy, and a preference model would take memory from it.
     config = config.without_preference().model_copy(update={"run": str(directory.root)})
     inputs = gather_inputs(config)
+    for note in inputs.notes:
+        console.note(note)
     if checkpoint is None:
         name, step, progress = config.policy.model, 0, UNTRAINED
         model, identity = inputs.model, {"model": name, "weights": stamp_of_model(inputs.model)}
@@ -247,7 +249,8 @@ class Stages:
         for each in sorted(samples, key=lambda each: each.key):
             # A response that failed was asked for again. No tokens: these are not trained on.
             if each.text is not None:
-                answer = final_answer(each.answer, each.finish_reason)
+                tags = self.inputs.config.policy.think_tags
+                answer = final_answer(each.answer, each.finish_reason, tags)
                 asked = prompts[each.prompt_id], each.mode, each.sample
                 responses.append(Response(*asked, (), each.text, answer))
         return responses
@@ -301,7 +304,7 @@ class Stages:
 
             def encode(row: LedgerRow) -> tuple[int, ...]:
                 chat, is_ended = self.inputs.chat, row.finish_reason == "stop"
-                return chat.response_token_ids(row.text, is_ended)
+                return chat.response_token_ids(row.text, is_ended, row.end_token)
 
             rows = newest_rows(self.origin.ledger, self.origin.step, align.prompts)
             selection = mine_pairs(

@@ -89,7 +89,8 @@ async def sample(
                 responses = known[name] = []
                 for index, each in enumerate(group.trajectories):
                     ids = tuple(each.response_token_ids.tolist())
-                    answer = final_answer(each.answer, each.finish_reason)
+                    tags = config.policy.think_tags
+                    answer = final_answer(each.answer, each.finish_reason, tags)
                     asked = request.prompt, request.mode, index
                     responses.append(Response(*asked, ids, each.text, answer))
                 journal.add({"group_id": name, "responses": [to_row(each) for each in known[name]]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rl.config.section import Section
 
@@ -45,11 +45,42 @@ class LoraConfig(Section):
     """Modules that get an adapter, as peft names them."""
 
 
+class ThinkTags(Section):
+    """What the policy writes around its reasoning."""
+
+    open: str = Field(default="<think>", min_length=1)
+    """Opens it, at the end of the prompt of a mode that reasons."""
+    close: str = Field(default="</think>", min_length=1)
+    """Closes it; the answer follows."""
+
+    @model_validator(mode="after")
+    def _tags_differ(self) -> ThinkTags:
+        # White space around a tag is the template's, and may be sampled otherwise.
+        has_space = self.open != self.open.strip() or self.close != self.close.strip()
+        if self.open in self.close or self.close in self.open or has_space:
+            raise ValueError(
+                "policy.think_tags must be two different tags without space around them, got "
+                f"{self.open!r} and {self.close!r}"
+            )
+        return self
+
+    @property
+    def empty_block(self) -> str:
+        """Reasoning that says nothing, which ends the prompt of a mode that answers at once."""
+        return f"{self.open}\n\n{self.close}\n\n"
+
+
+THINK_TAGS = ThinkTags()
+"""The tags of most models."""
+
+
 class PolicyConfig(Section):
     """The model that is trained, and the DeepSpeed ranks that train it."""
 
     model: str = "builtin:tiny"
     """A Hugging Face model directory or name, or `builtin:tiny` (made on first use, cached)."""
+    think_tags: ThinkTags = THINK_TAGS
+    """The tags around reasoning that the model knows, such as <seed:think> and </seed:think>."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of learner and engines; bfloat16 keeps float32 master weights."""
     ranks: int = Field(default=1, gt=0)

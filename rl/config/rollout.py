@@ -22,6 +22,9 @@ class ModeConfig(Section):
     # differ from 1 although the weights are the same.
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature in training; the learner divides its logits by the same number."""
+    # enable_thinking and thinking are found by asking the template, and follow `thinking`.
+    chat_template_kwargs: dict[str, Any] = {}
+    """Further variables of the chat template in this mode, such as thinking_budget: 512."""
 
 
 class SharePoint(Section):

@@ -198,10 +198,14 @@ def config_of(keys: EvaluateKeys) -> Config:
 def settings_of(config: Config, split: str, models: Mapping[By, Source]) -> dict[str, Any]:
     """All that decides what a response is and how it is scored, but for how many there are."""
     data = config.data.model_dump(mode="json", exclude_defaults=True)
+    # What is as it is by default is left out, so that a key that is new does not make an evaluation
+    # of before another one.
+    asked = {"thinking", "max_tokens", "chat_template_kwargs"}
     modes = {
-        name: {"thinking": mode.thinking, "max_tokens": mode.max_tokens}
+        name: mode.model_dump(mode="json", include=asked, exclude_defaults=True)
         for name, mode in config.modes.items()
     }
+    tags = config.policy.model_dump(mode="json", include={"think_tags"}, exclude_defaults=True)
     return {
         **{by: dict(model.identity) for by, model in models.items()},
         "task": {"kind": config.data.kind, **data},
@@ -213,6 +217,7 @@ def settings_of(config: Config, split: str, models: Mapping[By, Source]) -> dict
             "seed_requests": config.rollout.seed_requests,
             "dtype": config.policy.dtype,
             "modes": modes,
+            **tags,
             "reward": config.reward.model_dump(mode="json", include={"probability", "plugins"}),
         },
     }

@@ -81,6 +81,8 @@ def engine_sources(
         config = config.model_copy(update={"policy": settings})
     # An evaluation measures accuracy; the preference model would take a GPU and change no figure.
     inputs = gather_inputs(config.without_preference(), is_trained=False)
+    for said in inputs.notes:
+        note(f"note: {said}")
 
     @asynccontextmanager
     async def engines(model: Path, state: Any = None) -> AsyncIterator[Session]:
@@ -189,11 +191,15 @@ async def endpoint_sources(
     async def server() -> AsyncIterator[Session]:
         reward, modes, media = config.reward, config.modes, MediaStore(config.data)
         thinking = {mode: settings.thinking for mode, settings in modes.items()}
-        with closing(TextRewards(reward, modes)) as text:
+        variables = {mode: settings.chat_template_kwargs for mode, settings in modes.items()}
+        tags = config.policy.think_tags
+        with closing(TextRewards(reward, modes, tags)) as text:
             probability = NoProbability() if reward.probability else None
             scorer = RewardService(reward, modes, text, probability)
             deadline_s = config.rollout.group_timeout_s
-            async with open_endpoint(url, name, thinking, deadline_s, media) as endpoint:
+            async with open_endpoint(
+                url, name, thinking, deadline_s, media, variables, tags
+            ) as endpoint:
                 # A server renders the chat itself, so there are no prompt tokens to give it.
                 yield Session(lambda prompt, mode: (), endpoint, scorer)
 

@@ -48,8 +48,7 @@ def export(keys: ExportKeys) -> None:
         from rl.export import card, directory, proof
 
         console.print(f"exporting step {checkpoint.step} of {run.root}")
-        default = config.modes[directory.default_mode(config.modes)]
-        template = directory.serving_template(model, default.thinking)
+        template = directory.serving_template(model, config.modes, config.policy.think_tags)
         directory.write_serving_directory(model, partial, template, config.modes)
         proven: dict[str, proof.ModeProof] = {}
         if keys.prove:

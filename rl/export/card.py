@@ -20,9 +20,9 @@ from rl.run.sinks import read_metrics
 from rl.run.templates import templates
 from rollout.engines.media import serving_arguments
 
-# Its grammar is that of rollout/chat.py: with enable_thinking all up to </think> is reasoning,
-# without it all is content.
-REASONING_PARSER = "qwen3"
+# vLLM's parsers by the tag that they look for. Their grammar is that of rollout/chat.py: with
+# enable_thinking all up to the closing tag is reasoning, without it all is content.
+REASONING_PARSERS = {"<think>": "qwen3", "<seed:think>": "seed_oss"}
 # What card.md.j2 has columns for, in this order.
 _RATES = (("wrong_claims", ".3f"), ("wrong_responses", ".1%"), ("claims", ".3f"))
 
@@ -59,6 +59,7 @@ def model_card(
     text = _TEMPLATES.get_template("card.md.j2").render(
         name=name,
         config=config,
+        is_parsed=config.policy.think_tags.open in REASONING_PARSERS,
         config_text=run.config_path.read_text(encoding="utf-8"),
         data=data.to_yaml(),
         step=step,
@@ -126,8 +127,9 @@ def serve_command(config: Config, name: str, model: Path) -> str:
 
     model: a directory with the same model.
     """
-    is_parsed = any(mode.thinking for mode in config.modes.values())
-    parser = f" --reasoning-parser {REASONING_PARSER}" if is_parsed else ""
+    name_of_parser = REASONING_PARSERS.get(config.policy.think_tags.open)
+    is_parsed = name_of_parser and any(mode.thinking for mode in config.modes.values())
+    parser = f" --reasoning-parser {name_of_parser}" if is_parsed else ""
     # Left to itself vLLM computes float32 weights in half precision.
     precision = " --dtype float32" if config.policy.dtype == "float32" else ""
     needed = "".join(

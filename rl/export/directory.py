@@ -15,24 +15,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.rollout import ModeConfig
-from rl.loop.stages import CLOSE_THINK, OPEN_THINK, Prompt
-from rollout.chat import EMPTY_BLOCK, ChatTemplate
+from rl.loop.stages import Prompt
+from rl.run.files import read_json
+from rollout.chat import ChatTemplate, stored_end_tokens
 
-# All that rollout/chat.py can put behind a template's own generation prompt.
-_ENDINGS = (
-    "",
-    "\n",
-    f"{OPEN_THINK}\n",
-    EMPTY_BLOCK,
-    f"\n{CLOSE_THINK}\n\n",
-    f"\n\n{CLOSE_THINK}\n\n",
-)
 _PROBE = Prompt("probe", ({"role": "user", "content": "2+2?"},), "4")
 
 
@@ -41,38 +35,73 @@ def default_mode(modes: Mapping[str, ModeConfig]) -> str:
     return max(modes, key=lambda name: (modes[name].thinking, modes[name].max_tokens))
 
 
-def serving_template(directory: Path, thinks_by_default: bool) -> str:
+def serving_template(
+    directory: Path, modes: Mapping[str, ModeConfig], tags: ThinkTags = THINK_TAGS
+) -> str:
     """Return a chat template that renders, in both modes, the prompts the policy was trained on.
 
-    It takes `enable_thinking`; a request that leaves it out gets `thinks_by_default`. A template
+    It takes `enable_thinking`, and a request that leaves it out gets that of the default mode; the
+    template's other variables are those of the mode that is the default among its kind. A template
     that does all this already comes back as it is. Raises ValueError if there is none, or if no
     addition makes it render those prompts.
     """
-    chat = ChatTemplate(str(directory))
+    chat = ChatTemplate(str(directory), tags)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    thinking, direct = (_missing_ending(chat, tokenizer, switch) for switch in (True, False))
+    variables: dict[bool, Mapping[str, Any]] = {True: {}, False: {}}
+    endings = {True: "", False: ""}
+    for on in (True, False):
+        of_kind = {name: mode for name, mode in modes.items() if mode.thinking is on}
+        if of_kind:
+            variables[on] = of_kind[default_mode(of_kind)].chat_template_kwargs
+        # What no mode was trained for is served as far as the template allows.
+        with nullcontext() if of_kind else suppress(ValueError):
+            endings[on] = _missing_ending(chat, tokenizer, tags, on, variables[on])
+    default = modes[default_mode(modes)].thinking
     # Without the keyword, the template must behave as with the default's value.
-    is_default = _rendered(tokenizer) == _rendered(tokenizer, enable_thinking=thinks_by_default)
+    is_default = _rendered(tokenizer) == _rendered(tokenizer, enable_thinking=default)
     template = str(tokenizer.get_chat_template())
-    if thinking == direct == "" and is_default:
+    # Servers and their reasoning parsers know the switch by one name.
+    is_renamed = chat.switch not in (None, "enable_thinking")
+    is_complete = not any((*endings.values(), *variables.values()))
+    if is_complete and is_default and not is_renamed:
         return template
-    default = "true" if thinks_by_default else "false"
+    lines = [
+        "{% set enable_thinking = enable_thinking if enable_thinking is defined "
+        f"and enable_thinking is not none else {str(default).lower()} %}}"
+    ]
+    if is_renamed:
+        lines.append(f"{{% set {chat.switch} = enable_thinking %}}")
+    for on, condition in ((True, "enable_thinking"), (False, "not enable_thinking")):
+        # Python writes these values, and the texts below, as Jinja reads them.
+        lines += [
+            f"{{% if {condition} and {name} is not defined %}}"
+            f"{{% set {name} = {value!r} %}}{{% endif %}}"
+            for name, value in variables[on].items()
+        ]
     # Jinja leaves out one newline at the end of a template, and the one after a block.
     return (
-        "{% set enable_thinking = enable_thinking if enable_thinking is defined "
-        f"and enable_thinking is not none else {default} %}}\n"
+        "".join(f"{line}\n" for line in lines)
         + template.removesuffix("\n")
-        # Python quotes these texts as Jinja does.
-        + f"{{{{ ({thinking!r} if enable_thinking else {direct!r}) "
+        + f"{{{{ ({endings[True]!r} if enable_thinking else {endings[False]!r}) "
         "if add_generation_prompt else '' }}"
     )
 
 
-def _missing_ending(chat: ChatTemplate, tokenizer: Any, thinking: bool) -> str:
+def _missing_ending(
+    chat: ChatTemplate,
+    tokenizer: Any,
+    tags: ThinkTags,
+    thinking: bool,
+    variables: Mapping[str, Any],
+) -> str:
     """What the template alone leaves out at the end of a prompt in this mode."""
-    rendered = _rendered(tokenizer, enable_thinking=thinking)
-    trained = chat.prompt_token_ids(_PROBE, thinking)
-    for ending in _ENDINGS:
+    switches = {"enable_thinking": thinking, chat.switch or "enable_thinking": thinking}
+    rendered = _rendered(tokenizer, **{**switches, **variables})
+    trained = chat.prompt_token_ids(_PROBE, thinking, variables)
+    # All that rollout/chat.py can put behind a template's own generation prompt. A template that
+    # always opens the tag may have put none, one or two line ends behind it.
+    closings = [f"{line_ends}{tags.close}\n\n" for line_ends in ("", "\n", "\n\n")]
+    for ending in ("", f"{tags.open}\n", tags.empty_block, *closings):
         if chat.token_ids(rendered + ending) == trained:
             return ending
     raise ValueError(
@@ -82,12 +111,12 @@ def _missing_ending(chat: ChatTemplate, tokenizer: Any, thinking: bool) -> str:
     )
 
 
-def _rendered(tokenizer: Any, **switch: bool) -> str:
+def _rendered(tokenizer: Any, **variables: Any) -> str:
     return tokenizer.apply_chat_template(
         [dict(message) for message in _PROBE.messages],
         tokenize=False,
         add_generation_prompt=True,
-        **switch,
+        **variables,
     )
 
 
@@ -102,15 +131,19 @@ def write_serving_directory(
     # Three places may hold a chat template, and readers differ in which they look at first. With
     # the two others gone, none can serve a template that training did not use.
     (target / "chat_template.json").unlink(missing_ok=True)
-    settings = _read_json(target / "tokenizer_config.json")
+    settings = read_json(target / "tokenizer_config.json")
     if settings.pop("chat_template", None) is not None:
         _write_json(target / "tokenizer_config.json", settings)
     (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     default = default_mode(modes)
     # Of the base model's own settings only its special tokens stay: its temperature or top_k would
     # be applied to every request that names none, which is not how the policy was trained.
-    stored = _read_json(target / "generation_config.json")
+    stored = read_json(target / "generation_config.json")
     tokens = {key: value for key, value in stored.items() if key.endswith("_token_id")}
+    # vLLM reads the ends of config.json only where there is no such file.
+    known = tokens.get("eos_token_id")
+    if (ends := stored_end_tokens(source)) - {*(known if isinstance(known, list) else [known])}:
+        tokens["eos_token_id"] = sorted(ends)
     sampling = {
         "do_sample": True,
         "temperature": modes[default].temperature,
@@ -126,15 +159,11 @@ def write_serving_directory(
 def request_fields(mode: ModeConfig) -> dict[str, Any]:
     """How a mode is asked for: fields of an OpenAI chat completion request to vLLM."""
     return {
-        "chat_template_kwargs": {"enable_thinking": mode.thinking},
+        "chat_template_kwargs": {"enable_thinking": mode.thinking, **mode.chat_template_kwargs},
         "temperature": mode.temperature,
         "top_p": 1.0,
         "max_tokens": mode.max_tokens,
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from policy.models.family import open_visual_inputs
 from rl.config.run import Config
 from rl.data.media.store import MediaStore
+from rl.export.directory import request_fields
 from rl.export.transformers_answers import ScoredTokens, score_responses
 from rl.export.vllm_answers import PlainResponse, Question, ask_vllm
 from rl.loop.stages import Prompt, ReferenceRequest
@@ -68,7 +69,8 @@ def prove(config: Config, model: Path, directory: Path) -> dict[str, ModeProof]:
         mode = config.modes[case.mode]
         messages, budget = messages_with_images(case.prompt, media), mode.max_tokens
         temperature = 0.0 if case.is_greedy else mode.temperature
-        question = Question(messages, mode.thinking, min(budget, PROOF_TOKENS), temperature)
+        variables = request_fields(mode)["chat_template_kwargs"]
+        question = Question(messages, variables, min(budget, PROOF_TOKENS), temperature)
         questions.append(question)
     engine = {
         "model": str(directory.absolute()),
@@ -82,10 +84,12 @@ def prove(config: Config, model: Path, directory: Path) -> dict[str, ModeProof]:
     deadline_s = config.rollout.start_timeout_s + config.rollout.group_timeout_s
     # vLLM first, and its process ends before the model is loaded here: a GPU may not hold both.
     responses = ask_vllm(engine, questions, config.resources.engine_cpus, on_gpu, deadline_s)
-    chat, inputs = ChatTemplate(str(model)), open_visual_inputs(model, config.data)
+    chat = ChatTemplate(str(model), config.policy.think_tags)
+    inputs = open_visual_inputs(model, config.data)
     requests = []
     for case, response in zip(cases, responses, strict=True):
-        trained = chat.prompt_token_ids(case.prompt, config.modes[case.mode].thinking)
+        mode = config.modes[case.mode]
+        trained = chat.prompt_token_ids(case.prompt, mode.thinking, mode.chat_template_kwargs)
         shown = inputs.expanded(trained, case.prompt.media) if inputs is not None else trained
         require_trained_prompt(chat, case, response.prompt_token_ids, shown)
         requests.append(ReferenceRequest("proof", case.prompt, trained, response.token_ids, 1.0))

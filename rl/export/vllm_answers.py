@@ -25,8 +25,8 @@ from rl.system.engine_environment import engine_environment
 @dataclass(frozen=True)
 class Question:
     messages: Sequence[Mapping[str, Any]]
-    thinking: bool
-    """The value of the chat template's `enable_thinking`."""
+    variables: Mapping[str, Any]
+    """Of the chat template, `enable_thinking` among them."""
     max_tokens: int
     temperature: float
     """0 is greedy."""
@@ -95,8 +95,10 @@ def main(job: Path, answers: Path) -> None:
     llm: Any = LLM(**asked["engine"])
     answered: dict[int, list[list[Any]]] = {}
     # A batch has one set of template arguments, so the modes are asked one after the other.
-    for thinking in {question.thinking for question in questions}:
-        batch = {number: q for number, q in enumerate(questions) if q.thinking == thinking}
+    for variables in {
+        json.dumps(question.variables): question.variables for question in questions
+    }.values():
+        batch = {number: q for number, q in enumerate(questions) if q.variables == variables}
         parameters = [
             # The sampled token alone, without the likeliest ones.
             SamplingParams(
@@ -107,7 +109,7 @@ def main(job: Path, answers: Path) -> None:
         outputs = llm.chat(
             [list(q.messages) for q in batch.values()],
             parameters,
-            chat_template_kwargs={"enable_thinking": thinking},
+            chat_template_kwargs=dict(variables),
             use_tqdm=False,
         )
         for number, output in zip(batch, outputs, strict=True):

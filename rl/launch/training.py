@@ -179,6 +179,8 @@ async def _train_from(
 async def _check(inputs: RunInputs, directory: RunDirectory, console: Console) -> None:
     """Refuse what would only fail later, and say what of the input is not used."""
     config = inputs.config
+    for note in inputs.notes:
+        console.note(note)
     listed = ", ".join(f"{count} {route}" for route, count in inputs.routes.items())
     console.note(f"references by reward: {listed}")
     # Room for the checkpoints that are kept and the one that is being written.

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.data.media.names import Medium
 
 FinishReason = Literal["stop", "length", "abort"]
 
-OPEN_THINK, CLOSE_THINK = "<think>", "</think>"
-"""Around the reasoning of a response; a mode that reasons has the opening tag in its prompt."""
+OPEN_THINK, CLOSE_THINK = THINK_TAGS.open, THINK_TAGS.close
+"""Around the reasoning of the built-in models; others may have other tags, `policy.think_tags`."""
 PROBABILITY = "probability"
 """The route, and the `task` of a prompt, whose accuracy is the probability reward."""
 
@@ -73,7 +74,9 @@ class Route:
         return cls(name, int(version) if version else None)
 
 
-def split_response(text: str, thinking: bool) -> tuple[str | None, str | None]:
+def split_response(
+    text: str, thinking: bool, tags: ThinkTags = THINK_TAGS
+) -> tuple[str | None, str | None]:
     """Return (reasoning, answer) of a sampled text, with their white space.
 
     Without thinking all of it is the answer. With it, what stands before the first closing tag is
@@ -81,7 +84,7 @@ def split_response(text: str, thinking: bool) -> tuple[str | None, str | None]:
     """
     if not thinking:
         return None, text
-    reasoning, closed, answer = text.partition(CLOSE_THINK)
+    reasoning, closed, answer = text.partition(tags.close)
     return reasoning, answer if closed else None
 
 
@@ -144,6 +147,9 @@ class Trajectory:
     """What stands before the closing think tag; None where the mode has no reasoning."""
     answer: str | None
     """What stands after it; None if a long answer never closed its reasoning."""
+    end_token: int | None = None
+    """The sampled end of sequence, which `text` leaves out; None where there is none, and where it
+    is not known."""
 
     @property
     def num_response_tokens(self) -> int:

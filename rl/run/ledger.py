@@ -45,6 +45,9 @@ class LedgerRow:
     answer: str | None
     reference: str
     finish_reason: str
+    end_token: int | None = None
+    """The sampled end of sequence, which `text` leaves out; None where there is none, or where an
+    older version wrote the row."""
     num_tokens: int
     """Response tokens."""
     reward: float | None
@@ -70,6 +73,7 @@ class LedgerRow:
 # The columns are those of LedgerRow, so the type alone says what a file holds.
 _ARROW_TYPES = {
     int: pa.int32(),
+    int | None: pa.int32(),
     str: pa.string(),
     str | None: pa.string(),
     float | None: pa.float64(),
@@ -107,6 +111,7 @@ def ledger_rows(
                     answer=trajectory.answer,
                     reference=prompt.reference,
                     finish_reason=trajectory.finish_reason,
+                    end_token=trajectory.end_token,
                     num_tokens=trajectory.num_response_tokens,
                     reward=score.reward,
                     parts=score.parts,
@@ -132,7 +137,7 @@ def write_step(directory: Path, step: int, rows: Sequence[LedgerRow]) -> Path:
         if name == "parts":
             columns += [pa.field(PART_PREFIX + part, pa.float64()) for part in parts]
         else:
-            is_optional = kind in (str | None, float | None)
+            is_optional = kind in (str | None, int | None, float | None)
             columns.append(pa.field(name, _ARROW_TYPES[kind], nullable=is_optional))
     records = []
     for row in rows:
@@ -151,8 +156,8 @@ def read_rows(path: Path) -> list[LedgerRow]:
     table = pq.read_table(path)
     present = set(table.column_names)
     names = {field.name for field in dataclasses.fields(LedgerRow)} - {"parts"}
-    # Runs that older versions began have no word of what the rules read.
-    names -= {"claimed", "claimed_how", "why"} - present
+    # Runs that older versions began have no word of what the rules read, nor of how it ended.
+    names -= {"claimed", "claimed_how", "why", "end_token"} - present
     if missing := sorted(names - present):
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; another version wrote it")
     rows = []

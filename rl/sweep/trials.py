@@ -36,7 +36,8 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
         # seeds or optimizers alone have the same data and models, so one check covers them.
         inputs = config.model_dump_json(include={"data", "reward", "eval"})
         inputs += f"{config.policy.model} {config.rollout.max_model_length}"
-        inputs += str([(m.thinking, m.max_tokens) for m in config.modes.values()])
+        asked = [(m.thinking, m.max_tokens, m.chat_template_kwargs) for m in config.modes.values()]
+        inputs += f"{asked} {config.policy.think_tags}"
         if inputs not in checked:
             checked.add(inputs)
             gather_inputs(config)

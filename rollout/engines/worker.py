@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from rl.config.data import SourceConfig
+from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.data.media.names import MediaError, Medium, StillImage, Video
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
@@ -55,6 +56,8 @@ class WorkerSettings:
     """How it receives the learner's weights; None for a model that no learner trains."""
     thinking: Mapping[str, bool]
     """Whether each mode reasons, which decides how its text is split."""
+    tags: ThinkTags = THINK_TAGS
+    """Around the reasoning."""
     comes_back: bool = False
     """Whether Ray starts it again when its engine dies. Never for a policy: it would come back
     with its first weights."""
@@ -143,6 +146,8 @@ class RolloutWorker:
                 detokenize=False,
                 output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
                 logit_bias=self._never_sampled or None,
+                # vLLM itself stops at those of generation_config.json alone, where there is one.
+                stop_token_ids=sorted(self._chat.end_tokens),
             )
             output, shown = await self._final_output(
                 request.prompt_token_ids, request.prompt.media, sampling, request.group_id
@@ -253,7 +258,9 @@ class RolloutWorker:
         # Decoded here and not by vLLM, which would drop the special tokens that the format reward
         # looks for.
         text = self._chat.text(completion.token_ids)
-        reasoning, answer = split_response(text, self._settings.thinking[mode])
+        thinking, tags = self._settings.thinking[mode], self._settings.tags
+        reasoning, answer = split_response(text, thinking, tags)
+        is_ended = completion.finish_reason == "stop"
         return Trajectory(
             token_ids=token_ids,
             loss_mask=loss_mask,
@@ -263,6 +270,7 @@ class RolloutWorker:
             text=text,
             reasoning=reasoning,
             answer=answer,
+            end_token=int(completion.token_ids[-1]) if is_ended else None,
         )
 
     # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove.

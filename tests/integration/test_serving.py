@@ -78,7 +78,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (policy / "chat_template.jinja").write_text(QWEN3_STYLE)
     config = load(SETTINGS).config
     directory.mkdir()
-    template = serving_template(policy, thinks_by_default=True)
+    template = serving_template(policy, config.modes)
     assert template != QWEN3_STYLE
     write_serving_directory(policy, directory, template, config.modes)
     process, port = start_server(directory, root / "server.txt")

@@ -1,6 +1,7 @@
 """The service over real text rewards and workers; sources behind it that tests can steer."""
 
 import asyncio
+from contextlib import closing
 
 import pytest
 
@@ -8,6 +9,7 @@ from rewards.composition import Accuracy
 from rewards.rules.verifier import symbolic
 from rewards.service import PreferredAnswers, RewardService, accuracy_route
 from rewards.text.text_rewards import TextRewards, question_text
+from rl.config.policy import ThinkTags
 from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
 from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Route
@@ -82,6 +84,21 @@ def test_a_long_group_is_scored_part_by_part(text):
     assert [s.parts["leak"] for s in scores] == [0.0, 0.0, 1.0, 1.0]
     assert {s.route.name for s in scores} == {"number"}
     assert all("overlong" not in s.parts for s in scores)
+
+
+def test_every_part_reads_the_tags_that_the_policy_writes():
+    tags = ThinkTags(open="[T]", close="[/T]")
+    leaked = "12[/T]\n11"
+    kept = trajectory(text=f"2+9[/T]{leaked}", reasoning="2+9", answer=leaked)
+    whole = trajectory(text="2+9[/T]11", reasoning="2+9", answer="11")
+    with closing(TextRewards(CONFIG, MODES, tags)) as text:
+        model = Lengths()
+        service = RewardService(CONFIG, MODES, text, None, PreferredAnswers(model, tags))
+        scores = asyncio.run(service.score(group("11", [whole, kept], "long")))
+    # What stands behind a second closing tag is the answer, to rules and to the preference model.
+    assert [s.parts["accuracy"] for s in scores] == [1.0, 1.0]
+    assert [shown.answer for shown in model.shown] == ["11", "11"]
+    assert [s.parts["format"] for s in scores] == [1.0, 0.0]
 
 
 def test_length_is_punished_only_in_the_window_of_the_mode(text):

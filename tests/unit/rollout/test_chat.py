@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy.builtin.tokenizer import make_tokenizer
+from rl.config.policy import THINK_TAGS, ThinkTags
+from rl.config.rollout import ModeConfig
 from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER
 from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt, split_response
@@ -30,6 +32,14 @@ MINICPM = (
 # Always thinks, as distilled reasoning models do.
 ALWAYS = TURNS + "{{ '<think>\\n' }}{%- endif -%}"
 PLAIN = TURNS + "{%- endif -%}"
+# A word in the system message outweighs the keyword.
+SMOLLM = (
+    "{%- set on = enable_thinking -%}{%- set system = messages[0].content -%}"
+    "{%- if '/no_think' in system -%}{%- set on = false -%}"
+    "{%- elif '/think' in system -%}{%- set on = true -%}{%- endif -%}"
+    + TURNS
+    + "{%- if not on -%}{{ '<think>\\n\\n</think>\\n' }}{%- endif -%}{%- endif -%}"
+)
 NO_SYSTEM = (
     "{%- if messages[0].role == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}"
     + QWEN3
@@ -37,12 +47,12 @@ NO_SYSTEM = (
 ASKED = Prompt("p/1", ({"role": "user", "content": "2+2?"},), "4")
 
 
-def open_chat(directory, template: str | None) -> ChatTemplate:
+def open_chat(directory, template: str | None, tags: ThinkTags = THINK_TAGS) -> ChatTemplate:
     tokenizer = make_tokenizer(512)
     if template is not None:
         tokenizer.chat_template = template
     tokenizer.save_pretrained(directory)
-    return ChatTemplate(str(directory))
+    return ChatTemplate(str(directory), tags)
 
 
 def no_media(prompt: Prompt) -> int:
@@ -53,22 +63,129 @@ def rendered(chat: ChatTemplate, thinking: bool) -> str:
     return chat.text(chat.prompt_token_ids(ASKED, thinking))
 
 
-@pytest.mark.parametrize("template", [QWEN3, MINICPM], ids=["qwen3", "minicpm"])
-def test_hybrid_templates_end_as_each_mode_needs(tmp_path, template):
-    chat = open_chat(tmp_path, template)
-    assert rendered(chat, True) == "<u>2+2?<a><think>\n"
-    assert rendered(chat, False) == "<u>2+2?<a><think>\n\n</think>\n\n"
-    chat.require_switch([True, False])
+LONG, SHORT = "<think>\n", "<think>\n\n</think>\n\n"
+# How a chat template ends -> what the prompts of both modes end with.
+ENDINGS = {
+    "qwen3": (QWEN3, LONG, SHORT),
+    "minicpm": (MINICPM, LONG, SHORT),
+    "plain": (PLAIN, LONG, SHORT),
+    "always opens the tag": (ALWAYS, LONG, SHORT),
+    "... without a line end": (TURNS + "{{ '<think>' }}{%- endif -%}", "<think>", SHORT),
+    "... with two of them": (TURNS + "{{ '<think>\\n\\n' }}{%- endif -%}", "<think>\n\n", SHORT),
+    "closes as it likes": (SMOLLM, LONG, "<think>\n\n</think>\n"),
+    "another keyword": (
+        TURNS + "{{ '<think>' if thinking else '</think>' }}{%- endif -%}",
+        "<think>",
+        "</think>",
+    ),
+    "another keyword, no tags": (
+        TURNS + "{{ 'Think. ' if thinking else '' }}{%- endif -%}",
+        "Think. <think>\n",
+        "",
+    ),
+}
 
 
-@pytest.mark.parametrize("template", [ALWAYS, PLAIN], ids=["always", "plain"])
-def test_without_a_switch_either_mode_alone_works_but_not_both(tmp_path, template):
+@pytest.mark.parametrize("name", ENDINGS)
+def test_prompts_end_as_the_template_ends_them_or_else_with_one_open_tag_or_an_empty_block(
+    tmp_path, name
+):
+    template, long, short = ENDINGS[name]
     chat = open_chat(tmp_path, template)
-    assert rendered(chat, True) == "<u>2+2?<a><think>\n"
+    assert rendered(chat, True) == f"<u>2+2?<a>{long}"
+    assert rendered(chat, False) == f"<u>2+2?<a>{short}"
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_template_without_a_switch_serves_both_modes_after_a_note(tmp_path, name):
+    chat = open_chat(tmp_path, ENDINGS[name][0])
+    has_switch = not any(word in name for word in ("plain", "always", "..."))
+    assert [note for note in chat.check_policy(MODES) if "no switch for reasoning" in note] == (
+        [] if has_switch else chat.check_policy(MODES)[:1]
+    )
+    assert (
+        chat.check_policy({"long": MODES["long"]})
+        == chat.check_policy({"short": MODES["short"]})
+        == []
+    )
+
+
+@pytest.mark.parametrize("word", ["/think", "/no_think"])
+def test_the_mode_outweighs_a_message_that_outweighs_the_switch(tmp_path, word):
+    chat = open_chat(tmp_path, SMOLLM)
+    told = Prompt("p/7", ({"role": "system", "content": f"Short. {word}"}, *ASKED.messages), "4")
+    ends = [
+        chat.raw_text(chat.prompt_token_ids(told, on)).partition("<a>")[2] for on in (True, False)
+    ]
+    assert ends == [LONG, SHORT if word == "/think" else "<think>\n\n</think>\n"]
+
+
+def test_a_template_that_never_reasons_cannot_be_asked_to(tmp_path):
+    chat = open_chat(tmp_path, TURNS + EMPTY + "{%- endif -%}")
     assert rendered(chat, False) == "<u>2+2?<a><think>\n\n</think>\n\n"
-    chat.require_switch([True, True])
-    with pytest.raises(ValueError, match="answers the same with enable_thinking"):
-        chat.require_switch([True, False])
+    assert chat.check_policy({"short": MODES["short"]}) == []
+    with pytest.raises(ValueError, match=r"mode long.*set .* in modes\.long\.chat_template_kwargs"):
+        chat.check_policy(MODES)
+
+
+SEED = ThinkTags(open="<seed:think>", close="</seed:think>")
+BUDGET = (
+    TURNS + "{%- if thinking_budget is defined -%}{{ '<budget ' ~ thinking_budget ~ '>' }}"
+    "{%- if thinking_budget == 0 -%}{{ '<seed:think>\\n</seed:think>' }}{%- endif -%}{%- endif -%}"
+    "{%- endif -%}"
+)
+
+
+def mode(thinking: bool, **variables: object) -> ModeConfig:
+    return ModeConfig(share=0.5, thinking=thinking, max_tokens=4, chat_template_kwargs=variables)
+
+
+MODES = {"short": mode(False), "long": mode(True)}
+
+
+def test_tags_and_variables_of_the_template_are_settings(tmp_path):
+    chat = open_chat(tmp_path, BUDGET, SEED)
+    short, long = mode(False, thinking_budget=0), mode(True, thinking_budget=512)
+    # They tell the modes apart, so nothing is to be said of a switch.
+    assert chat.check_policy({"short": short, "long": long}) == []
+    asked = [
+        chat.raw_text(chat.prompt_token_ids(ASKED, each.thinking, each.chat_template_kwargs))
+        for each in (short, long)
+    ]
+    assert asked == [
+        "<u>2+2?<a><budget 0><seed:think>\n</seed:think>",
+        "<u>2+2?<a><budget 512><seed:think>\n",
+    ]
+    # Without them the tags alone tell the modes apart.
+    assert rendered(chat, True) == "<u>2+2?<a><seed:think>\n"
+    assert rendered(chat, False) == "<u>2+2?<a><seed:think>\n\n</seed:think>\n\n"
+    assert chat.length_above(ASKED, True, 8, {"thinking_budget": 512}) == len(
+        chat.prompt_token_ids(ASKED, True, {"thinking_budget": 512})
+    )
+
+
+def test_variables_that_do_nothing_or_contradict_the_mode_are_refused(tmp_path):
+    chat = open_chat(tmp_path, QWEN3)
+    with pytest.raises(ValueError, match=r"modes\.long\.chat_template_kwargs sets budget, which"):
+        chat.check_policy({"long": mode(True, budget=4)})
+    with pytest.raises(ValueError, match=r"enable_thinking is False and modes\.long\.thinking is"):
+        chat.check_policy({"long": mode(True, enable_thinking=False)})
+    chat.check_policy({"long": mode(True, enable_thinking=True)})
+
+
+@pytest.mark.parametrize("tags", [SEED, ThinkTags()], ids=["its own", "others"])
+def test_tags_that_the_template_does_not_write_are_told(tmp_path, tags):
+    (note,) = open_chat(tmp_path, BUDGET, tags).check_policy({"long": MODES["long"]}) or [""]
+    told = 'policy.think_tags: {open: "<seed:think>", close: "</seed:think>"}' in note
+    assert told is (tags != SEED)
+
+
+def test_a_template_that_writes_the_day_is_told_unless_the_day_is_set(tmp_path):
+    dated = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + QWEN3
+    chat = open_chat(tmp_path, dated)
+    (note,) = chat.check_policy(MODES)
+    assert "the current day" in note and "chat_template_kwargs" in note
+    assert chat.check_policy({"long": mode(True, date_string="1 May 2024")}) == []
 
 
 def test_the_built_in_policy_uses_its_own_template(tmp_path):
@@ -94,15 +211,75 @@ def test_messages_that_the_template_refuses_name_the_prompt(tmp_path):
         chat.prompt_token_ids(prompt, True)
 
 
-def test_text_drops_one_final_end_token_and_keeps_other_special_tokens(tmp_path):
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 3]}')
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"generation_config": {"eos_token_id": [1, 3]}},
+        # What an engine takes where there is no generation_config.json.
+        {"config": {"eos_token_id": [1, 3]}},
+        {"config": {"text_config": {"eos_token_id": 3}}},
+        {"generation_config": {"eos_token_id": 1}, "config": {"eos_token_id": 3}},
+    ],
+)
+def test_text_drops_one_final_end_token_and_keeps_other_special_tokens(tmp_path, files):
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
     chat = open_chat(tmp_path, QWEN3)
+    assert chat.end_tokens == {1, 3}
     tokenizer = make_tokenizer(512)
     ids = tokenizer("4</think>\n<pad>", add_special_tokens=False)["input_ids"]
     for end in (1, 3):
         assert chat.text([*ids, end]) == "4</think>\n<pad>"
     assert chat.text([*ids, 1, 1]) == "4</think>\n<pad><eos>"
     assert chat.text([]) == ""
+    four = chat.token_ids("4")
+    assert chat.response_token_ids("4", False) == four
+    assert chat.response_token_ids("4", True) == (*four, 1)
+    assert chat.response_token_ids("4", True, end_token=3) == (*four, 3)
+
+
+def test_a_model_that_never_ends_a_response_is_refused(tmp_path):
+    tokenizer = make_tokenizer(512)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"names no end of sequence.* set eos_token in its"):
+        ChatTemplate(str(tmp_path)).check_policy(MODES)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+    assert ChatTemplate(str(tmp_path)).response_token_ids("", True) == (3,)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+def test_a_directory_without_a_tokenizer_is_named(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=r"no usable tokenizer: .* copy tokenizer\.json"):
+        ChatTemplate(str(tmp_path))
+
+
+@pytest.mark.parametrize("form", ["{}", '{{"text_config": {}}}'])
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path, form):
+    tokenizer = make_tokenizer(512)
+    rows = len(tokenizer)
+    (tmp_path / "config.json").write_text(form.format(json.dumps({"vocab_size": rows})))
+    tokenizer.save_pretrained(tmp_path)
+    ChatTemplate(str(tmp_path)).check_policy(MODES)
+    tokenizer.add_tokens(["<scratch>"])
+    tokenizer.save_pretrained(tmp_path)
+    chat = ChatTemplate(str(tmp_path))
+    with pytest.raises(ValueError, match=rf"1 tokens .*'<scratch>' with the id {rows}"):
+        chat.check_policy(MODES)
+
+
+def test_a_placeholder_of_images_that_a_text_model_has_no_row_for_is_no_obstacle(tmp_path):
+    tokenizer = make_tokenizer(512)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": len(tokenizer)}))
+    tokenizer.add_tokens(["<image_soft_token>"])
+    tokenizer.save_pretrained(tmp_path)
+    chat = ChatTemplate(str(tmp_path))
+    chat.check_policy(MODES)
+    assert chat.prompt_token_ids(ASKED, True)
+    written = Prompt("p/3", ({"role": "user", "content": "<image_soft_token>?"},), "4")
+    with pytest.raises(ValueError, match="prompt p/3 writes <image_soft_token>"):
+        chat.prompt_token_ids(written, True)
 
 
 def test_split_by_hand():
@@ -110,6 +287,10 @@ def test_split_by_hand():
     assert split_response("a+b", True) == ("a+b", None)
     assert split_response("x</think>y</think>z", True) == ("x", "y</think>z")
     assert split_response("a</think>4", False) == (None, "a</think>4")
+    assert split_response("a</think>b[/T]4", True, ThinkTags(open="[T]", close="[/T]")) == (
+        "a</think>b",
+        "4",
+    )
 
 
 def test_length_is_told_only_above_the_limit(tmp_path):
@@ -192,6 +373,12 @@ def shown(parts: list, *media: MediaFile) -> Prompt:
 
 def text(words: str) -> dict:
     return {"type": "text", "text": words}
+
+
+def test_prompts_of_the_policies_that_see_are_as_they_always_were(tmp_path):
+    chat = seeing_chat(tmp_path)
+    turn = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+    assert [rendered(chat, thinking) for thinking in (True, False)] == [turn + LONG, turn + SHORT]
 
 
 def test_media_are_one_marker_each_in_the_order_of_the_messages(tmp_path):

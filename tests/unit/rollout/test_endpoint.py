@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from rl.config.data import SourceConfig
+from rl.config.policy import ThinkTags
 from rl.data.media.names import MediaFile
 from rl.data.media.store import MediaStore
 from rl.evaluate.evaluation import evaluate
@@ -242,6 +243,24 @@ def test_a_request_says_all_that_the_engines_are_told(serve):
         "skip_special_tokens": False,
         "return_token_ids": True,
     }
+
+
+def test_a_mode_is_asked_with_its_variables_and_read_by_the_tags_of_the_policy(serve):
+    server = serve(with_parser("1+2", "3"))
+    variables, tags = {"long": {"thinking_budget": 9}}, ThinkTags(open="[T]", close="[/T]")
+
+    async def asked() -> list[Trajectory]:
+        async with open_endpoint(
+            server.url, "./exported", THINKING, 20, MEDIA, variables, tags
+        ) as opened:
+            groups = [await opened.generate(request(mode)) for mode in ("long", "short")]
+        return [group.trajectories[0] for group in groups]
+
+    long, _ = asyncio.run(asked())
+    assert (long.text, long.reasoning, long.answer) == ("1+2[/T]3", "1+2", "3")
+    sent = [body["chat_template_kwargs"] for body in server.asked]
+    reasons = {"enable_thinking": True, "thinking_budget": 9}
+    assert sent == [reasons, reasons, {"enable_thinking": False}]
 
 
 def test_a_refused_request_fails_alone(serve):

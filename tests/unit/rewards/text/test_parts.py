@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from rewards.text.format import format_reward, mode_leak, violations
 from rewards.text.repetition import repetition_penalty
 from rewards.text.text_rewards import overlong_penalty
+from rl.config.policy import ThinkTags
 from rl.data.tasks.chain_sum import question, worked_example
+from rl.loop.stages import split_response
 from tests.fakes import trajectory
 
 
@@ -54,6 +56,27 @@ def test_form_and_leak(text, thinking, broken, leak):
     assert violations(one, thinking) == broken
     assert format_reward(one, thinking) == float(not broken)
     assert mode_leak(one, thinking) is leak
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "broken", "leak"),
+    [
+        ("so<|end_of_thought|>2", True, (), False),
+        ("so<|end_of_thought|>2<|eot|>", True, ("special_token",), False),
+        ("<|begin_of_thought|>so<|end_of_thought|>2", True, ("opening_tag",), False),
+        ("so</think>2<|end_of_thought|>2", True, ("spelled_tag",), False),
+        ("so</think>2", False, ("spelled_tag",), True),
+        ("so<|end_of_thought|>2", False, ("leak",), True),
+        ("so<｜end_of_thought｜>2", False, ("special_token", "spelled_tag"), True),
+    ],
+)
+def test_form_and_leak_of_a_model_with_other_tags(text, thinking, broken, leak):
+    tags = ThinkTags(open="<|begin_of_thought|>", close="<|end_of_thought|>")
+    reasoning, answer = split_response(text, thinking, tags)
+    one = trajectory(text=text, reasoning=reasoning, answer=answer)
+    assert violations(one, thinking, tags) == broken
+    assert format_reward(one, thinking, tags) == float(not broken)
+    assert mode_leak(one, thinking, tags) is leak
 
 
 @pytest.mark.parametrize(

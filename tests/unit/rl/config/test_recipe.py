@@ -266,6 +266,17 @@ def test_loading_a_recipe_imports_nothing_heavy():
     assert answer.stdout.strip() == "[]"
 
 
+def test_think_tags_and_variables_of_the_template_are_read_and_refused():
+    told = ["policy.think_tags.open='[T]'", "policy.think_tags.close='[/T]'"]
+    told += ["modes.long.chat_template_kwargs.thinking_budget=512"]
+    given = load([HYBRID, "scale=cpu_tiny", *told]).config
+    assert given.policy.think_tags.empty_block == "[T]\n\n[/T]\n\n"
+    assert given.modes["long"].chat_template_kwargs == {"thinking_budget": 512}
+    for wrong in ("open=</think>", "open=' <think>'", "close=think"):
+        message = refused(HYBRID, "scale=cpu_tiny", f"policy.think_tags.{wrong}")
+        assert "two different tags" in message, wrong
+
+
 def test_gpus_that_a_run_leaves_unused_are_noted_and_missing_ones_refused():
     launch = load(["config=hybrid_50_50.yaml", "scale=node_8gpu", "reward.preference=null"])
     assert launch.notes == (

@@ -17,7 +17,7 @@ from rewards.text.text_rewards import TextRewards
 from rl.config.reward import ProbabilityConfig, RewardConfig
 from rl.config.run import Config
 from rl.evaluate import __main__ as evaluate
-from rl.evaluate.__main__ import as_table, config_of, main, progress
+from rl.evaluate.__main__ import as_table, config_of, main, progress, settings_of
 from rl.evaluate.best_of import BestOf
 from rl.evaluate.evaluation import METRICS, ModeResult, Sample, questions
 from rl.evaluate.picture import draw_accuracy
@@ -54,6 +54,20 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def test_how_a_mode_is_asked_tells_evaluations_apart_where_it_is_set():
+    plain = settings_of(config(), "heldout", {})["settings"]
+    # Evaluations that older versions made have no other keys, and go on.
+    assert plain["modes"] == {
+        "short": {"thinking": False, "max_tokens": 4},
+        "long": {"thinking": True, "max_tokens": 16},
+    }
+    assert "think_tags" not in plain
+    asked = config(modes__long__chat_template_kwargs={"budget": 9}, policy__think_tags__open="<t>")
+    changed = settings_of(asked, "heldout", {})["settings"]
+    assert changed["modes"]["long"]["chat_template_kwargs"] == {"budget": 9}
+    assert changed["think_tags"] == {"open": "<t>"}
 
 
 def test_a_command_without_one_clear_policy_is_refused(run, capsys):

@@ -17,10 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from policy.builtin.tokenizer import make_tokenizer
 from rl.config.data import SourceConfig
+from rl.config.policy import ThinkTags
 from rl.config.rollout import ModeConfig
 from rl.export import __main__ as export
 from rl.export.card import model_card
-from rl.export.directory import default_mode, serving_template, write_serving_directory
+from rl.export.directory import (
+    default_mode,
+    request_fields,
+    serving_template,
+    write_serving_directory,
+)
 from rl.export.proof import (
     Case,
     ModeProof,
@@ -50,10 +56,23 @@ TEMPLATES = {
     + f"{EMPTY}{{%- endif -%}}{{%- endif -%}}",
     "always opens the tag": TURNS + "{{ '<think>\\n' }}{%- endif -%}",
     "always opens the tag, no newline": TURNS + "{{ '<think>' }}{%- endif -%}",
+    "always opens the tag, two newlines": TURNS + "{{ '<think>\\n\\n' }}{%- endif -%}",
+    "has another keyword": TURNS
+    + "{{ '<think>' if thinking is defined and thinking else '</think>' }}{%- endif -%}",
     "knows no tags": TURNS + "{%- endif -%}\n",
     "starts and ends with text": "\n  {% if true %}<u>{% endif %}{{ messages[-1].content }}<a>\n",
 }
 BOTH = pytest.mark.parametrize("thinking", [True, False], ids=["long", "short"])
+
+
+def mode(thinking: bool, max_tokens: int, temperature: float = 1.0, **more: object) -> ModeConfig:
+    settings = {"thinking": thinking, "max_tokens": max_tokens, "temperature": temperature}
+    return ModeConfig.model_validate({"share": 0.5, **settings, "chat_template_kwargs": more})
+
+
+# By whether the mode reasons that a request without a mode gets.
+DEFAULTS = {True: {"long": mode(True, 9)}, False: {"short": mode(False, 4)}}
+BOTH_MODES = DEFAULTS[True] | DEFAULTS[False]
 
 
 def save_tokenizer(directory: Path, template: str | None) -> Path:
@@ -64,7 +83,7 @@ def save_tokenizer(directory: Path, template: str | None) -> Path:
     return directory
 
 
-def served_ids(directory: Path, prompt: Prompt, **switch: bool) -> tuple[int, ...]:
+def served_ids(directory: Path, prompt: Prompt, **switch: object) -> tuple[int, ...]:
     """A server's reading: the template and tokenizer of the directory, and nothing of ours."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     text = tokenizer.apply_chat_template(
@@ -83,7 +102,7 @@ def asked(*contents: str) -> Prompt:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_served_template_ends_every_prompt_as_training_did(tmp_path, name, thinking):
     source = save_tokenizer(tmp_path / "source", TEMPLATES[name])
-    target = save_tokenizer(tmp_path / "target", serving_template(source, True))
+    target = save_tokenizer(tmp_path / "target", serving_template(source, BOTH_MODES))
     chat = ChatTemplate(str(source))
     for prompt in (asked("2+2?"), asked("1+1?", "<think>\n1+1=2</think>\n\n2", "and 3+3?")):
         trained = chat.prompt_token_ids(prompt, thinking)
@@ -94,15 +113,41 @@ def test_a_served_template_ends_every_prompt_as_training_did(tmp_path, name, thi
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_request_that_names_no_mode_gets_the_default(tmp_path, name, thinking):
     source = save_tokenizer(tmp_path / "source", TEMPLATES[name])
-    target = save_tokenizer(tmp_path / "target", serving_template(source, thinking))
+    target = save_tokenizer(tmp_path / "target", serving_template(source, DEFAULTS[thinking]))
     expected = ChatTemplate(str(source)).prompt_token_ids(asked("2+2?"), thinking)
     assert served_ids(target, asked("2+2?")) == expected
 
 
+@BOTH
+def test_variables_and_tags_of_a_mode_are_served_with_it(tmp_path, thinking):
+    template = (
+        TURNS + "{{ '<budget ' ~ budget ~ '>' }}{%- if budget == 0 -%}"
+        "{{ '<seed:think>\\n</seed:think>' }}{%- endif -%}{%- endif -%}"
+    )
+    tags = ThinkTags(open="<seed:think>", close="</seed:think>")
+    source = save_tokenizer(tmp_path / "source", template)
+    modes = {"short": mode(False, 4, budget=0), "long": mode(True, 9, budget=512)}
+    target = save_tokenizer(tmp_path / "target", serving_template(source, modes, tags))
+    asked_mode = modes["long" if thinking else "short"]
+    variables = asked_mode.chat_template_kwargs
+    trained = ChatTemplate(str(source), tags).prompt_token_ids(asked("2?"), thinking, variables)
+    fields = request_fields(asked_mode)["chat_template_kwargs"]
+    assert fields == {"enable_thinking": thinking, **variables}
+    assert served_ids(target, asked("2?"), **fields) == trained
+    # A request that names the mode alone is the mode of its kind.
+    assert served_ids(target, asked("2?"), enable_thinking=thinking) == trained
+
+
+def test_what_no_mode_was_trained_for_keeps_no_export_back(tmp_path):
+    source = save_tokenizer(tmp_path / "source", TURNS + EMPTY + "{%- endif -%}")
+    target = save_tokenizer(tmp_path / "target", serving_template(source, DEFAULTS[False]))
+    assert served_ids(target, asked("2?")) == served_ids(source, asked("2?"))
+
+
 def test_a_template_that_needs_nothing_is_kept(tmp_path):
     source = save_tokenizer(tmp_path, None)
-    assert serving_template(source, True) == make_tokenizer(512).chat_template
-    assert serving_template(source, False) != make_tokenizer(512).chat_template
+    assert serving_template(source, DEFAULTS[True]) == make_tokenizer(512).chat_template
+    assert serving_template(source, DEFAULTS[False]) != make_tokenizer(512).chat_template
 
 
 @given(content=st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=40))
@@ -110,16 +155,12 @@ def test_no_question_changes_how_its_prompt_ends(tmp_path_factory, content):
     directory = tmp_path_factory.getbasetemp() / "any-question"
     if not directory.exists():
         save_tokenizer(directory / "source", TEMPLATES["leaves the tag to the model"])
-        save_tokenizer(directory / "target", serving_template(directory / "source", True))
+        save_tokenizer(directory / "target", serving_template(directory / "source", BOTH_MODES))
     chat = ChatTemplate(str(directory / "source"))
     for thinking in (True, False):
         trained = chat.prompt_token_ids(asked(content), thinking)
         served = served_ids(directory / "target", asked(content), enable_thinking=thinking)
         assert served == trained
-
-
-def mode(thinking: bool, max_tokens: int, temperature: float = 1.0) -> ModeConfig:
-    return ModeConfig(share=0.5, thinking=thinking, max_tokens=max_tokens, temperature=temperature)
 
 
 def test_the_default_mode_reasons_with_the_largest_budget():
@@ -164,6 +205,14 @@ def test_a_directory_samples_as_training_did_and_keeps_only_special_tokens(tmp_p
         "top_p": 1.0,
         "max_tokens": 5,
     }
+
+
+def test_a_served_model_stops_at_the_ends_that_only_its_config_names(tmp_path):
+    source = save_tokenizer(tmp_path / "source", None)
+    (source / "config.json").write_text('{"eos_token_id": [1, 4]}')
+    (tmp_path / "target").mkdir()
+    write_serving_directory(source, tmp_path / "target", "", DEFAULTS[True])
+    assert GenerationConfig.from_pretrained(tmp_path / "target").eos_token_id == [1, 4]
 
 
 @pytest.fixture(scope="module")
@@ -395,6 +444,21 @@ def test_a_run_that_only_answers_at_once_is_served_without_a_parser(tmp_path):
     assert "````yaml\nfence: '```'\n````" in card
     assert "| trained with | unknown |" in card
     assert "after 1 steps of reinforcement learning (GRPO), trained in the modes" in card
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"open": "<seed:think>", "close": "</seed:think>"}, "--reasoning-parser seed_oss"),
+        ({"open": "[THINK]", "close": "[/THINK]"}, "reasoning up to this tag"),
+    ],
+)
+def test_the_card_says_how_reasoning_in_other_tags_is_read(run, tags, said):
+    checkpoint = find_checkpoint(run, 4, print)
+    settings = config(run=str(run), policy__think_tags=tags)
+    card = model_card(settings, RunDirectory(run), checkpoint, "mine", {}, {})
+    assert said in card and "--reasoning-parser qwen3" not in card
+    assert ("message.reasoning" in card) is ("seed_oss" in said)
 
 
 def test_the_card_of_an_aligned_policy_says_how_often_it_is_wrong(run):

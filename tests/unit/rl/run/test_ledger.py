@@ -41,6 +41,7 @@ FIRST = group(
     versions=(0, 1),
     reasoning="6 + 6",
     num_response=5,
+    end_token=151645,
 )
 
 
@@ -65,6 +66,7 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
         "answer": "12",
         "reference": "12",
         "finish_reason": "stop",
+        "end_token": 151645,
         "num_tokens": 5,
     }
     scored = {

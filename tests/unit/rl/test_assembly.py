@@ -1,0 +1,51 @@
+"""What a run is given before Ray starts, of models with chat templates of other kinds."""
+
+from pathlib import Path
+
+import pytest
+
+from rl.assembly import gather_inputs
+from tests import bpe_policy
+from tests.fakes import config
+
+TURNS = bpe_policy.CHAT_TEMPLATE.split("{% if enable_thinking %}")[0]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """It reads a budget in place of a switch, and has tags of its own."""
+    directory = bpe_policy.make_policy(tmp_path_factory.mktemp("policy"), 128)
+    template = TURNS + "{% if budget is defined %}budget {{ budget }} {% endif %}{% endif %}"
+    (directory / "chat_template.jinja").write_text(template)
+    return directory
+
+
+def test_a_model_without_a_switch_is_trained_in_both_modes_after_a_note(policy):
+    plain = config(policy__model=str(policy), rollout__max_model_length=128)
+    inputs = gather_inputs(plain)
+    assert [note for note in inputs.notes if "no switch for reasoning" in note] == [*inputs.notes]
+    ends = [inputs.chat.raw_text(inputs.encode(inputs.heldout[0], mode)) for mode in plain.modes]
+    assert ends[0].endswith("assistant\n<think>\n\n</think>\n\n")
+    assert ends[1].endswith("assistant\n<think>\n")
+
+
+def test_prompts_have_the_tags_of_the_policy_and_the_variables_of_their_mode(policy):
+    settings = config(
+        policy__model=str(policy),
+        policy__think_tags={"open": "[T]", "close": "[/T]"},
+        rollout__max_model_length=128,
+        modes__long__chat_template_kwargs={"budget": 9},
+    )
+    inputs = gather_inputs(settings)
+    assert inputs.notes == ()
+    ends = [inputs.chat.raw_text(inputs.encode(inputs.heldout[0], mode)) for mode in settings.modes]
+    assert ends[0].endswith("assistant\n[T]\n\n[/T]\n\n")
+    assert ends[1].endswith("assistant\nbudget 9 [T]\n")
+
+
+def test_what_cannot_be_trained_can_be_asked(policy):
+    (policy / "quantize_config.json").write_text("{}")
+    plain = config(policy__model=str(policy), rollout__max_model_length=128)
+    assert gather_inputs(plain, is_trained=False).model == policy
+    with pytest.raises(ValueError, match="is quantised"):
+        gather_inputs(plain)
