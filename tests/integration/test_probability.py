@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.bpe_policy import make_policy
 
 MAX_LENGTH = 1536
 REFERENCES = ["Paris", "42", "the answer is Paris, not London", "四十二", "🙂🙃", " x", "{4", "é"]
+ENDS = list(range(100, 200))
 ANSWERS = {
     "short": ["London", r"the answer is \boxed{44}", "答案：四十三", "Answer: 42"],
     "long": [
@@ -41,6 +43,10 @@ def loop():
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):
     model = make_policy(tmp_path_factory.mktemp("bpe"), MAX_LENGTH)
+    # Beside a generation_config.json that names the tokenizer's end alone, which vLLM would follow.
+    stored = json.loads((model / "config.json").read_text())
+    assert json.loads((model / "generation_config.json").read_text())["eos_token_id"] not in ENDS
+    (model / "config.json").write_text(json.dumps(stored | {"eos_token_id": ENDS}))
     settings = [
         "config=hybrid_50_50.yaml",
         "scale=cpu_tiny",
@@ -78,6 +84,21 @@ def group(material, mode, texts, reference, name="0"):
     temperature = material.config.modes[mode].temperature
     request = RolloutRequest(name, prompt, mode, prompt_ids, len(texts), 9, temperature, None)
     return RolloutGroup(request, tuple(trajectories))
+
+
+def test_an_end_that_only_config_json_names_stops_a_response_and_is_kept_out_of_its_text(
+    loop, material, system
+):
+    prompt = Prompt("ends", ({"role": "user", "content": "Which?"},), "Paris")
+    request = train_request(material.config, material.encode, "ends", prompt, "long")
+    sampled = loop.run(system.engine.generate(request)).trajectories
+    assert {each.end_token for each in sampled} & {*ENDS}
+    for each in sampled:
+        ids, is_ended = each.response_token_ids.tolist(), each.finish_reason == "stop"
+        assert each.end_token == (ids[-1] if is_ended else None)
+        before = ids[:-1] if is_ended else ids
+        assert not {*before} & {*ENDS}
+        assert each.text == material.chat.raw_text(before)
 
 
 @pytest.mark.parametrize("mode", ["short", "long"])

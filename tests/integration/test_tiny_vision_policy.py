@@ -82,7 +82,7 @@ def test_the_directory_is_one_that_learner_and_engines_load(policy: Path) -> Non
 def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
     """The same tokens as the chat template, the data source and the engine's expansion give."""
     chat = ChatTemplate(str(policy))
-    chat.require_switch([True, False])
+    assert chat.switch == "enable_thinking"
     source = VisualSource(SourceConfig(kind="visual", path=TASK_NAME, settings=TASK), seed=0)
     prompt = source.train(0)
     _, task = _opened(policy)
