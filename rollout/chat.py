@@ -116,6 +116,8 @@ class ChatTemplate:
                     f"{key}.{self.switch} is {variables[self.switch]} and modes.{name}.thinking is "
                     f"{mode.thinking}; leave the former out, it follows the latter"
                 )
+            # First as a prompt, which says what the template refuses.
+            self._render(SAMPLE, mode.thinking, variables)
             text = rendered[name] = self._apply(SAMPLE, self._variables(mode.thinking, variables))
             if mode.thinking and self._closed.search(text):
                 raise ValueError(

@@ -170,6 +170,8 @@ def test_variables_that_do_nothing_or_contradict_the_mode_are_refused(tmp_path):
         chat.check_policy({"long": mode(True, budget=4)})
     with pytest.raises(ValueError, match=r"enable_thinking is False and modes\.long\.thinking is"):
         chat.check_policy({"long": mode(True, enable_thinking=False)})
+    with pytest.raises(ValueError, match="multiple values for keyword argument 'messages'"):
+        chat.check_policy({"long": mode(True, messages=[])})
     chat.check_policy({"long": mode(True, enable_thinking=True)})
 
 
