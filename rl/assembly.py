@@ -15,8 +15,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from datasets import disable_progress_bars
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.builtin.names import builtin_policy, builtin_reward_model
@@ -40,6 +41,7 @@ from rl.config.run import Config
 from rl.data.media.names import MediaError
 from rl.loop.loop import train_request
 from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
+from rl.run.terminal import counted
 from rl.system.actors import ActorPlaces
 from rl.system.cluster import Cluster, open_cluster
 from rollout.chat import ChatTemplate, leave_out_oversized
@@ -53,6 +55,17 @@ CHECKED_MEDIA_PROMPTS = 64
 """Prompts whose images and videos are read before the run, to see how long they are."""
 
 
+class Rows(NamedTuple):
+    """What training prompts have in common."""
+
+    source: str
+    """The data set or task that they are of."""
+    route: Route | Failure
+    """The accuracy reward that they take, or why none can."""
+    mode: str | None
+    """The mode that they are pinned to; None where it is drawn."""
+
+
 @dataclass(frozen=True)
 class RunInputs:
     """What a run works on, all of it checked before anything heavy starts."""
@@ -63,8 +76,8 @@ class RunInputs:
     stream: PromptStream
     chat: ChatTemplate
     heldout: tuple[Prompt, ...]
-    routes: Mapping[Route | Failure, int]
-    """How many of the checked prompts each accuracy reward takes, or why it cannot."""
+    rows: Counter[Rows]
+    """How many training prompts there are of each kind; a sample of an endless source."""
     preference_model: Path | None
     """Directory of the reward model or judge; None where there is none."""
     notes: tuple[str, ...] = ()
@@ -96,12 +109,37 @@ def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
 
     is_trained: whether the policy learns; one that only answers may be of more kinds.
     """
+    refuse_missing_gpus(config)
+    stream = open_prompts(config)
+    # After a weight update vLLM on CPU keeps the old output layer of a model whose embeddings are
+    # tied, so there the run works on an untied copy.
+    name, on_cpu = builtin_policy(config.policy.model), config.resources.gpus == 0
+    model = resolve_model(name, untie=on_cpu, is_trained=is_trained)
+    chat, notes = open_chat(config, model, stream)
+    heldout = tuple(stream.heldout(config.eval.prompts))
+    reward = checked_rewards(config.reward)
+    rows = count_rows(stream, reward)
+    preference_model = find_preference_model(config.reward)
+    config = config.model_copy(update={"reward": reward})
+    return RunInputs(config, model, stream, chat, heldout, rows, preference_model, notes)
+
+
+# The pieces of gather_inputs, which a dry run tries one by one (rl/launch/preflight.py). Each of
+# them raises ValueError for input that cannot run.
+
+
+def refuse_missing_gpus(config: Config) -> None:
     gpus, visible = config.resources.gpus, count_visible_gpus()
     if config.resources.ray_address is None and gpus > visible:
         raise ValueError(
             f"resources.gpus asks for {gpus} GPUs, this machine shows {visible}; take a smaller "
             "scale=, or join a Ray cluster with resources.ray_address=auto"
         )
+
+
+def open_prompts(config: Config) -> PromptStream:
+    # Those of the library of data sets would stand between the run's own lines.
+    disable_progress_bars()
     stream = PromptStream.open(config)
     # Going through a data set of text alone would only cost time.
     may_show = config.reward.preference is not None and stream.shows_media
@@ -110,29 +148,40 @@ def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
             "reward.preference reads text only, and these prompts show images or videos; set "
             "reward.preference=null"
         )
-    # After a weight update vLLM on CPU keeps the old output layer of a model whose embeddings are
-    # tied, so there the run works on an untied copy.
-    name, on_cpu = builtin_policy(config.policy.model), config.resources.gpus == 0
-    model = resolve_model(name, untie=on_cpu, is_trained=is_trained)
+    return stream
+
+
+def open_chat(
+    config: Config, model: Path, stream: PromptStream
+) -> tuple[ChatTemplate, tuple[str, ...]]:
+    """The chat template of a model directory, which can ask all prompts in all their modes.
+
+    Also what a person should know of how it asks them.
+    """
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model), config.policy.think_tags)
     notes = tuple(chat.check_policy(config.modes))
-    leave_out_oversized(config, stream, chat, _media_token_counter(config, model, chat))
-    heldout = tuple(stream.heldout(config.eval.prompts))
-    reward = with_checked_plugins(config.reward)
+    leave_out_oversized(config, stream, chat, media_token_counter(config, model, chat))
+    return chat, notes
+
+
+def checked_rewards(config: RewardConfig) -> RewardConfig:
+    """The same, with plug-ins that are known to be callable."""
+    reward = with_checked_plugins(config)
     if unknown := sorted(set(reward.task_weights) - {*ROUTES, PROBABILITY}):
         raise ValueError(
             f"reward.task_weights names unknown tasks {unknown}; there are "
             f"{', '.join((*ROUTES, PROBABILITY))}"
         )
-    routes = count_routes(stream, reward)
-    preference, preference_model = config.reward.preference, None
-    if preference is not None:
-        name = builtin_reward_model(preference.model)
-        preference_model = find_model(name, "the preference model")
-        (check_judge if preference.kind == "judge" else check_reward_model)(preference_model)
-    config = config.model_copy(update={"reward": reward})
-    return RunInputs(config, model, stream, chat, heldout, routes, preference_model, notes)
+    return reward
+
+
+def find_preference_model(config: RewardConfig) -> Path | None:
+    if (preference := config.preference) is None:
+        return None
+    directory = find_model(builtin_reward_model(preference.model), "reward.preference.model")
+    (check_judge if preference.kind == "judge" else check_reward_model)(directory)
+    return directory
 
 
 def resolve_reference(config: Config, model: str) -> Path:
@@ -142,9 +191,7 @@ def resolve_reference(config: Config, model: str) -> Path:
     return directory
 
 
-def _media_token_counter(
-    config: Config, model: Path, chat: ChatTemplate
-) -> Callable[[Prompt], int]:
+def media_token_counter(config: Config, model: Path, chat: ChatTemplate) -> Callable[[Prompt], int]:
     """Return what counts the tokens that the media of a prompt take, besides their markers."""
     inputs = open_visual_inputs(model, config.data)
     left = iter(range(CHECKED_MEDIA_PROMPTS))
@@ -166,29 +213,33 @@ def _media_token_counter(
     return count
 
 
-def count_routes(stream: PromptStream, reward: RewardConfig) -> Counter[Route | Failure]:
+def count_rows(stream: PromptStream, reward: RewardConfig) -> Counter[Rows]:
     """Count the prompts by accuracy reward; raises ValueError if no reference can be checked."""
     known = {"auto", *ROUTES, *([PROBABILITY] if reward.probability else [])}
-    routes: Counter[Route | Failure] = Counter()
-    unknown: list[str] = []
+    rows: Counter[Rows] = Counter()
+    unknown: list[Prompt] = []
     for prompt in stream.checked():
         if prompt.task in known:
-            routes[accuracy_route(prompt, reward.probability is not None)] += 1
+            route = accuracy_route(prompt, reward.probability is not None)
+            # An id begins with the name of its source (rollout/prompts/).
+            rows[Rows(prompt.id.partition("/")[0], route, prompt.mode)] += 1
         else:
-            unknown.append(prompt.task)
+            unknown.append(prompt)
     if unknown:
         raise ValueError(
-            f"{len(unknown)} prompts name a task that no reward takes, such as {unknown[0]!r}; "
-            f"data.columns.task takes auto, {', '.join(ROUTES)}, and {PROBABILITY} where "
-            "reward.probability is set"
+            f"{len(unknown)} prompts name a task that no reward takes, such as "
+            f"{unknown[0].task!r} of {unknown[0].id}; data.columns.task takes auto, "
+            f"{', '.join(ROUTES)}, and {PROBABILITY} where reward.probability is set"
         )
-    if reward.weights.accuracy != 0 and all(isinstance(route, Failure) for route in routes):
+    failures = [row.route for row in rows if isinstance(row.route, Failure)]
+    if reward.weights.accuracy != 0 and len(failures) == len(rows):
+        commonest = max(rows, key=rows.__getitem__).route
         raise ValueError(
-            "no reference answer can be checked, so nothing could be rewarded: "
-            f"{routes.most_common(1)[0][0]}; check data.columns.reference and data.columns.task, "
-            "or set reward.probability={} for references in natural language"
+            f"no reference answer can be checked, so nothing could be rewarded: {commonest}; check "
+            "data.columns.reference and data.columns.task, or set reward.probability={} for "
+            "references in natural language"
         )
-    return routes
+    return rows
 
 
 @asynccontextmanager
@@ -200,7 +251,8 @@ async def open_training(
     phase("starting Ray")
     with closing(open_cluster(config)) as cluster:
         async with _closed_together() as closers:
-            phase(f"starting {config.rollout.workers} vLLM engines, {config.policy.ranks} ranks")
+            engines = counted(config.rollout.workers, "vLLM engine")
+            phase(f"starting {engines}, {counted(config.policy.ranks, 'rank')}")
             learner = RayLearner(config, inputs.model.absolute(), cluster)
             closers.append(learner.close)
             services = await _start_sampling(inputs, cluster, closers, inputs.model, learner)
@@ -239,7 +291,7 @@ async def open_engines(
         note("starting Ray")
     with closing(open_cluster(config)) if cluster is None else nullcontext(cluster) as opened:
         async with _closed_together() as closers:
-            note(f"starting {config.rollout.workers} vLLM engines")
+            note(f"starting {counted(config.rollout.workers, 'vLLM engine')}")
             services = await _start_sampling(
                 inputs, opened, closers, model, scores_responses=scores_responses
             )
@@ -274,7 +326,7 @@ async def _start_sampling(
     """
     config, probability = inputs.config, None
     tags = config.policy.think_tags
-    text = TextRewardClient.start(config.reward, config.modes, tags)
+    text = TextRewardClient.start(config.reward, config.modes, tags, cluster.logs)
     closers.append(text.close)
     settings = WorkerSettings(
         # Absolute: an actor of a joined Ray starts in another working directory.
@@ -294,7 +346,7 @@ async def _start_sampling(
     if learner is not None and config.resources.colocate:
         devices = await learner.devices_by_engine(settings.tensor_parallel)
     bundles = cluster.placement.engine_bundles
-    engine = EnginePool.of_run(config, settings, cluster.group, bundles, devices)
+    engine = EnginePool.of_run(config, settings, cluster.group, bundles, devices, cluster.logs)
     closers.append(engine.close)
     if learner is None:
         await engine.start()
@@ -327,7 +379,7 @@ async def _start_preference(
         return None
     bundles = cluster.placement.preference_bundles
     strategies = (PlacementGroupSchedulingStrategy(cluster.group, bundle) for bundle in bundles)
-    places = ActorPlaces(config.cpus, config.gpus, tuple(strategies))
+    places = ActorPlaces(config.cpus, config.gpus, tuple(strategies), cluster.logs)
     if config.kind == "judge":
         engine = EnginePool.of_judge(config, path, places)
         closers.append(engine.close)

@@ -23,6 +23,7 @@ from rl.loop.losses import loss_metrics, reduce_sums
 from rl.loop.stages import BatchUpdate, Canary, ReferenceRequest, TrainBatch, WeightProof
 from rl.system.actors import call, call_all
 from rl.system.cluster import Cluster
+from rl.system.worker_logs import log_variables
 
 START_TIMEOUT_S = 900.0
 UPDATE_TIMEOUT_S = 7200.0
@@ -42,6 +43,7 @@ def rank_actor(
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore",
         **environment,
+        **log_variables(cluster.logs, f"rank {rank}"),
     }
     if not use_cuda:
         variables["OMP_NUM_THREADS"] = str(config.policy.threads)

@@ -7,7 +7,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,31 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from rl.data.fingerprint import stamp
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+# The same weights as pickles or for other programs, which nothing here reads, are left out.
+_UNREAD = ("*.bin", "*.pth", "*.gguf")
+# Configuration, tokenizer and templates.
+_DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")
+_IS_DRY: ContextVar[bool] = ContextVar("_IS_DRY", default=False)
+
+
+class NotMade(Exception):
+    """A model that is made once on this machine, and has not been yet."""
+
+
+@contextmanager
+def looking_only() -> Iterator[None]:
+    """In this block no model is made and no weights are downloaded: a dry run must end in seconds.
+
+    `made_once` raises NotMade instead, and `find_model` gives a directory without weights.
+    """
+    # A context variable, because what looks for models stands several calls below, and in a run it
+    # is the same code.
+    token = _IS_DRY.set(True)
+    try:
+        yield
+    finally:
+        _IS_DRY.reset(token)
 
 
 def find_model(name: str, setting: str) -> Path:
@@ -32,13 +58,15 @@ def find_model(name: str, setting: str) -> Path:
             f"{setting} must be a model directory, a Hugging Face name or a builtin one, got "
             f"{name!r}; there is no such directory"
         )
+    wanted = {"allow_patterns": _DESCRIPTION} if _IS_DRY.get() else {"ignore_patterns": _UNREAD}
     try:
-        # The same weights as pickles or for other programs, which nothing here reads, are left out.
-        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf"]))
+        return Path(snapshot_download(name, **{key: list(v) for key, v in wanted.items()}))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        # Its last line says it in words; those before are of the connection.
+        why = str(error).strip().splitlines()[-1].rstrip(".") if str(error).strip() else repr(error)
         raise ValueError(
-            f"{setting} {name!r} is no directory and could not be downloaded: {error}; check the "
-            "name and the network, or name a local directory"
+            f"{setting}={name} is no directory here and could not be downloaded: {why}. Check the "
+            f"name and the network, or name a model directory of this machine, {setting}=DIRECTORY"
         ) from error
 
 
@@ -59,6 +87,8 @@ def made_once(directory: Path, write: Callable[[Path], None]) -> Path:
     """
     if directory.exists():
         return directory
+    if _IS_DRY.get():
+        raise NotMade(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     # A file lock, because the kernel frees it if the process that holds it dies.
     with FileLock(directory.with_suffix(".lock")):

@@ -48,7 +48,10 @@ class RewardModelClient:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         arguments = (path.absolute(), dtype, "cuda" if places.gpus else "cpu", threads)
         copies = [arguments] * len(places.strategies)
-        client = cls(places.start(RewardModelActor, environment, copies, MAX_RESTARTS), deadline_s)
+        actors = places.start(
+            RewardModelActor, "preference model", environment, copies, MAX_RESTARTS
+        )
+        client = cls(actors, deadline_s)
         try:
             await asyncio.gather(*(client._ask(index, "load") for index in range(len(copies))))
         except BaseException:

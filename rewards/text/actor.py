@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,6 +17,7 @@ from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
 from rl.loop.stages import RolloutGroup
 from rl.system.actors import call, close_all
+from rl.system.worker_logs import log_variables
 
 MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 10.0
@@ -33,12 +35,20 @@ class TextRewardClient:
 
     @classmethod
     def start(
-        cls, config: RewardConfig, modes: Mapping[str, ModeConfig], tags: ThinkTags
+        cls,
+        config: RewardConfig,
+        modes: Mapping[str, ModeConfig],
+        tags: ThinkTags,
+        logs: Path | None = None,
     ) -> TextRewardClient:
-        """Start the actor; its first score waits until it is up."""
+        """Start the actor; its first score waits until it is up. logs: where its output goes."""
         # Without a core of its own: the work is done in worker processes, which reward.workers
         # counts.
-        actor = ray.remote(TextRewards).options(num_cpus=0, max_concurrency=MAX_GROUPS_IN_FLIGHT)
+        actor = ray.remote(TextRewards).options(
+            num_cpus=0,
+            max_concurrency=MAX_GROUPS_IN_FLIGHT,
+            runtime_env={"env_vars": dict(log_variables(logs, "rewards"))},
+        )
         return cls(actor.remote(config, dict(modes), tags))
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:

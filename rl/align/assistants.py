@@ -184,7 +184,9 @@ class AssistantSource:
         # Labels are kept under this name, so it holds all that may change an answer.
         deciding = json.dumps([worker.dtype, worker.max_model_length, settings.engine], default=str)
         name = f"{model.resolve().name}@{stamp_of_model(model)}/{stamp(deciding)}"
-        engine = EnginePool.of_run(config, worker, cluster.group, cluster.placement.engine_bundles)
+        engine = EnginePool.of_run(
+            config, worker, cluster.group, cluster.placement.engine_bundles, logs=cluster.logs
+        )
         try:
             await engine.start()
             chat = _chat_template(config, self.model, policy)

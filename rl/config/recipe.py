@@ -6,6 +6,9 @@ A recipe says what is trained; a scale says where and how large. Later layers wi
 
     extends: other.yaml   <   the recipe   <   scale: NAME   <   key=value on the command line
 
+What a scale has under `defaults:` stands beneath a recipe of the user's own instead: it holds where
+that recipe says nothing.
+
 A recipe may say `scales: vision`: names of scales are then looked up in scale/vision/ first,
 because a vision-language policy has other settings at every size.
 
@@ -39,6 +42,10 @@ COMMAND_LINE = "the command line"
 LOADER_KEYS = ("config", "scale")
 """Keys that direct the reading and are no part of the configuration."""
 ASK_TIMEOUT_S = 20
+BUILTIN = "builtin:"
+"""How the names of the built-in models begin."""
+WORLD = ("data.kind", "data.path", "policy.model")
+"""What is trained on what. Where a person names any, `auto` looks for a scale that keeps it."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,19 @@ def load(arguments: Sequence[str]) -> Loaded:
     if any("recipe" in layer.tree for layer in layers):
         raise RecipeError(f"{name} is a sweep; run it with python -m rl.sweep config={name}")
     own_scale = _take(layers, "scale")
-    scale = _scale_layers(layers, directives.get("scale", own_scale))
+    mine = [*(layer for layer in layers if not layer.is_shipped), Layer(COMMAND_LINE, overrides)]
+    scale_name = directives.get("scale", own_scale)
+    scale = _scale_layers(layers, scale_name, mine)
+    notes = []
+    if scale_name == "auto" and "gpus" in (resources := _merge(scale).get("resources", {})):
+        notes = _notes_of_auto(scale, resources["gpus"])
+    # What a scale has under `defaults` goes beneath the first layer that a person wrote.
+    below = next((n for n, layer in enumerate(layers) if not layer.is_shipped), len(layers))
+    layers[below:below] = _defaults(layers, scale)
     layers += [*scale, Layer(COMMAND_LINE, overrides)]
     # The name of the recipe is the run's, so that the same command finds its run again.
     config = _checked(layers, {"run": f"runs/{recipe.stem}"})
-    return Loaded(config, tuple(_notes(layers, scale, config)))
+    return Loaded(config, (*notes, *_notes(layers, scale, config)))
 
 
 def load_over(
@@ -95,7 +110,8 @@ def load_over(
     directives, overrides = parse_arguments(arguments)
     over = _read_chain(find_recipe(str(directives["config"]))) if "config" in directives else []
     # The recipe's own scale is left out: it would say how large, and the stored run knows that.
-    over += _scale_layers(over, directives.get("scale"))
+    scale = _scale_layers(over, directives.get("scale"))
+    over = [*_defaults(over, scale), *over, *scale]
     layers = _read_chain(stored) + [
         Layer(layer.name, OmegaConf.masked_copy(layer.tree, [section]))
         for layer in over
@@ -135,10 +151,12 @@ def find_recipe(name: str) -> Path:
     return _find(name, [Path(), CONFIGS], "config")
 
 
-def find_scale(name: str, folder: str = "") -> Path:
+def find_scale(name: str, folder: str = "", mine: Sequence[Layer] = ()) -> Path:
     """Return the scale's path; `auto` takes the largest one-node scale the visible GPUs can hold.
 
     A name without .yaml is one of the installed scales. folder: under these, looked into first.
+    mine: what a person set. Of scales of one size `auto` takes one that leaves their data and model
+    as they are; where they set neither, the one that has both built in.
     """
     if Path(name).suffix == ".yaml":
         return _find(name, [Path(), SCALES / folder, SCALES], "scale")
@@ -146,12 +164,19 @@ def find_scale(name: str, folder: str = "") -> Path:
         return _find(f"{name}.yaml", [SCALES / folder, SCALES], "scale")
     # Scales say themselves how many GPUs they need, so one that is added here is found by `auto`.
     visible = count_visible_gpus()
-    fitting: dict[int, Path] = {}
+    own = dotted_leaves(_join(*(layer.tree for layer in mine)))
+    fitting: dict[tuple[int, bool, bool], Path] = {}
     for path in sorted((SCALES / folder).glob("*.yaml")):
-        resources = _merge(_read_chain(path)).get("resources", {})
-        gpus = int(resources.get("gpus", 0))
-        if resources.get("nodes", 1) == 1 and gpus <= visible:
-            fitting[gpus] = path
+        leaves = dotted_leaves(_merge(_read_chain(path)))
+        gpus = int(leaves.get("resources.gpus", 0))
+        if leaves.get("resources.nodes", 1) == 1 and gpus <= visible:
+            keeps_mine = not any(
+                # A scale that names the kind of data replaces the path as well.
+                own[key] != leaves.get(key)
+                for key in WORLD
+                if key in own and (key in leaves or (key == "data.path" and "data.kind" in leaves))
+            )
+            fitting[gpus, keeps_mine, "data.kind" in leaves] = path
     if not fitting:
         raise RecipeError(
             f"scale=auto: no scale in {SCALES / folder} fits {visible} GPUs; name one, scale=NAME"
@@ -257,9 +282,32 @@ def _take(layers: Sequence[Layer], key: str) -> Any:
     return values[-1] if values else None
 
 
-def _scale_layers(recipe: Sequence[Layer], scale: Any) -> list[Layer]:
+def _scale_layers(recipe: Sequence[Layer], scale: Any, mine: Sequence[Layer] = ()) -> list[Layer]:
     folder = _take(recipe, "scales") or ""
-    return [] if scale is None else _read_chain(find_scale(str(scale), str(folder)))
+    return [] if scale is None else _read_chain(find_scale(str(scale), str(folder), mine))
+
+
+def _defaults(recipe: Sequence[Layer], scale: Sequence[Layer]) -> list[Layer]:
+    """Take what the layers of a scale have under `defaults` out of them, as layers of its own."""
+    modes = {name for layer in recipe for name in layer.tree.get("modes", {})}
+    defaults = []
+    for layer in scale:
+        tree = layer.tree.pop("defaults", OmegaConf.create())
+        # A scale that is for any recipe may know modes that this one does not have.
+        for name in set(tree.get("modes", {})) - modes:
+            del tree.modes[name]
+        defaults.append(Layer(layer.name, tree, layer.is_shipped))
+    return defaults
+
+
+def _room_for(prompt_tokens: int, *, _root_: DictConfig) -> int:
+    """`${room_for:N}` in a recipe: the largest budget of its modes and N tokens of prompt."""
+    budgets = [mode.get("max_tokens") for mode in _root_.get("modes", {}).values()]
+    # What is no number is refused by name when the whole is checked.
+    return prompt_tokens + max((b for b in budgets if isinstance(b, int)), default=0)
+
+
+OmegaConf.register_resolver("room_for", _room_for, replace=True)
 
 
 def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -297,9 +345,22 @@ def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> l
         if final.get(key) != value and value != {}
     ]
     if replaced and scale:
+        # On CPU there is a scale that replaces none of it.
+        other = "" if config.resources.gpus else "take scale=cpu, or "
         notes.append(
             f"{scale[-1].name} replaces settings of yours: {', '.join(replaced)}; to keep yours, "
-            "give them on the command line or take a scale of your own"
+            f"{other}give them on the command line or take a scale of your own"
+        )
+    # A scale of one's own over cpu_tiny.yaml may bring data and forget one of these.
+    models = {"policy.model": config.policy.model}
+    if config.reward.preference is not None:
+        models["reward.preference.model"] = config.reward.preference.model
+    builtin = [f"{key}={name}" for key, name in models.items() if name.startswith(BUILTIN)]
+    if builtin and config.data.kind not in ("chain_sum", "visual"):
+        notes.append(
+            f"{' and '.join(builtin)}: the built-in models know the built-in tasks alone, and "
+            f"data.kind is {config.data.kind}; name a policy.model of yours and set "
+            "reward.preference=null, or take scale=cpu, which has none of them"
         )
     share = config.data.settings.get("probability_share")
     if config.data.kind == "chain_sum" and share and config.reward.probability is None:
@@ -314,6 +375,19 @@ def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> l
             f"of resources.gpus={gpus} the run takes {taken}; more engines or ranks use the rest"
         )
     return notes
+
+
+def _notes_of_auto(scale: Sequence[Layer], gpus: int) -> list[str]:
+    """What a person on a machine without a GPU should know of the scale that was found for them."""
+    if gpus:
+        return []
+    name = f"no GPU is seen, so scale=auto takes {Path(scale[-1].name).stem}"
+    if str(_merge(scale).get("policy", {}).get("model", "")).startswith(BUILTIN):
+        return [
+            f"{name}: the built-in model and task in place of the recipe's; with data or a model "
+            "of yours it takes cpu, which keeps them"
+        ]
+    return [f"{name}: your data and model, small sizes where you set none"]
 
 
 def dotted_leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

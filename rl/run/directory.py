@@ -4,7 +4,8 @@ config.yaml     the resolved config            checkpoints/    rl/run/checkpoint
 metrics.jsonl   one object a step              ledger/         rl/run/ledger.py
 summary.json    before and after               tensorboard/    rl/run/sinks.py
 curves.png      rl/launch/curves.py            samples/        pages of rl/show
-evaluations/    rl/evaluate                    .lock           held by the driver
+evaluations/    rl/evaluate                    logs/           what the run's processes print
+.lock           held by the driver
 """
 
 from __future__ import annotations

@@ -59,6 +59,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return such as `1 rank`, `2 ranks`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def sparkline(values: Sequence[float], width: int) -> str:
     """Return the course of `values` in at most `width` characters, scaled to their own range.
 

@@ -17,6 +17,7 @@ shares may be added to a sweep at any time. The exit code is 0 if every arm is f
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -35,22 +36,22 @@ class SweepKeys(Keys):
     config: RecipeName
     scale: ScaleName = None
     dry_run: Switch = False
-    """Only print the arms, and the first of them in full."""
+    """Only print the arms, and the first of them in full, as a dry run of rl.launch does."""
 
 
 def sweep_arms(keys: SweepKeys) -> int:
     sweep = load_sweep(keys.settings)
     if not keys.dry_run:
         return run_sweep(sweep)
-    # It loads matplotlib and pandas, which --help and a refusal need not wait for.
-    from rl.launch.training import described
+    # It loads torch, which --help and a refusal need not wait for.
+    from rl.launch.preflight import print_preflight
 
     first = sweep.arms[0]
     print(
         f"{len(sweep.arms)} arms in {sweep.root}:", *(f"  {a.name}" for a in sweep.arms), sep="\n"
     )
-    print(f"{first.name} in full:", described(first.config, sweep.notes), sep="\n")
-    return 0
+    print(f"{first.name} in full:")
+    return asyncio.run(print_preflight(first.config, sweep.notes))
 
 
 def run_sweep(sweep: Sweep) -> int:

@@ -53,7 +53,7 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
     at_once = sweep.config.arms_at_once
     # Cores that arms share are declared several times over: see SweepConfig.arms_at_once.
     room = most * (at_once or 1) if resources.gpus == 0 else most
-    start_ray(resources, room, shows_workers=False)
+    start_ray(resources, room)
     try:
         for listed in bundles.values():
             refuse_unplaceable(listed)

@@ -6,10 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+
+from rl.loop.interfaces import WorkerFailed
+from rl.system.worker_logs import log_variables
 
 MAX_CALLS_IN_FLIGHT = 10_000
 """Calls that an asynchronous actor takes up at once; it queues them better than Ray could."""
@@ -26,18 +30,21 @@ class ActorPlaces:
     """GPUs of each actor; 0 keeps it on CPU."""
     strategies: tuple[Any, ...] = ("DEFAULT",)
     """A Ray scheduling strategy per actor: `DEFAULT`, or a bundle of a placement group."""
+    logs: Path | None = None
+    """Where the actors' output goes (rl/system/worker_logs.py)."""
 
     def start(
         self,
         kind: type,
+        name: str,
         environment: Mapping[str, str],
         arguments: Sequence[tuple],
         restarts: int = 0,
     ) -> list[Any]:
         """Start `kind(*arguments[i])` as an asynchronous actor in each place.
 
-        restarts: how often an actor whose process dies starts again; what it was asked is then
-        asked once more.
+        name: of their kind, which with a number behind it names their logs. restarts: how often an
+        actor whose process dies starts again; what it was asked is then asked once more.
         """
         return [
             ray.remote(kind)
@@ -48,10 +55,12 @@ class ActorPlaces:
                 max_restarts=restarts,
                 max_task_retries=restarts,
                 scheduling_strategy=strategy,
-                runtime_env={"env_vars": dict(environment)},
+                runtime_env={
+                    "env_vars": {**environment, **log_variables(self.logs, f"{name} {index}")}
+                },
             )
             .remote(*own)
-            for strategy, own in zip(self.strategies, arguments, strict=True)
+            for index, (strategy, own) in enumerate(zip(self.strategies, arguments, strict=True))
         ]
 
 
@@ -71,7 +80,7 @@ async def call(
     but must not fall silent. who: names the actor in errors, such as `engine 0`. hint: ends the
     message of a deadline that passed.
 
-    Raises TimeoutError once the deadline has passed, and RuntimeError if the actor's process died.
+    Raises TimeoutError once the deadline has passed, and WorkerFailed if the actor's process died.
     """
     reference = getattr(actor, method).remote(*arguments)
     answer = asyncio.ensure_future(_answer(reference))
@@ -85,7 +94,7 @@ async def call(
         # Ray's own message is the whole remote traceback, which stays visible as the cause.
         raise error.cause from error
     except RayActorError as error:
-        raise RuntimeError(f"{who}: its process died: {error}") from error
+        raise WorkerFailed(f"{who}: its process died: {error}") from error
     finally:
         answer.cancel()
 
@@ -105,8 +114,8 @@ async def call_all(
     The first failure ends the wait, because the others may wait in a collective for the actor that
     failed. Their calls are cancelled. refusal: an error about the input, which is raised as it is.
 
-    Raises RuntimeError that names the actor which died or failed, and TimeoutError that names those
-    which are late.
+    Raises WorkerFailed that names the actor which died, RuntimeError that names the one which
+    failed, and TimeoutError that names those which are late.
     """
     references = [getattr(actor, method).remote(*arguments) for actor in actors]
     answers = [asyncio.ensure_future(_answer(reference)) for reference in references]
@@ -127,10 +136,11 @@ async def call_all(
             index = min(dead or errors)
             error = errors[index]
             cause = error.cause if isinstance(error, RayTaskError) else error
-            if isinstance(cause, refusal):
+            if isinstance(cause, (refusal, WorkerFailed)):
                 raise cause from error
-            verb = "died" if dead else "failed"
-            raise RuntimeError(f"{who} {index} {verb} in {method}: {cause}") from error
+            if dead:
+                raise WorkerFailed(f"{who} {index} died in {method}: {cause}") from error
+            raise RuntimeError(f"{who} {index} failed in {method}: {cause}") from error
         if missing:
             late = [index for index, answer in enumerate(answers) if answer in missing]
             raise TimeoutError(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.placement_group import (
@@ -18,6 +21,7 @@ from ray.util.placement_group import (
 
 from rl.config.run import Config, ResourcesConfig
 from rl.system.placement import Placement, place
+from rl.system.worker_logs import SETUP_HOOK
 
 RESERVE_TIMEOUT_S = 120.0
 
@@ -28,6 +32,8 @@ class Cluster:
     group: PlacementGroup
     is_own: bool = True
     """Whether Ray and the reservation are this run's, and end with it."""
+    logs: Path | None = None
+    """Where the output of the run's processes goes; None leaves it in Ray's own directory."""
 
     def close(self) -> None:
         if self.is_own:
@@ -43,8 +49,11 @@ def open_cluster(config: Config) -> Cluster:
     free in time.
     """
     placement = place(config)
+    # A command that asks a model without a run has no directory to leave it in.
+    run = Path(config.run)
+    logs = run / "logs" if run.is_dir() else Path(tempfile.mkdtemp(prefix="hybrid-rl-logs-"))
     if ray.is_initialized() and (reserved := get_current_placement_group()) is not None:
-        return Cluster(placement, reserved, is_own=False)
+        return Cluster(placement, reserved, is_own=False, logs=logs)
     start_ray(config.resources, sum(bundle.cpus for bundle in placement.bundles))
     # All of the run at once, before any actor: two runs that each got half of what they need would
     # wait for each other for ever.
@@ -57,15 +66,20 @@ def open_cluster(config: Config) -> Cluster:
             f"{RESERVE_TIMEOUT_S:g} s; free now: {free}. Each bundle must fit on one node: lower "
             "rollout.tensor_parallel, free the cluster, or take a smaller scale"
         )
-    return Cluster(placement, group)
+    return Cluster(placement, group, logs=logs)
 
 
-def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = True) -> None:
+def start_ray(resources: ResourcesConfig, cpus: float) -> None:
     """Start a local Ray with room for `cpus`, or join the configured one.
 
-    shows_workers: whether what Ray's processes print appears here. Raises ValueError if there are
-    fewer GPUs than a run takes.
+    What its processes print does not appear here (rl/system/worker_logs.py). Raises ValueError if
+    there are fewer GPUs than a run takes.
     """
+    quiet: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "runtime_env": {"worker_process_setup_hook": SETUP_HOOK},
+    }
     # Actor creation with no GPU reserved must not hide the GPUs it is handed later.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if resources.ray_address is None:
@@ -77,13 +91,12 @@ def start_ray(resources: ResourcesConfig, cpus: float, shows_workers: bool = Tru
             # Logical cores: a laptop may hold more actors than it has cores.
             num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
             include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=shows_workers,
+            **quiet,
         )
     else:
         address = resources.ray_address
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=shows_workers)
+            ray.init(address=address, **quiet)
         except ConnectionError as error:
             raise ValueError(
                 f"resources.ray_address={address}: no Ray cluster answers ({error}); start one "

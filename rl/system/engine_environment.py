@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 
-def engine_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
+def engine_environment(cpus: float, on_gpu: bool, cache_gib: int = 1) -> dict[str, str]:
     """Environment of an actor that holds an engine, and of the processes vLLM starts from it.
 
-    cpus: cores the actor may use, at least one.
+    cpus: cores the actor may use, at least one. cache_gib: room for keys and values on CPU, where
+    VLLM_CPU_KVCACHE_SPACE says nothing.
     """
     environment = {
         "TOKENIZERS_PARALLELISM": "false",
@@ -22,7 +23,7 @@ def engine_environment(cpus: float, on_gpu: bool) -> dict[str, str]:
     return environment | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(max(1, int(cpus))),
-        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+        "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(cache_gib)),
         # Even an eager engine compiles its sampler, in C++, which a machine need not be able to.
         "TORCHDYNAMO_DISABLE": os.environ.get("TORCHDYNAMO_DISABLE", "1"),
         # Each engine's processes would warn that triton is not there, which no CPU can use.

@@ -2,17 +2,64 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import RolloutConfig
+from rl.config.run import Config
 
 GIB = 2**30
-VOCABULARY_GUESS = 152_000
-"""That of Qwen3: only the order of magnitude of a vocabulary matters here."""
+CACHED_RESPONSES = 4
+"""Responses of full length whose keys and values an engine on CPU has room for at the same time."""
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What memory depends on; None where it is not known."""
+
+    parameters: int | None
+    vocabulary: int | None
+    cached_numbers: int | None = None
+    """Numbers that an engine keeps of each token: keys and values of all layers."""
+
+
+def model_size(directory: str) -> ModelSize:
+    """The size of the model in a directory, by its config.json and the headers of its weights."""
+    file = Path(directory) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError:
+        # Whoever loads the model refuses such a file by name.
+        config = {}
+    return ModelSize(count_parameters(directory), *config_sizes(config))
+
+
+def config_sizes(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Vocabulary and cached numbers per token of a model, as its config.json gives them."""
+    # A vision-language model may hold its language model's configuration as one of its own.
+    text = config.get("text_config") or config
+    layers, heads = text.get("num_hidden_layers"), text.get("num_attention_heads")
+    if not layers or not heads:
+        return text.get("vocab_size"), None
+    width = text.get("head_dim") or text.get("hidden_size", 0) // heads
+    return text.get("vocab_size"), 2 * layers * (text.get("num_key_value_heads") or heads) * width
+
+
+def cache_gib(model: str, dtype: str, max_model_length: int | None) -> int:
+    """GiB of keys and values that an engine on CPU should have room for, one at least."""
+    numbers = model_size(model).cached_numbers
+    if numbers is None or max_model_length is None:
+        return 1
+    tokens = CACHED_RESPONSES * max_model_length
+    return max(1, math.ceil(tokens * numbers * BYTES[dtype] / GIB))
 
 
 def count_parameters(model: str) -> int | None:
@@ -43,23 +90,44 @@ def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
 
 
 def describe_memory(
-    policy: PolicyConfig, rollout: RolloutConfig, parameters: int | None, vocabulary: int
+    policy: PolicyConfig, rollout: RolloutConfig, size: ModelSize | None = None
 ) -> str:
-    """Lines for people: learner rank, logits in flight, engine weights.
+    """Lines for people: learner rank, logits in flight, engine weights and its cache.
 
-    parameters: of the policy; None where they cannot be counted yet.
+    size: of the policy; by default that of the directory `policy.model`.
     """
-    # Three tensors of a chunk exist at once, in float32: its logits, their log-softmax, and the
-    # gradient of that.
-    logits = 3 * 4 * policy.logprob_chunk_tokens * vocabulary
-    if parameters is None:
+    size = size or model_size(policy.model)
+    if size.parameters is None:
         return f"  unknown until {policy.model} is on this disk"
-    engine = parameters * (2 if policy.dtype == "bfloat16" else 4) / rollout.tensor_parallel
-    return (
-        f"  {parameters:,} parameters\n"
-        f"  each learner rank: {rank_bytes(policy, parameters) / GIB:.2f} GiB for weights, "
-        "gradients and optimizer, and activations on top\n"
-        f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
-        f"{vocabulary:,} (policy.logprob_chunk_tokens)\n"
-        f"  each engine GPU or process: {engine / GIB:.2f} GiB for weights, and its KV cache"
-    )
+    lines = [
+        f"  {size.parameters:,} parameters",
+        f"  each learner rank: {rank_bytes(policy, size.parameters) / GIB:.2f} GiB for weights, "
+        "gradients and optimizer, and activations on top",
+    ]
+    if size.vocabulary is not None:
+        # Three tensors of a chunk exist at once, in float32: its logits, their log-softmax, and the
+        # gradient of that.
+        logits = 3 * 4 * policy.logprob_chunk_tokens * size.vocabulary
+        lines.append(
+            f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
+            f"{size.vocabulary:,} (policy.logprob_chunk_tokens)"
+        )
+    weights = size.parameters * BYTES[policy.dtype] / rollout.tensor_parallel
+    cache = "its KV cache"
+    if size.cached_numbers is not None:
+        numbers = size.cached_numbers * rollout.max_model_length / rollout.tensor_parallel
+        cache += f", {numbers * BYTES[policy.dtype] / GIB:.2f} GiB for a response of full length"
+        cache += f" ({rollout.max_model_length:,} tokens)"
+    lines.append(f"  each engine GPU or process: {weights / GIB:.2f} GiB for weights, and {cache}")
+    return "\n".join(lines)
+
+
+def total_bytes(config: Config, size: ModelSize) -> int | None:
+    """Bytes that learner ranks and engines take together, activations apart; None if unknown."""
+    if size.parameters is None:
+        return None
+    policy, rollout = config.policy, config.rollout
+    learner = policy.ranks * rank_bytes(policy, size.parameters)
+    engines = rollout.workers * size.parameters * BYTES[policy.dtype]
+    logits = 3 * 4 * policy.logprob_chunk_tokens * (size.vocabulary or 0)
+    return learner + engines + logits

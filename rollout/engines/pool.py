@@ -25,6 +25,7 @@ from rl.loop.stages import (
 )
 from rl.system.actors import ActorPlaces, call, call_all, close_all
 from rl.system.engine_environment import engine_environment
+from rl.system.memory_estimate import cache_gib
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 CLOSE_TIMEOUT_S = 20.0
@@ -62,14 +63,18 @@ class EnginePool:
         group: PlacementGroup,
         bundles: Sequence[int],
         devices: Sequence[str] | None = None,
+        logs: Path | None = None,
     ) -> EnginePool:
         """Create one actor per bundle of the run's engines; `start` loads them.
 
-        devices: CUDA device ids per engine where learner ranks hold the GPUs of the bundle.
+        devices: CUDA device ids per engine where learner ranks hold the GPUs of the bundle. logs:
+        where the engines' output goes.
         """
         on_gpu = config.resources.gpus > 0
         cpus = config.resources.engine_cpus
-        environment = engine_environment(cpus, on_gpu)
+        environment = engine_environment(
+            cpus, on_gpu, cache_gib(settings.model, settings.dtype, settings.max_model_length)
+        )
         if settings.transport == "ipc":
             # IPC handles hold torch types, which vLLM hands to its own processes only as pickles.
             environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
@@ -80,12 +85,12 @@ class EnginePool:
         # Colocated engines reserve no GPU, because the learner rank of the same bundle holds it.
         gpus = settings.tensor_parallel if on_gpu and devices is None else 0
         strategies = (PlacementGroupSchedulingStrategy(group, bundle) for bundle in bundles)
-        places = ActorPlaces(cpus, gpus, tuple(strategies))
+        places = ActorPlaces(cpus, gpus, tuple(strategies), logs)
         own_devices = enumerate(devices or [None] * len(bundles))
         arguments = [(f"engine {index}", settings, seen) for index, seen in own_devices]
         return cls(
             "engine",
-            places.start(RolloutWorker, environment, arguments),
+            places.start(RolloutWorker, "engine", environment, arguments),
             start=Deadline(config.rollout.start_timeout_s, "rollout.start_timeout_s"),
             request=Deadline(config.rollout.group_timeout_s, "rollout.group_timeout_s"),
             publish=Deadline(config.sync.deadline_s, "sync.deadline_s"),
@@ -110,7 +115,7 @@ class EnginePool:
         environment = engine_environment(places.cpus, places.gpus > 0)
         arguments = [(f"judge {index}", settings) for index in range(len(places.strategies))]
         deadline = Deadline(config.deadline_s, "reward.preference.deadline_s")
-        actors = places.start(RolloutWorker, environment, arguments, JUDGE_RESTARTS)
+        actors = places.start(RolloutWorker, "judge", environment, arguments, JUDGE_RESTARTS)
         return cls("judge", actors, start=deadline, request=deadline, publish=deadline)
 
     async def start(self) -> None:

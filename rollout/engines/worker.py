@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from rl.config.data import SourceConfig
 from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.data.media.names import MediaError, Medium, StillImage, Video
 from rl.data.media.store import MediaStore
-from rl.loop.interfaces import GenerationFailed
+from rl.loop.interfaces import GenerationFailed, WorkerFailed
 from rl.loop.stages import (
     Canary,
     NextTokenRequest,
@@ -32,6 +34,7 @@ from rl.loop.stages import (
     WeightProof,
     split_response,
 )
+from rl.system.worker_logs import LOG_VARIABLE, engine_error
 from rollout.chat import ChatTemplate
 from rollout.engines.media import engine_family
 
@@ -82,11 +85,17 @@ class RolloutWorker:
         self._num_canaries = 0
 
     async def start(self) -> int:
-        """Load the engine, once; returns its longest prompt and response, in tokens."""
+        """Load the engine, once; returns its longest prompt and response, in tokens.
+
+        Raises WorkerFailed if vLLM cannot load it.
+        """
         # Many requests may find the engine gone at the same time, and it must be loaded once.
         async with self._starting:
             if self._engine is None:
-                await self._load()
+                try:
+                    await self._load()
+                except Exception as error:
+                    raise self._died(error) from error
             return self._engine.model_config.max_model_len
 
     async def _load(self) -> None:
@@ -111,6 +120,10 @@ class RolloutWorker:
             "use_tqdm_on_load": False,
             "scheduling_policy": "priority",
         }
+        if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+            # rl/system/engine_environment.py has turned off what vLLM would compile with, and an
+            # engine that is to compile then refuses to start.
+            arguments["enforce_eager"] = True
         if settings.tensor_parallel > 1:
             # Inside a placement group vLLM would start Ray actors on the GPUs that this one holds.
             arguments["distributed_executor_backend"] = "mp"
@@ -216,13 +229,26 @@ class RolloutWorker:
             if self._settings.comes_back:
                 # No engine comes up again in this process; Ray starts another and asks it again.
                 os._exit(1)
-            raise RuntimeError(f"{self.name}: its vLLM engine died: {error}") from error
+            raise self._died(error) from error
         except self._vllm.EngineGenerateError as error:
             raise GenerationFailed("engine_error", error.__cause__ or error) from error
         except MediaError as error:
             raise GenerationFailed("bad_media", error) from error
         except (ValueError, self._vllm.VLLMClientError) as error:
             raise GenerationFailed("request_refused", error) from error
+
+    def _died(self, error: Exception) -> WorkerFailed:
+        """What ends the run: where the engine's output is and, in the last line, vLLM's reason."""
+        # Of another process of vLLM, its log alone says why that one died.
+        reasons = [engine_error(), *reversed(str(error).splitlines()), type(error).__name__]
+        if isinstance(error, ValidationError):
+            # Its text goes on with the input and an address.
+            reasons = ["; ".join(finding["msg"] for finding in error.errors())]
+        traceback.print_exception(error)
+        log = os.environ.get(LOG_VARIABLE)
+        where = f"; all that it printed is in {log}" if log else ""
+        reason = next(reason for reason in reasons if reason and reason.strip())
+        return WorkerFailed(f"{self.name}: its vLLM engine died{where}; vLLM says:\n{reason}")
 
     async def _final_output(
         self,

@@ -104,7 +104,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def start_server(directory: Path, output: Path) -> tuple[subprocess.Popen[bytes], int]:
     """The card's own command, on a free port of this machine, in a process group of its own."""
     config = load(SETTINGS).config
-    program, *arguments = serve_command(config, directory.name, directory).split()
+    program, *arguments = serve_command(config, f"./{directory.name}", directory).split()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -56,7 +56,7 @@ def test_the_shipped_files_are_the_documented_ones():
         "short_only.yaml",
     ]
     assert SWEEPS == ["sweep_ratio.yaml", "sweep_vision.yaml"]
-    assert SCALE_NAMES == ["cluster", "cpu_tiny", "node_8gpu", "one_gpu"]
+    assert SCALE_NAMES == ["cluster", "cpu", "cpu_tiny", "node_8gpu", "one_gpu"]
 
 
 @pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml"), *SCALES.glob("*.yaml")], ids=str)
@@ -116,15 +116,94 @@ def test_a_value_that_a_scale_of_the_users_sets_again_is_theirs():
     write(
         "laptop.yaml",
         "extends: scale/cpu_tiny.yaml\n"
-        "data: {kind: dataset, path: rows.jsonl}\nmodes: {long: {max_tokens: 99}}\n",
+        "data: {kind: dataset, path: rows.jsonl}\nmodes: {long: {max_tokens: 99}}\n"
+        "policy: {model: ./mine}\nreward: {preference: null}\n",
     )
     loaded = load(["config=mine.yaml", "scale=laptop.yaml"])
     assert (loaded.config.data.path, loaded.config.modes["long"].max_tokens) == ("rows.jsonl", 99)
     assert loaded.notes == ()
     (note,) = load(["config=mine.yaml", "scale=cpu_tiny"]).notes
     assert "data.kind 'dataset' by 'chain_sum', data.path 'rows.jsonl' by None" in note
-    given = ["data.kind=dataset", "data.path=rows.jsonl"]
+    assert "take scale=cpu" in note
+    given = ["data.kind=dataset", "data.path=rows.jsonl", "reward.preference=null"]
+    given.append("policy.model=./mine")
     assert load(["config=mine.yaml", "scale=cpu_tiny", *given]).notes == ()
+
+
+def test_built_in_models_that_meet_other_data_are_noted():
+    write("laptop.yaml", "extends: scale/cpu_tiny.yaml\ndata: {kind: dataset, path: a.jsonl}\n")
+    (note,) = load([HYBRID, "scale=laptop.yaml"]).notes
+    assert "policy.model=builtin:tiny and reward.preference.model=builtin:tiny" in note
+    assert "data.kind is dataset" in note and "chain_sum" not in note
+
+
+MINE = """
+extends: hybrid_50_50.yaml
+modes: {short: {share: 0.3}, long: {share: 0.7, max_tokens: 5000}}
+data: {kind: dataset, path: rows.jsonl, columns: {question: problem}}
+"""
+
+
+def test_auto_on_a_machine_without_a_gpu_keeps_data_model_and_budgets_of_the_user(
+    tmp_path, monkeypatch
+):
+    fake_nvidia_smi(tmp_path, monkeypatch, 0)
+    write("mine.yaml", MINE)
+    loaded = load(["config=mine.yaml", "policy.model=./mine"])
+    config, (note,) = loaded.config, loaded.notes
+    assert (config.data.path, config.data.columns.question) == ("rows.jsonl", "problem")
+    assert config.policy.model == "./mine"
+    assert config.reward.preference is None
+    assert (config.modes["short"].max_tokens, config.modes["long"].max_tokens) == (256, 5000)
+    # Room for the larger budget and a prompt, which nobody had to work out.
+    assert config.rollout.max_model_length == 5000 + 1024
+    assert config.rollout.engine["enforce_eager"] is True
+    assert "no GPU is seen, so scale=auto takes cpu:" in note
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "scale"),
+    [
+        (HYBRID, [], "cpu_tiny"),
+        (HYBRID, ["modes.long.max_tokens=60", "seed=3"], "cpu_tiny"),
+        (HYBRID, ["policy.model=builtin:tiny", "data.kind=chain_sum"], "cpu_tiny"),
+        (HYBRID, ["policy.model=./mine"], "cpu"),
+        (HYBRID, ["data.path=gcd"], "cpu"),
+        ("config=hybrid_50_50_vision.yaml", [], "cpu_tiny"),
+        ("config=hybrid_50_50_vision.yaml", ["data.path=digits"], "cpu_tiny"),
+        ("config=hybrid_50_50_vision.yaml", ["policy.model=./mine"], "cpu"),
+        ("config=hybrid_50_50_minicpm_v.yaml", ["data.kind=dataset", "data.path=a"], "cpu"),
+    ],
+)
+def test_auto_takes_the_built_in_world_only_where_nobody_brings_another(
+    tmp_path, monkeypatch, recipe, given, scale
+):
+    fake_nvidia_smi(tmp_path, monkeypatch, 0)
+    (note,) = load([recipe, *given]).notes
+    assert f"scale=auto takes {scale}:" in note
+
+
+def test_what_a_scale_has_as_defaults_stands_beneath_a_recipe_of_the_users():
+    write("mine.yaml", MINE + "policy: {ranks: 2, dtype: bfloat16}\nsteps: 7\n")
+    config = load(["config=mine.yaml", "scale=cpu", "eval.prompts=5"]).config
+    assert (config.steps, config.policy.dtype, config.eval.prompts) == (7, "bfloat16", 5)
+    assert config.rollout.group_size == 4
+    # What a machine without a GPU can run is the scale's.
+    assert config.policy.ranks == 1
+    write("larger.yaml", "extends: scale/cpu.yaml\nsteps: 9\ndefaults: {seed: 4}\n")
+    config = load(["config=mine.yaml", "scale=larger.yaml"]).config
+    assert (config.steps, config.seed, config.modes["long"].max_tokens) == (9, 4, 5000)
+
+
+def test_a_scale_leaves_out_the_modes_that_a_recipe_does_not_have():
+    write(
+        "own.yaml",
+        "modes: {quick: {share: 1, thinking: false, max_tokens: 9}}\n"
+        "data: {kind: chain_sum}\nsteps: 1\n",
+    )
+    config = load(["config=own.yaml", "scale=cpu"]).config
+    assert list(config.modes) == ["quick"]
+    assert config.rollout.max_model_length == 9 + 1024
 
 
 def test_a_value_that_the_scale_repeats_is_not_replaced():

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import stat
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -349,6 +350,31 @@ def test_the_card_says_what_was_trained_measured_and_not_proven(run, tmp_path):
         f"torch {torch.__version__}",
     ):
         assert said in card, said
+
+
+@pytest.mark.parametrize(
+    ("distributions", "program"),
+    [
+        ({"vllm": "0.32.0"}, "vllm serve"),
+        ({}, "python -m vllm.entrypoints.openai.api_server --model"),
+    ],
+)
+def test_the_command_that_is_printed_runs_on_this_machine_and_on_this_directory(
+    run, tmp_path, capsys, monkeypatch, distributions, program
+):
+    def version(name: str) -> str:
+        if name not in distributions:
+            raise metadata.PackageNotFoundError(name)
+        return distributions[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.chdir(tmp_path)
+    assert exported(f"run={run}", "out=some/where") == 0
+    assert f" is ready: {program} ./some/where --reasoning-parser" in capsys.readouterr().err
+    assert exported(f"run={run}", f"out={tmp_path / 'out'}") == 0
+    assert f" is ready: {program} {tmp_path / 'out'} --reas" in capsys.readouterr().err
+    # A card goes to other machines.
+    assert "vllm serve ./out --reasoning-parser" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_damaged_checkpoint_is_passed_over_but_refused_by_name(run, tmp_path, capsys):

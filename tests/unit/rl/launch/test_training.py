@@ -36,10 +36,3 @@ def test_mistakes_in_the_input_end_with_code_2(capsys):
 def test_a_dry_run_is_one_or_none(capsys):
     assert launch.main([*ARGUMENTS, "dry_run=1"]) == 2
     assert "dry_run: must be true or false, got '1'" in capsys.readouterr().err
-
-
-def test_a_dry_run_prints_placement_and_memory(capsys):
-    assert launch.main([*ARGUMENTS, "dry_run=true"]) == 0
-    printed = capsys.readouterr().out
-    assert "bundle 0: 0 GPU, 1 CPU: engine 0" in printed
-    assert "90,000 parameters" in printed

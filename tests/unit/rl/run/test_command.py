@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from rl.config.recipe import CONFIGS
 from rl.config.run import Config
+from rl.loop.interfaces import WorkerFailed
 from rl.run.command import Command, Keys, RunPath, Step, Switch, read
 
 COMMANDS = [
@@ -116,6 +117,13 @@ def test_what_a_user_can_mend_is_one_line(capsys):
     assert code == 2 and said.endswith("make room, run the command again\n")
     code, said = ended(capsys, PermissionError(errno.EACCES, "Permission denied", "/pot"))
     assert code == 2 and "Permission denied: '/pot'" in said
+
+
+def test_a_process_that_failed_says_why_without_a_traceback(capsys):
+    assert ended(capsys, WorkerFailed("engine 0 died:\nno memory")) == (
+        1,
+        "error: engine 0 died:\nno memory\n",
+    )
 
 
 def test_what_is_not_the_users_to_mend_keeps_its_traceback(capsys):

@@ -1,10 +1,20 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from rl.config.policy import PolicyConfig
 from rl.config.rollout import RolloutConfig
-from rl.system.memory_estimate import count_parameters, describe_memory, rank_bytes
+from rl.system.engine_environment import engine_environment
+from rl.system.memory_estimate import (
+    cache_gib,
+    config_sizes,
+    count_parameters,
+    describe_memory,
+    rank_bytes,
+)
 
 
 def test_parameters_are_counted_over_all_shards(tmp_path):
@@ -33,8 +43,50 @@ def test_bytes_of_a_rank_by_hand(settings, bytes_per_parameter):
     assert rank_bytes(PolicyConfig(**settings), 1000) == round(1000 * bytes_per_parameter)
 
 
-def test_a_small_vocabulary_has_small_logits():
+def write_config(directory: Path, **settings: object) -> Path:
+    save_file({"a": np.zeros((3, 5), np.float32)}, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(settings))
+    return directory
+
+
+def test_a_small_vocabulary_has_small_logits(tmp_path):
     """16,384 positions x 110 tokens x 4 bytes, three times: 22 MB."""
-    rollout = RolloutConfig(max_model_length=128)
-    told = describe_memory(PolicyConfig(logprob_chunk_tokens=16384), rollout, 90_000, 110)
+    model = write_config(tmp_path, vocab_size=110)
+    policy = PolicyConfig(model=str(model), logprob_chunk_tokens=16384)
+    told = describe_memory(policy, RolloutConfig(max_model_length=128))
+    assert "  15 parameters" in told
     assert "logits in flight: at most 0.02 GiB for a vocabulary of 110" in told
+
+
+def test_a_model_that_is_nowhere_has_no_estimate(tmp_path):
+    policy, rollout = PolicyConfig(model=str(tmp_path)), RolloutConfig(max_model_length=128)
+    assert describe_memory(policy, rollout) == f"  unknown until {tmp_path} is on this disk"
+
+
+# Layers x heads x width of a head, for keys and for values.
+QWEN3 = {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
+QWEN3 |= {"head_dim": 128, "hidden_size": 1024, "vocab_size": 151_936}
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        (QWEN3, 2 * 28 * 8 * 128),
+        ({"text_config": QWEN3, "hidden_size": 1}, 2 * 28 * 8 * 128),
+        ({**QWEN3, "head_dim": None, "num_key_value_heads": None}, 2 * 28 * 1024),
+        ({"vocab_size": 9}, None),
+    ],
+)
+def test_keys_and_values_of_a_token_by_hand(config, numbers):
+    assert config_sizes(config)[1] == numbers
+
+
+def test_an_engine_on_cpu_has_room_for_four_responses_of_full_length(tmp_path):
+    model = str(write_config(tmp_path, **QWEN3))
+    # 57,344 numbers of 4 bytes and 9,216 tokens make 1.97 GiB.
+    assert cache_gib(model, "float32", 9216) == 8
+    assert cache_gib(model, "bfloat16", 9216) == 4
+    assert cache_gib(model, "float32", 64) == 1
+    assert cache_gib(str(tmp_path / "no"), "float32", 9216) == 1
+    environment = engine_environment(1, on_gpu=False, cache_gib=8)
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "8"

@@ -1,0 +1,229 @@
+"""The dry run: reads everything that a run would read, says what it found, and starts nothing.
+
+What would stop the run is found one after the other, as a run would, and all of it is told: data,
+model, template and rewards are looked at even where one of the others cannot be used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from policy.builtin.names import POLICY_SIZES, builtin_policy
+from policy.models.cache import NotMade, find_model, looking_only
+from policy.models.checks import read_config
+from policy.models.loading import auto_class, resolve_model
+from rl.align.assistants import check_assistants
+from rl.assembly import (
+    checked_rewards,
+    count_rows,
+    find_preference_model,
+    media_token_counter,
+    open_chat,
+    open_prompts,
+    refuse_missing_gpus,
+)
+from rl.config.recipe import dump
+from rl.config.run import Config
+from rl.loop.stages import Prompt
+from rl.run.directory import RunDirectory
+from rl.run.terminal import counted
+from rl.system.memory_estimate import (
+    GIB,
+    ModelSize,
+    config_sizes,
+    describe_memory,
+    model_size,
+    total_bytes,
+)
+from rl.system.placement import describe, place
+from rollout.chat import ChatTemplate
+from rollout.prompts.stream import PromptStream
+
+SHOWN_ROWS = 3
+SHOWN_CHARACTERS = 3000
+
+
+@dataclass
+class Preflight:
+    """What a dry run has found so far."""
+
+    lines: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What would stop the run, each with what to do about it."""
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines, *(f"note: {note}" for note in self.notes)])
+
+    @contextmanager
+    def looking(self, at: str) -> Iterator[None]:
+        """Keep what the block finds wrong with `at`, such as `prompts`, and go on behind it."""
+        try:
+            yield
+        except NotMade:
+            self.notes.append(f"{at}: a built-in model that the run makes first, in minutes")
+        except ValueError as error:
+            self.problems.append(f"{at}: {error}")
+
+
+async def print_preflight(config: Config, notes: Sequence[str]) -> int:
+    """Print what a dry run finds, what would stop the run to stderr; returns the exit code."""
+    report = await preflight(config, notes)
+    print(report)
+    sys.stdout.flush()
+    for problem in report.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if report.problems else 0
+
+
+async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
+    """Look at all that a run of `config` reads. notes: of how its recipe and scale met."""
+    report = Preflight([dump(config).rstrip()], list(notes))
+    gpus, here = config.resources.gpus, True
+    try:
+        refuse_missing_gpus(config)
+    except ValueError as error:
+        # A run is often planned on a laptop or a login node. What only this machine lacks stops it
+        # here, and need not where it will run.
+        here = False
+        report.notes.append(f"not on this machine: {error}")
+    with looking_only():
+        stream = None
+        with report.looking("prompts"):
+            stream = open_prompts(config)
+            _describe_rows(report, config, stream)
+        size = await _describe_policy(report, config, stream, here)
+        if (preference := config.reward.preference) is not None:
+            at, name = f"reward.preference.model={preference.model}", preference.model
+            with report.looking(at), _elsewhere(report, name, here):
+                find_preference_model(config.reward)
+    with report.looking(f"run={config.run}"):
+        _check_directory(config)
+    memory = "  unknown until the policy can be read"
+    if size is not None:
+        memory = describe_memory(config.policy, config.rollout, size)
+        needed = total_bytes(config, size)
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if here and not gpus and needed is not None and needed > there:
+            report.notes.append(
+                f"the run takes {needed / GIB:.1f} GiB of memory or more, and this machine has "
+                f"{there / GIB:.1f}; take a smaller policy.model, or policy.lora.rank=16"
+            )
+    report.lines += ["placement:", describe(place(config)), "memory:", memory]
+    return report
+
+
+def _describe_rows(report: Preflight, config: Config, stream: PromptStream) -> None:
+    """How many rows there are by source, route and mode, and why others are left out."""
+    rows = count_rows(stream, checked_rewards(config.reward))
+    shares = ", ".join(f"{name} {mode.share:g}" for name, mode in config.modes.items())
+    report.lines.append("prompts:")
+    for source in dict.fromkeys(row.source for row in rows):
+        routes: Counter[str] = Counter()
+        modes: Counter[str] = Counter()
+        for row, count in rows.items():
+            if row.source == source:
+                routes[str(row.route)] += count
+                modes[f"drawn ({shares})" if row.mode is None else row.mode] += count
+        kinds = f"{routes.total():,} to train on"
+        if stream.num_train is None:
+            kinds = f"without end, of which {routes.total():,} were looked at"
+        report.lines.append(f"  {source}: {kinds}")
+        for key, counts in (("reward", routes), ("mode", modes)):
+            listed = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+            report.lines.append(f"    {key}: {listed}")
+    heldout = stream.heldout(config.eval.prompts)
+    report.lines.append(f"  held out: {len(heldout):,} that are asked in every mode (eval.prompts)")
+    if left_out := stream.quarantined:
+        reasons = Counter(row.reason.partition(":")[0] for row in left_out)
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        report.lines.append(f"  left out: {counted(len(left_out), 'row')} ({counts}), such as")
+        report.lines += [f"    {row.id} {row.reason}" for row in left_out[:SHOWN_ROWS]]
+
+
+async def _describe_policy(
+    report: Preflight, config: Config, stream: PromptStream | None, here: bool
+) -> ModelSize | None:
+    """Check the policy and show a prompt of each mode; returns its size where that is known."""
+    name = config.policy.model
+    report.lines += ["policy:", f"  {name}"]
+    builtin = POLICY_SIZES.get(name)
+    size = None if builtin is None else ModelSize(builtin.parameters, builtin.vocabulary)
+    with report.looking(f"policy.model={name}"), _elsewhere(report, name, here):
+        if Path(name).is_dir() or builtin is not None:
+            # Not untied: the copy is made when the run starts, and is checked then.
+            model = resolve_model(builtin_policy(name), untie=False)
+            size = model_size(str(model)) if builtin is None else size
+        else:
+            model = find_model(name, "policy.model")
+            report.lines.append("  its weights are downloaded when the run starts")
+            size = _size_by_config(model)
+        if stream is not None:
+            chat, notes = open_chat(config, model, stream)
+            report.notes += notes
+            report.lines += _rendered(config, model, chat, stream)
+        # An assistant of the Hub is checked when it has been downloaded.
+        assistants = (config.align.labeller, config.align.divider)
+        named = [a.model for a in assistants if a is not None and a.model is not None]
+        if config.align.enabled and all(Path(a).is_dir() or ":" in a for a in named):
+            with report.looking("align"):
+                await check_assistants(config, model)
+    return size
+
+
+@contextmanager
+def _elsewhere(report: Preflight, name: str, here: bool) -> Iterator[None]:
+    """Of a Hub name that cannot be reached: a note where the run is for another machine."""
+    try:
+        yield
+    except ValueError as error:
+        if here or Path(name).exists() or "could not be downloaded" not in str(error):
+            raise
+        report.notes.append(f"not checked: {error}")
+
+
+def _size_by_config(model: Path) -> ModelSize:
+    """The size of a model whose weights are not here, which its configuration decides."""
+    config = read_config(model)
+    # On this device tensors have shapes and no memory, so a large model takes a second.
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in auto_class(config).from_config(config).parameters())
+    return ModelSize(parameters, *config_sizes(config.to_dict()))
+
+
+def _rendered(
+    config: Config, model: Path, chat: ChatTemplate, stream: PromptStream
+) -> Iterator[str]:
+    """One prompt in each mode in which it can be asked, as the policy reads it."""
+    count = media_token_counter(config, model, chat)
+    for name, mode in config.modes.items():
+        asked: Iterator[Prompt] = (p for p in stream.checked() if p.mode in (None, name))
+        for prompt in islice(asked, 1):
+            tokens = chat.prompt_token_ids(prompt, mode.thinking, mode.chat_template_kwargs)
+            length, text = len(tokens) + count(prompt), chat.raw_text(tokens)
+            if len(text) > SHOWN_CHARACTERS:
+                half = SHOWN_CHARACTERS // 2
+                text = f"{text[:half]}\n[... {len(text):,} characters ...]\n{text[-half:]}"
+            yield (
+                f"  mode {name}: {prompt.id}, {counted(length, 'token')}, "
+                f"and {mode.max_tokens:,} at most for the response"
+            )
+            yield from (f"    | {line}" for line in text.split("\n"))
+
+
+def _check_directory(config: Config) -> None:
+    """Raise ValueError if the run's directory holds another run, or cannot be made or written."""
+    directory = RunDirectory(Path(config.run))
+    directory.refuse_another(config)
+    there = next(p for p in (directory.root, *directory.root.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{there} cannot be written; name another directory with run=PATH")
