@@ -42,7 +42,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_policy(directory: Path, max_length: int) -> Path:
+def make_policy(directory: Path, max_length: int, head_dim: int = 32) -> Path:
     """Save a random two-layer Qwen3 with that tokenizer; returns its directory."""
     # Imported on use: tests of the tokenizer alone need no torch.
     from tests.qwen3_tiny import tiny_qwen3
@@ -56,7 +56,7 @@ def make_policy(directory: Path, max_length: int) -> Path:
         initializer_range=0.02,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=head_dim,
         max_position_embeddings=max_length,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -66,7 +66,7 @@ class Preflight:
 
     @contextmanager
     def looking(self, at: str) -> Iterator[None]:
-        """Keep what the block finds wrong with `at`, such as `prompts`, and go on behind it."""
+        """Keep what the block finds wrong with `at`, a setting, and go on behind it."""
         try:
             yield
         except NotMade:
@@ -98,7 +98,9 @@ async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
         report.notes.append(f"not on this machine: {error}")
     with looking_only():
         stream = None
-        with report.looking("prompts"):
+        source = config.data
+        at = f"data.kind={source.kind}" if source.path is None else f"data.path={source.path}"
+        with report.looking(at):
             stream = open_prompts(config)
             _describe_rows(report, config, stream)
         size = await _describe_policy(report, config, stream, here)

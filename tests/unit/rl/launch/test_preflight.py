@@ -85,7 +85,7 @@ def test_a_dry_run_says_what_is_trained_on_and_shows_a_prompt_of_each_mode(capsy
 def test_rows_that_are_left_out_are_counted_and_the_first_are_named(capsys):
     write_rows(image="nowhere.png", problem="<image> 1 + 1?")
     code, out, err = dry_run(capsys, *OWN, "data.columns.images=image")
-    assert code == 1 and "error: prompts: " in err and "nowhere.png" in err
+    assert code == 1 and "error: data.path=rows.jsonl: " in err and "nowhere.png" in err
     rows = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
     for number, row in enumerate(rows):
         row |= {"image": "nowhere.png" if number < 7 else None, "problem": f"{number} + 2 = ?"}
@@ -98,7 +98,7 @@ def test_rows_that_are_left_out_are_counted_and_the_first_are_named(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["data.path=nothing.jsonl"], ["prompts: ", "nothing.jsonl", "does not exist"]),
+        (["data.path=nothing.jsonl"], ["data.path=nothing.jsonl: ", "does not exist"]),
         (["data.columns.reference=solution"], ["rows.jsonl", "data.columns.reference=solution"]),
         (["policy.model=./nowhere"], ["policy.model=./nowhere: ", "no such directory"]),
         (["policy.model=some/name"], ["policy.model=DIRECTORY", "Cannot reach the Hub"]),
@@ -121,7 +121,7 @@ def test_everything_that_is_wrong_is_told_at_once(capsys):
     code, _, err = dry_run(capsys, *OWN, *arguments)
     assert code == 1
     assert [line.split(":")[1] for line in err.splitlines()] == [
-        " prompts",
+        " data.path=nothing.jsonl",
         " policy.model=./nowhere",
     ]
 
