@@ -39,6 +39,7 @@ from rl.config.recipe import count_visible_gpus
 from rl.config.reward import RewardConfig
 from rl.config.run import Config
 from rl.data.media.names import MediaError
+from rl.loop.interfaces import WorkerFailed
 from rl.loop.loop import train_request
 from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
 from rl.run.terminal import counted
@@ -250,7 +251,7 @@ async def open_training(
     config = inputs.config
     phase("starting Ray")
     with closing(open_cluster(config)) as cluster:
-        async with _closed_together() as closers:
+        async with _closed_together(cluster.logs) as closers:
             engines = counted(config.rollout.workers, "vLLM engine")
             phase(f"starting {engines}, {counted(config.policy.ranks, 'rank')}")
             learner = RayLearner(config, inputs.model.absolute(), cluster)
@@ -290,7 +291,7 @@ async def open_engines(
     if cluster is None:
         note("starting Ray")
     with closing(open_cluster(config)) if cluster is None else nullcontext(cluster) as opened:
-        async with _closed_together() as closers:
+        async with _closed_together(opened.logs) as closers:
             note(f"starting {counted(config.rollout.workers, 'vLLM engine')}")
             services = await _start_sampling(
                 inputs, opened, closers, model, scores_responses=scores_responses
@@ -301,11 +302,19 @@ async def open_engines(
 
 
 @asynccontextmanager
-async def _closed_together() -> AsyncIterator[list[Callable[[], Awaitable[None]]]]:
-    """Yield a list of what to close; at the end all of it is closed at once, whatever failed."""
+async def _closed_together(logs: Path | None) -> AsyncIterator[list[Callable[[], Awaitable[None]]]]:
+    """Yield a list of what to close; at the end all of it is closed at once, whatever failed.
+
+    logs: where the output of what is closed is, for the message of one that failed.
+    """
     closers: list[Callable[[], Awaitable[None]]] = []
     try:
         yield closers
+    except WorkerFailed as error:
+        # An engine names its own file; a process that was killed could say nothing.
+        if logs is None or str(logs) in str(error):
+            raise
+        raise WorkerFailed(f"what the processes printed is in {logs}\n{error}") from error
     finally:
         # An actor that is dead cannot be closed; its error must not keep the others running, nor
         # hide the error that ended the block.

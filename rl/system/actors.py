@@ -94,7 +94,7 @@ async def call(
         # Ray's own message is the whole remote traceback, which stays visible as the cause.
         raise error.cause from error
     except RayActorError as error:
-        raise WorkerFailed(f"{who}: its process died: {error}") from error
+        raise WorkerFailed(f"{who}: its process died: {_in_a_line(error)}") from error
     finally:
         answer.cancel()
 
@@ -139,7 +139,9 @@ async def call_all(
             if isinstance(cause, (refusal, WorkerFailed)):
                 raise cause from error
             if dead:
-                raise WorkerFailed(f"{who} {index} died in {method}: {cause}") from error
+                raise WorkerFailed(
+                    f"{who} {index} died in {method}: {_in_a_line(cause)}"
+                ) from error
             raise RuntimeError(f"{who} {index} failed in {method}: {cause}") from error
         if missing:
             late = [index for index, answer in enumerate(answers) if answer in missing]
@@ -177,6 +179,11 @@ async def close_all(actors: Sequence[Any], deadline_s: float) -> None:
     finally:
         for actor in actors:
             ray.kill(actor)
+
+
+def _in_a_line(error: BaseException) -> str:
+    # Ray writes a table of the actor's ids first, over several lines.
+    return " ".join(str(error).split())
 
 
 async def _answer(reference: Any) -> Any:

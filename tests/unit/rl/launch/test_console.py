@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.launch.console import Console
-from rl.run.terminal import duration, sparkline, step_line
+from rl.run.terminal import counted, duration, sparkline, step_line
 
 METRICS = {
     "reward/long/accuracy": 0.61,
@@ -62,6 +62,10 @@ def test_a_step_without_metrics_is_still_a_line():
 )
 def test_durations_have_two_units(seconds, text):
     assert duration(seconds) == text
+
+
+def test_one_of_a_kind_is_singular():
+    assert (counted(1, "rank"), counted(1200, "rank")) == ("1 rank", "1,200 ranks")
 
 
 def test_sparklines_go_from_the_lowest_to_the_highest():
