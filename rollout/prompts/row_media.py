@@ -181,8 +181,8 @@ def place_media(
 
     A medium goes where the messages have a content part of type image or video or, with `has_tags`,
     the word <image> or <video> in a text; <image 2> is the place of the second image. Messages
-    without any show their media in front of the first question, images first. Raises MediaError
-    where the messages name other numbers of media than there are.
+    without any show their media in front of the first question, in the order given. Raises
+    MediaError where the messages name other numbers of media than there are.
 
     own: the media that parts of the messages bring themselves.
     """
@@ -198,7 +198,7 @@ def place_media(
     if all("content" in part or "number" in part for part in parts):
         # The order of the published chats: first the pictures, then the question about them.
         first = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
-        front = [{"type": medium.kind} for shown in rest.values() for medium in shown]
+        front = [{"type": medium.kind} for medium in media if medium in rest[medium.kind]]
         contents[first] = [*front, *contents[first]]
         parts = [part for content in contents for part in content if part["type"] != "text"]
     num_brought = sum("content" in part for part in parts)

@@ -169,7 +169,7 @@ def test_help_says_what_a_command_does_and_lists_its_keys_and_the_sections(capsy
         ("modes.long", ["modes.NAME.thinking   true or false, required"]),
         ("eval.every", ["eval.every=null   whole number above 0, or null"]),
         ("share_schedule", ["share_schedule.N.step   whole number at least 1, required"]),
-        ("data", ["data.path=null   text, or null", "data.columns   section"]),
+        ("data", ["data.path=null   text or list of text, or null", "data.columns   section"]),
         ("cups", ["cups=2   whole number above 0"]),
     ],
 )
