@@ -198,7 +198,12 @@ def place_media(
     if all("content" in part or "number" in part for part in parts):
         # The order of the published chats: first the pictures, then the question about them.
         first = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
-        front = [{"type": medium.kind} for medium in media if medium in rest[medium.kind]]
+        numbers: Counter[str] = Counter()
+        front = []
+        for medium in media:
+            numbers[medium.kind] += 1
+            if (medium.kind, numbers[medium.kind]) not in named:
+                front.append({"type": medium.kind})
         contents[first] = [*front, *contents[first]]
         parts = [part for content in contents for part in content if part["type"] != "text"]
     num_brought = sum("content" in part for part in parts)

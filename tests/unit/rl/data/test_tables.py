@@ -71,6 +71,7 @@ def zst(content: bytes) -> bytes:
 
 
 CSV = b"question,answer\nq0,0\nq1,1\nq2,2\nq3,3\n"
+CUT_SHORT = gzip.compress(as_lines(ROWS), mtime=0)[:30]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_the_same_rows_in_every_format(tmp_path, name, content):
         ("two.json", json.dumps({"train": ROWS, "test": ROWS}).encode(), "under train and test"),
         ("latin1.jsonl", '{"q": 1}\n{"q": "é"}\n'.encode("latin1"), "line 2 is not UTF-8"),
         ("a.csv", b"q,a\n1,2\n3,4,5\n", "line 3 has more fields than the header"),
-        ("cut.jsonl.gz", gzip.compress(as_lines(ROWS), mtime=0)[:30], r"cut\.jsonl\.gz cannot be read"),
+        ("cut.jsonl.gz", CUT_SHORT, r"cut\.jsonl\.gz cannot be read"),
         ("not.jsonl.gz", as_lines(ROWS), r"not\.jsonl\.gz cannot be read"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("b.parquet", b"PAR1", r"b\.parquet cannot be read as parquet"),
