@@ -63,6 +63,8 @@ class FullWeights:
             for name, stored in unit.names.items()
         ]
         """Checkpoint name, type and shape of each tensor."""
+        self.largest_bytes = max(dtype.itemsize * math.prod(shape) for *_, shape in self.metadata)
+        """Size of the largest tensor."""
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather a module at a time; every rank must iterate to the end, as gathers are shared."""

@@ -25,6 +25,7 @@ from vllm.distributed.weight_transfer import (
 from vllm.distributed.weight_transfer.base import TrainerInitInfo
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from policy.weights.engine_client import EngineClient
 from policy.weights.full_weights import FullWeights
@@ -55,8 +56,16 @@ class WeightSender:
         init_info = {
             "host": HostTrainerInitInfo(rank=rank),
             "nccl": NCCLTrainerInitInfo(*address, world_size, rank=rank),
-            # Packed: one staging buffer instead of a second copy of the model.
-            "ipc": IPCTrainerInitInfo(packed=True, rank=rank),
+            # Packed: one staging buffer instead of a second copy of the model. vLLM refuses a
+            # tensor that is larger than the buffer, and the embedding of an 8B model is larger than
+            # the default of 1 GiB.
+            "ipc": IPCTrainerInitInfo(
+                packed=True,
+                packed_buffer_size_bytes=max(
+                    DEFAULT_PACKED_BUFFER_SIZE_BYTES, weights.largest_bytes
+                ),
+                rank=rank,
+            ),
         }[config.transport]
         self.source = DigestedSource(weights, init_info.is_sender)
         self._engine = WeightTransferTrainerFactory.trainer_init(
