@@ -57,9 +57,12 @@ class RolloutConfig(Section):
     """GPUs per engine."""
     max_model_length: int = Field(gt=0)
     """Tokens of prompt and response that an engine accepts."""
-    # A generator for each request makes vLLM sample them one after the other.
-    seed_requests: bool = False
-    """Give every group a seed of its own, so that sampling is reproducible; costs speed on GPU."""
+    # vLLM's current model runner hashes a request's seed with the position, at no cost. Its older
+    # one, on CPU and where VLLM_USE_V2_MODEL_RUNNER=0, has a generator for each request and samples
+    # them one after the other.
+    seed_requests: bool = True
+    """Give every group a seed of its own, so that sampling is reproducible and no two engines can
+    sample the same; false lets each engine draw from its own seed."""
     # vLLM checks its own arguments; a second list of them here would fall behind.
     engine: dict[str, Any] = {}
     """Passed to vLLM's engine arguments as they are."""

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rl.config.reward import PreferenceConfig
 from rl.config.run import Config
 from rl.loop.interfaces import GenerationFailed
+from rl.loop.loop import sampling_seed
 from rl.loop.stages import (
     Canary,
     NextTokenRequest,
@@ -86,8 +87,13 @@ class EnginePool:
         gpus = settings.tensor_parallel if on_gpu and devices is None else 0
         strategies = (PlacementGroupSchedulingStrategy(group, bundle) for bundle in bundles)
         places = ActorPlaces(cpus, gpus, tuple(strategies), logs)
-        own_devices = enumerate(devices or [None] * len(bundles))
-        arguments = [(f"engine {index}", settings, seen) for index, seen in own_devices]
+        arguments = []
+        for index, seen in enumerate(devices or [None] * len(bundles)):
+            # Engines of one seed would draw the same numbers: where requests bring no seed of their
+            # own, the samples of a prompt, which are dealt to all engines, would be copies.
+            seed = sampling_seed(settings.seed, f"engine/{index}")
+            own = dataclasses.replace(settings, seed=seed)
+            arguments.append((f"engine {index}", own, seen))
         return cls(
             "engine",
             places.start(RolloutWorker, "engine", environment, arguments),

@@ -67,6 +67,7 @@ class WorkerSettings:
     scores_references: bool = False
     """Whether it is asked how probable given tokens are (rollout/engines/forced_decoding.py)."""
     seed: int = 0
+    """Of requests without a seed of their own; the pool gives each engine another one."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments, passed through."""
     data: SourceConfig = field(default_factory=SourceConfig)

@@ -59,9 +59,8 @@ def test_evaluation_uses_its_own_temperature_and_the_modes_budget():
 
 
 def test_more_samples_leave_the_seed_of_the_first_as_it_was():
-    seeded = {"rollout__seed_requests": True}
-    _, once = ask(FakeScorer(), config(**seeded))
-    _, often = ask(FakeScorer(), config(eval={"samples": 3}, **seeded))
+    _, once = ask(FakeScorer(), config())
+    _, often = ask(FakeScorer(), config(eval={"samples": 3}))
     first, all_seeds = ({r.group_id: r.seed for r in e.requests} for e in (once, often))
     assert first.items() <= all_seeds.items()
     assert (len(first), len(set(all_seeds.values()))) == (8, 24)
