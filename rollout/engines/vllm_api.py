@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 

@@ -135,7 +135,10 @@ class RolloutWorker:
         self._store = MediaStore(settings.data)
         self._family = family = engine_family(Path(settings.model))
         arguments |= {**family.serving_arguments, **family.training_arguments, **settings.engine}
-        config = vllm_api.AsyncEngineArgs(**arguments).create_engine_config()
+        # By this context vLLM looks up how many sequences and tokens a step may have on a device.
+        # Without one it takes its smallest limits, such as 128 sequences, whatever the GPU.
+        context = vllm_api.UsageContext.LLM_CLASS
+        config = vllm_api.AsyncEngineArgs(**arguments).create_engine_config(context)
         if settings.scores_references:
             vllm_api.enable_forced_decoding(config)
         self._engine = vllm_api.AsyncLLM.from_vllm_config(config, disable_log_stats=True)

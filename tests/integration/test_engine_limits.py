@@ -1,0 +1,35 @@
+"""How much of a device vLLM is let use: read from its own configuration, without a start."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout.engines import vllm_api
+from rollout.engines.worker import RolloutWorker, WorkerSettings
+from tests.qwen3_tiny import tiny_qwen3
+
+
+class Configured(Exception):
+    """Ends a start once the configuration is there."""
+
+
+@pytest.mark.parametrize("transport", ["host", None], ids=["policy", "judge"])
+def test_an_engine_has_the_limits_of_its_device_and_not_vllms_smallest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, transport: str | None
+) -> None:
+    """On CPU 4,096 tokens and 256 sequences a step; without a usage context 2,048 and 128."""
+    tiny_qwen3(64).save_pretrained(tmp_path)
+
+    def stop(config: Any, **_: Any) -> None:
+        raise Configured(config)
+
+    monkeypatch.setattr(vllm_api.AsyncLLM, "from_vllm_config", stop)
+    worker = RolloutWorker("w", WorkerSettings(str(tmp_path), "float32", 64, 1, transport, {}))
+    with pytest.raises(Configured) as stopped:
+        asyncio.run(worker.start())
+    scheduler = stopped.value.args[0].scheduler_config
+    assert (scheduler.max_num_batched_tokens, scheduler.max_num_seqs) == (4096, 256)
