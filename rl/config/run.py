@@ -19,6 +19,14 @@ from rl.config.reward import RewardConfig
 from rl.config.rollout import EvalConfig, ModeConfig, RolloutConfig, SharePoint
 from rl.config.section import Section
 
+ENGINE_SIZES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "prefill_context_parallel_size",
+)
+"""The arguments of vLLM that decide how many processes an engine has."""
+
 
 class SyncConfig(Section):
     """How new weights reach the engines."""
@@ -50,7 +58,8 @@ class ResourcesConfig(Section):
     gpus: int = Field(default=0, ge=0)
     """GPUs that the run takes in all; 0 runs on CPU."""
     nodes: int = Field(default=1, gt=0)
-    """Nodes that the run is spread over."""
+    """Nodes that the run may be spread over; at 1 all of it stands on the same node, and more need
+    a Ray cluster to join."""
     colocate: bool = False
     """Engines and learner ranks share the same GPUs; weights then travel by CUDA IPC."""
     engine_cpus: float = Field(default=1, gt=0)
@@ -215,6 +224,40 @@ class Config(Section):
             raise ValueError(
                 "resources.colocate needs as many learner ranks as engine GPUs, got policy.ranks="
                 f"{ranks} and {engines} engine GPUs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_can_travel(self) -> Config:
+        """The transport leads from the learner's ranks to every process of every engine."""
+        resources, transport = self.resources, self.transport
+        if transport == "ipc" and not resources.colocate:
+            raise ValueError(
+                "sync.transport=ipc hands weights over on the same GPU, and here the engines have "
+                "GPUs of their own; set resources.colocate=true, or leave sync.transport out"
+            )
+        if transport == "nccl" and resources.colocate:
+            raise ValueError(
+                "sync.transport=nccl takes one process a GPU, and with resources.colocate=true an "
+                "engine and a rank share each; leave sync.transport out, which takes ipc"
+            )
+        if transport == "host" and resources.nodes > 1:
+            raise ValueError(
+                "sync.transport=host is a file in the memory of one node, got resources.nodes="
+                f"{resources.nodes}; leave sync.transport out"
+            )
+        if resources.nodes > 1 and resources.ray_address is None:
+            raise ValueError(
+                f"resources.nodes={resources.nodes} needs a Ray cluster to join, and a Ray of its "
+                "own has one node; set resources.ray_address=auto on a node of the cluster"
+            )
+        # An engine's bundle holds rollout.tensor_parallel GPUs of one node, and the learner numbers
+        # the processes of all engines by it: with other sizes, numbers would be given twice, and
+        # all would wait for processes that never come.
+        if sizes := sorted(set(ENGINE_SIZES) & set(self.rollout.engine)):
+            raise ValueError(
+                f"rollout.engine sets {', '.join(sizes)}, and an engine is as many processes as "
+                "rollout.tensor_parallel says; set that, and rollout.workers for more engines"
             )
         return self
 

@@ -48,20 +48,23 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
     # Of Tune's two displays the one that verbose=0 silences.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     resources = max((arm.config.resources for arm in arms), key=lambda each: each.gpus)
-    bundles = {arm.name: [b.resources for b in place(arm.config).bundles] for arm in arms}
-    most = max(sum(bundle["CPU"] for bundle in listed) for listed in bundles.values())
+    placements = {arm.name: place(arm.config) for arm in arms}
+    most = max(sum(bundle.cpus for bundle in each.bundles) for each in placements.values())
     at_once = sweep.config.arms_at_once
     # Cores that arms share are declared several times over: see SweepConfig.arms_at_once.
     room = most * (at_once or 1) if resources.gpus == 0 else most
     start_ray(resources, room)
     try:
-        for listed in bundles.values():
-            refuse_unplaceable(listed)
+        for placement in placements.values():
+            refuse_unplaceable(placement)
         configs = {arm.name: arm.config for arm in arms}
         trainable = tune.with_resources(
             tune.with_parameters(train_arm, configs=configs, directory=Path.cwd()),
             # An empty first bundle: the arm's own process computes nothing.
-            lambda picked: tune.PlacementGroupFactory([{}, *bundles[picked["arm"]]]),
+            lambda picked: tune.PlacementGroupFactory(
+                [{}, *(bundle.resources for bundle in placements[picked["arm"]].bundles)],
+                strategy=placements[picked["arm"]].strategy,
+            ),
         )
         with progress_bars(console) as bars:
             tuner = tune.Tuner(

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,14 +58,18 @@ def open_cluster(config: Config) -> Cluster:
     start_ray(config.resources, sum(bundle.cpus for bundle in placement.bundles))
     # All of the run at once, before any actor: two runs that each got half of what they need would
     # wait for each other for ever.
-    group = placement_group([bundle.resources for bundle in placement.bundles], strategy="PACK")
+    bundles = [bundle.resources for bundle in placement.bundles]
+    group = placement_group(bundles, strategy=placement.strategy)
     if not group.wait(RESERVE_TIMEOUT_S):
         remove_placement_group(group)
         free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        if placement.strategy == "STRICT_PACK":
+            advice = "All of it must fit on one node: raise resources.nodes"
+        else:
+            advice = "Each bundle must fit on one node: lower rollout.tensor_parallel"
         raise ValueError(
-            f"Ray could not reserve {[b.resources for b in placement.bundles]} within "
-            f"{RESERVE_TIMEOUT_S:g} s; free now: {free}. Each bundle must fit on one node: lower "
-            "rollout.tensor_parallel, free the cluster, or take a smaller scale"
+            f"Ray could not reserve {bundles} within {RESERVE_TIMEOUT_S:g} s; free now: {free}. "
+            f"{advice}, free the cluster, or take a smaller scale"
         )
     return Cluster(placement, group, logs=logs)
 
@@ -73,7 +78,7 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
     """Start a local Ray with room for `cpus`, or join the configured one.
 
     What its processes print does not appear here (rl/system/worker_logs.py). Raises ValueError if
-    there are fewer GPUs than a run takes.
+    there are fewer GPUs or nodes than a run takes.
     """
     quiet: dict[str, Any] = {
         "logging_level": logging.ERROR,
@@ -102,27 +107,33 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
                 f"resources.ray_address={address}: no Ray cluster answers ({error}); start one "
                 "with ray start --head, or leave the key out"
             ) from error
-    available = int(ray.cluster_resources().get("GPU", 0))
-    if resources.gpus > available:
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if resources.gpus > gpus or resources.nodes > nodes:
         ray.shutdown()
         raise ValueError(
-            f"resources.gpus asks for {resources.gpus} GPUs, Ray has {available}; take a "
-            "smaller scale= or join a larger cluster with resources.ray_address=auto"
+            f"the run takes {resources.gpus} GPUs (resources.gpus) on {resources.nodes} nodes "
+            f"(resources.nodes), Ray has {gpus} on {nodes}; take a smaller scale= or join a larger "
+            "cluster with resources.ray_address=auto"
         )
 
 
-def refuse_unplaceable(bundles: Sequence[Mapping[str, float]]) -> None:
+def refuse_unplaceable(placement: Placement) -> None:
     """Raise ValueError for bundles that would wait for ever, even with nothing else running."""
     # Ray itself does not refuse them: such a placement group stays pending without a word.
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    bundles = [bundle.resources for bundle in placement.bundles]
+    together: Counter[str] = Counter()
     for bundle in bundles:
+        together.update(bundle)
+    for bundle in [together] if placement.strategy == "STRICT_PACK" else bundles:
         if not any(all(node.get(k, 0) >= v for k, v in bundle.items()) for node in nodes):
             raise ValueError(
                 f"no node of the Ray cluster has {dict(bundle)}; lower rollout.tensor_parallel or "
-                "resources.*_cpus, or join larger nodes"
+                "resources.*_cpus, raise resources.nodes, or join larger nodes"
             )
     for kind in ("CPU", "GPU"):
-        needed = sum(bundle.get(kind, 0) for bundle in bundles)
+        needed = together[kind]
         there = sum(node.get(kind, 0) for node in nodes)
         if needed > there:
             raise ValueError(f"an arm takes {needed:g} {kind}s, the Ray cluster has {there:g}")

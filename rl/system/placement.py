@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rl.config.run import Config
 
@@ -28,6 +29,8 @@ class Placement:
     engine_bundles: tuple[int, ...]
     rank_bundles: tuple[int, ...]
     preference_bundles: tuple[int, ...]
+    strategy: Literal["STRICT_PACK", "PACK"]
+    """Ray's: all bundles on one node, or on as few as hold them."""
 
 
 def place(config: Config) -> Placement:
@@ -57,9 +60,10 @@ def place(config: Config) -> Placement:
             Bundle(preference.gpus, preference.cpus, (f"preference model {p}",))
             for p in range(preference.actors)
         ]
-    return Placement(
-        tuple(bundles), tuple(engines), rank_bundles, tuple(range(first, len(bundles)))
-    )
+    # What promises to be on one node must be: `host` sends weights through its shared memory.
+    strategy = "STRICT_PACK" if resources.nodes == 1 else "PACK"
+    preference_bundles = tuple(range(first, len(bundles)))
+    return Placement(tuple(bundles), tuple(engines), rank_bundles, preference_bundles, strategy)
 
 
 def describe(placement: Placement) -> str:

@@ -363,3 +363,27 @@ def test_gpus_that_a_run_leaves_unused_are_noted_and_missing_ones_refused():
     )
     message = refused("config=hybrid_50_50.yaml", "scale=node_8gpu", "rollout.workers=4")
     assert "4 for engines" in message and "make 9, got 8" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scale=node_8gpu", "sync.transport=ipc"], "sync.transport=ipc hands weights over"),
+        (["scale=one_gpu", "sync.transport=nccl"], "sync.transport=nccl takes one process a GPU"),
+        (["scale=cluster", "sync.transport=host"], "got resources.nodes=4"),
+        (["scale=cluster", "resources.ray_address=null"], "resources.nodes=4 needs a Ray cluster"),
+        (["scale=node_8gpu", "resources.nodes=2"], "resources.nodes=2 needs a Ray cluster"),
+        *(
+            (["scale=node_8gpu", f"rollout.engine.{size}=2"], f"rollout.engine sets {size}")
+            for size in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        ),
+    ],
+)
+def test_combinations_that_no_weights_can_travel_in_are_refused_by_name(arguments, message):
+    assert message in refused(HYBRID, *arguments)
+
+
+@pytest.mark.parametrize("scale", ["one_gpu", "node_8gpu"])
+def test_weights_may_travel_through_the_memory_of_one_node(scale):
+    config = load([HYBRID, f"scale={scale}", "sync.transport=host"]).config
+    assert config.transport == "host"

@@ -33,3 +33,9 @@ def test_colocated_ranks_share_the_bundle_of_the_engine_on_their_gpus():
     assert [b.gpus for b in placement.bundles] == [2, 2]
     assert placement.rank_bundles == (0, 0, 1, 1)
     assert placement.bundles[1].actors == ("engine 1", "rank 2", "rank 3")
+
+
+def test_a_run_of_one_node_is_never_spread_over_two():
+    joined = {"gpus": 2, "ray_address": "auto"}
+    assert place(config(resources=joined)).strategy == "STRICT_PACK"
+    assert place(config(resources={**joined, "nodes": 2})).strategy == "PACK"

@@ -1,0 +1,46 @@
+"""What a Ray cluster must have, with its answers made up."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+
+from rl.config.run import ResourcesConfig
+from rl.system.cluster import refuse_unplaceable, start_ray
+from rl.system.placement import place
+from tests.fakes import config
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
+    """A joined cluster of these nodes."""
+    total = {kind: sum(node[kind] for node in nodes) for kind in ("CPU", "GPU")}
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, {"Alive": False, "Resources": {}}])
+
+
+NODE = {"CPU": 8, "GPU": 4}
+
+
+def test_a_cluster_with_too_few_gpus_or_nodes_is_refused(monkeypatch):
+    pretend(monkeypatch, NODE, NODE)
+    start_ray(ResourcesConfig(ray_address="auto", gpus=8, nodes=2), cpus=4)
+    with pytest.raises(ValueError, match=r"takes 9 GPUs .* on 2 nodes .* Ray has 8 on 2"):
+        start_ray(ResourcesConfig(ray_address="auto", gpus=9, nodes=2), cpus=4)
+    with pytest.raises(ValueError, match=r"takes 8 GPUs .* on 3 nodes .* Ray has 8 on 2"):
+        start_ray(ResourcesConfig(ray_address="auto", gpus=8, nodes=3), cpus=4)
+
+
+def test_a_run_that_fits_on_two_nodes_alone_is_unplaceable_on_one(monkeypatch):
+    pretend(monkeypatch, NODE, NODE)
+    resources = {"gpus": 8, "ray_address": "auto"}
+    sizes = {"rollout__workers": 4, "policy__ranks": 4}
+    refuse_unplaceable(place(config(resources={**resources, "nodes": 2}, **sizes)))
+    with pytest.raises(ValueError, match=r"no node of the Ray cluster has .*raise resources.nodes"):
+        refuse_unplaceable(place(config(resources=resources, **sizes)))
+    # A bundle never spans two nodes.
+    wide = {"rollout__tensor_parallel": 5, "policy__ranks": 1}
+    with pytest.raises(ValueError, match=r"has \{'CPU': 1, 'GPU': 5.0\}"):
+        refuse_unplaceable(place(config(resources={**resources, "nodes": 2}, **wide)))
