@@ -85,6 +85,14 @@ def test_scientific_notation_is_a_number_and_run_may_look_like_one():
     assert config.run == "2024"
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("scale", SCALE_NAMES)
+def test_engines_sample_ahead_where_they_have_gpus_of_their_own(recipe, scale):
+    config = load([f"config={recipe}", f"scale={scale}"]).config
+    is_split = config.resources.gpus > 0 and not config.resources.colocate
+    assert config.rollout.max_staleness == int(is_split)
+
+
 def test_paper_settings_at_the_largest_scale():
     config = load([HYBRID, "scale=cluster"]).config
     assert (config.rollout.prompts_per_step, config.rollout.group_size) == (128, 8)
