@@ -4,18 +4,25 @@
     python -m rl.launch config=hybrid_50_50.yaml scale=one_gpu rollout.group_size=16
     python -m rl.launch config=hybrid_50_50.yaml dry_run=true
 
+Ctrl-C, or SIGTERM, ends a training after its step with a checkpoint: with code 0, or 143 where it
+was SIGTERM, so that a scheduler starts the same command again, which goes on from there.
+
 `align.enabled=true` goes on with rl.align after the last step. rl/launch/training.py has a run
 from start to end.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from rl.align.__main__ import run_alignment
 from rl.config.recipe import load
 from rl.config.run import Config
 from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch
+
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a training that a scheduler's SIGTERM stopped."""
 
 
 class LaunchKeys(Keys):
@@ -26,7 +33,7 @@ class LaunchKeys(Keys):
     code is 1 if the run would fail."""
 
 
-async def launch(keys: LaunchKeys) -> int | None:
+async def launch(keys: LaunchKeys) -> int:
     loaded = load(keys.settings)
     config = loaded.config
     # torch and drawing libraries start slowly, and help and a mistyped key are to be answered at
@@ -37,10 +44,12 @@ async def launch(keys: LaunchKeys) -> int | None:
         return await print_preflight(config, loaded.notes)
     from rl.launch.training import train
 
-    is_finished = await train(config, loaded.notes)
-    if config.align.enabled and is_finished:
+    stopped_by = await train(config, loaded.notes)
+    if stopped_by is None and config.align.enabled:
         await run_alignment(config)
-    return None
+    # Not 0: a scheduler that took the machine away must know that the run wants it back. A person
+    # who pressed Ctrl-C has what they asked for.
+    return TERMINATED if stopped_by == signal.SIGTERM else 0
 
 
 main = Command("rl.launch", __doc__, LaunchKeys, launch, (Config,), goes_on=True)

@@ -45,12 +45,13 @@ async def train(
     notes: Sequence[str] = (),
     screen: rich.console.Console | None = None,
     sinks: Sequence[MetricSink] = (),
-) -> bool:
-    """Run, or continue, the training that `config` describes; whether it came to its end.
+) -> signal.Signals | None:
+    """Run, or continue, the training that `config` describes; the signal that stopped it, if any.
 
     screen: where a person follows it; stdout by default. sinks: beside those of `config.log`.
     """
-    directory, stop = RunDirectory(Path(config.run)), asyncio.Event()
+    directory = RunDirectory(Path(config.run))
+    stop_signals: list[signal.Signals] = []
     # All is closed in the reverse order: first the processes, then what they report to. The lock of
     # the directory goes last, so that no other driver starts while this one still writes.
     async with AsyncExitStack() as stack:
@@ -63,7 +64,7 @@ async def train(
         start = checkpoint.step if checkpoint else 0
         if start >= config.steps:
             console.note(f"{directory.root} is finished at step {start}; raise steps= to go on")
-            return True
+            return None
         # torch and vLLM take seconds to load; what is refused above does not wait for them.
         from rl.assembly import gather_inputs, open_training
 
@@ -79,14 +80,16 @@ async def train(
             console.note(f"continuing from step {start} ({checkpoint.path})")
             await services.learner.load(checkpoint.path)
         try:
-            await _train_from(checkpoint, inputs, services, directory, console, all_sinks, stop)
+            await _train_from(
+                checkpoint, inputs, services, directory, console, all_sinks, stop_signals
+            )
         except ValueError as error:
             # A ValueError tells a person what to mend in the input (rl/run/command.py). From here
             # on there is no such thing, so this is a crash, which keeps its traceback.
             raise RuntimeError(f"training failed: {error}") from error
         if directory.summary_path.exists():
             console.before_after_table(json.loads(directory.summary_path.read_text("utf-8")))
-    return not stop.is_set()
+    return stop_signals[0] if stop_signals else None
 
 
 async def _train_from(
@@ -96,9 +99,12 @@ async def _train_from(
     directory: RunDirectory,
     console: Console,
     sinks: Sinks,
-    stop: asyncio.Event,
+    stop_signals: list[signal.Signals],
 ) -> None:
-    """Take the steps from a checkpoint, or from the start, until the last one or a stop."""
+    """Take the steps from a checkpoint, or from the start, until the last one or a stop.
+
+    stop_signals: gets the signals that ask for a stop.
+    """
     config, done = inputs.config, checkpoint.step if checkpoint else 0
     engine, scorer, learner = services.engine, services.scorer, services.learner
     console.phase("publishing and proving the first weights")
@@ -145,7 +151,7 @@ async def _train_from(
                 "versions": stack_versions(),
             }
             write_text(directory.summary_path, json.dumps(summary, indent=2) + "\n")
-        if is_last or stop.is_set() or step % config.checkpoint.every == 0:
+        if is_last or stop_signals or step % config.checkpoint.every == 0:
             draw_curves(directory)
             state = {
                 "progress": dataclasses.asdict(progress),
@@ -155,11 +161,11 @@ async def _train_from(
             }
             with directory.checkpoints.writer(step, state, config.checkpoint.keep_last) as path:
                 await learner.save(path)
-        if stop.is_set() and not is_last:
+        if stop_signals and not is_last:
             console.note(f"stopped after step {step}; the same command goes on from there")
-        return not stop.is_set()
+        return not stop_signals
 
-    with _stop_on_interrupt(stop, console.note):
+    with _stop_on_signal(stop_signals, console.note):
         await loop.run(on_step)
 
 
@@ -197,8 +203,10 @@ def _figures(results: Mapping[str, ModeResult]) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _stop_on_interrupt(stop: asyncio.Event, note: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C sets `stop`, which ends the run after its step; the second cancels it."""
+def _stop_on_signal(
+    stop_signals: list[signal.Signals], note: Callable[[str], None]
+) -> Iterator[None]:
+    """Ctrl-C, or a scheduler's SIGTERM, ends the run after its step; a second Ctrl-C cancels it."""
     if threading.current_thread() is not threading.main_thread():
         # Signals belong to the main thread, and to whoever runs this one: an arm of a sweep.
         yield
@@ -206,14 +214,21 @@ def _stop_on_interrupt(stop: asyncio.Event, note: Callable[[str], None]) -> Iter
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
-    def interrupt() -> None:
-        if stop.is_set():
+    def on_signal(number: signal.Signals) -> None:
+        # A scheduler may send SIGTERM several times, to the shell and to what it started. Only a
+        # person who asks twice cannot wait.
+        if stop_signals and number == signal.SIGINT:
             task.cancel()
-        stop.set()
+        stop_signals.append(number)
         note("finishing this step, then saving; Ctrl-C again stops at once")
 
-    loop.add_signal_handler(signal.SIGINT, interrupt)
+    # Ray has a handler of SIGTERM, which is to do its work again when the steps are over.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        loop.add_signal_handler(number, on_signal, number)
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler or signal.SIG_DFL)

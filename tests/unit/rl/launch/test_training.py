@@ -1,4 +1,7 @@
+import asyncio
 import errno
+import os
+import signal
 
 import pytest
 
@@ -36,3 +39,38 @@ def test_mistakes_in_the_input_end_with_code_2(capsys):
 def test_a_dry_run_is_one_or_none(capsys):
     assert launch.main([*ARGUMENTS, "dry_run=1"]) == 2
     assert "dry_run: must be true or false, got '1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "code"), [(None, 0), (signal.SIGINT, 0), (signal.SIGTERM, 143)]
+)
+def test_a_run_that_a_scheduler_stopped_says_so_by_its_code(
+    monkeypatch, tmp_path, stopped_by, code
+):
+    async def train(config, notes):
+        return stopped_by
+
+    monkeypatch.setattr(training, "train", train)
+    assert launch.main([*ARGUMENTS, f"run={tmp_path}"]) == code
+
+
+async def signalled(*numbers: signal.Signals) -> tuple[list[signal.Signals], bool]:
+    """What a run notes of these signals, and whether they cancelled it."""
+    noted: list[signal.Signals] = []
+    try:
+        with training._stop_on_signal(noted, lambda text: None):
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        return noted, True
+    return noted, False
+
+
+def test_ctrl_c_and_sigterm_ask_for_a_stop_and_a_second_ctrl_c_cancels():
+    interrupt, terminate = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in (interrupt, terminate)]
+    assert asyncio.run(signalled(interrupt)) == ([interrupt], False)
+    assert asyncio.run(signalled(terminate, terminate)) == ([terminate, terminate], False)
+    assert asyncio.run(signalled(terminate, interrupt)) == ([terminate, interrupt], True)
+    assert [signal.getsignal(number) for number in (interrupt, terminate)] == before
