@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,11 @@ class LearnerRank:
 
     def save(self, directory: Path) -> None:
         """Write `state/` (DeepSpeed, for `load`) and `model/` (Hugging Face, for vLLM)."""
-        self._engine.save_checkpoint(str(directory / "state"), tag=CHECKPOINT_TAG)
+        # Frozen weights are those of the policy's directory, from which a resumed rank has them
+        # again: the base of an adapter is a hundred times as large as the adapter.
+        self._engine.save_checkpoint(
+            str(directory / "state"), tag=CHECKPOINT_TAG, exclude_frozen_parameters=True
+        )
         write_model_directory(
             self._weights, self._source, directory / "model", is_writer=self._rank == 0
         )
@@ -274,7 +278,9 @@ class LearnerRank:
 
     def load(self, directory: Path) -> None:
         """Continue from `save`; raises ValueError if there is no complete checkpoint."""
-        path, _ = self._engine.load_checkpoint(str(directory / "state"), tag=CHECKPOINT_TAG)
+        path, _ = self._engine.load_checkpoint(
+            str(directory / "state"), tag=CHECKPOINT_TAG, custom_load_fn=load_trained
+        )
         # DeepSpeed warns and goes on from nothing where a checkpoint is missing; a resumed run must
         # not.
         if path is None:
@@ -285,3 +291,15 @@ class LearnerRank:
     def visible_devices(self) -> str:
         """Return the CUDA devices Ray gave this rank, as CUDA_VISIBLE_DEVICES has them."""
         return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def load_trained(src: Mapping[str, Tensor], dst: torch.nn.Module) -> None:
+    """Load a checkpoint's weights, of which frozen ones may be missing; raises RuntimeError."""
+    result = dst.load_state_dict(src, strict=False)
+    frozen = {name for name, weight in dst.named_parameters() if not weight.requires_grad}
+    # DeepSpeed would take any difference as an error, or with strict=False none.
+    if wrong := sorted({*result.missing_keys, *result.unexpected_keys} - frozen):
+        raise RuntimeError(
+            f"the checkpoint's weights are not those of the policy: {wrong[:3]} are only on one "
+            "side"
+        )

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from policy.learner.learner import RayLearner
 from policy.learner.learning_rate import learning_rate_at
-from policy.learner.rank import LearnerRank
+from policy.learner.rank import LearnerRank, load_trained
 from policy.models.loading import load_policy
 from policy.weights.engine_client import EngineClient
 from rl.config.run import Config
@@ -339,6 +339,43 @@ def test_a_resumed_learner_continues_bit_for_bit(zero3_pair: list, model_dir: Pa
         assert not torch.equal(tensor, before[name]), name
     served = AutoModelForCausalLM.from_pretrained(straight / "model")
     assert torch.equal(served.lm_head.weight, expected["lm_head.weight"])
+
+
+@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("bfloat16", 3)])
+def test_an_adapter_resumes_bit_for_bit_from_a_checkpoint_without_its_base(
+    model_dir: Path, tmp_path: Path, dtype: str, stage: int
+):
+    config = make_config(lora={"rank": 4, "alpha": 8}, dtype=dtype, zero_stage=stage)
+    actors = open_ranks(config, model_dir)
+    ask(actors, "update", make_batch(1))
+    ask(actors, "save", tmp_path)
+    ask(actors, "update", make_batch(2))
+    (straight,) = ask(actors, "weights")
+    close(actors)
+    states = [torch.load(path, weights_only=False) for path in tmp_path.rglob("*model_states.pt")]
+    assert all("lora_" in name for state in states for name in state["module"])
+    assert not any(state.get("frozen_param_fragments") for state in states)
+
+    actors = open_ranks(config, model_dir)
+    ask(actors, "load", tmp_path)
+    (first,) = ask(actors, "weights")
+    ask(actors, "update", make_batch(2))
+    (resumed,) = ask(actors, "weights")
+    close(actors)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
+    assert any(not torch.equal(first[name], tensor) for name, tensor in straight.items())
+
+
+def test_a_checkpoint_that_lacks_a_trained_weight_is_no_checkpoint():
+    model = torch.nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    weights = {"weight": torch.ones(3, 2)}
+    load_trained(weights, model)
+    assert torch.equal(model.weight, weights["weight"])
+    with pytest.raises(RuntimeError, match=r"\['weight'\] are only on one side"):
+        load_trained({}, model)
+    with pytest.raises(RuntimeError, match=r"\['other'\] are only on one side"):
+        load_trained(weights | {"other": torch.ones(1)}, model)
 
 
 @ray.remote(num_cpus=0)
