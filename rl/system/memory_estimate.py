@@ -105,9 +105,9 @@ def describe_memory(
         "gradients and optimizer, and activations on top",
     ]
     if size.vocabulary is not None:
-        # Three tensors of a chunk exist at once, in float32: its logits, their log-softmax, and the
-        # gradient of that.
-        logits = 3 * 4 * policy.logprob_chunk_tokens * size.vocabulary
+        # Four tensors of a chunk exist at once, in float32: its logits, their log-softmax, and what
+        # its entropy takes, the probabilities and p log p. The backward pass holds no more.
+        logits = 4 * 4 * policy.logprob_chunk_tokens * size.vocabulary
         lines.append(
             f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
             f"{size.vocabulary:,} (policy.logprob_chunk_tokens)"
@@ -129,5 +129,5 @@ def total_bytes(config: Config, size: ModelSize) -> int | None:
     policy, rollout = config.policy, config.rollout
     learner = policy.ranks * rank_bytes(policy, size.parameters)
     engines = rollout.workers * size.parameters * BYTES[policy.dtype]
-    logits = 3 * 4 * policy.logprob_chunk_tokens * (size.vocabulary or 0)
+    logits = 4 * 4 * policy.logprob_chunk_tokens * (size.vocabulary or 0)
     return learner + engines + logits
