@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import Field
 from rich.console import Console
 
+from rl.config.recipe import count_visible_gpus
 from rl.config.run import Config
 from rl.run.checkpoints import find_checkpoint
 from rl.run.command import Command, Keys, RunPath, Step, Switch, config_of_run
@@ -40,6 +41,13 @@ class ExportKeys(Keys):
 def export(keys: ExportKeys) -> None:
     """Write, prove and put in place; raises ValueError and leaves nothing behind if it cannot."""
     config = config_of_run(keys.run, keys.settings)
+    needed, visible = config.rollout.tensor_parallel, count_visible_gpus()
+    if keys.prove and config.resources.gpus and visible < needed:
+        raise ValueError(
+            f"the proof runs vLLM on this machine, on as many GPUs as an engine of the run had: "
+            f"{needed}; it shows {visible}. Export on a node with GPUs (the run directory is "
+            "shared), or set prove=false"
+        )
     console = Console(stderr=True, soft_wrap=True)
     run = RunDirectory(Path(config.run))
     checkpoint = find_checkpoint(run.root, keys.step, console.print)

@@ -400,6 +400,19 @@ def test_what_cannot_be_exported_is_named_in_one_line(run, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("visible", "engine_gpus"), [(0, 1), (1, 2)])
+def test_a_proof_without_the_gpus_of_an_engine_is_refused(
+    run, tmp_path, capsys, monkeypatch, visible, engine_gpus
+):
+    monkeypatch.setattr(export, "count_visible_gpus", lambda: visible)
+    out, gpus = f"out={tmp_path / 'out'}", f"resources.gpus={engine_gpus + 1}"
+    arguments = [f"run={run}", out, gpus, f"rollout.tensor_parallel={engine_gpus}"]
+    line = refused(capsys, *arguments)
+    assert f"an engine of the run had: {engine_gpus}; it shows {visible}" in line
+    assert not (tmp_path / "out").exists()
+    assert exported(*arguments) == 0
+
+
 def test_a_run_without_a_usable_checkpoint_is_refused(run, tmp_path, capsys):
     for step in STEPS:
         (run / "checkpoints" / f"step_{step:06d}" / "manifest.json").unlink()
