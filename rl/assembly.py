@@ -334,8 +334,12 @@ async def _start_sampling(
     closers: gets what will end their processes. model: directory of the engines' weights.
     """
     config, probability = inputs.config, None
+    text_places, text_bundle = ActorPlaces(cpus=0, logs=cluster.logs), cluster.placement.text_bundle
+    if text_bundle is not None:
+        strategy = PlacementGroupSchedulingStrategy(cluster.group, text_bundle)
+        text_places = ActorPlaces(config.reward.workers, strategies=(strategy,), logs=cluster.logs)
     tags = config.policy.think_tags
-    text = TextRewardClient.start(config.reward, config.modes, tags, cluster.logs)
+    text = TextRewardClient.start(config.reward, config.modes, tags, text_places)
     closers.append(text.close)
     settings = WorkerSettings(
         # Absolute: an actor of a joined Ray starts in another working directory.

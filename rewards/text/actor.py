@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import ray
 
 from rewards.composition import TextParts
 from rewards.text.text_rewards import TextRewards
@@ -16,10 +13,8 @@ from rl.config.policy import ThinkTags
 from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
 from rl.loop.stages import RolloutGroup
-from rl.system.actors import call, close_all
-from rl.system.worker_logs import log_variables
+from rl.system.actors import ActorPlaces, call, close_all
 
-MAX_GROUPS_IN_FLIGHT = 10_000
 CLOSE_TIMEOUT_S = 10.0
 SILENCE_S = 1800.0
 """Far beyond the limits of all samples of a group together: only a broken actor answers nobody for
@@ -39,17 +34,14 @@ class TextRewardClient:
         config: RewardConfig,
         modes: Mapping[str, ModeConfig],
         tags: ThinkTags,
-        logs: Path | None = None,
+        places: ActorPlaces,
     ) -> TextRewardClient:
-        """Start the actor; its first score waits until it is up. logs: where its output goes."""
-        # Without a core of its own: the work is done in worker processes, which reward.workers
-        # counts.
-        actor = ray.remote(TextRewards).options(
-            num_cpus=0,
-            max_concurrency=MAX_GROUPS_IN_FLIGHT,
-            runtime_env={"env_vars": dict(log_variables(logs, "rewards"))},
-        )
-        return cls(actor.remote(config, dict(modes), tags))
+        """Start the actor in the first place; its first score waits until it is up."""
+        # One thread each: the work is done in worker processes, as many as there are cores. Ray
+        # would let each of them use the threads of all.
+        environment = {"OMP_NUM_THREADS": "1"}
+        (actor,) = places.start(TextRewards, "rewards", environment, [(config, dict(modes), tags)])
+        return cls(actor)
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
         """Raises RuntimeError if the actor is gone, TimeoutError if it answers nobody."""

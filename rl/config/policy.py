@@ -106,7 +106,7 @@ class PolicyConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer of RL; the RLAIF-V pass has its own, `align.dpo.optimizer`."""
     threads: int = Field(default=1, gt=0)
-    """Torch threads of a rank on CPU."""
+    """Torch threads of a rank on CPU; with GPUs a rank has as many as `resources.rank_cpus`."""
     # DeepSpeed checks its own keys; a second list of them here would fall behind.
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the learner builds (offload, bucket sizes)."""

@@ -111,7 +111,8 @@ class RewardConfig(Section):
     that is not named has no such window."""
     # Processes and not threads: sympy can compute for ever, and only a process can be killed.
     workers: int = Field(default=1, gt=0)
-    """Processes that verify answers; each can be killed without the others noticing."""
+    """Processes that verify answers; each can be killed without the others noticing. With GPUs each
+    has a core that Ray reserves."""
     timeout_s: float = Field(default=5.0, gt=0)
     """Wall-clock limit of scoring one sample, in seconds."""
     memory_mib: int = Field(default=1024, gt=0)

@@ -16,13 +16,13 @@ def engine_environment(cpus: float, on_gpu: bool, cache_gib: int = 1) -> dict[st
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "PYTHONWARNINGS": "ignore",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "OMP_NUM_THREADS": str(max(1, int(cpus))),
     }
     if on_gpu:
         return environment
     # Left to itself vLLM binds every engine of a machine to the same first core.
     return environment | {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(max(1, int(cpus))),
         "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", str(cache_gib)),
         # Even an eager engine compiles its sampler, in C++, which a machine need not be able to.
         "TORCHDYNAMO_DISABLE": os.environ.get("TORCHDYNAMO_DISABLE", "1"),

@@ -23,18 +23,23 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Placement:
-    """The bundles of a run, and the bundle of each engine, learner rank and preference model."""
+    """The bundles of a run, and the bundle of each engine, learner rank and preference model.
+
+    Where there are GPUs the text rewards have a bundle too, since their worker processes would take
+    the cores that ranks and engines were promised.
+    """
 
     bundles: tuple[Bundle, ...]
     engine_bundles: tuple[int, ...]
     rank_bundles: tuple[int, ...]
     preference_bundles: tuple[int, ...]
+    text_bundle: int | None
     strategy: Literal["STRICT_PACK", "PACK"]
     """Ray's: all bundles on one node, or on as few as hold them."""
 
 
 def place(config: Config) -> Placement:
-    """Give every engine, learner rank and preference model a bundle of its own.
+    """Give every engine, learner rank and preference model, and the text rewards, a bundle.
 
     A colocated engine shares the bundle of the learner ranks on whose GPUs it runs, so that CUDA
     IPC handles stay on one node.
@@ -60,10 +65,17 @@ def place(config: Config) -> Placement:
             Bundle(preference.gpus, preference.cpus, (f"preference model {p}",))
             for p in range(preference.actors)
         ]
+    preference_bundles = tuple(range(first, len(bundles)))
+    text_bundle = None
+    # On a laptop not: it has fewer cores than actors, and workers verify while the engines wait.
+    if resources.gpus:
+        text_bundle = len(bundles)
+        bundles.append(Bundle(0, config.reward.workers, ("text rewards",)))
     # What promises to be on one node must be: `host` sends weights through its shared memory.
     strategy = "STRICT_PACK" if resources.nodes == 1 else "PACK"
-    preference_bundles = tuple(range(first, len(bundles)))
-    return Placement(tuple(bundles), tuple(engines), rank_bundles, preference_bundles, strategy)
+    return Placement(
+        tuple(bundles), tuple(engines), rank_bundles, preference_bundles, text_bundle, strategy
+    )
 
 
 def describe(placement: Placement) -> str:

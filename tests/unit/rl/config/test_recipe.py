@@ -87,10 +87,13 @@ def test_scientific_notation_is_a_number_and_run_may_look_like_one():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("scale", SCALE_NAMES)
-def test_engines_sample_ahead_where_they_have_gpus_of_their_own(recipe, scale):
+def test_engines_with_gpus_of_their_own_sample_ahead_and_gpus_come_with_cores(recipe, scale):
     config = load([f"config={recipe}", f"scale={scale}"]).config
-    is_split = config.resources.gpus > 0 and not config.resources.colocate
+    resources = config.resources
+    is_split = resources.gpus > 0 and not resources.colocate
     assert config.rollout.max_staleness == int(is_split)
+    # Pictures are decoded, and an optimizer may be offloaded to, on more than one core.
+    assert min(resources.rank_cpus, resources.engine_cpus) == (4 if resources.gpus else 1)
 
 
 def test_paper_settings_at_the_largest_scale():

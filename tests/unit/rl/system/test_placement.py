@@ -7,6 +7,7 @@ def test_cpu_run_gives_each_actor_a_core():
     assert [b.resources for b in placement.bundles] == [{"CPU": 1.0}] * 4
     assert placement.engine_bundles == (0, 1)
     assert placement.rank_bundles == (2, 3)
+    assert placement.text_bundle is None
 
 
 def test_separate_engines_take_their_tensor_parallel_gpus_in_one_bundle():
@@ -18,7 +19,7 @@ def test_separate_engines_take_their_tensor_parallel_gpus_in_one_bundle():
             resources={"gpus": 8},
         )
     )
-    assert [b.gpus for b in placement.bundles] == [2, 2, 1, 1, 1, 1]
+    assert [b.gpus for b in placement.bundles] == [2, 2, 1, 1, 1, 1, 0]
 
 
 def test_colocated_ranks_share_the_bundle_of_the_engine_on_their_gpus():
@@ -30,7 +31,7 @@ def test_colocated_ranks_share_the_bundle_of_the_engine_on_their_gpus():
             resources={"gpus": 4, "colocate": True},
         )
     )
-    assert [b.gpus for b in placement.bundles] == [2, 2]
+    assert [b.gpus for b in placement.bundles] == [2, 2, 0]
     assert placement.rank_bundles == (0, 0, 1, 1)
     assert placement.bundles[1].actors == ("engine 1", "rank 2", "rank 3")
 
@@ -39,3 +40,11 @@ def test_a_run_of_one_node_is_never_spread_over_two():
     joined = {"gpus": 2, "ray_address": "auto"}
     assert place(config(resources=joined)).strategy == "STRICT_PACK"
     assert place(config(resources={**joined, "nodes": 2})).strategy == "PACK"
+
+
+def test_where_there_are_gpus_the_workers_of_the_text_rewards_have_cores_of_their_own():
+    judged = {"model": "a", "gpus": 1}
+    placement = place(config(resources={"gpus": 3}, reward={"workers": 6, "preference": judged}))
+    assert placement.text_bundle == len(placement.bundles) - 1
+    bundle = placement.bundles[placement.text_bundle]
+    assert (bundle.actors, bundle.resources) == (("text rewards",), {"CPU": 6})
