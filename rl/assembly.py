@@ -351,6 +351,7 @@ async def _start_sampling(
         thinking={name: mode.thinking for name, mode in config.modes.items()},
         tags=tags,
         seed=config.seed,
+        keep_kv_cache=config.rollout.keep_kv_cache,
         scores_references=scores_responses or config.reward.probability is not None,
         engine=config.rollout.engine,
         data=config.data,

@@ -8,6 +8,7 @@ text again may give others, and the engine's prefix cache then has nothing of th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,9 @@ class Splice:
         rest = text.removeprefix(self._chat.raw_text(response[:kept]))
         context = (*request.prompt_token_ids, *response[:kept], *self._chat.token_ids(rest))
         name, reference = f"reference/{request.group_id}/{index}", moved + reference
-        temperature, engine = request.temperature, group.engine
-        return self._request(name, request.prompt, context, reference, temperature, engine)
+        spliced = self._request(name, request.prompt, context, reference, request.temperature)
+        version = group.trajectories[index].versions[0]
+        return spliced and dataclasses.replace(spliced, engine=group.engine, version=version)
 
     def without_reasoning(
         self, prompt: Prompt, reference: str, temperature: float
@@ -52,7 +54,7 @@ class Splice:
         """The reference right after the prompt, with an empty think block; None if too long."""
         context = self._chat.prompt_token_ids(prompt, False, self._variables)
         request_id = f"baseline/{prompt.id}"
-        return self._request(request_id, prompt, context, reference, temperature, None)
+        return self._request(request_id, prompt, context, reference, temperature)
 
     def _request(
         self,
@@ -61,7 +63,6 @@ class Splice:
         context: tuple[int, ...],
         reference: str,
         temperature: float,
-        engine: int | None,
     ) -> ReferenceRequest | None:
         # None and not a cut reference: a start of it would be another answer, and likelier.
         tokens = self._chat.token_ids(reference)
@@ -69,7 +70,7 @@ class Splice:
         temperature = temperature or 1.0
         if not tokens or len(context) + len(tokens) > self._max_length:
             return None
-        return ReferenceRequest(request_id, prompt, context, tokens, temperature, engine)
+        return ReferenceRequest(request_id, prompt, context, tokens, temperature)
 
     def _tokens_within(self, response: Sequence[int], text: str) -> int:
         """How many sampled tokens, from the first, spell a start of `text`."""

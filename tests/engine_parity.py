@@ -18,16 +18,26 @@ from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 
 @contextmanager
-def open_worker(directory: Path) -> Iterator[tuple[RolloutWorker, asyncio.Runner]]:
-    """A worker of a tiny model in float32, and the event loop that it runs in."""
+def open_worker(
+    directory: Path, dtype: str = "float32", **engine: Any
+) -> Iterator[tuple[RolloutWorker, asyncio.Runner]]:
+    """A worker of a tiny model, and the event loop that it runs in; engine: vLLM's arguments."""
     engine = {
         "enforce_eager": True,
         "max_num_batched_tokens": 2048,
         # As configs/scale/cpu_tiny.yaml: one process less to start.
         "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
+        **engine,
     }
     settings = WorkerSettings(
-        str(directory), "float32", 2048, 1, "host", {"short": False}, engine=engine
+        str(directory),
+        dtype,
+        max_model_length=2048,
+        tensor_parallel=1,
+        transport="host",
+        thinking={"short": False},
+        scores_references=True,
+        engine=engine,
     )
     worker = RolloutWorker("worker", settings)
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
@@ -49,7 +59,7 @@ def engine_logprobs(output: Any) -> np.ndarray:
 
 
 async def publish(
-    worker: RolloutWorker, tensors: Mapping[str, torch.Tensor], directory: Path
+    worker: RolloutWorker, tensors: Mapping[str, torch.Tensor], directory: Path, version: int = 1
 ) -> dict[str, str]:
     """What `host` does for a learner (policy/weights/sender.py); returns the worker's digests."""
     path = directory / "weights.safetensors"
@@ -59,6 +69,6 @@ async def publish(
     await worker.start_weight_update()
     await worker.update_weights({"path": str(path), "names": list(tensors)})
     await worker.finish_weight_update()
-    await worker.resume(version=1)
+    await worker.resume(version)
     (received,) = await worker._engine.collective_rpc("weight_digests")
     return received

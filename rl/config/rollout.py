@@ -63,6 +63,11 @@ class RolloutConfig(Section):
     seed_requests: bool = True
     """Give every group a seed of its own, so that sampling is reproducible and no two engines can
     sample the same; false lets each engine draw from its own seed."""
+    # Computing them again takes seconds of every publish that finds long responses in flight. What
+    # the old ones differ by is corrected for as any other difference of engine and learner is.
+    keep_kv_cache: bool = True
+    """A response in flight at a publish goes on over the keys and values that older weights left;
+    false computes them again. With `max_staleness` 0 none is in flight, and nothing changes."""
     # vLLM checks its own arguments; a second list of them here would fall behind.
     engine: dict[str, Any] = {}
     """Passed to vLLM's engine arguments as they are."""

@@ -21,8 +21,9 @@ async def publish(
 ) -> dict[str, float]:
     """Move the weights of `version` to every engine and prove that they arrived.
 
-    Requests in flight are frozen meanwhile and go on under the new weights. Returns the
-    `sync/...` metrics; raises UnprovenWeights if any engine holds something else.
+    Requests in flight are frozen meanwhile and go on under the new weights, over the keys and
+    values that they have (rollout.keep_kv_cache). Returns the `sync/...` metrics; raises
+    UnprovenWeights if any engine holds something else.
     """
     started = time.monotonic()
     # Frozen and not aborted: long responses go on under the new weights, and record both versions.

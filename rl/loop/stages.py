@@ -191,6 +191,9 @@ class ReferenceRequest:
     """Divides the logits, as in sampling."""
     engine: int | None = None
     """The engine that sampled the context, if it was sampled."""
+    version: int | None = None
+    """The policy version at which it began to sample the context, under which the engine keeps the
+    context's keys and values; None if it was not sampled."""
 
 
 @dataclass(frozen=True)

@@ -19,3 +19,4 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from rollout.engines.forced_decoding import enable_forced_decoding, forced_sampling
+from rollout.engines.scheduling import CANARY_PRIORITY, reserve_canary_place

@@ -38,9 +38,8 @@ from rl.system.worker_logs import LOG_VARIABLE, engine_error
 from rollout.chat import ChatTemplate
 from rollout.engines.media import engine_family
 
-# vLLM serves the lowest first. The canary must not wait behind groups in flight, and a reference
-# is to be scored before the prefix cache loses its context.
-CANARY_PRIORITY, REFERENCE_PRIORITY = -2, -1
+REFERENCE_PRIORITY = -1
+"""Before groups, so that a reference is scored before the prefix cache loses its context."""
 
 NEVER = -100.0
 """The lowest bias that vLLM takes; e^-100 is no chance at all in float32."""
@@ -68,6 +67,8 @@ class WorkerSettings:
     """Whether it is asked how probable given tokens are (rollout/engines/forced_decoding.py)."""
     seed: int = 0
     """Of requests without a seed of their own; the pool gives each engine another one."""
+    keep_kv_cache: bool = True
+    """Whether requests in flight keep their keys and values over a publish."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments, passed through."""
     data: SourceConfig = field(default_factory=SourceConfig)
@@ -141,6 +142,8 @@ class RolloutWorker:
         config = vllm_api.AsyncEngineArgs(**arguments).create_engine_config(context)
         if settings.scores_references:
             vllm_api.enable_forced_decoding(config)
+        if settings.transport is not None:
+            vllm_api.reserve_canary_place(config)
         self._engine = vllm_api.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         if settings.scores_references:
             await self._engine.collective_rpc("force_tokens")
@@ -167,7 +170,11 @@ class RolloutWorker:
                 stop_token_ids=sorted(self._chat.end_tokens),
             )
             output, shown = await self._final_output(
-                request.prompt_token_ids, request.prompt.media, sampling, request.group_id
+                request.prompt_token_ids,
+                request.prompt.media,
+                sampling,
+                request.group_id,
+                first_version,
             )
         if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
             raise GenerationFailed("empty", "the engine returned no tokens for a trajectory")
@@ -191,8 +198,9 @@ class RolloutWorker:
                 self._engine.vllm_config, request.reference_token_ids, request.temperature
             )
             context, media = request.context_token_ids, request.prompt.media
+            version = self._version if request.version is None else request.version
             output, _ = await self._final_output(
-                context, media, sampling, request.id, REFERENCE_PRIORITY
+                context, media, sampling, request.id, version, REFERENCE_PRIORITY
             )
         (completion,) = output.outputs
         if tuple(completion.token_ids) != request.reference_token_ids:
@@ -216,7 +224,7 @@ class RolloutWorker:
                 output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
             )
             output, _ = await self._final_output(
-                request.prompt_token_ids, request.prompt.media, sampling, request.id
+                request.prompt_token_ids, request.prompt.media, sampling, request.id, self._version
             )
         (completion,) = output.outputs
         if not completion.token_ids:
@@ -260,14 +268,24 @@ class RolloutWorker:
         media: Sequence[Medium],
         sampling: Any,
         request_id: str,
+        version: int,
         priority: int = 0,
     ) -> tuple[Any, list[StillImage | Video]]:
-        """The engine's output, and the prompt's media as they were shown to it."""
+        """The engine's output, and the prompt's media as they were shown to it.
+
+        version: the policy version whose cached keys and values the request may take up.
+        """
         shown: list[StillImage | Video] = []
         if media:
             # In a thread, because reading and decoding must not hold up the requests in flight.
             shown = await asyncio.to_thread(lambda: [self._store.read(medium) for medium in media])
-        prompt = {"prompt_token_ids": list(token_ids), **self._family.inputs(shown)}
+        prompt = {
+            "prompt_token_ids": list(token_ids),
+            **self._family.inputs(shown),
+            # vLLM shares keys and values among prompts of equal tokens and equal salt. After a
+            # publish the old ones are still there, and no new request may begin with them.
+            "cache_salt": f"version {version}",
+        }
         stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
         outputs = [output async for output in stream]
         return outputs[-1], shown
@@ -306,8 +324,13 @@ class RolloutWorker:
     # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove.
 
     async def pause(self) -> None:
-        """Freeze requests in flight, and drop cached keys and values, which are of old weights."""
-        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        """Freeze requests in flight; they go on over the keys and values they have, if kept."""
+        is_kept = self._settings.keep_kv_cache
+        await self._engine.pause_generation(mode="keep", clear_cache=not is_kept)
+        if is_kept:
+            # Pictures that older weights saw are found again by their content alone, for which
+            # there is no salt.
+            await self._engine.reset_encoder_cache()
 
     async def resume(self, version: int) -> None:
         self._version = version
@@ -348,7 +371,12 @@ class RolloutWorker:
         sampling = self._vllm.SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         request_id = f"canary/{self._num_canaries}"
         output, _ = await self._final_output(
-            (*context, *scored), media, sampling, request_id, CANARY_PRIORITY
+            (*context, *scored),
+            media,
+            sampling,
+            request_id,
+            self._version,
+            self._vllm.CANARY_PRIORITY,
         )
         found = zip(scored, output.prompt_logprobs[-len(scored) :], strict=True)
         return tuple(position[token].logprob for token, position in found)

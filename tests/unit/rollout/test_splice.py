@@ -25,7 +25,7 @@ def group(chat, text, thinking=True):
     response = (*chat.token_ids(text), *chat.token_ids("<|im_end|>"))
     ids = np.array([*prompt_ids, *response], np.int32)
     mask = np.arange(len(ids)) >= len(prompt_ids)
-    one = Trajectory(ids, mask, np.zeros(len(ids), np.float32), (0, 0), "stop", text, None, text)
+    one = Trajectory(ids, mask, np.zeros(len(ids), np.float32), (3, 4), "stop", text, None, text)
     request = RolloutRequest("3/4/0", PROMPT, "long", prompt_ids, 1, 99, 0.7, None)
     return RolloutGroup(request, (one,), engine=1)
 
@@ -47,6 +47,7 @@ def test_a_boundary_inside_a_token_is_made_exact(chat):
     assert request.reference_token_ids == chat.token_ids("Paris")
     assert context[:place] == sampled[:place], "kept, so that the prefix cache has them"
     assert (request.temperature, request.engine) == (0.7, 1)
+    assert request.version == 3, "its keys and values are kept under the version it began with"
 
 
 def test_sampled_tokens_are_kept_to_the_last_where_the_boundary_is_one(chat):
@@ -82,7 +83,7 @@ def test_the_baseline_stands_right_after_an_empty_think_block(chat):
     request = Splice(chat, 4096).without_reasoning(PROMPT, "Paris", 1.0)
     assert request.context_token_ids == chat.prompt_token_ids(PROMPT, thinking=False)
     assert chat.raw_text(request.context_token_ids).endswith("<think>\n\n</think>\n\n")
-    assert request.engine is None
+    assert request.engine is request.version is None
 
 
 def test_what_does_not_fit_is_not_asked(chat):
