@@ -99,6 +99,7 @@ class FakeEngine:
         self.finished: list[str] = []
         self.version = 0
         self.paused = False
+        self.death = asyncio.Event()
         self.proofs: Callable[[int], list[WeightProof]] = lambda version: [proof(version)]
         self._delay = delay
         self._fails = fails
@@ -121,12 +122,18 @@ class FakeEngine:
         self.paused = False
         self.version = version
 
+    async def watch(self) -> None:
+        await self.death.wait()
+        raise RuntimeError("engine 0 died in watch")
+
     async def prove(self, version: int) -> list[WeightProof]:
         return self.proofs(version)
 
 
 class FakeScorer:
     """Rewards 1, 0, 1, 0, ... unless told otherwise."""
+
+    state: Mapping[str, object] = {}
 
     def __init__(self, rewards: Callable[[RolloutGroup], list[float | None]] | None = None) -> None:
         self._rewards = rewards or (lambda g: [float(i % 2 == 0) for i in range(g.request.n)])

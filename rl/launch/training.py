@@ -34,6 +34,7 @@ from rl.run.files import stack_versions, write_text
 from rl.run.jsonl import write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks
+from rl.run.threads import entered_in_thread, in_thread
 from rl.system.memory_estimate import count_parameters
 
 if TYPE_CHECKING:
@@ -126,12 +127,14 @@ async def _train_from(
 
     async def on_step(result: StepResult) -> bool:
         """Record the step, evaluate and save where due; False ends the loop."""
+        # The engines sample the next step meanwhile, and their groups come in on this event loop.
+        # So what takes long, such as hashing a checkpoint of many gigabytes, is done in a thread.
         step, is_last = result.step, result.step == config.steps
         progress.add(result)
         metrics = step_metrics(result, config, progress)
         if config.log.ledger:
             rows = ledger_rows(step, result.groups, result.advantages, result.mismatches)
-            write_step(directory.ledger_path, step, rows)
+            await in_thread(write_step, directory.ledger_path, step, rows)
         after: Mapping[str, ModeResult] = {}
         if is_last or (config.eval.every and step % config.eval.every == 0):
             after = await heldout()
@@ -152,14 +155,15 @@ async def _train_from(
             }
             write_text(directory.summary_path, json.dumps(summary, indent=2) + "\n")
         if is_last or stop_signals or step % config.checkpoint.every == 0:
-            draw_curves(directory)
+            await in_thread(draw_curves, directory)
             state = {
                 "progress": dataclasses.asdict(progress),
                 "before": before,
                 "scorer": scorer.state,
                 "group_filter": loop.group_filter.state,
             }
-            with directory.checkpoints.writer(step, state, config.checkpoint.keep_last) as path:
+            writer = directory.checkpoints.writer(step, state, config.checkpoint.keep_last)
+            async with entered_in_thread(writer) as path:
                 await learner.save(path)
         if stop_signals and not is_last:
             console.note(f"stopped after step {step}; the same command goes on from there")

@@ -51,6 +51,10 @@ class Engine(Sampler, Protocol):
         """Go on sampling; trajectories that end from here on carry `version`."""
         ...
 
+    async def watch(self) -> None:
+        """Raise as soon as an engine has died, and name it; does not return before."""
+        ...
+
     async def prove(self, version: int) -> list[WeightProof]:
         """One proof per vLLM worker process of what arrived in the last transfer."""
         ...

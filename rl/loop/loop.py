@@ -6,7 +6,7 @@
 Groups belong to the step they were asked for, so the ratio of modes that was drawn is the ratio
 that is trained, whatever finishes first, and a batch's prompts are a function of (seed, step).
 
-    producers   wait for a free slot: the groups of step b are asked for once version
+    producers   wait for a free slot: the groups of step b are asked for as soon as version
                 b - max_staleness is published and proven
     trainer     waits for the groups of its step, all of them; unblocks the producers of step
                 b + max_staleness + 1 by publishing version b + 1
@@ -180,6 +180,9 @@ class TrainingLoop:
             for of_group in advantages
         )
         activity = self._activity.take_seconds()
+        # Now and not at the start of the next step: the engines would be idle while the caller
+        # writes this step down, evaluates it and saves a checkpoint.
+        self._ask_for_groups()
         dropped, self._dropped = self._dropped, Counter()
         return StepResult(
             step=self._version,

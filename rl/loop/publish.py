@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from rl.loop.interfaces import Engine, Learner
 from rl.loop.stages import WeightProof
@@ -29,7 +30,7 @@ async def publish(
     # Frozen and not aborted: long responses go on under the new weights, and record both versions.
     await engine.pause()
     paused = time.monotonic()
-    sent = await learner.send_weights(version)
+    sent = await _while_alive(engine, learner.send_weights(version))
     await engine.resume(version)
     proving = time.monotonic()
     received = await engine.prove(version)
@@ -42,6 +43,24 @@ async def publish(
         "sync/prove_seconds": finished - proving,
         "sync/canary_max_abs_diff": difference,
     }
+
+
+async def _while_alive(engine: Engine, sending: Awaitable[WeightProof]) -> WeightProof:
+    """Return the learner's proof, or raise what `engine.watch` says of an engine that died.
+
+    A collective waits for an engine that is gone until its own deadline, many minutes later, and
+    the error would name the learner, which is the one that waits.
+    """
+    send, watch = asyncio.ensure_future(sending), asyncio.ensure_future(engine.watch())
+    try:
+        await asyncio.wait((send, watch), return_when=asyncio.FIRST_COMPLETED)
+        if watch.done():
+            watch.result()
+        return await send
+    finally:
+        send.cancel()
+        watch.cancel()
+        await asyncio.gather(send, watch, return_exceptions=True)
 
 
 def check_proofs(sent: WeightProof, received: Sequence[WeightProof], tolerance: float) -> float:

@@ -182,6 +182,10 @@ class EnginePool:
     async def resume(self, version: int) -> None:
         await self._each(self._publish, "resume", version)
 
+    async def watch(self) -> None:
+        """Raise RuntimeError as soon as an engine has died, and name it."""
+        await self._each(Deadline(math.inf, "no setting"), "watch")
+
     async def prove(self, version: int) -> list[WeightProof]:
         assert self.canary is not None, "set a canary before the first publish"
         proofs = await self._each(self._publish, "prove", self.canary)

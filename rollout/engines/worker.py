@@ -41,6 +41,9 @@ from rollout.engines.media import engine_family
 REFERENCE_PRIORITY = -1
 """Before groups, so that a reference is scored before the prefix cache loses its context."""
 
+WATCH_S = 0.5
+"""How often a worker looks whether vLLM's own processes live, while weights are sent to them."""
+
 NEVER = -100.0
 """The lowest bias that vLLM takes; e^-100 is no chance at all in float32."""
 
@@ -335,6 +338,13 @@ class RolloutWorker:
     async def resume(self, version: int) -> None:
         self._version = version
         await self._engine.resume_generation()
+
+    async def watch(self) -> None:
+        """Raise RuntimeError once vLLM's processes have died; does not return before."""
+        # The death of this process itself is what Ray tells the caller.
+        while not self._engine.errored:
+            await asyncio.sleep(WATCH_S)
+        raise RuntimeError(f"{self.name}: its vLLM engine died")
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         await self._engine.init_weight_transfer_engine(

@@ -171,3 +171,18 @@ def test_the_canary_waits_for_no_response_in_flight(engine: Busy):
         np.testing.assert_allclose(proof.canary_logprobs, expected[mask[1:]], atol=TOLERANCE)
 
     engine.runner.run(prove())
+
+
+def test_a_vllm_engine_that_dies_is_noticed_within_seconds_and_named(engine: Busy):
+    """Last, because nothing can be asked after it."""
+
+    async def die() -> None:
+        watching = asyncio.create_task(engine.worker.watch())
+        await asyncio.sleep(1.5)
+        assert not watching.done()
+        (process,) = engine.worker._engine.engine_core.resources.engine_manager.processes
+        process.kill()
+        with pytest.raises(RuntimeError, match="worker: its vLLM engine died"):
+            await asyncio.wait_for(watching, timeout=60)
+
+    engine.runner.run(die())

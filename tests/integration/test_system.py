@@ -38,6 +38,7 @@ class SlowLong:
     def __init__(self, engine) -> None:
         self._engine = engine
         self.pause, self.resume, self.prove = engine.pause, engine.resume, engine.prove
+        self.watch = engine.watch
 
     async def generate(self, request):
         group = await self._engine.generate(request)

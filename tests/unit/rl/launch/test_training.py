@@ -1,12 +1,21 @@
 import asyncio
 import errno
+import io
 import os
 import signal
+import threading
+from types import SimpleNamespace
 
 import pytest
+import rich.console
 
 from rl.launch import __main__ as launch
 from rl.launch import training
+from rl.launch.console import Console
+from rl.loop.stages import Prompt
+from rl.run import checkpoints
+from rl.run.directory import RunDirectory
+from tests.fakes import FakeEngine, FakeLearner, FakePrompts, FakeScorer, config
 
 ARGUMENTS = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
 
@@ -74,3 +83,44 @@ def test_ctrl_c_and_sigterm_ask_for_a_stop_and_a_second_ctrl_c_cancels():
     assert asyncio.run(signalled(terminate, terminate)) == ([terminate, terminate], False)
     assert asyncio.run(signalled(terminate, interrupt)) == ([terminate, interrupt], True)
     assert [signal.getsignal(number) for number in (interrupt, terminate)] == before
+
+
+def test_what_takes_long_to_write_does_not_hold_up_the_event_loop(monkeypatch, tmp_path):
+    """Groups of the next step come in meanwhile; each writer here waits for the loop to turn."""
+    written = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def needs_the_loop(module, name):
+            original = getattr(module, name)
+
+            def write(*arguments):
+                turned = threading.Event()
+                loop.call_soon_threadsafe(turned.set)
+                assert turned.wait(30), f"{name} runs on the event loop itself"
+                written.append(name)
+                return original(*arguments)
+
+            monkeypatch.setattr(module, name, write)
+
+        needs_the_loop(training, "write_step")
+        needs_the_loop(training, "draw_curves")
+        needs_the_loop(checkpoints, "_write_manifest")
+        cfg = config(run=str(tmp_path / "run"), steps=1, log={"tensorboard": False})
+        inputs = SimpleNamespace(
+            config=cfg,
+            encode=lambda prompt, mode: (1, 2, 3),
+            stream=FakePrompts(4),
+            heldout=(Prompt("heldout", (), "12"),),
+        )
+        services = SimpleNamespace(engine=FakeEngine(), scorer=FakeScorer(), learner=FakeLearner())
+        screen = rich.console.Console(file=io.StringIO())
+        console = Console("run", cfg.steps, list(cfg.modes), screen)
+        with RunDirectory(tmp_path / "run").open(cfg) as directory:
+            sinks = training.Sinks(cfg.log, directory, console.note, ())
+            await training._train_from(None, inputs, services, directory, console, sinks, [])
+            assert directory.checkpoints.steps() == [1]
+
+    asyncio.run(main())
+    assert written == ["write_step", "draw_curves", "_write_manifest"]

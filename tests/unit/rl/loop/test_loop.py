@@ -183,3 +183,23 @@ def test_sampling_seeds_differ_by_group_and_by_run():
     seeds = {sampling_seed(seed, f"0/{p}/0") for seed in (0, 1) for p in range(50)}
     assert len(seeds) == 100
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_the_next_groups_are_sampled_while_a_step_is_written_down():
+    asked = {}
+
+    async def main():
+        cfg = config(steps=3)
+        engine = FakeEngine()
+        parts = Parts(FakePrompts(4), encode, engine, FakeScorer(), FakeLearner())
+
+        async def write(result):
+            # What a disk takes; here a turn of the event loop is enough.
+            await asyncio.sleep(0)
+            asked[result.step] = {request.group_id.split("/")[0] for request in engine.requests}
+            return True
+
+        await TrainingLoop(cfg, parts).run(write)
+
+    asyncio.run(main())
+    assert asked == {1: {"0", "1"}, 2: {"0", "1", "2"}, 3: {"0", "1", "2"}}

@@ -41,6 +41,24 @@ def test_a_canary_token_beyond_the_tolerance_is_named(logprob):
         check_proofs(proof(3), [proof(3, canary_logprobs=(-1.0, logprob))], 1e-4)
 
 
+def test_an_engine_that_dies_while_weights_are_sent_ends_the_publish_and_is_named():
+    """A collective of the learner would go on waiting for it for many minutes."""
+    engine, learner = FakeEngine(), FakeLearner()
+    ended = []
+
+    async def wait_in_a_collective(version):
+        engine.death.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(version)
+
+    learner.send_weights = wait_in_a_collective
+    with pytest.raises(RuntimeError, match="engine 0 died"):
+        asyncio.run(asyncio.wait_for(publish(learner, engine, 7, 1e-4), timeout=60))
+    assert ended == [7], "nothing goes on sending"
+
+
 def test_publish_freezes_the_engine_while_weights_move():
     engine, learner = FakeEngine(), FakeLearner()
     seen = []
