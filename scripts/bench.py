@@ -38,7 +38,7 @@ from rl.config.recipe import load
 from rl.config.run import Config
 from rl.loop.loop import Parts, StepResult, TrainingLoop, train_request
 from rl.loop.modes import draw_step, shares_at
-from rl.loop.publish import publish
+from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import (
     ReferenceRequest,
     RolloutRequest,
@@ -294,7 +294,7 @@ def _mfu(model: Path, tokens_per_second: float) -> float:
 
 async def bench_publish(config: Config, system: TrainingServices, rounds: int) -> dict[str, Any]:
     runs = [
-        await publish(system.learner, system.engine, version, config.canary_tolerance)
+        await publish(system.learner, system.engine, version, CanaryCheck.of(config))
         for version in range(1, rounds + 2)
     ][1:]
     row = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -452,7 +452,7 @@ async def bench_waiting(
         return len(results) <= TRAINING_STEPS
 
     parts = Parts(material.stream, material.encode, system.engine, system.scorer, system.learner)
-    await publish(system.learner, system.engine, version, material.config.canary_tolerance)
+    await publish(system.learner, system.engine, version, CanaryCheck.of(material.config))
     await TrainingLoop(material.config, parts, version).run(keep)
     total = sum(r.seconds["step"] for r in results[1:])
     row = {
@@ -472,7 +472,7 @@ async def bench_waiting(
 async def bench(config: Config, rounds: int) -> dict[str, Any]:
     material = gather_inputs(config)
     async with open_training(material, lambda text: print(f"... {text}", flush=True)) as system:
-        await publish(system.learner, system.engine, 0, config.canary_tolerance)
+        await publish(system.learner, system.engine, 0, CanaryCheck.of(config))
         results: dict[str, Any] = {"rollout": await bench_rollout(material, system, rounds)}
         batch, scored = await sample_batch(material, system)
         results["rewards"] = await bench_rewards(system, scored, rounds)

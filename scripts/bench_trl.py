@@ -27,7 +27,7 @@ from rl.assembly import RunInputs, gather_inputs, open_training
 from rl.config.recipe import load
 from rl.loop.loop import Parts, StepResult, TrainingLoop
 from rl.loop.modes import draw_step, shares_at
-from rl.loop.publish import publish
+from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import split_response
 
 STEPS, WARMUP_STEPS = 8, 2
@@ -97,7 +97,7 @@ async def _ours(inputs: RunInputs) -> dict[str, tuple[float, float]]:
             start = 100 * staleness
             rollout = inputs.config.rollout.model_copy(update={"max_staleness": staleness})
             config = inputs.config.model_copy(update={"rollout": rollout})
-            await publish(services.learner, services.engine, start, config.canary_tolerance)
+            await publish(services.learner, services.engine, start, CanaryCheck.of(config))
             await TrainingLoop(config, parts, start).run(keep)
             seconds = [r.seconds["step"] for r in results[WARMUP_STEPS:]]
             tokens = [

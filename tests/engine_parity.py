@@ -70,5 +70,7 @@ async def publish(
     await worker.update_weights({"path": str(path), "names": list(tensors)})
     await worker.finish_weight_update()
     await worker.resume(version)
-    (received,) = await worker._engine.collective_rpc("weight_digests")
-    return received
+    (receipt,) = await worker._engine.collective_rpc("weight_receipt")
+    assert not receipt["unapplied"], receipt["unapplied"]
+    assert not receipt["unexplained"], receipt["unexplained"]
+    return receipt["digests"]

@@ -107,7 +107,7 @@ class ChunkedHead(nn.Module):
         temperature: Float[Tensor, " n"],
         is_sampled: bool,
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        logits = self.lm_head(hidden).float() / temperature[:, None]  # [N, V]
+        logits = float32_logits(self.lm_head, hidden) / temperature[:, None]  # [N, V]
         if is_sampled and self.unsampled:
             never = torch.tensor(self.unsampled, device=logits.device)
             logits = logits.index_fill(1, never, -torch.inf)
@@ -117,3 +117,43 @@ class ChunkedHead(nn.Module):
         with torch.no_grad():
             entropies = torch.special.entr(logprobs.exp()).sum(dim=-1)
         return picked, entropies
+
+
+def float32_logits(
+    lm_head: nn.Module, hidden: Float[Tensor, "n width"]
+) -> Float[Tensor, "n vocabulary"]:
+    """The output layer's logits without rounding them to the type of its weights.
+
+    A step between two bfloat16 numbers is 0.125 for a logit above 16, and the engines do not round
+    them either (rollout/engines/worker.py).
+    """
+    # A wrapped layer, such as one with an adapter, has a forward of its own.
+    if hidden.dtype == torch.float32 or type(lm_head) is not nn.Linear:
+        return lm_head(hidden).float()
+    logits = _Float32Product.apply(hidden, lm_head.weight)
+    return logits if lm_head.bias is None else logits + lm_head.bias.float()
+
+
+class _Float32Product(torch.autograd.Function):
+    """`hidden @ weight.T` in float32 from operands of 16 bits; the gradients have 16 bits again.
+
+    PyTorch has the product with a result of another type on CUDA, and no derivative of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        if hidden.is_cuda:
+            return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        return hidden.float() @ weight.float().t()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        # As the backward of a plain layer has it: a product in 16 bits, summed in float32.
+        rounded = grad.to(hidden.dtype)
+        of_hidden, of_weight = ctx.needs_input_grad
+        return (
+            rounded @ weight if of_hidden else None,
+            rounded.t() @ hidden if of_weight else None,
+        )

@@ -65,11 +65,12 @@ def export(keys: ExportKeys) -> None:
             proven = proof.prove(config, model, partial)
             for mode, figures in proven.items():
                 console.print(
-                    f"mode {mode}: {figures.prompts} prompts, {figures.tokens} tokens, largest "
-                    f"logprob difference {figures.max_difference:.2g}, largest greedy gap "
+                    f"mode {mode}: {figures.prompts} prompts, {figures.tokens} tokens, logprob "
+                    f"difference {figures.mean_difference:.2g} on average, "
+                    f"{figures.max_difference:.2g} at most, largest greedy gap "
                     f"{figures.greedy_gap:.2g}"
                 )
-            proof.require_equal(proven, config.canary_tolerance)
+            proof.require_equal(proven, config.canary_tolerance, config.canary_largest)
         versions = stack_versions()
         text = card.model_card(config, run, checkpoint, out.name, proven, versions)
         (partial / "README.md").write_text(text, encoding="utf-8")

@@ -78,7 +78,12 @@ def model_card(
         results=results,
         hallucination=hallucination,
         proof=[
-            [mode, p.prompts, p.tokens, f"{p.max_difference:.1e}", f"{p.greedy_gap:.1e}"]
+            [
+                mode,
+                p.prompts,
+                p.tokens,
+                *(f"{x:.1e}" for x in (p.mean_difference, p.max_difference, p.greedy_gap)),
+            ]
             for mode, p in proof.items()
         ],
     )

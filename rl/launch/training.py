@@ -26,7 +26,7 @@ from rl.launch.curves import draw_curves
 from rl.launch.metrics import Progress, step_metrics
 from rl.loop.interfaces import MetricSink
 from rl.loop.loop import Parts, StepResult, TrainingLoop
-from rl.loop.publish import publish
+from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import Failure, Route
 from rl.run.checkpoints import Checkpoint
 from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
@@ -109,13 +109,15 @@ async def _train_from(
     config, done = inputs.config, checkpoint.step if checkpoint else 0
     engine, scorer, learner = services.engine, services.scorer, services.learner
     console.phase("publishing and proving the first weights")
-    await publish(learner, engine, done, config.canary_tolerance)
+    canary = CanaryCheck.of(config)
+    await publish(learner, engine, done, canary)
 
     async def heldout() -> dict[str, ModeResult]:
         console.phase(f"evaluating {len(inputs.heldout)} held-out prompts per mode")
         return await evaluate(config, inputs.encode, engine, scorer, inputs.heldout)
 
-    loop = TrainingLoop(config, Parts(inputs.stream, inputs.encode, engine, scorer, learner), done)
+    parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
+    loop = TrainingLoop(config, parts, done, canary)
     if checkpoint is None:
         progress, before = Progress(), _figures(await heldout())
     else:

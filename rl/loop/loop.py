@@ -31,7 +31,7 @@ from rl.loop.advantages import group_advantages
 from rl.loop.group_filter import DropReason, GroupFilter
 from rl.loop.interfaces import Engine, GenerationFailed, Learner, Scorer
 from rl.loop.modes import draw_step, shares_at
-from rl.loop.publish import publish
+from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import (
     Failure,
     Prompt,
@@ -117,11 +117,21 @@ class _Activity:
 
 
 class TrainingLoop:
-    def __init__(self, config: Config, parts: Parts, version: int = 0) -> None:
-        """version: steps already done, whose weights the engines hold and have proven."""
+    def __init__(
+        self,
+        config: Config,
+        parts: Parts,
+        version: int = 0,
+        canary: CanaryCheck | None = None,
+    ) -> None:
+        """version: steps already done, whose weights the engines hold and have proven.
+
+        canary: the check that they were proven by, which knows how far they differ by rounding.
+        """
         self._config = config
         self._parts = parts
         self._version = version
+        self._canary = canary or CanaryCheck.of(config)
         self.group_filter = GroupFilter(config)
         """Its running state belongs into a checkpoint."""
         self._asked_for: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
@@ -166,7 +176,7 @@ class TrainingLoop:
             self._parts.learner,
             self._parts.engine,
             self._version + 1,
-            self._config.canary_tolerance,
+            self._canary,
         )
         # Only after the proof: a slot that is given back earlier could be filled by an engine whose
         # weights nobody has checked.

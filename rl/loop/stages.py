@@ -303,3 +303,9 @@ class WeightProof:
     """Log-probabilities of the canary's response tokens at temperature 1."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by part: `gather`, `transfer`, `load`, `prove`."""
+    unapplied: tuple[str, ...] = ()
+    """Tensors that arrived with new values, by checkpoint name, while nothing in the engine that is
+    made of them changed."""
+    unexplained: tuple[str, ...] = ()
+    """The engine's own tensors, by its names for them, that changed while nothing that they are
+    made of did, or that nothing at all fills."""

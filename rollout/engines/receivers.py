@@ -2,13 +2,17 @@
 
 vLLM's own `nccl` and `ipc` engines, and `host` for CPU, with one addition: every tensor is
 digested between the wire and vLLM's loader, so the learner can compare what arrived with what it
-holds.
+holds; and the tensors that vLLM computes with are digested before and after, since one of them must
+change if and only if something that it is made of has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,17 +24,36 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.model_executor.model_loader.weight_checksum import zero_weights
 from vllm.v1.sample.sampler import Sampler
 
-from rl.loop.weight_digest import tensor_digest
+from rl.loop.weight_digest import compare_changes, tensor_digest
 from rollout.engines.forced_decoding import ForcedSampler
 
 
 class Receipt:
-    """Mixin for a vLLM worker engine: digests each tensor that its loader is given."""
+    """Mixin for a vLLM worker engine: a receipt of what arrived, and of what it changed."""
+
+    digests: Mapping[str, str] = MappingProxyType({})
+    """Of each tensor that arrived in the last transfer, by checkpoint name."""
+    unapplied: Sequence[str] = ()
+    unexplained: Sequence[str] = ()
+    # See WeightProof for both.
+
+    _held: Mapping[str, str] | None = None
+    """Digests of the model's own tensors after the last transfer; None before the first."""
 
     def start_weight_update(self) -> None:
-        self.digests: dict[str, str] = {}
+        self._arrived: dict[str, str] = {}
+        self._zeros: set[str] = set()
+        self._width = 8
+        self._is_first = self._held is None
+        if self._is_first:
+            self._made_of: dict[str, AbstractSet[str] | None] = {}
+            # The first weights are often those that the engine has loaded from a file, so a tensor
+            # that is left out now would only show steps later. From zeros every one must change.
+            zero_weights(self.model)
+            self._held = _digests_of(self.model)
         super().start_weight_update()
 
     def receive_weights(self, update_info) -> None:
@@ -39,8 +62,16 @@ class Receipt:
         def digest_then_load(weights: Iterable[tuple[str, torch.Tensor]]):
             # As a list: digests and loader both read the tensors, and what arrives is a generator.
             arrived = list(weights)
-            self.digests.update((name, tensor_digest(tensor)) for name, tensor in arrived)
-            return load_weights(arrived)
+            self._arrived.update((name, tensor_digest(tensor)) for name, tensor in arrived)
+            self._width = min([self._width, *(t.element_size() for _, t in arrived)])
+            if all(name in self._made_of for name, _ in arrived):
+                return load_weights(arrived)
+            # At first one at a time, so that vLLM's loader says what each of them is loaded into.
+            for name, tensor in arrived:
+                self._made_of[name] = load_weights([(name, tensor)])
+                if self._is_first and not tensor.any():
+                    self._zeros.add(name)
+            return None
 
         # vLLM's engines load through this attribute, chunk by chunk; an instance attribute stands
         # in front of the class's method for the length of one transfer.
@@ -49,6 +80,35 @@ class Receipt:
             super().receive_weights(update_info)
         finally:
             del self.model.load_weights
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()
+        assert self._held is not None
+        before, self._held = self._held, _digests_of(self.model)
+        made_of = {n: names for n in self._arrived if (names := self._made_of[n]) is not None}
+        new = {n for n, digest in self._arrived.items() if self.digests.get(n) != digest}
+        # A quantised tensor has fewer bits than what it is made of, so a small change of that may
+        # be lost in it.
+        is_rounded = {n for n, p in self.model.named_parameters() if p.element_size() < self._width}
+        self.unapplied, self.unexplained = compare_changes(
+            # Where a model's loader does not tell what it has loaded, the canary alone proves it.
+            made_of=made_of if len(made_of) == len(self._arrived) else {},
+            new=new - self._zeros,
+            changed={name for name, digest in self._held.items() if before.get(name) != digest},
+            held=self._held.keys() - (is_rounded if not self._is_first else set()),
+            was_zeroed=self._is_first,
+        )
+        self.digests = self._arrived
+
+
+def _digests_of(model: torch.nn.Module) -> dict[str, str]:
+    """Digest of each tensor that a model computes with, by its name there."""
+    # On CPU vLLM leaves an empty parameter where it holds a repacked copy; the canary covers those.
+    return {
+        name: tensor_digest(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.numel()
+    }
 
 
 @dataclass
@@ -111,9 +171,14 @@ class IpcReceiver(Receipt, IPCWeightTransferEngine):
 class WorkerExtension:
     """Mixed into vLLM's worker class (`worker_extension_cls`); called by collective_rpc."""
 
-    def weight_digests(self) -> dict[str, str]:
-        """Digest of each tensor that arrived in the last transfer, by checkpoint name."""
-        return dict(self.weight_transfer_engine.digests)
+    def weight_receipt(self) -> dict[str, Any]:
+        """What the last transfer brought and changed, as fields of WeightProof."""
+        engine = self.weight_transfer_engine
+        return {
+            "digests": dict(engine.digests),
+            "unapplied": list(engine.unapplied),
+            "unexplained": list(engine.unexplained),
+        }
 
     def force_tokens(self) -> None:
         """Let a V1 model runner take forced requests; the V2 runner can by itself."""

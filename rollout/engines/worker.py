@@ -139,6 +139,12 @@ class RolloutWorker:
         self._store = MediaStore(settings.data)
         self._family = family = engine_family(Path(settings.model))
         arguments |= {**family.serving_arguments, **family.training_arguments, **settings.engine}
+        if settings.transport is not None:
+            # As the learner computes them (policy/learner/logprobs.py): logits that are rounded to
+            # bfloat16 on one side only would be most of what engine and learner differ by.
+            given = arguments.get("hf_overrides", {})
+            if isinstance(given, Mapping):
+                arguments["hf_overrides"] = {"head_dtype": "float32", **given}
         # By this context vLLM looks up how many sequences and tokens a step may have on a device.
         # Without one it takes its smallest limits, such as 128 sequences, whatever the GPU.
         context = vllm_api.UsageContext.LLM_CLASS
@@ -364,12 +370,25 @@ class RolloutWorker:
         """What each vLLM process received, and the canary's log-probabilities from the engine."""
         started = time.monotonic()
         request, response = canary.request, canary.trajectory.response_token_ids.tolist()
-        digests, logprobs = await asyncio.gather(
-            self._engine.collective_rpc("weight_digests"),
+        receipts, logprobs = await asyncio.gather(
+            self._engine.collective_rpc("weight_receipt"),
             self._score(request.prompt_token_ids, response, request.prompt.media),
         )
+        # Each process of a tensor-parallel engine holds a share of a tensor, and what changed of it
+        # may lie in the share of another one.
+        unapplied = set.intersection(*(set(receipt["unapplied"]) for receipt in receipts))
         seconds = {"prove": time.monotonic() - started}
-        return [WeightProof(self._version, received, logprobs, seconds) for received in digests]
+        return [
+            WeightProof(
+                version=self._version,
+                digests=receipt["digests"],
+                canary_logprobs=logprobs,
+                unapplied=tuple(name for name in receipt["unapplied"] if name in unapplied),
+                unexplained=tuple(receipt["unexplained"]),
+                seconds=seconds,
+            )
+            for receipt in receipts
+        ]
 
     async def _score(
         self, context: Sequence[int], scored: Sequence[int], media: Sequence[Medium]

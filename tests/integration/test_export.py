@@ -125,9 +125,9 @@ def test_what_vllm_serves_is_proven_against_the_checkpoint(trained, tmp_path, mo
     proofs: dict[str, ModeProof] = {}
     require_equal = proving.require_equal
 
-    def kept(proof: Mapping[str, ModeProof], tolerance: float) -> None:
+    def kept(proof: Mapping[str, ModeProof], mean: float, largest: float) -> None:
         proofs.update(proof)
-        require_equal(proof, tolerance)
+        require_equal(proof, mean, largest)
 
     monkeypatch.setattr(proving, "require_equal", kept)
     out = tmp_path / "out"

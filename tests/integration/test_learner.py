@@ -275,10 +275,13 @@ def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path):
         assert ((tensor - stored[name]).abs().max() > 1e-3) == is_adapted, name
 
 
-def test_bfloat16_keeps_float32_master_weights(model_dir: Path):
+@pytest.mark.parametrize("stage", [1, 3])
+def test_bfloat16_keeps_float32_master_weights(model_dir: Path, stage: int):
     """Steps of 1e-4 on weights near 0.3 round to nothing in bfloat16, one by one, but add up."""
     optimizer = {"learning_rate": 1e-4, "weight_decay": 0.0}
-    actors = open_ranks(make_config(dtype="bfloat16", optimizer=optimizer), model_dir)
+    actors = open_ranks(
+        make_config(dtype="bfloat16", zero_stage=stage, optimizer=optimizer), model_dir
+    )
     (before,) = ask(actors, "weights")
     for _ in range(20):
         ask(actors, "update", make_batch())

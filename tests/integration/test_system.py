@@ -16,7 +16,7 @@ from rl.config.recipe import load
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.loop import Parts, TrainingLoop, train_request
 from rl.loop.modes import draw_step, shares_at
-from rl.loop.publish import UnprovenWeights, publish
+from rl.loop.publish import CanaryCheck, UnprovenWeights, publish
 
 STEPS = 5
 PROMPTS = 6
@@ -67,7 +67,7 @@ def system(loop, material):
 
 def publish_version(loop, material, system, version):
     return loop.run(
-        publish(system.learner, system.engine, version, material.config.canary_tolerance)
+        publish(system.learner, system.engine, version, CanaryCheck.of(material.config))
     )
 
 

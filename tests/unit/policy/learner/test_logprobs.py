@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from policy.learner.logprobs import LogprobModel
+from policy.learner.logprobs import LogprobModel, float32_logits
 from tests.qwen3_tiny import tiny_qwen3
 
 VOCABULARY, CHUNK = 64, 3
@@ -105,3 +105,29 @@ def test_tokens_that_are_never_sampled_leave_the_softmax(causal_lm):
     assert entropies.isfinite().all()
     sampled.sum().backward()
     assert causal_lm.lm_head.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_16_bits_are_not_rounded_to_16_bits(bias: bool):
+    """A step of bfloat16 is 0.125 for the logits here, which reach 16 and more."""
+    generator = torch.Generator().manual_seed(2)
+    head = torch.nn.Linear(256, VOCABULARY, bias=bias, dtype=torch.bfloat16)
+    hidden = torch.randn(5, 256, generator=generator).bfloat16().requires_grad_()
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(VOCABULARY, 256, generator=generator))
+    exact = torch.nn.functional.linear(
+        hidden.double(), head.weight.double(), head.bias.double() if bias else None
+    )
+    assert exact.abs().max() > 16
+    logits = float32_logits(head, hidden)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits.double(), exact, atol=1e-4, rtol=0)
+    assert (head(hidden).double() - exact).abs().max() > 0.02
+
+    weights = torch.randn(5, VOCABULARY, generator=generator)
+    leaves = [hidden, *head.parameters()]
+    expected = torch.autograd.grad((exact * weights).sum(), leaves)
+    ours = torch.autograd.grad((logits * weights).sum(), leaves)
+    for own, reference in zip(ours, expected, strict=True):
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own, reference, atol=0.15, rtol=0.02)

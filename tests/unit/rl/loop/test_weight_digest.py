@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 
 from rl.loop import weight_digest
-from rl.loop.weight_digest import CHUNK_WORDS, tensor_digest
+from rl.loop.weight_digest import CHUNK_WORDS, compare_changes, tensor_digest
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 
@@ -65,5 +65,51 @@ def test_exchanged_chunks_are_seen(monkeypatch: pytest.MonkeyPatch):
     assert tensor_digest(tensor) != tensor_digest(exchanged)
 
 
+def test_a_digest_does_not_depend_on_how_much_is_widened_at_one_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(weight_digest, "CHUNK_WORDS", 4)
+    digests = set()
+    for chunks in (1, 2, 5, 100):
+        monkeypatch.setattr(weight_digest, "CHUNKS_AT_ONCE", chunks)
+        digests.add(tensor_digest(ramp(39)))
+    assert len(digests) == 1
+
+
 def test_an_empty_tensor_has_a_digest():
     assert tensor_digest(torch.zeros(0, 3)) != tensor_digest(torch.zeros(3, 0))
+
+
+MADE_OF = {"q": {"qkv"}, "k": {"qkv"}, "v": {"qkv"}, "norm": {"norm"}, "packed": {"unreadable"}}
+HELD = {"qkv", "norm", "scale"}
+
+
+@pytest.mark.parametrize(
+    ("new", "changed", "unapplied", "unexplained"),
+    [
+        ({"q", "norm"}, {"qkv", "norm"}, [], []),
+        (set(), set(), [], []),
+        # One part of a fused tensor is enough, and what cannot be read says nothing.
+        ({"v", "packed"}, {"qkv"}, [], []),
+        # The scales of a quantised model follow from others.
+        ({"q"}, {"qkv", "scale"}, [], []),
+        ({"q", "norm"}, {"qkv"}, ["norm"], []),
+        ({"k", "v"}, set(), ["k", "v"], []),
+        ({"q"}, {"qkv", "norm"}, [], ["norm"]),
+    ],
+)
+def test_a_tensor_changes_if_and_only_if_something_it_is_made_of_does(
+    new, changed, unapplied, unexplained
+):
+    assert compare_changes(MADE_OF, new, changed, HELD, False) == (unapplied, unexplained)
+
+
+def test_from_zeros_every_tensor_must_be_loaded_and_filled():
+    everything = set(MADE_OF)
+    assert compare_changes(MADE_OF, everything, HELD, HELD, True) == ([], [])
+    left_out = MADE_OF | {"norm": set()}
+    found = compare_changes(left_out, everything, HELD - {"norm"}, HELD, True)
+    assert found == (["norm"], ["norm"])
+    assert compare_changes(MADE_OF, everything, HELD, HELD | {"extra"}, True) == ([], ["extra"])
+    # A bias of zeros is none the less applied.
+    assert compare_changes(MADE_OF, everything - {"norm"}, HELD - {"norm"}, HELD, True) == ([], [])
