@@ -353,6 +353,8 @@ async def _start_sampling(
         seed=config.seed,
         keep_kv_cache=config.rollout.keep_kv_cache,
         scores_references=scores_responses or config.reward.probability is not None,
+        # Without a learner the engines hold merged weights.
+        adapter=config.policy.lora if learner is not None else None,
         engine=config.rollout.engine,
         data=config.data,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -42,25 +43,31 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def make_policy(directory: Path, max_length: int, head_dim: int = 32) -> Path:
-    """Save a random two-layer Qwen3 with that tokenizer; returns its directory."""
+def make_policy(directory: Path, max_length: int, **settings: Any) -> Path:
+    """Save a random two-layer Qwen3 with that tokenizer; returns its directory.
+
+    settings: of Qwen3Config, in place of those here.
+    """
     # Imported on use: tests of the tokenizer alone need no torch.
     from tests.qwen3_tiny import tiny_qwen3
 
     tokenizer = make_tokenizer()
+    sizes = {
+        # vLLM on CPU takes no heads as small as those of the other tests.
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "initializer_range": 0.02,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    }
     model = tiny_qwen3(
         len(tokenizer),
-        # vLLM on CPU takes no heads as small as those of the other tests.
-        hidden_size=128,
-        intermediate_size=128,
-        initializer_range=0.02,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=head_dim,
         max_position_embeddings=max_length,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
+        **sizes | settings,
     )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from policy.learner.deepspeed_engine import free_address, join_ranks, open_engine
@@ -21,7 +22,7 @@ from policy.learner.learning_rate import learning_rate_at
 from policy.learner.logprobs import LogprobModel
 from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import DTYPES, load_policy
-from policy.weights.full_weights import FullWeights, write_model_directory
+from policy.weights.full_weights import AdapterWeights, FullWeights, write_model_directory
 from rl.config.run import Config
 from rl.loop.batching import (
     MicroBatch,
@@ -90,6 +91,12 @@ class LearnerRank:
         policy = load_policy(self._source, policy_config)
         is_partitioned = policy_config.effective_zero_stage == 3
         self._weights = FullWeights(policy, self._dtype, is_partitioned)
+        self._sent, self._adapter = self._weights, None
+        if isinstance(policy, PeftModel):
+            # The engines hold the base, which does not change, and apply the adapter themselves:
+            # merged into bfloat16 weights, an update below half a rounding step would vanish.
+            self._sent = FullWeights(policy, self._dtype, is_partitioned, beside_adapter=True)
+            self._adapter = AdapterWeights(policy, is_partitioned)
         self._visual_inputs = open_visual_inputs(self._source, self._config.data)
         unsampled = unsampled_token_ids(self._source)
         model = LogprobModel(policy, policy_config.logprob_chunk_tokens, unsampled)
@@ -256,12 +263,14 @@ class LearnerRank:
         from policy.weights.sender import WeightSender
 
         self._canary = canary
-        self.sender = WeightSender(self._config, self._rank, self._weights, workers, address)
+        self.sender = WeightSender(
+            self._config, self._rank, self._sent, self._adapter, workers, address
+        )
 
     def send_weights(self, version: int) -> WeightProof:
         """Transfer every tensor and return this rank's proof; only rank 0's has digests."""
         seconds = self.sender.send()
-        return WeightProof(version, self.sender.source.digests, self.canary_logprobs(), seconds)
+        return WeightProof(version, self.sender.digests, self.canary_logprobs(), seconds)
 
     def save(self, directory: Path) -> None:
         """Write `state/` (DeepSpeed, for `load`) and `model/` (Hugging Face, for vLLM)."""

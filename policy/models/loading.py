@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -125,6 +127,17 @@ def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedMo
         )
         # Adapter weights in the model's own type: DeepSpeed keeps the float32 copies.
         policy = get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        others = {
+            path.split(".")[-1]
+            for path, module in policy.named_modules()
+            if isinstance(module, LoraLayer) and not isinstance(module, LoraLinear)
+        }
+        # An embedding's adapter has matrices of other names and shapes.
+        if others:
+            raise ValueError(
+                f"policy.lora.targets name {', '.join(sorted(others))}, and only linear layers can "
+                "be adapted; leave them out, or take all-linear"
+            )
     # PEFT has frozen all but its adapters; without it everything is trainable until here.
     for name, modules in parts.items():
         if config.lora is None or name != "llm":

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
+import ray
+
 from rl.system.actors import call, call_all
 
 
@@ -45,6 +47,11 @@ class EngineClient:
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         # The version travels with rollout.engines.worker.RolloutWorker.resume, after the last step.
         self._call("finish_weight_update")
+
+    def load_adapter(self, matrices: bytes) -> None:
+        """matrices: a safetensors file of a LoRA adapter, in the names of PEFT."""
+        # Put once: as an argument of each call it would be copied for every worker.
+        self._call("load_adapter", ray.put(matrices))
 
     def _call(self, method: str, *arguments: Any) -> None:
         # vLLM's trainer engines call this from threads of theirs, which have no event loop.

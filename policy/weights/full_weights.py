@@ -1,18 +1,24 @@
-"""The policy's weights as its checkpoint has them: whole, merged, under their own names."""
+"""The policy's weights as its checkpoint has them: whole, under their own names.
+
+Checkpoints and exports get `FullWeights`, with LoRA adapters merged in. The engines of a LoRA run
+get `AdapterWeights` instead, because merging in bfloat16 rounds small updates away.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -33,13 +39,17 @@ class _Unit:
     """Its own weights, such as `weight` and `bias`, and their checkpoint names."""
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The gathered weight; a LoRA layer's with its adapters merged in."""
+        """The gathered weight; a LoRA layer's with its adapters merged in, in float32."""
         weight = self.owner.get_parameter(name).detach()
         # Adapters change the weight alone; a bias goes out as it is.
-        if name != "weight" or not isinstance(self.module, LoraLayer):
+        if name != "weight" or not isinstance(self.module, LoraLinear):
             return weight
+        # Rounded once, when the caller casts the sum: get_delta_weight would round before that.
+        weight = weight.float()
         for adapter in self.module.active_adapters:
-            weight = weight + self.module.get_delta_weight(adapter).detach()
+            a, b = (getattr(self.module, f"lora_{side}")[adapter].weight for side in "AB")
+            delta = (b.detach().float() @ a.detach().float()) * self.module.scaling[adapter]
+            weight = weight + (delta.T if self.module.fan_in_fan_out else delta)
         return weight
 
 
@@ -50,13 +60,29 @@ class FullWeights:
     """
 
     def __init__(
-        self, policy: PreTrainedModel | PeftModel, dtype: torch.dtype, is_partitioned: bool
+        self,
+        policy: PreTrainedModel | PeftModel,
+        dtype: torch.dtype,
+        is_partitioned: bool,
+        beside_adapter: bool = False,
     ) -> None:
-        """is_partitioned: the parameters will be partitioned by ZeRO-3."""
+        """is_partitioned: the parameters will be partitioned by ZeRO-3.
+
+        beside_adapter: only what is trained and is no adapter, for engines that get the adapter by
+        itself; that is nothing where LoRA trains the language model alone.
+        """
         self.dtype = dtype
         self._is_partitioned = is_partitioned
         base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
-        self._units = list(_units(base))
+        self._units = [
+            unit
+            for unit in _units(base)
+            if not beside_adapter
+            or (
+                not isinstance(unit.module, LoraLinear)
+                and any(unit.owner.get_parameter(name).requires_grad for name in unit.names)
+            )
+        ]
         self.metadata = [
             (stored, dtype, tuple(unit.owner.get_parameter(name).shape))
             for unit in self._units
@@ -68,22 +94,59 @@ class FullWeights:
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather a module at a time; every rank must iterate to the end, as gathers are shared."""
-        # Imported here: tests of shards and names need no DeepSpeed, which takes seconds.
-        import deepspeed
-
         for unit in self._units:
             # A LoRA layer's adapters are in modules below it.
-            parameters = unit.module.parameters(recurse=isinstance(unit.module, LoraLayer))
-            with (
-                torch.no_grad(),
-                deepspeed.zero.GatheredParameters(list(parameters), enabled=self._is_partitioned),
-            ):
+            parameters = unit.module.parameters(recurse=isinstance(unit.module, LoraLinear))
+            with torch.no_grad(), _gathered(list(parameters), self._is_partitioned):
                 # A copy, because the gathered storage is freed at the end of this block.
                 tensors = [
                     unit.tensor(name).to(self.dtype, copy=self._is_partitioned)
                     for name in unit.names
                 ]
             yield from zip(unit.names.values(), tensors, strict=True)
+
+
+class AdapterWeights:
+    """The two matrices of every LoRA layer, under the names of a PEFT adapter file.
+
+    Made before DeepSpeed partitions the model, as FullWeights is.
+    """
+
+    def __init__(self, policy: PeftModel, is_partitioned: bool) -> None:
+        self._is_partitioned = is_partitioned
+        base = policy.get_base_model()
+        model_type = base.config.model_type
+        stored_name = model_family(model_type).checkpoint_name
+        self._layers = [
+            # The names of the checkpoint and not of this model, as the engines know no others.
+            (stored_name(model_type, f"{path}.weight").removesuffix(".weight"), module)
+            for path, module in base.named_modules()
+            if isinstance(module, LoraLinear)
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Gather a layer at a time; every rank must iterate to the end, as gathers are shared."""
+        for path, layer in self._layers:
+            (adapter,) = layer.active_adapters
+            matrices = {
+                f"base_model.model.{path}.lora_{side}.weight": weights[adapter].weight
+                for side, weights in (("A", layer.lora_A), ("B", layer.lora_B))
+            }
+            with torch.no_grad(), _gathered(list(matrices.values()), self._is_partitioned):
+                copies = [matrix.detach().clone() for matrix in matrices.values()]
+            yield from zip(matrices, copies, strict=True)
+
+
+def _gathered(
+    parameters: Sequence[torch.nn.Parameter], is_partitioned: bool
+) -> AbstractContextManager[Any]:
+    """Within the block the parameters are whole, also where ZeRO-3 partitions them."""
+    if not is_partitioned:
+        return nullcontext()
+    # Imported here: tests of shards and names need no DeepSpeed, which takes seconds.
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(parameters))
 
 
 def _units(base: PreTrainedModel) -> Iterator[_Unit]:
@@ -96,7 +159,7 @@ def _units(base: PreTrainedModel) -> Iterator[_Unit]:
         if path.startswith(adapted):
             continue
         owner = module
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLinear):
             adapted = f"{path}."
             owner = module.get_base_layer()
         names = {}

@@ -1,7 +1,9 @@
 """The learner's side of a publish: vLLM trainer engines over a rank's weights.
 
-`nccl` and `ipc` are vLLM's own, `host` is ours for CPU. Every rank takes part, because gathering
-ZeRO-3 partitions is a collective; rank 0 sends. Importing this takes vLLM, so only ranks do.
+`nccl` and `ipc` are vLLM's own, `host` is ours for CPU. A LoRA adapter needs none of them: it is
+small, and goes to the rollout workers as the bytes of a file. Every rank takes part, because
+gathering ZeRO-3 partitions is a collective; rank 0 sends. Importing this takes vLLM, so only ranks
+do.
 """
 
 from __future__ import annotations
@@ -9,13 +11,14 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from vllm.distributed.weight_transfer import (
     ParamMeta,
     TrainerWeightTransferEngine,
@@ -28,7 +31,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from policy.weights.engine_client import EngineClient
-from policy.weights.full_weights import FullWeights
+from policy.weights.full_weights import AdapterWeights, FullWeights
 from rl.config.run import Config
 from rl.loop.weight_digest import tensor_digest
 
@@ -43,11 +46,13 @@ class WeightSender:
         config: Config,
         rank: int,
         weights: FullWeights,
+        adapter: AdapterWeights | None,
         workers: Sequence[Any],
         address: tuple[str, int],
     ) -> None:
         """Meet the engines; returns when they are ready to receive.
 
+        weights: what is sent whole, which is nothing where an adapter alone is trained.
         address: where rank 0 and the vLLM processes gather for NCCL, with a port.
         """
         rollout = config.rollout
@@ -67,32 +72,55 @@ class WeightSender:
                 rank=rank,
             ),
         }[config.transport]
+        self._client = EngineClient(workers, config.sync.deadline_s, rollout.tensor_parallel)
+        self._is_sender = rank == 0
+        self.adapter = None if adapter is None else DigestedSource(adapter, rank == 0)
         self.source = DigestedSource(weights, init_info.is_sender)
-        self._engine = WeightTransferTrainerFactory.trainer_init(
-            init_info,
-            client=EngineClient(workers, config.sync.deadline_s, rollout.tensor_parallel),
-            source=self.source,
-        )
+        self._engine = None
+        if weights.metadata:
+            self._engine = WeightTransferTrainerFactory.trainer_init(
+                init_info, client=self._client, source=self.source
+            )
+
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Digest of each tensor of the last `send`, by name; none on other ranks than 0."""
+        return self.source.digests | (self.adapter.digests if self.adapter else {})
 
     def send(self) -> dict[str, float]:
         """Send every tensor; returns seconds by part, as far as the transport tells them apart."""
+        seconds: Counter[str] = Counter()
         started = time.monotonic()
-        self._engine.send_weights()
-        if isinstance(self._engine, HostTrainerEngine):
-            return self._engine.seconds
-        # vLLM's own engines gather, send and load chunk by chunk, all three at the same time.
-        return {"transfer": time.monotonic() - started}
+        if self._engine is not None:
+            self._engine.send_weights()
+            if isinstance(self._engine, HostTrainerEngine):
+                seconds.update(self._engine.seconds)
+            else:
+                # vLLM's own engines gather, send and load chunk by chunk, all at the same time.
+                seconds["transfer"] += time.monotonic() - started
+        # Last, because vLLM drops its adapters when weights have been replaced.
+        if self.adapter is not None:
+            started = time.monotonic()
+            matrices = {name: tensor.contiguous().cpu() for name, tensor in self.adapter}
+            seconds["gather"] += time.monotonic() - started
+            if self._is_sender:
+                started = time.monotonic()
+                self._client.load_adapter(save(matrices))
+                seconds["load"] += time.monotonic() - started
+        return dict(seconds)
 
 
 class DigestedSource(WeightSource):
-    """The rank's full weights by checkpoint name, digested as they are gathered."""
+    """Weights of the rank by name, digested as they are gathered."""
 
-    def __init__(self, weights: FullWeights, is_sender: bool) -> None:
+    def __init__(self, weights: FullWeights | AdapterWeights, is_sender: bool) -> None:
         self._weights = weights
         self._is_sender = is_sender
         self.digests: dict[str, str] = {}
 
     def metadata(self) -> list[ParamMeta]:
+        # Asked by vLLM's trainer engines, which never see an adapter.
+        assert isinstance(self._weights, FullWeights)
         return [ParamMeta(*described) for described in self._weights.metadata]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -18,7 +18,7 @@ class OptimizerConfig(Section):
     """AdamW, and the learning rate over the steps."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate."""
+    """Peak learning rate; adapters (`policy.lora`) want about ten times that of all weights."""
     # PyTorch's own defaults; the papers that this follows publish none.
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the running means of the gradient and of its square."""
@@ -35,9 +35,13 @@ class OptimizerConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (arXiv 2106.09685), by peft."""
+    """Low-rank adapters (arXiv 2106.09685), by peft.
 
-    rank: int = Field(default=16, gt=0)
+    Engines compute with the adapter beside the model; checkpoints hold the sum of both.
+    """
+
+    # 512 is the largest that vLLM takes.
+    rank: int = Field(default=16, gt=0, le=512)
     """Rank of the adapters' matrices."""
     alpha: float = Field(default=32, gt=0)
     """Scale of the adapters: what they add is multiplied by alpha / rank."""

@@ -46,6 +46,9 @@ BUILTIN = "builtin:"
 """How the names of the built-in models begin."""
 WORLD = ("data.kind", "data.path", "policy.model")
 """What is trained on what. Where a person names any, `auto` looks for a scale that keeps it."""
+# The best rate for LoRA is about ten times that for all weights ("LoRA Without Regret", Thinking
+# Machines, 2025), and RL of all weights takes 1e-6.
+LORA_LEAST_RATE = 5e-6
 
 
 @dataclass(frozen=True)
@@ -367,6 +370,12 @@ def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> l
         notes.append(
             f"data.settings.probability_share={share} has no effect, because reward.probability "
             "is off: rules score every answer"
+        )
+    rate = config.policy.optimizer.learning_rate
+    if config.policy.lora is not None and rate < LORA_LEAST_RATE:
+        notes.append(
+            f"policy.optimizer.learning_rate={rate:g} suits training all weights; adapters "
+            "(policy.lora) want about ten times as much, such as 1e-5"
         )
     # No error: a machine may have three GPUs where a recipe can use two.
     gpus, taken = config.resources.gpus, config.num_gpus_taken

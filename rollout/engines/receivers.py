@@ -3,7 +3,8 @@
 vLLM's own `nccl` and `ipc` engines, and `host` for CPU, with one addition: every tensor is
 digested between the wire and vLLM's loader, so the learner can compare what arrived with what it
 holds; and the tensors that vLLM computes with are digested before and after, since one of them must
-change if and only if something that it is made of has.
+change if and only if something that it is made of has. Every matrix of a LoRA adapter is
+digested too, which vLLM reads from a file.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.lora.lora_model import LoRAModel
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -50,9 +52,13 @@ class Receipt:
         self._is_first = self._held is None
         if self._is_first:
             self._made_of: dict[str, AbstractSet[str] | None] = {}
-            # The first weights are often those that the engine has loaded from a file, so a tensor
-            # that is left out now would only show steps later. From zeros every one must change.
-            zero_weights(self.model)
+            # Beside an adapter only some weights are sent: the engine needs the others as it has
+            # loaded them.
+            if self.vllm_config.lora_config is None:
+                # The first weights are often those that the engine has loaded from a file, so a
+                # tensor that is left out now would only show steps later. From zeros every one must
+                # change.
+                zero_weights(self.model)
             self._held = _digests_of(self.model)
         super().start_weight_update()
 
@@ -86,13 +92,15 @@ class Receipt:
         assert self._held is not None
         before, self._held = self._held, _digests_of(self.model)
         made_of = {n: names for n in self._arrived if (names := self._made_of[n]) is not None}
+        is_told = len(made_of) == len(self._arrived) and self.vllm_config.lora_config is None
         new = {n for n, digest in self._arrived.items() if self.digests.get(n) != digest}
         # A quantised tensor has fewer bits than what it is made of, so a small change of that may
         # be lost in it.
         is_rounded = {n for n, p in self.model.named_parameters() if p.element_size() < self._width}
         self.unapplied, self.unexplained = compare_changes(
-            # Where a model's loader does not tell what it has loaded, the canary alone proves it.
-            made_of=made_of if len(made_of) == len(self._arrived) else {},
+            # Where a model's loader does not tell what it has loaded, the canary alone proves it;
+            # also beside an adapter, where weights may arrive that the engine has loaded before.
+            made_of=made_of if is_told else {},
             new=new - self._zeros,
             changed={name for name, digest in self._held.items() if before.get(name) != digest},
             held=self._held.keys() - (is_rounded if not self._is_first else set()),
@@ -168,17 +176,48 @@ class IpcReceiver(Receipt, IPCWeightTransferEngine):
     pass
 
 
+class DigestedAdapter(LoRAModel):
+    """vLLM's LoRA adapter, with a digest of each matrix that it was made from, by its name."""
+
+    digests: Mapping[str, str]
+
+    @classmethod
+    def from_lora_tensors(cls, lora_model_id, tensors, *arguments, **settings) -> DigestedAdapter:
+        # Before vLLM makes the adapter, because it scales the matrices where they lie.
+        digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+        adapter = super().from_lora_tensors(lora_model_id, tensors, *arguments, **settings)
+        adapter.digests = digests
+        return adapter
+
+
 class WorkerExtension:
     """Mixed into vLLM's worker class (`worker_extension_cls`); called by collective_rpc."""
 
     def weight_receipt(self) -> dict[str, Any]:
-        """What the last transfer brought and changed, as fields of WeightProof."""
+        """What the last transfer brought and changed, as fields of WeightProof.
+
+        Raises RuntimeError if vLLM does not apply a matrix of the adapter that it holds.
+        """
         engine = self.weight_transfer_engine
+        digests = dict(engine.digests)
+        if self.model_runner.lora_config is not None:
+            manager = self.model_runner.lora_manager._adapter_manager
+            # Of the adapter that vLLM holds now: if it has dropped it, there are no digests.
+            for adapter in manager.list_adapters().values():
+                # vLLM passes over layers that it does not know by these names.
+                if unknown := sorted(adapter.loras.keys() - manager.modules.keys()):
+                    raise RuntimeError(f"vLLM adapts no layer named {', '.join(unknown)}")
+                digests |= adapter.digests
         return {
-            "digests": dict(engine.digests),
+            "digests": digests,
             "unapplied": list(engine.unapplied),
             "unexplained": list(engine.unexplained),
         }
+
+    def digest_adapters(self) -> None:
+        """Let adapters that are loaded from now on keep digests of their matrices."""
+        # The manager makes adapters of this class, but no setting of vLLM names another one.
+        self.model_runner.lora_manager._lora_model_cls = DigestedAdapter
 
     def force_tokens(self) -> None:
         """Let a V1 model runner take forced requests; the V2 runner can by itself."""

@@ -7,7 +7,9 @@ in one engine at a time, and each goes back as soon as its last trajectory ends.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from rl.config.data import SourceConfig
-from rl.config.policy import THINK_TAGS, ThinkTags
+from rl.config.policy import THINK_TAGS, LoraConfig, ThinkTags
 from rl.data.media.names import MediaError, Medium, StillImage, Video
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed, WorkerFailed
@@ -43,6 +45,9 @@ REFERENCE_PRIORITY = -1
 
 WATCH_S = 0.5
 """How often a worker looks whether vLLM's own processes live, while weights are sent to them."""
+
+# The same in every version, so that requests in flight go on with a new adapter.
+ADAPTER_NAME, ADAPTER_ID = "policy", 1
 
 NEVER = -100.0
 """The lowest bias that vLLM takes; e^-100 is no chance at all in float32."""
@@ -68,6 +73,8 @@ class WorkerSettings:
     with its first weights."""
     scores_references: bool = False
     """Whether it is asked how probable given tokens are (rollout/engines/forced_decoding.py)."""
+    adapter: LoraConfig | None = None
+    """What the learner trains in place of the weights, where it sends an adapter alone."""
     seed: int = 0
     """Of requests without a seed of their own; the pool gives each engine another one."""
     keep_kv_cache: bool = True
@@ -88,6 +95,8 @@ class RolloutWorker:
         self._starting = asyncio.Lock()
         self._version = 0
         self._num_canaries = 0
+        self._adapter: Any = None
+        """vLLM's name for the policy's adapter, which every request carries once there is one."""
 
     async def start(self) -> int:
         """Load the engine, once; returns its longest prompt and response, in tokens.
@@ -136,6 +145,9 @@ class RolloutWorker:
             # Our own backends, which digest what arrives (receivers.py).
             backend = f"proven_{settings.transport}"
             arguments["weight_transfer_config"] = vllm_api.WeightTransferConfig(backend=backend)
+        if settings.adapter is not None:
+            rank = next(rank for rank in vllm_api.LORA_RANKS if rank >= settings.adapter.rank)
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
         self._store = MediaStore(settings.data)
         self._family = family = engine_family(Path(settings.model))
         arguments |= {**family.serving_arguments, **family.training_arguments, **settings.engine}
@@ -156,6 +168,8 @@ class RolloutWorker:
         self._engine = vllm_api.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
         if settings.scores_references:
             await self._engine.collective_rpc("force_tokens")
+        if settings.adapter is not None:
+            await self._engine.collective_rpc("digest_adapters")
         self._chat = ChatTemplate(settings.model)
         self._never_sampled = dict.fromkeys(self._chat.unsampled, NEVER)
 
@@ -295,7 +309,9 @@ class RolloutWorker:
             # publish the old ones are still there, and no new request may begin with them.
             "cache_salt": f"version {version}",
         }
-        stream = self._engine.generate(prompt, sampling, request_id, priority=priority)
+        stream = self._engine.generate(
+            prompt, sampling, request_id, lora_request=self._adapter, priority=priority
+        )
         outputs = [output async for output in stream]
         return outputs[-1], shown
 
@@ -365,6 +381,21 @@ class RolloutWorker:
 
     async def finish_weight_update(self) -> None:
         await self._engine.finish_weight_update()
+
+    async def load_adapter(self, matrices: bytes) -> None:
+        """Put the adapter of a safetensors file in the old one's place, also in paused requests."""
+        adapter = self._settings.adapter
+        assert adapter is not None
+        settings = {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": []}
+        # A directory as PEFT writes it is what vLLM reads, in every process of the engine.
+        with tempfile.TemporaryDirectory(prefix="hybrid_rl_adapter_") as directory:
+            (Path(directory) / "adapter_config.json").write_text(json.dumps(settings))
+            (Path(directory) / "adapter_model.safetensors").write_bytes(matrices)
+            await self._engine.add_lora(
+                self._vllm.LoRARequest(ADAPTER_NAME, ADAPTER_ID, directory, load_inplace=True)
+            )
+        # Without load_inplace, which would read the file again for every request and step.
+        self._adapter = self._vllm.LoRARequest(ADAPTER_NAME, ADAPTER_ID, ADAPTER_NAME)
 
     async def prove(self, canary: Canary) -> list[WeightProof]:
         """What each vLLM process received, and the canary's log-probabilities from the engine."""

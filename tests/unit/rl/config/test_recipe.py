@@ -227,6 +227,20 @@ def test_a_share_of_prompts_for_a_reward_that_is_off_is_noted():
     assert "probability_share=0.125 has no effect" in note
 
 
+def test_adapters_with_a_rate_for_all_weights_are_noted():
+    (note,) = load([HYBRID, "scale=one_gpu", "policy.lora.rank=32"]).notes
+    assert "learning_rate=1e-06" in note and "policy.lora" in note and "1e-5" in note
+    given = ["policy.lora.rank=32", "policy.optimizer.learning_rate=1e-5"]
+    assert load([HYBRID, "scale=one_gpu", *given]).notes == ()
+
+
+def test_scales_with_adapters_have_a_rate_for_them():
+    loaded = load(["config=hybrid_50_50_vision.yaml", "scale=one_gpu"])
+    assert loaded.config.policy.lora is not None
+    assert loaded.config.policy.optimizer.learning_rate == 1e-5
+    assert loaded.notes == ()
+
+
 def test_one_line_per_problem_with_key_value_layer_and_nearest_key():
     write("mine.yaml", "extends: hybrid_50_50.yaml\nrollout: {group_size: 1}\n")
     lines = refused("config=mine.yaml", "rollout.grup_size=4", "policy.dtype=fp16").splitlines()
