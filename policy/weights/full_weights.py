@@ -89,7 +89,8 @@ class FullWeights:
             for name, stored in unit.names.items()
         ]
         """Checkpoint name, type and shape of each tensor."""
-        self.largest_bytes = max(dtype.itemsize * math.prod(shape) for *_, shape in self.metadata)
+        sizes = (dtype.itemsize * math.prod(shape) for *_, shape in self.metadata)
+        self.largest_bytes = max(sizes, default=0)
         """Size of the largest tensor."""
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
