@@ -15,7 +15,7 @@ from policy.learner.rank import LearnerRank
 from rl.assembly import RunInputs, TrainingServices, gather_inputs, open_training
 from rl.config.recipe import load
 from rl.loop.loop import train_request
-from rl.loop.publish import UnprovenWeights, publish
+from rl.loop.publish import CanaryCheck, UnprovenWeights, publish
 from rl.loop.stages import ReferenceRequest, TrainBatch, TrainSample
 from tests.bpe_policy import make_policy
 
@@ -49,8 +49,8 @@ class System:
     runner: asyncio.Runner
 
     def publish(self, version: int) -> None:
-        services, tolerance = self.services, self.inputs.config.canary_tolerance
-        self.runner.run(publish(services.learner, services.engine, version, tolerance))
+        services, canary = self.services, CanaryCheck.of(self.inputs.config)
+        self.runner.run(publish(services.learner, services.engine, version, canary))
 
     def sample(self) -> list[TrainSample]:
         """Long responses to the held-out prompts; every second one is to become more likely."""
