@@ -28,18 +28,15 @@ FLOAT_TOLERANCE = 1e-6
 _SUBSCRIPT = re.compile(r"(\\[a-zA-Z]+|[A-Za-z])\s?_\s?(\{[^{}]{1,24}\}|\\[a-zA-Z]+|\w)")
 _POWER_FIRST = re.compile(r"\^\s?(\{[^{}]{1,24}\}|\w)\s?_\s?(\{[^{}]{1,24}\}|\w)")
 _PRIMED = re.compile(r"(?:_\s?\{?([^{}]{1,8}?)\}?|(?<=[A-Za-z]))\s?(?:'|\^\s?\{?\s?\\prime\s?\}?)")
-_FIXES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(form), replacement)
-    for form, replacement in (
-        (r"\*\*", "^"),
-        (r"(?<![A-Za-z])\\?sqrt\s?\(([^()]{1,80})\)", r"\\sqrt{\1}"),
-        (r"(?<![A-Za-z])\\?exp\s?\(([^()]{1,80})\)", r"e^{\1}"),
-        (r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])", r"\\\1 "),
-        (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
-        (r"\^\s?\(([^()]{1,40})\)", r"^{\1}"),
-        (r"\+\s?-", "-"),
-        (r"\\(?:prime|hbar)(?![a-zA-Z])", " h "),
-    )
+_FIXES = (
+    (r"\*\*", "^"),
+    (r"(?<![A-Za-z])\\?sqrt\s?\(([^()]{1,80})\)", r"\\sqrt{\1}"),
+    (r"(?<![A-Za-z])\\?exp\s?\(([^()]{1,80})\)", r"e^{\1}"),
+    (r"(?<![A-Za-z\\])(ln|log|sin|cos|tan|cot|sec|csc)(?![A-Za-z])", r"\\\1 "),
+    (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+    (r"\^\s?\(([^()]{1,40})\)", r"^{\1}"),
+    (r"\+\s?-", "-"),
+    (r"\\(?:prime|hbar)(?![a-zA-Z])", " h "),
 )
 _FACTORED = re.compile(r"(?i)\bfactor(?:i[sz]e)?\b|因式分解")
 _EXPANDED = re.compile(r"(?i)\bexpand|\bmultiply out|展开")
@@ -151,7 +148,7 @@ def _parsed(text: str) -> list[Any]:
     text = INNER_TEXT.sub(r"\1", text).removeprefix("+")
     text = _PRIMED.sub(r"_{\1prime}", _POWER_FIRST.sub(r"_\2^\1", text))
     for form, replacement in _FIXES:
-        text = form.sub(replacement, text)
+        text = re.sub(form, replacement, text)
     text = _SUBSCRIPT.sub(_numbered, text)
     extraction = LatexExtractionConfig()
     # The ab of 5ab is no unit to be dropped.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rewards.rules.kinds import sequences
 from rewards.rules.kinds.choices import equal_choices, is_choice, is_letters
-from rewards.rules.kinds.comparison import Ask, Equal
+from rewards.rules.kinds.comparison import Equal
 from rewards.rules.kinds.dates import equal_dates, is_date
 from rewards.rules.kinds.expressions import equal_expressions, is_expression
 from rewards.rules.kinds.graded import GRADED, is_gradable
@@ -21,7 +21,6 @@ from rewards.rules.kinds.members import equal_cells, equal_numbers
 from rewards.rules.kinds.quantities import equal_quantities, is_measured, is_quantity
 from rewards.rules.kinds.texts import equal_texts, is_short_text, is_text
 from rewards.rules.kinds.yes_no import equal_yes_no, is_yes_no
-from rewards.rules.reading.notation import plain_words
 from rewards.rules.reading.numbers import number_literal
 
 NATURAL = "natural"
@@ -38,10 +37,6 @@ def _if_read(read: Callable[[str], object]) -> Callable[[str, str], bool]:
     return lambda reference, question: read(reference) is not None
 
 
-def _same_words(reference: str, answer: str, ask: Ask) -> bool:
-    return plain_words(reference) == plain_words(answer)
-
-
 @dataclass(frozen=True)
 class Kind:
     """One way to verify."""
@@ -50,12 +45,11 @@ class Kind:
     """Goes to the ledger with every score; raise it when a verdict may change."""
     reads: Callable[[str, str], bool]
     """Whether a reference to a question can be of this kind; never hangs."""
-    equal: Equal = _same_words
+    equal: Equal = equal_texts
     claims: Callable[[str, str], bool] | None = None
     """Whether to choose this kind unasked; as `reads` if it is not given."""
     grade: Callable[[Sequence[str], str, str], float] | None = None
-    """References, whole answer and question to partial credit, in milliseconds; replaces
-    `equal`."""
+    """References, whole answer and question to partial credit; replaces `equal`."""
     takes_or: bool = False
     """"x = 1 or x = 2" is one answer, not a hedge, and several boxes may hold its members."""
     takes_option: bool = False
@@ -65,29 +59,21 @@ class Kind:
 ROUTES: dict[str, Kind] = {
     # Order matters: the first kind that claims a reference takes it.
     "yes_no": Kind(3, is_yes_no, equal_yes_no),
-    "choice": Kind(3, is_letters, equal_choices, claims=is_choice),
-    "quantity": Kind(3, is_quantity, equal_quantities, claims=is_measured, takes_option=True),
+    "choice": Kind(3, is_letters, equal_choices, is_choice),
+    "quantity": Kind(3, is_quantity, equal_quantities, is_measured, takes_option=True),
     "number": Kind(4, _if_read(number_literal), equal_numbers, takes_option=True),
     "date": Kind(4, is_date, equal_dates, takes_option=True),
     "matrix": Kind(3, _if_read(read_matrix), equal_matrices),
-    "interval": Kind(
-        3, _if_read(read_intervals), equal_intervals, claims=claims_interval, takes_or=True
-    ),
-    "set": Kind(
-        3, sequences.is_set, sequences.equal_sets, claims=sequences.claims_set, takes_or=True
-    ),
+    "interval": Kind(3, _if_read(read_intervals), equal_intervals, claims_interval, takes_or=True),
+    "set": Kind(3, sequences.is_set, sequences.equal_sets, sequences.claims_set, takes_or=True),
     "tuple": Kind(3, sequences.is_tuple, sequences.equal_tuples, takes_or=True),
     "unordered_list": Kind(
-        3,
-        sequences.is_items,
-        sequences.equal_unordered,
-        claims=sequences.claims_unordered,
-        takes_or=True,
+        3, sequences.is_items, sequences.equal_unordered, sequences.claims_unordered, takes_or=True
     ),
-    "list": Kind(3, sequences.is_items, sequences.equal_lists, claims=sequences.is_list),
+    "list": Kind(3, sequences.is_items, sequences.equal_lists, sequences.is_list),
     "expression": Kind(4, is_expression, equal_expressions, takes_option=True),
-    "cell": Kind(3, is_text, equal_cells, claims=_never),
+    "cell": Kind(3, is_text, equal_cells, _never),
     **{name: Kind(1, is_gradable, claims=_never, grade=grade) for name, grade in GRADED.items()},
-    "text": Kind(5, is_text, equal_texts, claims=is_short_text, takes_option=True),
+    "text": Kind(5, is_text, equal_texts, is_short_text, takes_option=True),
     NATURAL: Kind(1, lambda reference, question: True),
 }

@@ -18,7 +18,7 @@ from rewards.rules.kinds.expressions import UnparsedReference, is_too_large
 from rewards.rules.kinds.members import names_differ
 from rewards.rules.reading.candidates import MAX_CHARACTERS, Candidate, claimed
 from rewards.rules.reading.claims import hedges, readings, talks_to_grader
-from rewards.rules.reading.notation import plain, settle
+from rewards.rules.reading.notation import plain, plain_words, settle
 from rewards.rules.reading.numbers import number_literal
 from rewards.rules.reading.units import read_unit
 from rewards.rules.routes import MAX_RULE_CHARACTERS, NATURAL, ROUTES, Kind
@@ -155,7 +155,7 @@ def _compared(
     kind, text = ROUTES[name], candidate.text if candidate else ""
     unhedged = _OR.sub(" ", text) if kind.takes_or else text
     if name == NATURAL:
-        if not any(kind.equal(wanted, said, ask) for said in (answer, text)):
+        if plain_words(wanted) not in (plain_words(answer), plain_words(text)):
             raise NotScorable("natural language: needs the probability reward")
         return 1.0, ""
     if is_too_large(wanted):

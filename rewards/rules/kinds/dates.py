@@ -34,7 +34,6 @@ _NUMERIC = (
     ),
     re.compile(r"(?P<month>[0-9]{1,2})\s?月\s?(?P<day>[0-9]{1,2})\s?[日号]"),
 )
-_DATE_PARTS = ("year", "month", "day")
 # What says nothing of a date in words: 5th, of, the, marks.
 _EMPTY = re.compile(r"(?<=[0-9])(?:st|nd|rd|th)\b|\b(?:the|of)\b|[,.-]")
 _DIGITS_ONLY = re.compile(r"([0-9]{1,2})([-/.])([0-9]{1,2})\2([0-9]{4})")
@@ -96,11 +95,9 @@ def equal_dates(reference: str, answer: str, ask: Ask) -> bool:
         return wanted == read_date(answer)
     if (clock := _clock(reference)) is not None:
         given = _clock(answer) or _spoken(answer)
-        if given is None:
-            return False
         # Without a.m. or p.m. in the reference an hour may be of either half of the day.
         hours = {clock[0]} if clock[2] or clock[0] > 12 else {clock[0], (clock[0] + 12) % 24}
-        return given[0] in hours and given[1] == clock[1]
+        return given is not None and given[0] in hours and given[1] == clock[1]
     return _special(reference, needs_name=True) == _special(answer, needs_name=False)
 
 
@@ -161,7 +158,8 @@ def _special(text: str, needs_name: bool) -> tuple[str, int] | None:
 def _in_words(text: str) -> Date | None:
     if match := next((match for form in _NUMERIC if (match := form.fullmatch(text))), None):
         parts = match.groupdict()
-        return _existing(*(int(parts[key]) if parts.get(key) else None for key in _DATE_PARTS))
+        keys = ("year", "month", "day")
+        return _existing(*(int(parts[key]) if parts.get(key) else None for key in keys))
     # Year, month and day in any order, the month by its name.
     words = _EMPTY.sub(" ", text).split()
     months = [_MONTHS.index(word[:3]) + 1 for word in words if _MONTH.fullmatch(word)]

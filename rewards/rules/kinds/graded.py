@@ -93,7 +93,6 @@ def vqa_score(references: Sequence[str], answer: str, question: str = "") -> flo
     said = [_vqa_words(reference) for reference in references]
     if len(said) == 1:
         return float(said[0] == given)
-    # The reference keeps repetitions: three annotators of ten are enough for the full score.
     matches = said.count(given)
     # Leaving out one annotator at a time, as the evaluation code does: m of them matched.
     with_one_less = min(max(matches - 1, 0) / VQA_ANNOTATORS, 1.0)
@@ -103,10 +102,9 @@ def vqa_score(references: Sequence[str], answer: str, question: str = "") -> flo
 
 def is_gradable(reference: str, question: str = "") -> bool:
     """Whether a reference is short enough, and not blank."""
-    if len(reference) > MAX_REFERENCE_CHARACTERS:
-        return False
     # One character may stand for many: NFKC turns U+FDFA into eighteen.
-    return 0 < len(normalised(reference)) <= MAX_REFERENCE_CHARACTERS
+    most = MAX_REFERENCE_CHARACTERS
+    return len(reference) <= most and 0 < len(normalised(reference)) <= most
 
 
 def normalised(text: str) -> str:
@@ -121,10 +119,7 @@ def normalised(text: str) -> str:
 
 def similarity(left: str, right: str, least: float, strictly: bool = False) -> float:
     """One minus the edit distance over the longer length; 0 if that is below `least`, or if it is
-    `least` and has to be above it.
-
-    Example: similarity("Velden 1887", "Velden 1881", 0.6) == 10 / 11
-    """
+    `least` and has to be above it."""
     longer = max(len(left), len(right))
     if not longer:
         return 1.0

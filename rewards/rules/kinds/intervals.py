@@ -52,7 +52,6 @@ def claims_interval(reference: str, question: str) -> bool:
     pieces = read_intervals(reference)
     if pieces is None:
         return False
-    # (1, 2) may be a pair and [1, 2] a list; only half-open, infinite or several pieces are sure.
     first = pieces[0]
     is_pair = len(pieces) == 1 and not first.letter and first.has_low == first.has_high
     is_infinite = {first.low, first.high} & {INFINITY, MINUS_INFINITY}
@@ -61,16 +60,8 @@ def claims_interval(reference: str, question: str) -> bool:
     return not is_pair or bool(is_infinite or is_member or _ASKS.search(question))
 
 
-def is_inequality(text: str) -> bool:
-    """Whether the text is an interval written with a letter: 1 < x < 2."""
-    pieces = read_intervals(text)
-    return pieces is not None and all(piece.letter for piece in pieces)
-
-
 def equal_intervals(reference: str, answer: str, ask: Ask) -> bool | None:
-    wanted, given = read_intervals(reference), read_intervals(answer)
-    if wanted is None:
-        return False
+    wanted, given = read_intervals(reference) or [], read_intervals(answer)
     if given is None:
         # k^2 < 16 has to be solved first.
         if not _RELATION.search(answer) or len(answer) > MAX_SOLVED_CHARS:
@@ -110,12 +101,10 @@ def _bracketed(text: str) -> list[Interval] | None:
         return None
     has_low, has_high = match[1] == "[", match[4] == "]"
     # [∞ does not exist, so whoever wrote it made a mistake that counts.
-    if (has_low and low == MINUS_INFINITY) or (has_high and high == INFINITY):
-        return None
-    bounds = [number_literal(end) for end in (low, high)]
-    if bounds[0] and bounds[1] and bounds[0].value > bounds[1].value:
-        return None
-    return [Interval(low, high, has_low, has_high)]
+    is_wrong = (has_low and low == MINUS_INFINITY) or (has_high and high == INFINITY)
+    ends = number_literal(low), number_literal(high)
+    is_reversed = ends[0] and ends[1] and ends[0].value > ends[1].value
+    return None if is_wrong or is_reversed else [Interval(low, high, has_low, has_high)]
 
 
 def _end(text: str) -> str | None:
@@ -147,14 +136,13 @@ def _inequality(text: str) -> list[Interval] | None:
     if len(bounds) != 2 or any(len(bound) != 1 for bound in bounds):
         return None
     # One bounds from below and one from above.
-    both = [bound[0] for bound in bounds]
-    lows = [bound for bound in both if bound.low != MINUS_INFINITY]
-    highs = [bound for bound in both if bound.high != INFINITY]
-    if len(lows) > 1 or len(highs) > 1 or both[0].letter != both[1].letter:
+    above, below = sorted(
+        (piece for (piece,) in bounds), key=lambda piece: piece.low == MINUS_INFINITY
+    )
+    is_between = below.low == MINUS_INFINITY and above.high == INFINITY
+    if not is_between or above.letter != below.letter:
         return None
-    low, has_low = (lows[0].low, lows[0].has_low) if lows else (MINUS_INFINITY, False)
-    high, has_high = (highs[0].high, highs[0].has_high) if highs else (INFINITY, False)
-    return [Interval(low, high, has_low, has_high, both[0].letter)]
+    return [Interval(above.low, below.high, above.has_low, below.has_high, above.letter)]
 
 
 def _one_sided(left: str, sign: str, right: str) -> list[Interval]:

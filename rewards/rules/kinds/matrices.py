@@ -7,7 +7,7 @@ from functools import partial
 
 from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
 from rewards.rules.kinds.members import equal_members
-from rewards.rules.reading.notation import plain, plain_value, settle
+from rewards.rules.reading.notation import FRACTION, plain, plain_value, settle
 from rewards.rules.reading.numbers import number_literal
 
 MAX_ENTRIES = 100
@@ -24,16 +24,13 @@ _VECTOR = re.compile(
 _NAME = re.compile(
     r"\A(?:[A-Za-z]{1,3}|\\(?:vec|mathbf|overrightarrow)\s?\{\w{1,3}\})(?:\^\s?\{?(?:-1|T|[0-9])\}?|')?\s?=\s?(?=[(\[\\<⟨])"
 )
-_FACTOR = re.compile(
-    r"(-?(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}|[0-9./]{1,12}|[a-z])|-)\s?\*?(?=\[|\\begin|\(\\begin)"
-)
-
+_FACTOR = re.compile(rf"(-?(?:{FRACTION}|[0-9./]{{1,12}}|[a-z])|-)\s?\*?(?=\[|\(?\\begin)")
 _UNIT_VECTORS = re.compile(
     r"\\(?:mathbf|boldsymbol|hat|vec|bm|bf)\s?\{?\s?(?:\\(?:mathbf|hat|vec)\s?\{?)?\s?"
     r"(?:\\([ij])math|([ijk])(?![A-Za-z]))\s?\}{0,2}"
 )
 _COMPONENT = re.compile(
-    r"\s?(?P<sign>[+-]?)\s?(?P<size>(?:\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}"
+    rf"\s?(?P<sign>[+-]?)\s?(?P<size>(?:{FRACTION}"
     r"|\\sqrt\s?\{[^{}]{1,20}\}|[0-9./]{1,12}|\([^()]{1,30}\)){0,2}\s?\*?)\s?(?P<letter>[ijk])@\s?"
 )
 

@@ -42,13 +42,11 @@ def equal_members(reference: str, answer: str, ask: Ask) -> bool | None:
 def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     """Compare a number with a number, in its base, or with what it counts or measures."""
     wanted, given = number_literal(reference), number_literal(answer)
-    if wanted is None:
-        return False
+    if wanted is None or wanted.is_percent:
+        return equal_quantities(reference, answer, ask) is True
     # 3:2 is 3/2 to a question for a ratio.
     if wanted.is_fraction and given is None and ASKS_RATIO.search(ask.question):
         given = number_literal(_RATIO.sub(r"\1/\2", plain(answer)))
-    if wanted.is_percent:
-        return equal_quantities(reference, answer, ask) is True
     # A decimal comma is read only where a decimal is wanted: else it parts members of a list.
     if given is None and wanted.step:
         given = decimal_comma(answer)

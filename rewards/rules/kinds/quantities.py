@@ -26,14 +26,7 @@ from rewards.rules.reading.numbers import (
     spelled_scale,
 )
 from rewards.rules.reading.question import stem_of
-from rewards.rules.reading.units import (
-    CURRENCIES,
-    Unit,
-    currency_of,
-    is_money,
-    read_unit,
-    spellings,
-)
+from rewards.rules.reading.units import CURRENCIES, Unit, is_money, read_unit, spellings
 from rewards.rules.reading.wording import any_of, words
 
 MAX_QUANTITY_CHARS = 120
@@ -111,7 +104,15 @@ def read_quantity(text: str) -> Quantity | None:
     percent = number_literal(text)
     if percent and percent.is_percent:
         return Quantity(percent, _PERCENT)
-    for number, unit in _divisions(text):
+    # Chinese numerals run into the unit without a space: 三千克.
+    if match := _DIGITS_FIRST.fullmatch(text) or _CHINESE_FIRST.fullmatch(text):
+        divisions = [(match["number"].strip(" ,"), match["unit"].strip())]
+    else:
+        # Number words: the longest one that leaves a unit is the number.
+        spelled = text.split()
+        ends = range(min(len(spelled) - 1, 8), 0, -1)
+        divisions = [(" ".join(spelled[:end]), " ".join(spelled[end:])) for end in ends]
+    for number, unit in divisions:
         literal = number_literal(number)
         found = _with_unit(literal, unit) if literal and not literal.is_percent else None
         # "5ab" reads as 5 of a thing called "ab", and is a product.
@@ -134,11 +135,9 @@ def is_measured(reference: str, question: str = "") -> bool:
 def equal_quantities(reference: str, answer: str, ask: Ask) -> bool | None:
     """None where two units have to be converted, and pint may not be loaded here."""
     wanted, given = read_quantity(reference), read_quantity(answer)
-    if wanted is None:
-        return False
-    if given is None:
+    if wanted is None or given is None:
         bare = number_literal(answer)
-        return bare is not None and _may_lack_unit(wanted, bare, ask.question)
+        return bool(wanted and bare and _may_lack_unit(wanted, bare, ask.question))
     # A thing that is counted has no other unit to be converted to.
     if given.noun or wanted.noun:
         things = [(_singular(quantity.noun), quantity.unit) for quantity in (wanted, given)]
@@ -185,11 +184,11 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
 
 def _read_money(text: str) -> Quantity | None:
     match = _MONEY.fullmatch(text)
-    name = currency_of(match["sign"]) if match else None
-    if not match or not name:
+    unit = read_unit(match["sign"]) if match else None
+    if not match or not unit:
         return None
     amount = match["minus"] + spelled_scale(match["amount"].strip())
-    literal, unit = number_literal(amount), ((name, 1),)
+    literal = number_literal(amount)
     if literal is None and (inner := _DIGITS_FIRST.fullmatch(amount)):
         # "$12 dollars", "$12 per hour"
         literal, rest = number_literal(inner["number"]), inner["unit"].strip()
@@ -222,19 +221,6 @@ def _read_compound(text: str) -> Quantity | None:
     return Quantity(NumberLiteral(value, is_fraction=False), ((name, 1),))
 
 
-def _divisions(text: str) -> list[tuple[str, str]]:
-    """Where the number may end and the unit begin."""
-    if match := _DIGITS_FIRST.fullmatch(text):
-        return [(match["number"].strip(" ,"), match["unit"].strip())]
-    # Chinese numerals run into the unit without a space: 三千克.
-    if match := _CHINESE_FIRST.fullmatch(text):
-        return [(match["number"], match["unit"])]
-    words = text.split()
-    # Number words: the longest one that leaves a unit is the number.
-    ends = range(min(len(words) - 1, 8), 0, -1)
-    return [(" ".join(words[:end]), " ".join(words[end:])) for end in ends]
-
-
 def _with_unit(number: NumberLiteral, text: str) -> Quantity | None:
     # A known unit wins over a noun of the same spelling.
     if unit := read_unit(text):
@@ -249,28 +235,25 @@ def _with_unit(number: NumberLiteral, text: str) -> Quantity | None:
         return None
     # "2 litres of milk" is a volume.
     measure, of, _ = noun.partition(" of ")
-    if of and (unit := read_unit(measure)):
-        return Quantity(number, unit)
-    return Quantity(number, (), noun)
+    unit = read_unit(measure) if of else None
+    return Quantity(number, unit) if unit else Quantity(number, (), noun)
 
 
 def _may_lack_unit(wanted: Quantity, bare: NumberLiteral, question: str) -> bool:
+    is_same = same_number(wanted.number, bare, question)
     if wanted.unit == _PERCENT:
         is_written = bare.value == 100 * wanted.number.value and not bare.is_percent
-        if is_written and _ASKS_PERCENT.search(question):
-            return True
-        return same_number(wanted.number, bare, question)
-    if not same_number(wanted.number, bare, question):
+        return is_same or (is_written and bool(_ASKS_PERCENT.search(question)))
+    if not is_same:
         return False
     # A bare count is only right where the question says what is counted.
     if wanted.noun:
         words = [_singular(word) for word in wanted.noun.split() if word != "of"]
         asked = _words(question)
         return bool(question) and all(word in asked or word in question for word in words)
-    if is_money(wanted.unit) and wanted.unit[0][0] in _BARE_MONEY:
-        return True
-    # Degrees are left out as a rule; other units only where the question has them.
-    return wanted.unit == _DEGREE or _mentions(question, wanted.unit)
+    # Money and degrees lack it as a rule, other units only where the question has them.
+    is_free = is_money(wanted.unit) and wanted.unit[0][0] in _BARE_MONEY
+    return is_free or wanted.unit == _DEGREE or _mentions(question, wanted.unit)
 
 
 def _mentions(question: str, unit: Unit) -> bool:

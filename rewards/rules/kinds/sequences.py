@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets
-from rewards.rules.kinds.intervals import equal_intervals, is_inequality, read_intervals
+from rewards.rules.kinds.intervals import equal_intervals, read_intervals
 from rewards.rules.kinds.matrices import equal_matrices, read_matrix
 from rewards.rules.kinds.members import equal_members
 from rewards.rules.reading.notation import opened, plain, plain_words
@@ -78,43 +78,36 @@ def is_list(reference: str, question: str = "") -> bool:
 
 def claims_unordered(reference: str, question: str) -> bool:
     """Whether a reference is a list, and the order of its items has no meaning for the question."""
-    if not is_list(reference) or _ANY_ORDER.search(question):
-        return is_list(reference)
     # "Which countries ..." wants a set; "the mean and the median" names an order.
     is_plural = _PLURAL.search(question) and " and " not in question
-    return not _ORDERED.search(question) and bool(_ALL_OF.search(question) or is_plural)
+    is_free = not _ORDERED.search(question) and (_ALL_OF.search(question) or is_plural)
+    return is_list(reference) and bool(_ANY_ORDER.search(question) or is_free)
 
 
 def equal_tuples(reference: str, answer: str, ask: Ask) -> bool | None:
-    wanted, given = _tuple_items(reference), _tuple_items(answer)
-    if wanted is None:
-        return False
+    wanted, given = _tuple_items(reference) or [], _tuple_items(answer)
     if given is None and (rows := read_matrix(answer)) and 1 in (len(rows), len(rows[0])):
         # A vector may be written as a column or as a row.
         column = r"\\".join(wanted)
         return equal_matrices(rf"\begin{{pmatrix}}{column}\end{{pmatrix}}", answer, ask)
-    if given is None:
-        given = _assigned_items(answer, len(wanted), ask.question)
-    return given is not None and _nested(wanted, given, ask, ordered=True)
+    given = given or _assigned_items(answer, len(wanted), ask.question) or []
+    return _nested(wanted, given, ask, ordered=True)
 
 
 def equal_sets(reference: str, answer: str, ask: Ask) -> bool | None:
     is_empty = [_EMPTY_SET.fullmatch(plain(text)) is not None for text in (reference, answer)]
     if any(is_empty):
         return all(is_empty)
-    wanted, given = _set_items(reference), _set_items(answer) or _listed_members(answer)
-    if wanted is None or given is None:
-        return False
-    return _nested(_distinct(wanted), _distinct(given), ask, ordered=False)
+    given = _set_items(answer) or _listed_members(answer) or []
+    return _nested(_distinct(_set_items(reference) or []), _distinct(given), ask, ordered=False)
 
 
 def equal_lists(reference: str, answer: str, ask: Ask) -> bool | None:
     """As lists; as intervals where [1, 2] meets 1 <= x <= 2."""
-    if read_intervals(reference) and is_inequality(answer):
+    pieces = read_intervals(answer) or []
+    if pieces and all(piece.letter for piece in pieces) and read_intervals(reference):
         return equal_intervals(reference, answer, ask)
-    wanted, given = list_items(reference), _answer_items(reference, answer)
-    if wanted is None or given is None:
-        return False
+    wanted, given = list_items(reference) or [], _answer_items(reference, answer)
     if any("=" in item for item in wanted):
         # "x = 2, y = 3" is ordered by its letters, however it is written.
         named = [_assigned_items(text, len(wanted), ask.question) for text in (reference, answer)]
@@ -123,13 +116,9 @@ def equal_lists(reference: str, answer: str, ask: Ask) -> bool | None:
 
 
 def equal_unordered(reference: str, answer: str, ask: Ask) -> bool | None:
-    wanted, given = list_items(reference), _answer_items(reference, answer)
-    if wanted is None:
-        return False
-    if given is None or len(given) != len(wanted):
+    wanted, given = list_items(reference) or [], _answer_items(reference, answer)
+    if len(given) != len(wanted):
         given = _set_items(answer) or _listed_members(answer) or given
-    if given is None:
-        return False
     wanted, given = (_without_signs(_unnamed(items) or items) for items in (wanted, given))
     return _nested(wanted, given, ask, ordered=False)
 
@@ -167,13 +156,12 @@ def _unnamed(items: list[str]) -> list[str] | None:
     return [match[2] if match else item for match, item in zip(named, items, strict=True)]
 
 
-def _answer_items(reference: str, answer: str) -> list[str] | None:
-    """An answer in brackets of another kind is another thing: [1, 2] is not (1, 2)."""
+def _answer_items(reference: str, answer: str) -> list[str]:
+    """None of an answer in brackets of another kind, which is another thing: [1, 2], not (1, 2)."""
     inner = _tuple_items(answer)
-    is_other = inner is not None or _SET_BRACES.fullmatch(plain(answer)) is not None
-    if is_other and plain(reference)[:1] == "[":
-        return None
-    return inner or list_items(answer)
+    if plain(reference)[:1] == "[" and (inner or _SET_BRACES.fullmatch(plain(answer))):
+        return []
+    return inner or list_items(answer) or []
 
 
 def _tuple_items(text: str) -> list[str] | None:
@@ -235,11 +223,10 @@ def _set_items(text: str) -> list[str] | None:
 
 def _listed_members(text: str) -> list[str] | None:
     """Members without braces: `1, 2 and 3`. No `or`: that would be a hedge."""
-    items = list_items(text) or []
-    is_named = any(_ARGUMENT.fullmatch(item) for item in items)
-    if not items or not all(items) or is_named or _tuple_items(text) or plain(text)[:1] == "[":
-        return None
-    return _without_signs(items)
+    items = list_items(text) or [""]
+    is_bare = all(item and not _ARGUMENT.fullmatch(item) for item in items)
+    is_other = _tuple_items(text) or plain(text)[:1] == "["
+    return _without_signs(items) if is_bare and not is_other else None
 
 
 def _without_signs(items: list[str]) -> list[str]:

@@ -21,8 +21,6 @@ from rewards.rules.reading.wording import any_of, pattern_of
 
 MAX_TEXT_WORDS = 8
 MAX_TEXT_CHARACTERS = 80
-CHARACTERS_PER_WORD = 2
-"""Of Chinese, which does not part its words."""
 
 _RATIO = re.compile(r"[0-9]{1,9}(?:\s?(?::|\bto\b|比)\s?[0-9]{1,9}){1,4}")
 _QUOTIENT = re.compile(
@@ -56,11 +54,10 @@ _SMALL_WORDS = frozenset({"of", "the", "and", "for"})
 
 
 def is_short_text(reference: str, question: str = "") -> bool:
-    if len(reference) > MAX_TEXT_CHARACTERS:
-        return False
     words = plain(reference) if plain_words(reference) else ""
-    num_words = len(words.split()) + len(_CHINESE.findall(words)) / CHARACTERS_PER_WORD
-    return 0 < num_words <= MAX_TEXT_WORDS
+    # Chinese does not part its words, which have two characters as a rule.
+    num_words = len(words.split()) + len(_CHINESE.findall(words)) / 2
+    return len(reference) <= MAX_TEXT_CHARACTERS and 0 < num_words <= MAX_TEXT_WORDS
 
 
 def is_text(reference: str, question: str = "") -> bool:
@@ -155,10 +152,8 @@ def _same_person(wanted: list[str], given: list[str], question: str) -> bool:
     if wanted[-1] != given[-1]:
         return False
     if len(wanted) == len(given) > 1:
-        pairs = [
-            sorted(pair, key=len) for pair in zip(wanted, given, strict=True) if len({*pair}) > 1
-        ]
-        return all(short == long[0] and long.isalpha() for short, long in pairs)
+        pairs = (sorted(pair, key=len) for pair in zip(wanted, given, strict=True))
+        return all(short == long or (short == long[0] and long.isalpha()) for short, long in pairs)
     # A surname is enough for a person, and a first name is not.
     shorter, longer = sorted((wanted, given), key=len)
     is_surname = len(shorter) == 1 or (len(shorter) == 2 and shorter[0] in _PARTICLES)

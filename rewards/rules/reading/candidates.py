@@ -121,10 +121,7 @@ _OPEN_LINE = re.compile(r"(?<=\b(?:is|be))\s?\n\s{0,8}|(?<=\bare)\s?\n\s{0,8}|(?
 
 
 def claimed(text: str) -> Candidate | None:
-    """Return what the text claims as its answer, or None if it claims nothing.
-
-    Example: claimed("so \\\\boxed{12}").text == "12"
-    """
+    """Return what the text claims as its answer, or None if it claims nothing."""
     # Bounds come first: a response is whatever a policy writes.
     if len(text) > MAX_CHARACTERS:
         return None
@@ -132,7 +129,13 @@ def claimed(text: str) -> Candidate | None:
     marks = _marks(text, begin)
     if len(marks) > MAX_MARKED:
         return None
-    return _marked_claim(text, marks) if marks else _last_claim(text, begin)
+    if marks:
+        return _marked_claim(text, marks)
+    # The text itself where it is short, else its last sentence or list.
+    bare = _answer_field(unfenced(text[begin:]))
+    pieces = [bare] if len(bare) <= MAX_BARE_CHARACTERS else claim_sentences(bare)
+    last = pieces[-1] if pieces else ""
+    return Candidate(last, "last claim") if 0 < len(last) <= MAX_BARE_CHARACTERS else None
 
 
 def without_reasoning(text: str) -> str:
@@ -147,10 +150,8 @@ def answer_start(text: str) -> int | None:
     """
     begin = len(text) - len(without_reasoning(text))
     marks = _marks(text, begin)
-    start = marks[-1].inner_start if marks else begin
-    rest = text[start:]
-    begins = start + len(rest) - len(rest.lstrip())
-    return begins if begins < len(text) else None
+    content = re.compile(r"\S").search(text, marks[-1].inner_start if marks else begin)
+    return content.start() if content else None
 
 
 def sentences(text: str) -> list[str]:
@@ -189,7 +190,7 @@ def _marked_claim(text: str, marks: list[_Mark]) -> Candidate:
     elif (corrected := _CORRECTED.match(tail)) and _VALUE.search(corrected[1]):
         return Candidate(corrected[1].strip(" ,:."), "last claim")
     members = _members(text, marks[first:])
-    if last.how == "box" and _is_blank(text, last):
+    if last.how == "box" and _BLANK.fullmatch(text, last.inner_start, last.inner_end):
         # The blank is filled in behind it: \boxed{} = 8
         filled = re.match(r"\s?\$?\s?[=:]\s?([^\n]{1,60})", tail)
         inner = filled[1].strip() if filled else inner
@@ -212,10 +213,6 @@ def _members(text: str, marks: list[_Mark]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_blank(text: str, mark: _Mark) -> bool:
-    return bool(_BLANK.fullmatch(text, mark.inner_start, mark.inner_end))
-
-
 def _sentence_start(text: str, end: int) -> int:
     begin = max(0, end - MAX_CLAUSE)
     breaks = [match.end() for match in re.finditer(r"[.?!](?=\s)|[。！？\n]", text[begin:end])]
@@ -232,7 +229,7 @@ def _marks(text: str, begin: int) -> list[_Mark]:
         inner_start = tag.start(1) + (labels[-1] if labels else 0)
         tags.append(_Mark(*tag.span(), inner_start, tag.end(1), "tag"))
     # The blank of an exercise is quoted, and claims nothing.
-    filled = [mark for mark in boxes if not _is_blank(text, mark)]
+    filled = [box for box in boxes if not _BLANK.fullmatch(text, box.inner_start, box.inner_end)]
     if boxes or tags:
         # A box inside a tag speaks for it.
         empty = [tag for tag in tags if not any(tag.start <= box.start < tag.end for box in filled)]
@@ -292,14 +289,6 @@ def _statements(text: str, begin: int) -> list[_Mark]:
         if text[start:end].strip() and not is_doubted:
             found.append(_Mark(label.start(), end, start, end, "marker"))
     return found
-
-
-def _last_claim(text: str, begin: int) -> Candidate | None:
-    """The text itself where it is short, else its last sentence or list."""
-    bare = _answer_field(unfenced(text[begin:]))
-    pieces = [bare] if len(bare) <= MAX_BARE_CHARACTERS else claim_sentences(bare)
-    last = pieces[-1] if pieces else ""
-    return Candidate(last, "last claim") if 0 < len(last) <= MAX_BARE_CHARACTERS else None
 
 
 def claim_sentences(text: str) -> list[str]:

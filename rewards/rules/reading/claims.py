@@ -57,7 +57,6 @@ _SUBJECT = re.compile(
     r"(?i)(?:(?:so|thus|hence|therefore),? )?(it|that|this|the \w{1,20}) (?:is|was) "
 )
 _NO_ANSWER = re.compile(r"(?s)[?,:]$|=|^(?:[Yy]es|[Nn]o)\b|^(?=.*[\u4e00-\u9fff])\S{9,}$")
-_PLACES = frozenset({"to", "in", "on", "at", "by"})
 _VALUE_FIRST = re.compile(
     r"(?i)(.{1,80}?) (?:is|was|are|were) (?:the|a|an|correct|right|my)\b(.{0,120})"
     r"|(.{1,40}?)(?:是|为)(?:正确的|对的|.{1,40}的.{1,20})"
@@ -157,7 +156,6 @@ _HEADED = re.compile(
 _ASIDE = frozenset({"to", "in", "at", "after", "by", "from", "for", "with"})
 _BOUNDS = frozenset({"after", "by", "from"})
 _SOURCES = frozenset({"table", "chart", "graph", "figure", "picture", "image", "row", "column"})
-_RATES = frozenset({"a", "an", "per", "each", "every"})
 _SEVERAL = re.compile(r"[0-9]|,| and ")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _CHINESE_EMPTY = re.compile(rf"(?:{any_of('chinese_empty')}|[，,：:\s])+")
@@ -191,10 +189,7 @@ def _unhedged(claim: str) -> str:
 
 
 def readings(claim: str, question: str = "") -> Iterator[Reading]:
-    """Yield what a candidate may state, its own wording first.
-
-    Example: ("Paris",) in readings("So the capital is Paris.")
-    """
+    """Yield what a candidate may state, its own wording first."""
     claim = _unhedged(_CALCULATION.sub("", claim))
     yield (claim,)
     if len(claim) > MAX_CLAIM_CHARS:
@@ -299,8 +294,8 @@ def _values(clause: str, asked: Question) -> Iterator[Reading]:
 
 def _sides(text: str, asked: Question) -> Iterator[Reading]:
     """The values that an equation puts side by side; the last one alone behind working."""
-    # Half a pair of dollar signs belongs to no side; one before a digit is money.
     parts = [part.strip(" *") for part in _EQUALS.split(text)]
+    # Half a pair of dollar signs belongs to no side; one before a digit is money.
     parts = [_HALF_PAIR.sub("", part, 1) if part.count("$") % 2 else part for part in parts]
     # "720 ways to arrange the books" names 720 ways.
     placed = _PLACED.fullmatch(parts[-1])
@@ -336,7 +331,7 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
         owned = _OWNED.search(subject)
         owner = (owned[1] or owned[2]) if owned else ""
         # "He died in Berlin" does not say where he was born, nor "the car's neighbour" what it is.
-        is_known = word not in _PLACES or asked.covers(subject)
+        is_known = word not in ("to", "in", "on", "at", "by") or asked.covers(subject)
         is_known &= asked.covers(owner) or owner.casefold() in _GENERIC
         if is_known and len(subject.split()) <= MAX_SUBJECT_WORDS:
             yield text[verb.end() :]
@@ -353,10 +348,7 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
 
 
 def _of_asked_type(text: str, asked: Question) -> Iterator[str]:
-    """The one value of a clause that is of the kind asked for: a year, a weekday, what is counted.
-
-    Example: 3 wheels, of "It has 2 pedals and 3 wheels." to "How many wheels does it have?"
-    """
+    """The one value of a clause that is of the kind asked for: a year, a day, what is counted."""
     for asks, value in _ASKED_TYPES:
         values = list(value.finditer(text)) if asks.search(asked.text) else []
         # What lies before or after it is another day.
@@ -416,7 +408,7 @@ def _beside_question(clause: str, asked: Question) -> str:
     doubts = (
         # "In 3 hours" is no time that something takes, "48 pages a day" no number of pages.
         is_several and last in (_ASIDE if is_number else _BOUNDS),
-        following in _RATES,
+        following in ("a", "an", "per", "each", "every"),
         last == "after" and "after" not in asked.text.casefold(),
         "and" in (last, following),
         # "Table tennis" is one thing.

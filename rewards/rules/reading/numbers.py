@@ -138,10 +138,9 @@ def _literal(text: str) -> NumberLiteral | None:
     if (match := _CHANCE.fullmatch(text)) and int(match[2]):
         return NumberLiteral(Fraction(int(match[1]), int(match[2])), is_fraction=True)
     match = _PERCENT_WORDS.fullmatch(text)
-    spelled = words_to_number((match[1] or match[2]).strip() if match else text)
-    is_percent = match is not None
-    value = None if spelled is None else spelled / 100 if is_percent else spelled
-    return None if value is None else NumberLiteral(value, False, is_percent=is_percent)
+    value = words_to_number((match[1] or match[2]).strip() if match else text)
+    scale = 100 if match else 1
+    return None if value is None else NumberLiteral(value / scale, False, is_percent=scale > 1)
 
 
 def decimal_comma(text: str) -> NumberLiteral | None:
@@ -180,25 +179,18 @@ def same_number(reference: NumberLiteral, answer: NumberLiteral, question: str =
         enough = MIN_ROUNDED_DIGITS if coarser is reference else ENOUGH_DIGITS
         is_near = abs(reference.value - answer.value) <= coarser.step / 2
         return is_near and coarser.num_digits >= enough
-    fraction = reference.value if reference.is_fraction else answer.value
-    rest = fraction.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    # The decimal form never ends where the denominator has another prime than 2 and 5.
-    return rest != 1 and abs(reference.value - answer.value) <= _HALF_UNIT
+    denominator = (reference if reference.is_fraction else answer).value.denominator
+    # The decimal form of a fraction ends where its denominator divides a power of ten.
+    is_endless = pow(10, denominator.bit_length(), denominator) != 0
+    return is_endless and abs(reference.value - answer.value) <= _HALF_UNIT
 
 
 def _decimal_literal(match: re.Match[str]) -> NumberLiteral:
     digits = match["decimal"].replace(",", "").replace(" ", "")
     value = Fraction(digits)
-    unit = Fraction(1)
-    if match["power"]:
-        unit *= Fraction(10) ** int(re.findall("[+-]?[0-9]+", match["power"])[-1])
-    if match["scale"]:
-        unit *= _SCALE_VALUES[match["scale"].lower()]
-    if match["percent"]:
-        unit /= 100
+    power = int(re.findall("[+-]?[0-9]+", match["power"] or "0")[-1])
+    scale = _SCALE_VALUES[match["scale"].lower()] if match["scale"] else 1
+    unit = Fraction(10) ** power * scale / (100 if match["percent"] else 1)
     _, point, decimals = digits.partition(".")
     return NumberLiteral(
         (-value if match["sign"] == "-" else value) * unit,
@@ -232,10 +224,9 @@ def words_to_number(text: str) -> Fraction | None:
         sign = "-" if match[1] else ""
         return None if whole is None else Fraction(f"{sign}{whole}.{decimals}")
     spelled = text.casefold().replace("-", " ").split()
-    if spelled[:1] in (["minus"], ["negative"]):
-        value = _english_number(spelled[1:])
-        return None if value is None else -value
-    return _english_number(spelled)
+    is_negative = spelled[:1] in (["minus"], ["negative"])
+    value = _english_number(spelled[is_negative:])
+    return -value if value is not None and is_negative else value
 
 
 def _english_number(spelled: list[str]) -> Fraction | None:

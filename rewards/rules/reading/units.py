@@ -59,8 +59,7 @@ Unit = tuple[tuple[str, int], ...]
 def read_unit(text: str) -> Unit | None:
     """Return the unit that the text is, in any of its spellings, or None.
 
-    The text has been through `plain`. Example: read_unit("m/s^{2}") and
-    read_unit("metres per second squared") are the same.
+    The text has been through `plain`. m/s^{2} and "metres per second squared" are the same.
     """
     if not 0 < len(text) <= MAX_UNIT_CHARS:
         return None
@@ -82,11 +81,6 @@ def read_unit(text: str) -> Unit | None:
             for name, power in factor:
                 powers[name] = powers.get(name, 0) + (-power if index else power)
     return tuple(sorted((name, power) for name, power in powers.items() if power))
-
-
-def currency_of(sign: str) -> str | None:
-    """The currency a sign in front of an amount stands for, such as `$`."""
-    return _BY_NAME.get(sign.casefold().strip())
 
 
 def is_money(unit: Unit) -> bool:
