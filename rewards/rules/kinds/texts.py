@@ -47,8 +47,10 @@ _SHORT_WORDS = {"mt": "mount", "st": "saint", "ft": "fort"}
 _ASKS_PERSON = pattern_of("persons")
 _TITLES = re.compile(rf"(?i)^{any_of('titles')}\s+(?=\w)")
 _PLACE_ENDINGS = "市省县国区州"
-# "Rome beat Naples" is no full name.
-_ALL_NAMES = re.compile(r"(?:(?:[A-Z][\w.'’-]*|da|de|di|van|von|la|le|president|sir|dr) ?)+")
+# "Rome beat Naples" is no full name. A space has to part the names: were it optional, a run of
+# capitals could be parted in exponentially many ways.
+_NAME = r"(?:[A-Z][\w.'’-]*|da|de|di|van|von|la|le|president|sir|dr)"
+_ALL_NAMES = re.compile(rf"{_NAME}(?: {_NAME})*")
 _PARTICLES = frozenset({"da", "de", "di", "van", "von", "la", "le"})
 _SMALL_WORDS = frozenset({"of", "the", "and", "for"})
 

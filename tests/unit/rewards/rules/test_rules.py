@@ -237,6 +237,12 @@ def test_floods_cost_linear_time(flood):
     assert seconds(MAX_CHARACTERS) < 10 * seconds(MAX_CHARACTERS // 4) + 0.05
 
 
+def test_a_run_of_capitals_is_soon_told_from_names():
+    started = time.process_time()
+    assert verify_quickly("Paris", "A" * 28 + "! b").accuracy == 0.0
+    assert time.process_time() - started < 1
+
+
 @given(st.integers(-(10**12), 10**12), st.integers(0, 6))
 def test_a_number_is_itself_however_it_is_written(number, places):
     value = Fraction(number, 10**places)
