@@ -63,9 +63,8 @@ def read_matrix(text: str) -> Rows | None:
     if rows is None and (match := _SEMICOLONS.fullmatch(text)):
         # MATLAB's form: [1 2; 3 4]
         rows = [re.split(r"\s?,\s?|\s+", line.strip()) for line in match[1].split(";")]
-    if not rows or not rows[0] or len(rows) * len(rows[0]) > MAX_ENTRIES:
-        return None
-    if not all(len(row) == len(rows[0]) and all(row) for row in rows):
+    is_full = rows and all(row and len(row) == len(rows[0]) and all(row) for row in rows)
+    if not rows or not is_full or len(rows) * len(rows[0]) > MAX_ENTRIES:
         return None
     if not factor:
         return rows

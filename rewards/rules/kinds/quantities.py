@@ -171,8 +171,7 @@ def equal_counts(reference: str, answer: str, question: str) -> bool:
     if given.noun:
         asked = set(map(stem_of, _words(question)))
         counted = set(map(stem_of, _counted_in(question)))
-        nouns = set(map(_singular, given.noun.split())) - _FILLERS
-        words = set(map(stem_of, nouns))
+        words = set(map(stem_of, {*map(_singular, given.noun.split())} - _FILLERS))
         is_asked = not counted or not words or bool(words & counted)
         is_known = all(word in asked or word in question for word in words)
         return not question or (is_asked and is_known)

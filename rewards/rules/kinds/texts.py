@@ -16,7 +16,7 @@ import yaml
 from rewards.rules.kinds.comparison import Ask
 from rewards.rules.reading.notation import opened, plain, plain_words
 from rewards.rules.reading.numbers import ORDINALS, ROMAN, SMALL
-from rewards.rules.reading.question import Question
+from rewards.rules.reading.question import Question, stem_of
 from rewards.rules.reading.wording import any_of, pattern_of
 
 MAX_TEXT_WORDS = 8
@@ -146,7 +146,8 @@ def _same_name(reference: str, answer: str, question: str) -> bool:
     size = len(shorter)
     rest = longer[size:] if shorter == longer[:size] else longer[:-size]
     is_part = shorter in (longer[:size], longer[-size:])
-    return is_part and asked.says(rest) and asked.in_order(rest)
+    said = {stem_of(word) for word in rest if word not in ("of", "the", "a", "in")}
+    return is_part and bool(said) and said <= {*asked.stems} and asked.in_order(rest)
 
 
 def _same_person(wanted: list[str], given: list[str], question: str) -> bool:

@@ -38,11 +38,6 @@ class Question:
         """Whether words add nothing to the question; without a question, always."""
         return not self.stems or {*stems(words)} <= _VERDICTS.union(self.stems)
 
-    def says(self, words: Sequence[str]) -> bool:
-        """Whether each of the words, of which there is one at least, is of the question."""
-        found = {stem_of(word) for word in words if word not in ("of", "the", "a", "in")}
-        return bool(found) and found <= {*self.stems}
-
     def echoes(self, word: str) -> bool:
         """Whether a word is of the question, or says nothing."""
         bare = re.sub(r"['’]s$", "", word.strip("'\"“”,:—-*")).casefold()
