@@ -45,7 +45,11 @@ def tensor_digest(tensor: torch.Tensor) -> str:
             chunk = start // CHUNK_WORDS
             for row in rows:
                 weighted = (row * multipliers[place, : row.shape[1]]).sum(dim=1)
-                odds = [_odd(seed + chunk + index) for index in range(len(row))]
+                # Odd numbers that look random and depend on sum and chunk alone, so that two chunks
+                # that change places change the digest.
+                keys = ((seed + chunk + i).to_bytes(16, "little") for i in range(len(row)))
+                hashes = (hashlib.blake2b(key, digest_size=8).digest() for key in keys)
+                odds = [_signed(int.from_bytes(value, "little") | 1) for value in hashes]
                 mixed = weighted * torch.tensor(odds, dtype=torch.int64, device=tensor.device)
                 sums[place] += mixed.sum()
                 chunk += len(row)
@@ -98,15 +102,6 @@ def _multipliers(device: torch.device) -> torch.Tensor:
         mixed = (mixed ^ (mixed >> 32)) * _signed(0x94D049BB133111EB)
         rows.append((mixed ^ (mixed >> 31)) | 1)
     return torch.stack(rows)
-
-
-def _odd(number: int) -> int:
-    """An odd number that looks random and depends on `number` alone, in two's complement.
-
-    `number` tells sum and chunk, so that two chunks that change places change the digest.
-    """
-    key = number.to_bytes(16, "little")
-    return _signed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") | 1)
 
 
 def _signed(value: int) -> int:
