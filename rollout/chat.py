@@ -342,12 +342,15 @@ def leave_out_oversized(
             stream.leave_out(reasons)
         except ValueError as error:
             name, lengths = next(iter(too_long.items()))
+            ids = ", ".join(list(lengths)[:SHOWN_IDS])
             raise ValueError(
-                f"{len(lengths)} prompts are too long for mode {name}: up to "
-                f"{max(lengths.values())} prompt tokens + modes.{name}.max_tokens "
-                f"{config.modes[name].max_tokens} > rollout.max_model_length {limit}; raise the "
-                "last, lower the budget, or remove the prompts. The first ids: "
-                f"{shortened(', '.join(list(lengths)[:SHOWN_IDS]), 200)} ({error})"
+                shortened(
+                    f"{len(lengths)} prompts are too long for mode {name}: up to "
+                    f"{max(lengths.values())} prompt tokens + modes.{name}.max_tokens "
+                    f"{config.modes[name].max_tokens} > rollout.max_model_length {limit}; raise "
+                    "the last, lower the budget, or remove the prompts. The first ids: "
+                    f"{shortened(ids, 200)} ({error})"
+                )
             ) from error
         # Others have taken the places of the held-out prompts that went.
         prompts = ((prompt, None) for prompt in stream.heldout(config.eval.prompts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+# The verifier reads what stands in a box first, and takes it for the whole answer.
 _BOXED = "{{question}}\n\nPut the final answer in \\boxed{}."
 _SHORT = "{{question}}\n\nAnswer with a single word, number or phrase."
 

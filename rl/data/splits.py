@@ -31,6 +31,7 @@ _SPLIT_OF = {word: split for split, words in _KEYWORDS.items() for word in words
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\b.*")
 # Copies of notebooks, what a training saves, and what tools keep for themselves.
 _PASSED_OVER = re.compile(r"[._].*|(.*_)?checkpoints?([-_]\d+)?|global_step_?\d+", re.IGNORECASE)
+# What the `datasets` library writes beside rows.
 _NO_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json"}
 
 
@@ -134,6 +135,7 @@ def choose_split(
         return splits[split]
     if split is not None and len(matching) == 1:
         return splits[matching[0]]
+    # Never a guess: rows of a test split in training would pass for a better policy.
     lacks = "has several splits" if split is None else f"has no split {split}"
     if matching:
         lacks = f"has several splits {split}"
@@ -143,10 +145,11 @@ def choose_split(
 
 def _split_in_name(path: Path) -> str | None:
     """What a path below the data set's directory says: `train`, or a name such as `train_sft`."""
-    stem = path.name.partition(".")[0]
+    stem = path.stem if file_kind(path)[1] is None else Path(path.stem).stem
     shard = _SHARD.fullmatch(stem)
     if shard is not None and _usual_name(shard[1]) is not None:
         return shard[1]
+    # The file's own name is nearest to its rows, then the folder that it is in.
     for name in (stem, *reversed(path.parent.parts)):
         if (usual := _usual_name(name)) is not None:
             return usual

@@ -204,6 +204,7 @@ def _parts(path: str, location: Location) -> list[Part]:
         raise ValueError(f"{local} does not exist; paths start at {Path.cwd()}")
     else:
         return [_published(path, location)]
+    # Named one by one they are meant; in a directory one kind is often a copy of the other.
     kinds = {file_kind(file)[0] for file in files} - {None}
     if len(kinds) > 1 and len(location.paths) == 1:
         raise ValueError(
@@ -216,6 +217,7 @@ def _parts(path: str, location: Location) -> list[Part]:
 def _refuse_split(file: Path, location: Location) -> None:
     """Raise ValueError where a file is to have a split that is not its own."""
     own = set(by_split([file], file.parent))
+    # The default split says nothing about a file; any other was written by a person.
     is_default = location.split in (None, "train") and location.split_key == "data.split"
     if not is_default and location.split not in {None, *own}:
         raise ValueError(

@@ -46,7 +46,7 @@ def read_question(cell: Any, must_be_messages: bool) -> Question:
     """
     messages = messages_in(cell)
     if messages is None:
-        if must_be_messages and cell not in (None, "", []):
+        if must_be_messages and cell not in (None, "", [], {}):
             raise ValueError(
                 "without a list of messages with role and content, or from and value, got "
                 f"{cell!r:.120}"
@@ -56,9 +56,10 @@ def read_question(cell: Any, must_be_messages: bool) -> Question:
                 f"that hold neither text nor messages, got {cell!r:.120}; name the field of the "
                 "struct, as in prompt.text"
             )
-        text = "" if cell is None or cell == [] else str(cell)
+        text = "" if cell in (None, [], {}) else str(cell)
         return Question(conversation(text, None) if text.strip() else (), None)
     answer = None
+    # Rows for fine-tuning end with the answer, which must not stand in the prompt.
     while messages and messages[-1]["role"] == "assistant":
         last = messages.pop()
         answer = text_of(last) if answer is None else answer

@@ -303,6 +303,7 @@ class _Rows:
             fault = key, why.partition(", got")[0]
             faults.setdefault(fault, []).append(number)
             shown.setdefault(fault, why)
+        # The first fault is enough: it is often the cause of the others.
         for fault, numbers in faults.items():
             ids = ", ".join(self.id_of(number) for number in numbers[:SHOWN_IDS])
             raise ValueError(

@@ -224,9 +224,11 @@ def test_a_split_of_a_folder_is_read_alone(tmp_path):
 
 
 def test_files_of_a_folder_that_name_no_split_are_for_training(tmp_path):
-    for name in ("a.jsonl", "devices.jsonl", "test.jsonl"):
+    names = ["a.jsonl", "devices.jsonl", "v1.0.jsonl"]
+    for name in (*names, "v1.0.test.jsonl", "v1.0_dev.jsonl"):
         write(tmp_path / name)
-    assert questions(tmp_path) == ["a.jsonl", "devices.jsonl"]
+    assert questions(tmp_path) == names
+    assert questions(tmp_path, split="test") == ["v1.0.test.jsonl"]
 
 
 def test_a_folder_with_another_split_alone_is_no_training_data(tmp_path):
