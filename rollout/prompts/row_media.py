@@ -190,20 +190,13 @@ def place_media(
     contents = [_tagged(parts_of(message["content"]), has_tags, named) for message in messages]
     by_kind = {kind: [m for m in media if m.kind == kind] for kind in ("image", "video")}
     # The media that no number names fill the places without a number, in order.
-    rest = {
-        kind: [medium for n, medium in enumerate(shown, 1) if (kind, n) not in named]
-        for kind, shown in by_kind.items()
-    }
+    numbered = [by_kind[kind][n - 1] for kind, n in named if n <= len(by_kind[kind])]
+    rest = [medium for medium in media if not any(medium is other for other in numbered)]
     parts = [part for content in contents for part in content if part["type"] != "text"]
     if all("content" in part or "number" in part for part in parts):
         # The order of the published chats: first the pictures, then the question about them.
         first = next((n for n, m in enumerate(messages) if m["role"] == "user"), 0)
-        numbers: Counter[str] = Counter()
-        front = []
-        for medium in media:
-            numbers[medium.kind] += 1
-            if (medium.kind, numbers[medium.kind]) not in named:
-                front.append({"type": medium.kind})
+        front = [{"type": medium.kind} for medium in rest]
         contents[first] = [*front, *contents[first]]
         parts = [part for content in contents for part in content if part["type"] != "text"]
     num_brought = sum("content" in part for part in parts)
@@ -216,7 +209,8 @@ def place_media(
             f"places_differ: the text has places for {places['image']} images and "
             f"{places['video']} videos, the row has {given['image']} and {given['video']}"
         )
-    brought, following = iter(own), {kind: iter(shown) for kind, shown in rest.items()}
+    brought = iter(own)
+    following = {kind: iter([m for m in rest if m.kind == kind]) for kind in by_kind}
     ordered = []
     for part in parts:
         if "content" in part:
