@@ -155,9 +155,9 @@ def open_prompts(config: Config) -> PromptStream:
 def open_chat(
     config: Config, model: Path, stream: PromptStream
 ) -> tuple[ChatTemplate, tuple[str, ...]]:
-    """The chat template of a model directory, which can ask all prompts in all their modes.
+    """The chat template of a model directory, and what a person should know of how it asks.
 
-    Also what a person should know of how it asks them.
+    Prompts of the stream that are too long for it are left out.
     """
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model), config.policy.think_tags)

@@ -21,9 +21,9 @@ from rl.data.fingerprint import stamp
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # The same weights as pickles or for other programs, which nothing here reads, are left out.
-_UNREAD = ("*.bin", "*.pth", "*.gguf")
+_UNREAD = ["*.bin", "*.pth", "*.gguf"]
 # Configuration, tokenizer and templates.
-_DESCRIPTION = ("*.json", "*.jinja", "*.model", "*.txt")
+_DESCRIPTION = ["*.json", "*.jinja", "*.model", "*.txt"]
 _IS_DRY: ContextVar[bool] = ContextVar("_IS_DRY", default=False)
 
 
@@ -58,9 +58,9 @@ def find_model(name: str, setting: str) -> Path:
             f"{setting} must be a model directory, a Hugging Face name or a builtin one, got "
             f"{name!r}; there is no such directory"
         )
-    wanted = {"allow_patterns": _DESCRIPTION} if _IS_DRY.get() else {"ignore_patterns": _UNREAD}
+    wanted = _DESCRIPTION if _IS_DRY.get() else None
     try:
-        return Path(snapshot_download(name, **{key: list(v) for key, v in wanted.items()}))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_UNREAD))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         # Its last line says it in words; those before are of the connection.
         why = str(error).strip().splitlines()[-1].rstrip(".") if str(error).strip() else repr(error)

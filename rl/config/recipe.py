@@ -44,7 +44,7 @@ LOADER_KEYS = ("config", "scale")
 ASK_TIMEOUT_S = 20
 BUILTIN = "builtin:"
 """How the names of the built-in models begin."""
-WORLD = ("data.kind", "data.path", "policy.model")
+WORLD = ("data.kind.", "data.path.", "data.preset.", "data.mix.", "policy.model.")
 """What is trained on what. Where a person names any, `auto` looks for a scale that keeps it."""
 # The best rate for LoRA is about ten times that for all weights ("LoRA Without Regret", Thinking
 # Machines, 2025), and RL of all weights takes 1e-6.
@@ -174,10 +174,11 @@ def find_scale(name: str, folder: str = "", mine: Sequence[Layer] = ()) -> Path:
         gpus = int(leaves.get("resources.gpus", 0))
         if leaves.get("resources.nodes", 1) == 1 and gpus <= visible:
             keeps_mine = not any(
-                # A scale that names the kind of data replaces the path as well.
-                own[key] != leaves.get(key)
-                for key in WORLD
-                if key in own and (key in leaves or (key == "data.path" and "data.kind" in leaves))
+                # A scale that names the kind of data replaces all that was said of them.
+                value != leaves.get(key)
+                for key, value in own.items()
+                if f"{key}.".startswith(WORLD)
+                and (key in leaves or (key.startswith("data.") and "data.kind" in leaves))
             )
             fitting[gpus, keeps_mine, "data.kind" in leaves] = path
     if not fitting:

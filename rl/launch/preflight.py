@@ -70,7 +70,7 @@ class Preflight:
         try:
             yield
         except NotMade:
-            self.notes.append(f"{at}: a built-in model that the run makes first, in minutes")
+            self.notes.append(f"{at}: is made when the run starts, which takes minutes")
         except ValueError as error:
             self.problems.append(f"{at}: {error}")
 
@@ -102,8 +102,12 @@ async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
         at = f"data.kind={source.kind}" if source.path is None else f"data.path={source.path}"
         with report.looking(at):
             stream = open_prompts(config)
-            _describe_rows(report, config, stream)
+        about_policy = len(report.lines)
         size = await _describe_policy(report, config, stream, here)
+        # Only now: the policy's template says which rows are too long. They are told of first.
+        if stream is not None:
+            with report.looking(at):
+                report.lines[about_policy:about_policy] = _describe_rows(config, stream)
         if (preference := config.reward.preference) is not None:
             at, name = f"reward.preference.model={preference.model}", preference.model
             with report.looking(at), _elsewhere(report, name, here):
@@ -124,11 +128,11 @@ async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
     return report
 
 
-def _describe_rows(report: Preflight, config: Config, stream: PromptStream) -> None:
+def _describe_rows(config: Config, stream: PromptStream) -> list[str]:
     """How many rows there are by source, route and mode, and why others are left out."""
     rows = count_rows(stream, checked_rewards(config.reward))
     shares = ", ".join(f"{name} {mode.share:g}" for name, mode in config.modes.items())
-    report.lines.append("prompts:")
+    lines = ["prompts:"]
     for source in dict.fromkeys(row.source for row in rows):
         routes: Counter[str] = Counter()
         modes: Counter[str] = Counter()
@@ -139,17 +143,18 @@ def _describe_rows(report: Preflight, config: Config, stream: PromptStream) -> N
         kinds = f"{routes.total():,} to train on"
         if stream.num_train is None:
             kinds = f"without end, of which {routes.total():,} were looked at"
-        report.lines.append(f"  {source}: {kinds}")
+        lines.append(f"  {source}: {kinds}")
         for key, counts in (("reward", routes), ("mode", modes)):
             listed = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
-            report.lines.append(f"    {key}: {listed}")
+            lines.append(f"    {key}: {listed}")
     heldout = stream.heldout(config.eval.prompts)
-    report.lines.append(f"  held out: {len(heldout):,} that are asked in every mode (eval.prompts)")
+    lines.append(f"  held out: {len(heldout):,} that are asked in every mode (eval.prompts)")
     if left_out := stream.quarantined:
         reasons = Counter(row.reason.partition(":")[0] for row in left_out)
         counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        report.lines.append(f"  left out: {counted(len(left_out), 'row')} ({counts}), such as")
-        report.lines += [f"    {row.id} {row.reason}" for row in left_out[:SHOWN_ROWS]]
+        lines.append(f"  left out: {counted(len(left_out), 'row')} ({counts}), such as")
+        lines += [f"    {row.id} {row.reason}" for row in left_out[:SHOWN_ROWS]]
+    return lines
 
 
 async def _describe_policy(
@@ -163,7 +168,7 @@ async def _describe_policy(
     with report.looking(f"policy.model={name}"), _elsewhere(report, name, here):
         if Path(name).is_dir() or builtin is not None:
             # Not untied: the copy is made when the run starts, and is checked then.
-            model = resolve_model(builtin_policy(name), untie=False)
+            model = resolve_model(builtin_policy(name), untie=False, is_trained=True)
             size = model_size(str(model)) if builtin is None else size
         else:
             model = find_model(name, "policy.model")

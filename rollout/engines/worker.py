@@ -92,6 +92,7 @@ class RolloutWorker:
         self._settings = settings
         self._devices = devices
         self._engine: Any = None
+        self._max_length = 0
         self._starting = asyncio.Lock()
         self._version = 0
         self._num_canaries = 0
@@ -110,7 +111,7 @@ class RolloutWorker:
                     await self._load()
                 except Exception as error:
                     raise self._died(error) from error
-            return self._engine.model_config.max_model_len
+            return self._max_length
 
     async def _load(self) -> None:
         if self._devices is not None:
@@ -166,6 +167,8 @@ class RolloutWorker:
         if settings.transport is not None:
             vllm_api.reserve_canary_place(config)
         self._engine = vllm_api.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        # Only now: an engine may lower it to what its memory holds.
+        self._max_length = config.model_config.max_model_len
         if settings.scores_references:
             await self._engine.collective_rpc("force_tokens")
         if settings.adapter is not None:

@@ -180,6 +180,8 @@ def test_auto_on_a_machine_without_a_gpu_keeps_data_model_and_budgets_of_the_use
         (HYBRID, ["policy.model=builtin:tiny", "data.kind=chain_sum"], "cpu_tiny"),
         (HYBRID, ["policy.model=./mine"], "cpu"),
         (HYBRID, ["data.path=gcd"], "cpu"),
+        (HYBRID, ["data.kind=dataset", "data.preset=gsm8k"], "cpu"),
+        (HYBRID, ["data.kind=dataset", "data.mix.a.path=a.jsonl"], "cpu"),
         ("config=hybrid_50_50_vision.yaml", [], "cpu_tiny"),
         ("config=hybrid_50_50_vision.yaml", ["data.path=digits"], "cpu_tiny"),
         ("config=hybrid_50_50_vision.yaml", ["policy.model=./mine"], "cpu"),
