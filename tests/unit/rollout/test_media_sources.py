@@ -250,7 +250,8 @@ def test_nothing_left_is_an_error_that_counts_the_reasons(folder):
     said = str(caught.value)
     assert "has no row that can be used; quarantined are 6 missing, 2 places_differ" in said
     assert f"the first: rows/train/r0 missing: {folder / 'gone.png'} does not exist" in said
-    assert "/r4" in said and "/r5" not in said
+    # Some of them are named, and never all.
+    assert "/r1" in said and "/r5" not in said
     with pytest.raises(ValueError, match=r"too few to hold out .*\(quarantined are 6 missing"):
         opened(folder, [*rows[:6], row(9)], "one.jsonl")
     (folder / "h.jsonl").write_text(json.dumps(rows[0]) + "\n")

@@ -42,7 +42,7 @@ def open_engines(monkeypatch: pytest.MonkeyPatch, cfg: Config) -> EnginePool:
     async def call(actor, method, request, **_):
         return await getattr(actor, method)(request)
 
-    def start(places, kind, environment, arguments):
+    def start(places, kind, name, environment, arguments):
         return [SeededEngine(settings.seed) for _, settings, _ in arguments]
 
     monkeypatch.setattr(pool, "call", call)
