@@ -46,7 +46,7 @@ def test_the_readmes_recipe_trains_a_small_model_on_own_rows(here):
     assert {path.name for path in (here / "runs/mine/logs").iterdir()} >= {
         "engine_0.log",
         "rank_0.log",
-        "rewards.log",
+        "rewards_0.log",
     }
 
 
