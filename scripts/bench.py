@@ -328,7 +328,7 @@ async def bench_probability(material: RunInputs, rounds: int) -> dict[str, Any]:
         max_model_length=CONTEXT_TOKENS + 2 * REFERENCE_TOKENS,
         tensor_parallel=config.rollout.tensor_parallel,
         transport="host",
-        thinking=material.thinking,
+        thinking={name: mode.thinking for name, mode in config.modes.items()},
         scores_references=True,
         engine=config.rollout.engine,
     )
