@@ -42,7 +42,9 @@ class ColumnsConfig(Section):
             [named] if isinstance(named, str) else named or []
             for named in (self.images, self.videos)
         )
-        return dict.fromkeys(images, "image") | dict.fromkeys(videos, "video")
+        kinds: dict[str, Literal["image", "video"]] = dict.fromkeys(images, "image")
+        kinds.update(dict.fromkeys(videos, "video"))
+        return kinds
 
     @model_validator(mode="before")
     @classmethod
