@@ -30,7 +30,7 @@ def test_cuda_ipc_packs_every_tensor_of_a_wide_model(
         "trainer_init",
         lambda init_info, **_: started.update(info=init_info),
     )
-    sender.WeightSender(config(resources=COLOCATED), 0, weights, [], ("", 0))
+    sender.WeightSender(config(resources=COLOCATED), 0, weights, None, [], ("", 0))
     capacity = started["info"].packed_buffer_size_bytes
     assert (capacity > 2**30) == is_above_1_gib
 
