@@ -89,6 +89,13 @@ def rank_bytes(policy: PolicyConfig, parameters: int) -> int:
     )
 
 
+def logits_bytes(policy: PolicyConfig, vocabulary: int) -> int:
+    """Bytes of the logits in flight on a learner rank, and of what is made of them."""
+    # Four tensors of a chunk exist at once, in float32: its logits, their log-softmax, and what its
+    # entropy takes, the probabilities and p log p. The backward pass holds no more.
+    return 4 * 4 * policy.logprob_chunk_tokens * vocabulary
+
+
 def describe_memory(
     policy: PolicyConfig, rollout: RolloutConfig, size: ModelSize | None = None
 ) -> str:
@@ -105,9 +112,7 @@ def describe_memory(
         "gradients and optimizer, and activations on top",
     ]
     if size.vocabulary is not None:
-        # Four tensors of a chunk exist at once, in float32: its logits, their log-softmax, and what
-        # its entropy takes, the probabilities and p log p. The backward pass holds no more.
-        logits = 4 * 4 * policy.logprob_chunk_tokens * size.vocabulary
+        logits = logits_bytes(policy, size.vocabulary)
         lines.append(
             f"  logits in flight: at most {logits / GIB:.2f} GiB for a vocabulary of "
             f"{size.vocabulary:,} (policy.logprob_chunk_tokens)"
@@ -129,5 +134,4 @@ def total_bytes(config: Config, size: ModelSize) -> int | None:
     policy, rollout = config.policy, config.rollout
     learner = policy.ranks * rank_bytes(policy, size.parameters)
     engines = rollout.workers * size.parameters * BYTES[policy.dtype]
-    logits = 4 * 4 * policy.logprob_chunk_tokens * (size.vocabulary or 0)
-    return learner + engines + logits
+    return learner + engines + logits_bytes(policy, size.vocabulary or 0)
