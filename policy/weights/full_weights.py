@@ -89,9 +89,8 @@ class FullWeights:
             for name, stored in unit.names.items()
         ]
         """Checkpoint name, type and shape of each tensor."""
-        sizes = (dtype.itemsize * math.prod(shape) for *_, shape in self.metadata)
-        self.largest_bytes = max(sizes, default=0)
-        """Size of the largest tensor."""
+        self.sizes = {name: dtype.itemsize * math.prod(shape) for name, _, shape in self.metadata}
+        """Bytes of each tensor, by checkpoint name."""
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather a module at a time; every rank must iterate to the end, as gathers are shared."""
@@ -179,11 +178,10 @@ def write_model_directory(
 
     source: the directory the policy was loaded from; its configuration and tokenizer go along.
     """
-    sizes = {name: dtype.itemsize * math.prod(shape) for name, dtype, shape in weights.metadata}
     # Planned from names and sizes before anything is gathered, so that a file is written and
     # forgotten as soon as its last tensor has come.
     plan = split_state_dict_into_shards_factory(
-        sizes,
+        weights.sizes,
         get_storage_size=lambda size: size,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=SHARD_BYTES,

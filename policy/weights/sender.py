@@ -66,8 +66,9 @@ class WeightSender:
             # the default of 1 GiB.
             "ipc": IPCTrainerInitInfo(
                 packed=True,
+                # As a list, because an adapter alone leaves nothing to send whole.
                 packed_buffer_size_bytes=max(
-                    DEFAULT_PACKED_BUFFER_SIZE_BYTES, weights.largest_bytes
+                    [DEFAULT_PACKED_BUFFER_SIZE_BYTES, *weights.sizes.values()]
                 ),
                 rank=rank,
             ),
