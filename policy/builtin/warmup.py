@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """Questions of one kind, as one model is asked them."""
 
     tokenizer: PreTrainedTokenizerFast
@@ -115,23 +116,23 @@ class Task:
     slips: Slips | None = None
     """Of the worked examples."""
 
+    @abstractmethod
     def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
         """Questions from number `first` on; the held-out ones are the same for every model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def worked_example(self, question: Question, thinking: bool) -> str:
         """A response as the policy should write it, slips and all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
         """Token ids up to where sampling starts; as many where there are as many addends."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sampled(
         self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool
     ) -> list[str]:
         """Responses sampled at temperature 1; all questions have as many addends."""
-        raise NotImplementedError
 
 
 def laid_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 
 from rl.config.data import PromptsConfig
@@ -20,7 +21,7 @@ from rollout.prompts.row_media import place_media
 HELDOUT_SEED = 0
 
 
-class Procedural:
+class Procedural(ABC):
     """Any number of prompts, none of them pinned."""
 
     train_count = None
@@ -47,8 +48,8 @@ class Procedural:
         # Prompts are drawn as they are asked for, so there is no list to take them from.
         raise ValueError(f"{len(reasons)} prompts of a task without end cannot be left out")
 
-    def _prompt(self, split: str, seed: int, index: int) -> Prompt:
-        raise NotImplementedError
+    @abstractmethod
+    def _prompt(self, split: str, seed: int, index: int) -> Prompt: ...
 
 
 class ChainSumSource(Procedural):
