@@ -4,8 +4,6 @@ R = sum over parts of weight x part,  the preference part being z over the group
                                                 (https://arxiv.org/abs/2509.18154, eq. 1)
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

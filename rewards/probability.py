@@ -7,8 +7,6 @@
 In a mode without reasoning r' would be the same context again, so r stands alone there.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections import defaultdict

@@ -9,8 +9,6 @@ they are models and worker processes; rl.rescore puts the scores of a ledger in 
 evaluation over an endpoint a probability that cannot be had.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

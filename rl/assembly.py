@@ -6,8 +6,6 @@
 Order matters: everything that can refuse bad input comes before Ray, and Ray before any engine.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 from collections import Counter

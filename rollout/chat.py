@@ -5,8 +5,6 @@ closing one; a mode that answers at once ends it with an empty think block. Wher
 has endings of its own for the two, they stay as they are, because the model was taught with them.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -6,8 +6,6 @@ would be a guess. Sampled tokens are kept as they were sampled as far as possibl
 text again may give others, and the engine's prefix cache then has nothing of the context.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

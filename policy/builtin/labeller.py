@@ -8,8 +8,6 @@ between a guess and two claims in three that are labelled right. Beside the verd
 learn to foresee the right answer within its own question, and to name each digit where it is seen.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace

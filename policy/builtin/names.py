@@ -4,8 +4,6 @@ The built-in models stand in for pretrained ones where none can be downloaded. T
 other packages import this file of the room and no other.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from functools import partial

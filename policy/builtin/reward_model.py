@@ -7,8 +7,6 @@ not learned in the time. The training runs in a process of its own, because a TR
 for its whole process on which device accelerate computes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

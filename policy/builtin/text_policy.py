@@ -4,8 +4,6 @@ It stands in for a pretrained model where none can be downloaded, so that a whol
 DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn: to add.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The character-level tokenizer of the built-in tiny policies, with its chat template."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Sequence
 from typing import Any

@@ -7,8 +7,6 @@ so a held-out accuracy ends the warm-up and not a number of steps. What is asked
 (text_policy.py, vision_policy.py). The labellers are trained by the same rounds (labeller.py).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

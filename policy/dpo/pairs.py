@@ -1,7 +1,5 @@
 """Preference pairs as token ids: checked, kept in a file, ordered, collated."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Ray rather than accelerate's launcher: the ranks stand on the GPUs that the run 
 whatever node, and end with the driver however it ends.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

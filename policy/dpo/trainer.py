@@ -5,8 +5,6 @@ TRL's and accelerate's own. PairTrainer replaces what would tokenise texts, load
 files that nothing here needs.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Opens the DeepSpeed engine of a rank: its configuration, optimizer and process group."""
 
-from __future__ import annotations
-
 import os
 import socket
 from datetime import timedelta

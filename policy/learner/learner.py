@@ -6,8 +6,6 @@ Waits for all ranks of a call; unblocked at once by the first rank that fails, b
 then wait in a collective for one that will not come.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The learning rate as a pure function of the step, so that a resumed run continues exactly."""
 
-from __future__ import annotations
-
 import math
 
 from rl.config.policy import OptimizerConfig

@@ -4,8 +4,6 @@ Every rank is given the whole batch and computes the same plan, so ranks agree o
 what without talking. A plain class; policy/learner/learner.py makes Ray actors of it.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping, Sequence

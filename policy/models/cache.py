@@ -1,7 +1,5 @@
 """Where models come from that are not simply there: made once on this machine, or downloaded."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ Here a bad directory costs a second and one message; in the engines and ranks it
 of loading and several tracebacks.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open

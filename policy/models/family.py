@@ -4,8 +4,6 @@ Everyone else asks the adapter of a model type, and never which family it is. A 
 entry in rl/data/media/families.py, one here, and one in rollout/engines/media.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Loads the policy from a directory, and chooses what of it is trained: parts, or LoRA adapters."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ one run of the vision tower in each forward, whatever a micro-batch shows. Shape
 tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby

@@ -4,8 +4,6 @@ The engines could answer with most of these models, so that they may well label 
 configuration tells what they are, and the names of the weights; no weight is read.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """How the learner reaches the rollout workers for a publish: vLLM's calls, under deadlines."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Checkpoints and exports get `FullWeights`, with LoRA adapters merged in. The eng
 get `AdapterWeights` instead, because merging in bfloat16 rounds small updates away.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections import defaultdict

@@ -4,8 +4,6 @@ The score is the expected grade over the digits' probabilities, which tells answ
 would all be graded 7. The judge asks an engine for them (rl.loop.interfaces.NextToken).
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import math

@@ -4,8 +4,6 @@ The question and the final answer, never the reasoning: the request type has no 
 (https://arxiv.org/abs/2509.18154, section 2.4.4). Loads without torch and without Ray.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

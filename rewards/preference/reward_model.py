@@ -4,8 +4,6 @@ While a forward runs, in a thread, requests gather, and the next forwards take t
 model is loaded on first use, so also after a restart (rewards/preference/actors.py).
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from collections.abc import Iterator, Mapping, Sequence

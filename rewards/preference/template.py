@@ -3,8 +3,6 @@
 Loads transformers, which takes seconds, so a run without a preference model does not import it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

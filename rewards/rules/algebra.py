@@ -5,8 +5,6 @@ points are the same, and exact rational numbers are never compared as floats. Lo
 takes seconds and may never end on a hostile text: only killable workers import this.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Bare math-verify, to compare with (`rewards.audit against=math_verify`)."""
 
-from __future__ import annotations
-
 
 def math_verify_verdict(reference: str, response: str) -> float:
     """What `verify(parse(reference), parse(response))` says. Only for killable workers."""

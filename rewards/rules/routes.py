@@ -4,8 +4,6 @@ One module for each kind under kinds/, with a function that reads (can a referen
 and one that compares. More kinds of reference are added here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ Which answer does the text claim (reading/candidates.py), and is that claim, in 
 cannot settle is left to sympy and pint, in a killable worker. Loads without torch and sympy.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import lru_cache

@@ -6,8 +6,6 @@ tag, reasoning before it and an answer after it; a mode without reasoning has no
 a think tag, which a reader would take for one.
 """
 
-from __future__ import annotations
-
 import re
 
 from rl.config.policy import THINK_TAGS, ThinkTags

@@ -9,8 +9,6 @@ if it is a parameter. It returns a finite number, or a text that says why there 
 the killable workers (rewards/text/workers.py), never in the process that trains.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import math

@@ -4,8 +4,6 @@
 C.2); `window` is all or nothing, as in RLPR (https://arxiv.org/abs/2506.18254).
 """
 
-from __future__ import annotations
-
 import re
 from typing import Literal
 

@@ -3,8 +3,6 @@
 What may hang or crash runs in killable workers (rewards/text/workers.py), the rest in place.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping
 

@@ -4,8 +4,6 @@ What a response causes is wrong and not unscored: else an answer that nobody can
 tower of powers, would be a free way out of the baseline for a policy that is unsure.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from rewards.rules.verifier import UNVERIFIABLE, Verdict, check_reference, symbolic

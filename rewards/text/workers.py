@@ -5,8 +5,6 @@ the process and starts another. No signals are used, so it works in any thread o
 are forked from a fork server, a clean process without threads.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import multiprocessing

@@ -5,8 +5,6 @@ probable "yes" and "no" are as the next one, in any of their spellings. `check_a
 sure that the configured models can do this before anything heavy runs.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import json

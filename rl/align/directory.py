@@ -12,8 +12,6 @@ summary.json     before, after and every iteration
 So `rl.evaluate` and `rl.export` take `run=runs/NAME/align` like any other run.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

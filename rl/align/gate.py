@@ -3,8 +3,6 @@
 samples, labels of their claims (judging.py) -> Measurement, before and after -> refusals
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ A stage whose file is there is not done again, and what models answer one by one
 comes. So, killed at any moment, the same command does only what is missing.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

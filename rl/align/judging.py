@@ -5,8 +5,6 @@
 What a model answered is on disk before it counts as done. The order of the responses stays.
 """
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import json

@@ -6,8 +6,6 @@ The rules are those of RLAIF-V (https://arxiv.org/abs/2405.17220). What is drawn
 and on the responses themselves, never on their order.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter, defaultdict

@@ -1,7 +1,5 @@
 """The policy's responses to the training prompts that pairs come from."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 

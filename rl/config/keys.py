@@ -1,7 +1,5 @@
 """The keys that a section takes: printed as help, and named where somebody writes a wrong one."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import re

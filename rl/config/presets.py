@@ -4,8 +4,6 @@
 those of the data sets' cards on the Hugging Face hub.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 # The verifier reads what stands in a box first, and takes it for the whole answer.

@@ -16,8 +16,6 @@ A layer that names `data.kind` replaces the `data` of the layers before it as a 
 settings of one kind of data mean nothing to another.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What every section of the configuration is: a frozen pydantic model that refuses unknown keys."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -4,8 +4,6 @@ A cell is read as it is meant, or refused with a ValueError; nothing passes as t
 value.
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import json

@@ -4,8 +4,6 @@ Cells of text formats stay as they are written: no column gets a type, so a date
 number in quotes stays text, and rows need not have the same keys. Every such cell is kept as JSON.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -4,8 +4,6 @@ They stand on disk (names of cached models, digests of what was asked) and decid
 (held-out rows, sampling seeds), so a change here makes stored work unusable and runs different.
 """
 
-from __future__ import annotations
-
 import json
 from hashlib import blake2b
 from pathlib import Path

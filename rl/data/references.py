@@ -1,8 +1,6 @@
 """Reference answers as users have them in their tables, and as text, which is what prompts
 carry."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

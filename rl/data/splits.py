@@ -5,8 +5,6 @@ split; otherwise folders and files are called after the split, as `test.jsonl`, 
 or `data/train-00000-of-00002.parquet`. Files that say nothing are the training split.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from glob import glob

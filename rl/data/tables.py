@@ -4,8 +4,6 @@ Whoever needs rows opens the same table: the driver for its prompts, and an engi
 for the media inside it. No code of a data set is ever run.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from bisect import bisect_right

@@ -7,8 +7,6 @@ pi_theta is the policy, pi_ref the reference that it was trained from, T the tok
 (rl/evaluate/evaluation.py); from there on everything is a pure function.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

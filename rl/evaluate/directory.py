@@ -10,8 +10,6 @@ accuracy.png     rl/evaluate/picture.py
 The same evaluation goes on where a killed one stopped; another one is refused.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

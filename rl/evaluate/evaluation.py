@@ -6,8 +6,6 @@
 Training and `rl.evaluate` both call `evaluate`. What is computed from samples is a pure function.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -4,8 +4,6 @@ Other evaluations beside it that asked the same prompts the same way, of other s
 shown fainter: before and after in one picture.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

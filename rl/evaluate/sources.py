@@ -5,8 +5,6 @@ server over its own interface. All input is checked here before an engine starts
 asked for an answer.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections import Counter

@@ -7,8 +7,6 @@ Unless told not to, the directory is proven in vLLM first (rl/export/proof.py). 
 complete, or not at all.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

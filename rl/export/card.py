@@ -1,7 +1,5 @@
 """The README.md of an exported model: what it is, how to ask it, what it was measured to do."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

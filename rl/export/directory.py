@@ -10,8 +10,6 @@ leaves the think tag to the model, a distilled reasoning model's always opens it
 the template only, so an exported one has to end its prompts in the same tokens by itself.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

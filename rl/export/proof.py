@@ -4,8 +4,6 @@ Two readings of the same weights that share no code: vLLM's, from the exported f
 included; and a transformers forward of the checkpoint's model over the tokens vLLM sampled.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """Log-probabilities of a model directory by transformers alone: no engine, no learner code."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

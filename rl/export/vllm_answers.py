@@ -5,8 +5,6 @@ messages as chats, so the directory's chat template and tokenizer are part of wh
 process ends with its last answer, and with it everything the engine held.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -11,8 +11,6 @@ was SIGTERM, so that a scheduler starts the same command again, which goes on fr
 from start to end.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 

@@ -1,8 +1,6 @@
 """What a person at the terminal sees of a run: a live view, or a line per step where stdout is
 not a terminal."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

@@ -1,7 +1,5 @@
 """What is left to look at when a run is over: curves.png and summary.json."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

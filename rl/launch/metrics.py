@@ -1,7 +1,5 @@
 """The metrics of one step, per mode, from its groups. Sums over counts, never means of means."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

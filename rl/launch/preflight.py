@@ -4,8 +4,6 @@ What would stop the run is found one after the other, as a run would, and all of
 model, template and rewards are looked at even where one of the others cannot be used.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter

@@ -1,7 +1,5 @@
 """Credit: from the rewards of a group to an advantage per trajectory."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

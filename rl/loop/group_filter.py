@@ -1,7 +1,5 @@
 """Which groups are worth training on: one place that says why a scored group is dropped."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Where Ray, vLLM, DeepSpeed and the reward workers enter: the loop knows only these."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol

@@ -15,8 +15,6 @@ So there are at most prompts_per_step * (max_staleness + 1) groups between reque
 and no sample is more than max_staleness versions old when it is trained on.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter, defaultdict

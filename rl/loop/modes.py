@@ -4,8 +4,6 @@ The draw holds no state, so it is the same after a resume, for a retried group, 
 number of workers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise

@@ -5,8 +5,6 @@ moving anything. Only wrap-around 64-bit integer sums are used: they do not depe
 which a device adds.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Mapping, Set

@@ -9,8 +9,6 @@ model that the run did not use is loaded and asked; a probability is taken from 
 it belongs to weights that are gone. Only keys of `reward` can be changed.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

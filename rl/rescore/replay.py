@@ -4,8 +4,6 @@ The responses come from the ledger, and so does what cannot be computed anew: a 
 it belongs to weights that are gone, and the score of a preference model that stays the same.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import math

@@ -7,8 +7,6 @@
 A kill at any moment leaves the previous checkpoint usable.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -5,8 +5,6 @@ stands on the command line is a setting, which the function hands to the reader 
 (rl/config/recipe.py).
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import re

@@ -8,8 +8,6 @@ evaluations/    rl/evaluate                    logs/           what the run's pr
 .lock           held by the driver
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

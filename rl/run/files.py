@@ -1,7 +1,5 @@
 """Files that are either complete or absent, and the versions of the libraries that made them."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -5,8 +5,6 @@ the disk, leaves at most one torn line at the end: readers leave it out, and the
 off.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager

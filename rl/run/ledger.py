@@ -4,8 +4,6 @@ One parquet file a step, `ledger/step_000012.parquet`, a row a trajectory. It is
 run again under other reward weights without sampling anything.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where metrics go: always metrics.jsonl, then TensorBoard and Weights & Biases if asked for."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import math

@@ -1,7 +1,5 @@
 """Pages and reports as Jinja templates; each stands beside the module that fills it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What commands show on a terminal: a step as a line, durations, small curves, a progress bar."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """Work that would hold up the event loop, such as writing large files, in a thread of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable

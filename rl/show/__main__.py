@@ -10,8 +10,6 @@ responses and the labels of their claims. It only reads the ledger or the pairs,
 they name, so it can look at a run that is going on.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ that stands a content security policy, under which the browser runs the script o
 its hash, and nothing else.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math

@@ -1,7 +1,5 @@
 """The images and videos of a run as a page shows them: small, and embedded in it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

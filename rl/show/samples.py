@@ -5,8 +5,6 @@ the pairs of an RLAIF-V pass, chosen beside rejected, each with its claims and t
 a pair that was mined from a ledger, with its score.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

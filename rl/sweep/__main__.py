@@ -15,8 +15,6 @@ gives Tune the arms that are not finished, each goes on from its newest checkpoi
 shares may be added to a sweep at any time. The exit code is 0 if every arm is finished.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 from pathlib import Path

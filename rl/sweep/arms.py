@@ -9,8 +9,6 @@
 An arm is one value of each; `rl/sweep` trains them all.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -1,7 +1,5 @@
 """The picture of a sweep: both modes against trained tokens, and what each share ends at."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report of a sweep: ratio.png, report.md, report.html and results.json."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math

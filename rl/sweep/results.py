@@ -6,8 +6,6 @@ which an update learns nothing from: a step's tokens of a mode times the share o
 variance. How many those are depends on how hard a mode's questions still are, so both are reported.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -4,8 +4,6 @@ Everything that takes seconds to import (Ray, torch) is imported here, so that a
 rl/sweep/__main__.py, or a report alone, need not wait for it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Mapping, Sequence

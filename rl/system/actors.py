@@ -1,7 +1,5 @@
 """Calls to Ray actors: every wait has a deadline, and every error names the actor at fault."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Ray for a run: joins or starts it, checks that it has what the run takes, reserves it."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """The process environment that a vLLM engine in a Ray actor needs, on CPU and on GPU."""
 
-from __future__ import annotations
-
 import os
 
 

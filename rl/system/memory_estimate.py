@@ -1,7 +1,5 @@
 """How much memory a run will take, before anything is loaded; shown by `dry_run`."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping

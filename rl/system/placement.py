@@ -1,7 +1,5 @@
 """Which actor takes which GPUs and CPU cores: computed before Ray starts, shown by `dry_run`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ Ray would write it to the driver's terminal, in between the run's own lines, and
 writes hundreds. In a file it is whole, and it is there while the worker still runs.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ runner, which is the one on CPU, a sampler of ours puts the given token in the s
 Log-probabilities are the processed ones in both: the distribution that sampling would draw from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

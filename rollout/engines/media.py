@@ -4,8 +4,6 @@ Everyone else asks the adapter of a model, and never which family it is. A new f
 rl/data/media/families.py, one here, and one in policy/models/family.py.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

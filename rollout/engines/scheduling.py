@@ -4,8 +4,6 @@ vLLM admits nothing while as many sequences run as may, whatever is first in the
 waits for the canary at every publish, and would wait until some response in flight has ended.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from vllm.config import VllmConfig

@@ -4,8 +4,6 @@ So it registers the engines of a publish by their names: receivers.py, which has
 to load. vLLM finds `register` through the `vllm.general_plugins` entry point.
 """
 
-from __future__ import annotations
-
 import functools
 
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory

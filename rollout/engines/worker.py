@@ -4,8 +4,6 @@ Runs as an asynchronous Ray actor (pool.py makes it one), so many groups are in 
 in one engine at a time, and each goes back as soon as its last trajectory ends.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -4,8 +4,6 @@ Messages as data sets store them go in, messages as chat templates take them com
 stay in the parts of the content (rl.data.cells.parts_of) until row_media.py places them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any

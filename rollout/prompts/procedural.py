@@ -1,7 +1,5 @@
 """Prompts without end: built-in sums and pictures, and reasoning-gym's procedural tasks."""
 
-from __future__ import annotations
-
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping

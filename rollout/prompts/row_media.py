@@ -5,8 +5,6 @@ Before a run only headers are read, since decoding a data set takes hours. A fil
 and broken contents is met by the engine that reads it, and its group is dropped.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter

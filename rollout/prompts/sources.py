@@ -4,8 +4,6 @@ A source is two numbered rows of prompts, for training and held out, and never s
 question in training. It is a pure function of its arguments; order is stream.py's part.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 

@@ -5,8 +5,6 @@ tensors go to disk, to the engines and back. Shapes: B rows of T tokens, D decod
 vocabulary; views and groups as in visual_inputs.py.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ Keys carry a 2D position and, for video frames, a time; values carry neither
 patches, Q queries, C tower width, D decoder width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

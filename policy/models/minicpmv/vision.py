@@ -5,8 +5,6 @@ position table (NaViT-style packing as in LLaVA-UHD, https://arxiv.org/abs/2403.
 Shapes: S views, N patches of the longest view, C tower width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

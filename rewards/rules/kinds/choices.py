@@ -3,8 +3,6 @@
 The options are read from the question ("A) Paris  B) London").
 """
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from itertools import zip_longest

@@ -1,7 +1,5 @@
 """What every kind of answer is compared with: the question, and how much work may be done here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar

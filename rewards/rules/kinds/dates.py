@@ -5,8 +5,6 @@ A date written in digits alone is only read where one reading is possible: 25/12
 2024-01-05, which always starts with the year. 01/05/2024 equals nothing but itself.
 """
 
-from __future__ import annotations
-
 import datetime
 import re
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Expressions and equations, read by math-verify and compared by sympy in a worker."""
 
-from __future__ import annotations
-
 import re
 from math import isqrt
 

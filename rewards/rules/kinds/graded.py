@@ -12,8 +12,6 @@ A reference may list several accepted answers; anls and relaxed take the best of
 answer is scored, or what its last `<answer>` tag, `\\boxed{}` or "Answer:" holds.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Ends count as open or closed; infinite ends are open.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

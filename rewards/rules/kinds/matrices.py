@@ -1,7 +1,5 @@
 """Matrices and vectors: pmatrix, bmatrix, [[1, 2], [3, 4]], [1 2; 3 4] and <1, 2>."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 

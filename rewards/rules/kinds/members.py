@@ -1,7 +1,5 @@
 """Compares the members of lists, tuples, intervals and matrices, whatever kind they are of."""
 
-from __future__ import annotations
-
 import re
 
 from rewards.rules.kinds.comparison import Ask

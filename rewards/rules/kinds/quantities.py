@@ -6,8 +6,6 @@ rod of 60 cm"), and always for money and degrees, whose signs are dropped as a r
 needs its sign unless the question speaks of per cent.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from fractions import Fraction

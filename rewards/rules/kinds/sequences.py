@@ -6,8 +6,6 @@ all of something.
 Round brackets make a tuple, braces a set; square ones, or commas alone, a list.
 """
 
-from __future__ import annotations
-
 import re
 
 from rewards.rules.kinds.comparison import Ask, all_matched, split_outside_brackets

@@ -5,8 +5,6 @@ be abbreviated where the abbreviation can be derived (UK, WWI, G. W. Bush) or is
 names.yaml.
 """
 
-from __future__ import annotations
-
 import re
 from math import gcd
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Yes or no, true or false, 是 or 否, with or without the reason after it."""
 
-from __future__ import annotations
-
 import re
 
 from rewards.rules.kinds.comparison import Ask

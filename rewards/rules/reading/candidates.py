@@ -8,8 +8,6 @@ the members of one answer. What is marked is never voided by words elsewhere in 
 those that touch it: "\\boxed{12} is wrong", "\\boxed{12} or 13", "I doubt that the answer is 12".
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass

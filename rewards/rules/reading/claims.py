@@ -6,8 +6,6 @@ clause with a word that denies, compares or supposes states nothing but itself, 
 has that word too.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from itertools import islice

@@ -4,8 +4,6 @@ width of characters, emphasis, quotes.
 Callers bound the length first; every expression here is linear in it.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from functools import lru_cache

@@ -5,8 +5,6 @@ Only literals count: an answer that leaves a sum, a power or a division undone i
 or a policy would be paid for repeating the question.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from fractions import Fraction

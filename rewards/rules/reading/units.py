@@ -4,8 +4,6 @@ Only names are known here; what they are worth is asked of pint, in a worker
 (rewards/rules/kinds/quantities.py).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Words by what they do to a sentence (wording.yaml), as sets and as patterns."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Every row stands for itself, so that a file can be read with any tool: it has th
 media and reference, the texts, and the claims with their questions and probabilities.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from functools import cache

@@ -4,8 +4,6 @@ Any number of threads and processes may read and write at once. SQLite writes ea
 or not at all, also where its process is killed.
 """
 
-from __future__ import annotations
-
 import errno
 import sqlite3
 from pathlib import Path

@@ -5,8 +5,6 @@ is read strictly: what cannot be read is divided by rules instead, and the resul
 here talks to a model; `divide` is given a function that does.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence

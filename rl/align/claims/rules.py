@@ -9,8 +9,6 @@ writer. A sentence is not taken apart further, and a pronoun stays: rules that d
 often, and the language model does it well. Every expression is bounded, so matching stays linear.
 """
 
-from __future__ import annotations
-
 import re
 
 from rewards.text.text_rewards import question_text

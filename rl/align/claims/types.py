@@ -5,8 +5,6 @@
 Each type wraps the one before it. `files.py` keeps them on disk. Loads without torch.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

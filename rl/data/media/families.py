@@ -5,8 +5,6 @@ adapter for the learner (policy/models/family.py) and one for the engines
 (rollout/engines/media.py), under the same name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

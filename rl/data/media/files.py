@@ -5,8 +5,6 @@ checked before anything is decoded. Only formats that are decoded in this proces
 video container that could name other files or addresses, such as a playlist.
 """
 
-from __future__ import annotations
-
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,8 +4,6 @@ Reads the published config.json without its remote code: the fields of the Qwen3
 at the top, those of the vision tower under `vision_config`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict

@@ -1,7 +1,5 @@
 """Reads the media of prompts, one store per process; what was read lately is kept."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -6,8 +6,6 @@ rate, with up to `max_packing` frames to a block, and a still longer one at a lo
 functions of numbers; rl/data/media/files.py decodes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Short answers must add in one go; long ones can carry a running sum from line to
 procedural, so any number of questions exists without a data set, and importing it needs no torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -7,8 +7,6 @@ architecture name of its own: what other MiniCPM-V checkpoints say keeps its mea
     model.py   the model with groups of frames, and what its processor makes of prompts with media
 """
 
-from __future__ import annotations
-
 import functools
 
 from rl.data.media.minicpmv_config import register_config

@@ -6,8 +6,6 @@ multi-modal processing calls; each does what rl/data/media/minicpmv.py says, so 
 which starts from there too, sees the same tokens and pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property

@@ -6,8 +6,6 @@
 One file per task; each draws a scene (what is shown and asked, without pixels) and paints it.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

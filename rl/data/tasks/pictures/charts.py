@@ -4,8 +4,6 @@ The figures have no pyplot and no global state; matplotlib's own defaults are in
 drawn, whatever a matplotlibrc says.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args

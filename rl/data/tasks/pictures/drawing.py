@@ -1,7 +1,5 @@
 """What every drawn task needs: scenes and examples, random choices, ranges, texts and fonts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache

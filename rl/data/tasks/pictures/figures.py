@@ -1,7 +1,5 @@
 """Geometry figures whose lengths and angles stand in the picture alone: the question has none."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ takes reading and inference; `masked` leaves nothing to read, so that the text m
 the rest of the page, which states every masked fact once more.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 

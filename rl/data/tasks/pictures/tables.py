@@ -1,7 +1,5 @@
 """A rendered table, and a question that takes a look-up and some arithmetic."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
