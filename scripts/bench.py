@@ -1,8 +1,8 @@
 """Measures each part against the bare library on the same work, in one run, as ratios.
 
-    python scripts/bench.py config=hybrid_50_50.yaml
+    python scripts/bench.py
     python scripts/bench.py config=hybrid_50_50.yaml scale=one_gpu rounds=9 out=FILE.json
-    python scripts/bench.py config=hybrid_50_50.yaml against=trl
+    python scripts/bench.py against=trl
 
 Prints: tokens/s through the rollout workers against bare vLLM on the same requests; learner
 tokens/s against a bare PyTorch loop on the same batches, with peak memory and MFU on a GPU; the
@@ -485,7 +485,7 @@ async def bench(config: Config, rounds: int) -> dict[str, Any]:
 
 
 class BenchKeys(Keys):
-    config: RecipeName
+    config: RecipeName = "hybrid_50_50.yaml"
     scale: ScaleName = None
     rounds: int = Field(default=5, gt=0)
     """How often each part is measured, in turns with the bare library."""
@@ -496,22 +496,23 @@ class BenchKeys(Keys):
 
 
 async def measure(keys: BenchKeys) -> None:
+    settings = [f"config={keys.config}", *keys.settings]
     if keys.against == "trl":
-        results = await against_trl(keys.settings)
+        results = await against_trl(settings)
     else:
-        results = await _against_libraries(keys)
+        results = await _against_libraries(settings, keys.rounds)
     if keys.out is not None:
         keys.out.write_text(json.dumps(results, indent=1))
 
 
-async def _against_libraries(keys: BenchKeys) -> dict[str, Any]:
+async def _against_libraries(settings: list[str], rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as run:
-        config = load([*keys.settings, f"run={run}"]).config
+        config = load([*settings, f"run={run}"]).config
         if config.data.shows_media:
             raise ValueError(
                 "the bare sides of this benchmark are given text alone; take a text recipe"
             )
-        return await bench(config, keys.rounds)
+        return await bench(config, rounds)
 
 
 if __name__ == "__main__":

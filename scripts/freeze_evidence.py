@@ -37,6 +37,7 @@ SETTINGS = (
     "rollout.group_size=4",
     "rollout.max_staleness=0",
     "rollout.seed_requests=true",
+    "policy.threads=1",
     "eval.prompts=16",
     "checkpoint.every=3",
     "log.tensorboard=false",

@@ -47,7 +47,7 @@ def join_ranks(config: Config, rank: int, address: str, port: int) -> None:
         # Imported here: it takes seconds and reads DS_ACCELERATOR at once.
         import deepspeed
 
-        torch.set_num_threads(config.policy.threads)
+        torch.set_num_threads(config.rank_threads)
         # DeepSpeed's collectives in shared memory take most of a minute and a C++ compiler to make,
         # for what gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -43,10 +43,7 @@ def rank_actor(
         **environment,
         **log_variables(cluster.logs, f"rank {rank}"),
     }
-    # On GPU these are for what the CPU does meanwhile: an optimizer that is offloaded, and pictures
-    # to decode.
-    threads = max(1, int(config.resources.rank_cpus)) if use_cuda else config.policy.threads
-    variables["OMP_NUM_THREADS"] = str(threads)
+    variables["OMP_NUM_THREADS"] = str(config.rank_threads)
     return ray.remote(rank_class).options(
         num_cpus=config.resources.rank_cpus,
         num_gpus=1 if use_cuda else 0,

@@ -109,8 +109,9 @@ class PolicyConfig(Section):
     """Adapters on the language model; null trains the weights themselves."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer of RL; the RLAIF-V pass has its own, `align.dpo.optimizer`."""
-    threads: int = Field(default=1, gt=0)
-    """Torch threads of a rank on CPU; with GPUs a rank has as many as `resources.rank_cpus`."""
+    threads: int | None = Field(default=None, gt=0)
+    """Torch threads of a rank on CPU; null takes `resources.rank_cpus`, and the engines' cores too
+    where these are idle while a rank updates (`rollout.max_staleness` 0)."""
     # DeepSpeed checks its own keys; a second list of them here would fall behind.
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the learner builds (offload, bucket sizes)."""

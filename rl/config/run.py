@@ -281,6 +281,20 @@ class Config(Section):
         return taken + (preference.actors * preference.gpus if preference else 0)
 
     @property
+    def rank_threads(self) -> int:
+        """Torch threads of each learner rank."""
+        resources, ranks = self.resources, self.policy.ranks
+        if resources.gpus:
+            # They are for what the CPU does meanwhile: an optimizer that is offloaded, and pictures
+            # to decode.
+            return max(1, int(resources.rank_cpus))
+        if self.policy.threads is not None:
+            return self.policy.threads
+        # Engines that sample while the ranks update need their cores themselves.
+        idle = self.rollout.workers * resources.engine_cpus if not self.rollout.max_staleness else 0
+        return max(1, int(resources.rank_cpus + idle / ranks))
+
+    @property
     def transport(self) -> Literal["host", "nccl", "ipc"]:
         if self.sync.transport != "auto":
             return self.sync.transport

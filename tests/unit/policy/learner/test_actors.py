@@ -12,13 +12,20 @@ from tests.fakes import config
 
 
 @pytest.mark.parametrize(
-    ("resources", "threads"),
-    [({"gpus": 2, "rank_cpus": 4}, "4"), ({"gpus": 2, "rank_cpus": 0.5}, "1"), ({}, "3")],
+    ("settings", "threads"),
+    [
+        ({"resources": {"gpus": 2, "rank_cpus": 4}, "policy__threads": 3}, "4"),
+        ({"resources": {"gpus": 2, "rank_cpus": 0.5}}, "1"),
+        ({"policy__threads": 3}, "3"),
+        ({"rollout__max_staleness": 0}, "2"),
+        ({"rollout__max_staleness": 0, "policy__ranks": 2, "rollout__workers": 5}, "3"),
+        ({"rollout__max_staleness": 1}, "1"),
+    ],
 )
 def test_a_rank_has_a_thread_for_every_core_that_is_reserved_for_it(
-    monkeypatch: pytest.MonkeyPatch, resources: dict, threads: str
+    monkeypatch: pytest.MonkeyPatch, settings: dict, threads: str
 ) -> None:
-    """Without GPUs as many as policy.threads: there cores are shared."""
+    """On CPU those of the engines too, unless these sample meanwhile."""
 
     class Remote:
         def options(self, **options: object) -> dict[str, object]:
@@ -26,7 +33,7 @@ def test_a_rank_has_a_thread_for_every_core_that_is_reserved_for_it(
 
     monkeypatch.setattr(learner.ray, "remote", lambda kind: Remote())
     monkeypatch.setattr(learner, "PlacementGroupSchedulingStrategy", lambda group, bundle: bundle)
-    cfg = config(resources=resources, policy__threads=3)
+    cfg = config(**settings)
     cluster = Cluster(place(cfg), None)  # type: ignore[arg-type]
     options = learner.rank_actor(LearnerRank, cfg, cluster, 0, {})
     assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
