@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
+# Some images set it. Then each of the hundreds of processes here would compile its libraries anew.
+unset PYTHONDONTWRITEBYTECODE
 
 step() { printf '\n\033[1m[test]\033[0m %s\n' "$*"; }
 
