@@ -3,6 +3,7 @@
     python -m rl.launch config=hybrid_50_50.yaml
     python -m rl.launch config=hybrid_50_50.yaml scale=one_gpu rollout.group_size=16
     python -m rl.launch config=hybrid_50_50.yaml dry_run=true
+    python -m rl.launch config=hybrid_50_50.yaml scale=node_8gpu simulate=true
 
 Ctrl-C, or SIGTERM, ends a training after its step with a checkpoint: with code 0, or 143 where it
 was SIGTERM, so that a scheduler starts the same command again, which goes on from there.
@@ -11,6 +12,7 @@ was SIGTERM, so that a scheduler starts the same command again, which goes on fr
 from start to end.
 """
 
+import asyncio
 import signal
 import sys
 
@@ -29,6 +31,10 @@ class LaunchKeys(Keys):
     dry_run: Switch = False
     """Read data, model and template as a run would, say what was found, and start nothing; the exit
     code is 1 if the run would fail."""
+    simulate: Switch = False
+    """Print how long a step of this scale takes by arithmetic, who waits, and what other engines
+    and another staleness would change; response lengths are those of the ledger in run=, or drawn.
+    """
 
 
 async def launch(keys: LaunchKeys) -> int:
@@ -40,6 +46,12 @@ async def launch(keys: LaunchKeys) -> int:
         from rl.launch.preflight import print_preflight
 
         return await print_preflight(config, loaded.notes)
+    if keys.simulate:
+        from rl.launch.simulate.report import print_simulation
+
+        # In a thread, since it runs an event loop of its own, whose clock jumps.
+        await asyncio.to_thread(print_simulation, config)
+        return 0
     from rl.launch.training import train
 
     stopped_by = await train(config, loaded.notes)

@@ -172,6 +172,15 @@ def read_rows(path: Path) -> list[LedgerRow]:
     return rows
 
 
+def read_lengths(path: Path) -> list[tuple[str, list[int]]]:
+    """Of each group of one step its mode, and the response tokens of its trajectories."""
+    groups: dict[str, tuple[str, list[int]]] = {}
+    # Three columns of a file that mostly holds text.
+    for row in pq.read_table(path, columns=["group_id", "mode", "num_tokens"]).to_pylist():
+        groups.setdefault(row["group_id"], (row["mode"], []))[1].append(row["num_tokens"])
+    return list(groups.values())
+
+
 def storable_text(text: str) -> str:
     """The text with `?` for lone surrogates, which JSON data has and UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
