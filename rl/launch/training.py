@@ -133,9 +133,10 @@ async def _train_from(
         # So what takes long, such as hashing a checkpoint of many gigabytes, is done in a thread.
         step, is_last = result.step, result.step == config.steps
         progress.add(result)
-        metrics = step_metrics(result, config, progress)
+        metrics = await in_thread(step_metrics, result, config, progress)
         if config.log.ledger:
-            rows = ledger_rows(step, result.groups, result.advantages, result.mismatches)
+            trained = result.groups, result.advantages, result.mismatches
+            rows = await in_thread(ledger_rows, step, *trained)
             await in_thread(write_step, directory.ledger_path, step, rows)
         after: Mapping[str, ModeResult] = {}
         if is_last or (config.eval.every and step % config.eval.every == 0):

@@ -151,6 +151,23 @@ class Trajectory:
     """The sampled end of sequence, which `text` leaves out; None where there is none, and where it
     is not known."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: the text once, of which reasoning and answer are the two ends."""
+        state, text = dict(self.__dict__), self.text
+        for name, holds in (("reasoning", text.startswith), ("answer", text.endswith)):
+            if state[name] and holds(state[name]):
+                state[name] = len(state[name])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        text = state["text"]
+        if isinstance(length := state["reasoning"], int):
+            state["reasoning"] = text[:length]
+        if isinstance(length := state["answer"], int):
+            # Short responses are all answer: the same string, and no copy of it.
+            state["answer"] = text[len(text) - length :]
+        self.__dict__.update(state)
+
     @property
     def num_response_tokens(self) -> int:
         return int(self.loss_mask.sum())

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,6 +89,7 @@ def ledger_rows(
     rows = []
     for scored, *per_trajectory in zip(scored_groups, advantages, mismatches, strict=True):
         group, request, prompt = scored.group, scored.group.request, scored.group.request.prompt
+        messages = json.dumps(prompt.messages, default=dict, ensure_ascii=False)
         for trajectory, score, advantage, mismatch in zip(
             group.trajectories, scored.scores, *per_trajectory, strict=True
         ):
@@ -98,7 +99,7 @@ def ledger_rows(
                     group_id=request.group_id,
                     prompt_id=prompt.id,
                     task=prompt.task,
-                    messages=json.dumps(prompt.messages, default=dict, ensure_ascii=False),
+                    messages=messages,
                     media=to_json(prompt.media) if prompt.media else None,
                     media_digests=group.media_digests,
                     mode=request.mode,
@@ -130,20 +131,25 @@ def write_step(directory: Path, step: int, rows: Sequence[LedgerRow]) -> Path:
     """Write the rows of one step, all or nothing; replaces what the step had."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step_{step:06d}.parquet"
-    columns, parts = [], sorted({part for row in rows for part in row.parts})
+    fields, columns = [], []
+
+    def add(name: str, kind: pa.DataType, values: list[Any], is_optional: bool) -> None:
+        fields.append(pa.field(name, kind, nullable=is_optional))
+        try:
+            columns.append(pa.array(values, kind))
+        except UnicodeEncodeError:
+            columns.append(pa.array([v if v is None else storable_text(v) for v in values], kind))
+
+    # By columns: a thousand groups as records would keep this process from all else for seconds.
     for name, kind in get_type_hints(LedgerRow).items():
         if name == "parts":
-            columns += [pa.field(PART_PREFIX + part, pa.float64()) for part in parts]
+            for part in sorted({part for row in rows for part in row.parts}):
+                of_part = [row.parts.get(part) for row in rows]
+                add(PART_PREFIX + part, pa.float64(), of_part, is_optional=True)
         else:
             is_optional = kind in (str | None, int | None, float | None)
-            columns.append(pa.field(name, _ARROW_TYPES[kind], nullable=is_optional))
-    records = []
-    for row in rows:
-        scores = {PART_PREFIX + part: value for part, value in row.parts.items()}
-        fields = {k: storable_text(v) if isinstance(v, str) else v for k, v in vars(row).items()}
-        # from_pylist takes what the schema names, so `parts` itself stays out of the file.
-        records.append(fields | scores)
-    table = pa.Table.from_pylist(records, pa.schema(columns))
+            add(name, _ARROW_TYPES[kind], [getattr(row, name) for row in rows], is_optional)
+    table = pa.Table.from_arrays(columns, schema=pa.schema(fields))
     with atomic_write(path) as partial:
         pq.write_table(table, partial, compression="zstd")
     return path

@@ -124,3 +124,10 @@ def test_rewards_that_are_no_number_and_text_that_is_no_unicode_are_kept_as_far_
     (row,) = read_rows(write_step(tmp_path, 1, ledger_rows(1, [odd], [(0.0,)], [(0.0,)])))
     assert row.reward is not None and math.isnan(row.reward)
     assert (row.reference, row.answer) == ("a?", None)
+
+
+def test_half_surrogates_of_any_column_are_stored_as_question_marks(tmp_path):
+    broken = group("0/0/0", "short", [Score(1.0, {"accuracy": 1.0})], text="a\ud800", answer=None)
+    rows = ledger_rows(1, [broken, FIRST], [(0.5,), (0.5, None)], [(0.0,), (0.0, None)])
+    texts = pq.read_table(write_step(tmp_path, 1, rows), columns=["text", "answer"]).to_pydict()
+    assert texts == {"text": ["a?", "12", "12"], "answer": [None, "12", "12"]}

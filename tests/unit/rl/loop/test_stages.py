@@ -1,0 +1,31 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from tests.fakes import trajectory
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("12", None, "12"),
+        ("6 + 6</think>12", "6 + 6", "12"),
+        ("6 + 6", "6 + 6", None),
+        ("</think>", "", ""),
+        # Not cut from the text, as a tool may have it.
+        ("6 + 6</think> 12", "six and six", "twelve"),
+    ],
+)
+def test_a_trajectory_comes_back_from_pickle_as_it_was(text, reasoning, answer):
+    before = trajectory(text=text, reasoning=reasoning, answer=answer)
+    after = pickle.loads(pickle.dumps(before))
+    assert (after.text, after.reasoning, after.answer) == (text, reasoning, answer)
+    assert np.array_equal(after.token_ids, before.token_ids)
+    assert after.versions == before.versions
+
+
+def test_a_long_text_is_pickled_once():
+    reasoning = "so we go on " * 1000
+    before = trajectory(text=f"{reasoning}</think>12", reasoning=reasoning, answer="12")
+    assert len(pickle.dumps(before)) < 1.1 * len(before.text)
