@@ -43,6 +43,7 @@ from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
 from rl.run.terminal import counted
 from rl.system.actors import ActorPlaces
 from rl.system.cluster import Cluster, open_cluster
+from rl.system.placement import divide_workers
 from rollout.chat import ChatTemplate, leave_out_oversized
 from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
@@ -332,10 +333,11 @@ async def _start_sampling(
     closers: gets what will end their processes. model: directory of the engines' weights.
     """
     config, probability = inputs.config, None
-    text_places, text_bundle = ActorPlaces(cpus=0, logs=cluster.logs), cluster.placement.text_bundle
-    if text_bundle is not None:
-        strategy = PlacementGroupSchedulingStrategy(cluster.group, text_bundle)
-        text_places = ActorPlaces(config.reward.workers, strategies=(strategy,), logs=cluster.logs)
+    shares = divide_workers(config.reward.workers)
+    text_places = ActorPlaces(0, strategies=("DEFAULT",) * len(shares), logs=cluster.logs)
+    if bundles := cluster.placement.text_bundles:
+        strategies = tuple(PlacementGroupSchedulingStrategy(cluster.group, b) for b in bundles)
+        text_places = ActorPlaces(shares[0], strategies=strategies, logs=cluster.logs)
     tags = config.policy.think_tags
     text = TextRewardClient.start(config.reward, config.modes, tags, text_places)
     closers.append(text.close)

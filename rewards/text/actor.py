@@ -1,11 +1,14 @@
-"""The text rewards as a Ray actor of their own, and the client that the service talks to."""
+"""The text rewards as Ray actors of their own, and the client that the service talks to."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from rewards.composition import TextParts
 from rewards.text.text_rewards import TextRewards
@@ -14,19 +17,22 @@ from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
 from rl.loop.stages import RolloutGroup
 from rl.system.actors import ActorPlaces, call, close_all
+from rl.system.placement import divide_workers
 
 CLOSE_TIMEOUT_S = 10.0
 SILENCE_S = 1800.0
 """Far beyond the limits of all samples of a group together: only a broken actor answers nobody for
 so long."""
+_NO_TOKENS, _NO_LOGPROBS = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 
 class TextRewardClient:
-    """Implements rewards.service.TextSource."""
+    """Implements rewards.service.TextSource over actors, each of which has its own workers."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
-        self._answered = -math.inf
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self._actors = list(actors)
+        self._answered = [-math.inf] * len(self._actors)
+        self._waiting = [0] * len(self._actors)
 
     @classmethod
     def start(
@@ -36,27 +42,50 @@ class TextRewardClient:
         tags: ThinkTags,
         places: ActorPlaces,
     ) -> TextRewardClient:
-        """Start the actor in the first place; its first score waits until it is up."""
+        """Start an actor in each place; its first score waits until it is up.
+
+        There must be as many places as rl.system.placement.divide_workers has shares.
+        """
         # One thread each: the work is done in worker processes, as many as there are cores. Ray
         # would let each of them use the threads of all.
         environment = {"OMP_NUM_THREADS": "1"}
-        (actor,) = places.start(TextRewards, "rewards", environment, [(config, dict(modes), tags)])
-        return cls(actor)
+        arguments = [
+            (config.model_copy(update={"workers": share}), dict(modes), tags)
+            for share in divide_workers(config.workers)
+        ]
+        return cls(places.start(TextRewards, "rewards", environment, arguments))
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
         """Raises RuntimeError if the actor is gone, TimeoutError if it answers nobody."""
-        parts = await call(
-            self._actor,
-            "parts",
-            group,
-            by_rules,
-            deadline_s=SILENCE_S,
-            who="the actor of the text rewards",
-            last_sign=lambda: self._answered,
-        )
-        self._answered = time.monotonic()
+        index = min(range(len(self._actors)), key=self._waiting.__getitem__)
+        self._waiting[index] += len(group.trajectories)
+        try:
+            parts = await call(
+                self._actors[index],
+                "parts",
+                _readable(group),
+                by_rules,
+                deadline_s=SILENCE_S,
+                who=f"text rewards actor {index}",
+                last_sign=lambda: self._answered[index],
+            )
+        finally:
+            self._waiting[index] -= len(group.trajectories)
+        self._answered[index] = time.monotonic()
         return parts
 
     async def close(self) -> None:
-        """Stop the verification workers, then the actor."""
-        await close_all([self._actor], CLOSE_TIMEOUT_S)
+        """Stop the verification workers, then the actors."""
+        await close_all(self._actors, CLOSE_TIMEOUT_S)
+
+
+def _readable(group: RolloutGroup) -> RolloutGroup:
+    """The group as text rewards read it: without token ids and log-probabilities.
+
+    These are most of its bytes, and the driver would pack them a second time.
+    """
+    responses = (
+        dataclasses.replace(t, token_ids=_NO_TOKENS, rollout_logprobs=_NO_LOGPROBS)
+        for t in group.trajectories
+    )
+    return dataclasses.replace(group, trajectories=tuple(responses))

@@ -5,6 +5,10 @@ from typing import Literal
 
 from rl.config.run import Config
 
+WORKERS_PER_ACTOR = 8
+"""Worker processes that one actor of the text rewards keeps busy: it reads every text itself, some
+milliseconds of a long one, and nobody else is answered meanwhile."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -23,7 +27,7 @@ class Bundle:
 class Placement:
     """The bundles of a run, and the bundle of each engine, learner rank and preference model.
 
-    Where there are GPUs the text rewards have a bundle too, since their worker processes would take
+    Where there are GPUs the text rewards have bundles too, since their worker processes would take
     the cores that ranks and engines were promised.
     """
 
@@ -31,7 +35,7 @@ class Placement:
     engine_bundles: tuple[int, ...]
     rank_bundles: tuple[int, ...]
     preference_bundles: tuple[int, ...]
-    text_bundle: int | None
+    text_bundles: tuple[int, ...]
     strategy: Literal["STRICT_PACK", "PACK"]
     """Ray's: all bundles on one node, or on as few as hold them."""
 
@@ -64,16 +68,30 @@ def place(config: Config) -> Placement:
             for p in range(preference.actors)
         ]
     preference_bundles = tuple(range(first, len(bundles)))
-    text_bundle = None
+    first = len(bundles)
     # On a laptop not: it has fewer cores than actors, and workers verify while the engines wait.
     if resources.gpus:
-        text_bundle = len(bundles)
-        bundles.append(Bundle(0, config.reward.workers, ("text rewards",)))
+        shares = divide_workers(config.reward.workers)
+        names = [f"text rewards {index}" for index in range(len(shares))]
+        # Each has room for the largest share, since Ray reserves the same for all of them.
+        bundles += [
+            Bundle(0, shares[0], (name if len(shares) > 1 else "text rewards",)) for name in names
+        ]
+    text_bundles = tuple(range(first, len(bundles)))
     # What promises to be on one node must be: `host` sends weights through its shared memory.
     strategy = "STRICT_PACK" if resources.nodes == 1 else "PACK"
     return Placement(
-        tuple(bundles), tuple(engines), rank_bundles, preference_bundles, text_bundle, strategy
+        tuple(bundles), tuple(engines), rank_bundles, preference_bundles, text_bundles, strategy
     )
+
+
+def divide_workers(workers: int) -> list[int]:
+    """Worker processes of each actor of the text rewards; the first has the most of them.
+
+    Example: divide_workers(9) == [5, 4]
+    """
+    num_actors = -(-workers // WORKERS_PER_ACTOR)
+    return [workers // num_actors + (index < workers % num_actors) for index in range(num_actors)]
 
 
 def describe(placement: Placement) -> str:

@@ -1,4 +1,4 @@
-from rl.system.placement import place
+from rl.system.placement import divide_workers, place
 from tests.fakes import config
 
 
@@ -7,7 +7,7 @@ def test_cpu_run_gives_each_actor_a_core():
     assert [b.resources for b in placement.bundles] == [{"CPU": 1.0}] * 4
     assert placement.engine_bundles == (0, 1)
     assert placement.rank_bundles == (2, 3)
-    assert placement.text_bundle is None
+    assert placement.text_bundles == ()
 
 
 def test_separate_engines_take_their_tensor_parallel_gpus_in_one_bundle():
@@ -45,6 +45,14 @@ def test_a_run_of_one_node_is_never_spread_over_two():
 def test_where_there_are_gpus_the_workers_of_the_text_rewards_have_cores_of_their_own():
     judged = {"model": "a", "gpus": 1}
     placement = place(config(resources={"gpus": 3}, reward={"workers": 6, "preference": judged}))
-    assert placement.text_bundle == len(placement.bundles) - 1
-    bundle = placement.bundles[placement.text_bundle]
+    assert placement.text_bundles == (len(placement.bundles) - 1,)
+    bundle = placement.bundles[-1]
     assert (bundle.actors, bundle.resources) == (("text rewards",), {"CPU": 6})
+
+
+def test_many_workers_of_the_text_rewards_are_divided_among_actors():
+    placement = place(config(resources={"gpus": 2}, reward={"workers": 18}))
+    own = [placement.bundles[bundle] for bundle in placement.text_bundles]
+    assert [bundle.actors for bundle in own] == [(f"text rewards {index}",) for index in range(3)]
+    assert [bundle.cpus for bundle in own] == [6, 6, 6]
+    assert [divide_workers(workers) for workers in (1, 8, 9, 32)] == [[1], [8], [5, 4], [8] * 4]
