@@ -3,6 +3,7 @@
     python scripts/bench.py
     python scripts/bench.py config=hybrid_50_50.yaml scale=one_gpu rounds=9 out=FILE.json
     python scripts/bench.py against=trl
+    python scripts/bench.py against=nothing
 
 Prints: tokens/s through the rollout workers against bare vLLM on the same requests; learner
 tokens/s against a bare PyTorch loop on the same batches, with peak memory and MFU on a GPU; the
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from bench_driver import bench_driver
 from bench_trl import against_trl
 from pydantic import Field
 
@@ -489,8 +491,9 @@ class BenchKeys(Keys):
     scale: ScaleName = None
     rounds: int = Field(default=5, gt=0)
     """How often each part is measured, in turns with the bare library."""
-    against: Literal["libraries", "trl"] = "libraries"
-    """What is measured: each part beside the bare library, or whole steps beside TRL's trainer."""
+    against: Literal["libraries", "trl", "nothing"] = "libraries"
+    """What is measured: each part beside the bare library, whole steps beside TRL's trainer, or the
+    driver alone at 2,000 groups a step, whose engines, rewards and ranks do nothing."""
     out: Path | None = Field(default=None, examples=["FILE.json"])
     """File for the figures."""
 
@@ -499,6 +502,8 @@ async def measure(keys: BenchKeys) -> None:
     settings = [f"config={keys.config}", *keys.settings]
     if keys.against == "trl":
         results = await against_trl(settings)
+    elif keys.against == "nothing":
+        results = await bench_driver(load(settings).config)
     else:
         results = await _against_libraries(settings, keys.rounds)
     if keys.out is not None:
