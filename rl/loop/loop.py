@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rl.config.run import Config
 from rl.data.fingerprint import stable_hash
@@ -40,6 +40,9 @@ from rl.loop.stages import (
 )
 
 MAX_ATTEMPTS = 20
+PREPARED_AT_ONCE = 32
+"""Requests that are prepared before anything else gets its turn: each has a prompt to be rendered
+and tokenised, and those of a large step together would keep the event loop for seconds."""
 SHOWN_FAILURES = 3
 
 
@@ -229,12 +232,28 @@ class TrainingLoop:
             )
             # Long prompts go out first: they are the tail that everyone waits for.
             budgets = [self._config.modes[mode].max_tokens for mode in modes]
-            tasks = {
-                place: asyncio.create_task(self._produce(step, place, prompts[place], modes[place]))
-                for place in sorted(range(len(prompts)), key=lambda place: -budgets[place])
-            }
+            order = sorted(range(len(prompts)), key=lambda place: -budgets[place])
+            tasks: dict[int, asyncio.Task[ScoredGroup]] = {}
+            gate = asyncio.Event()
+            gate.set()
+            for turn, place in enumerate(order, 1):
+                opened = asyncio.Event() if turn % PREPARED_AT_ONCE == 0 else None
+                tasks[place] = asyncio.create_task(
+                    self._produce_in_turn(gate, opened, step, place, prompts[place], modes[place])
+                )
+                gate = opened or gate
             self._asked_for[step] = [tasks[place] for place in range(len(prompts))]
             self._next_to_ask += 1
+
+    async def _produce_in_turn(
+        self, gate: asyncio.Event, opened: asyncio.Event | None, *of_group: Any
+    ) -> ScoredGroup:
+        """`_produce` as soon as the gate is open; it opens the next one, if there is one."""
+        await gate.wait()
+        if opened is not None:
+            # Not at once: whoever comes to a gate that is open goes on without giving up its turn.
+            asyncio.get_running_loop().call_soon(opened.set)
+        return await self._produce(*of_group)
 
     async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> ScoredGroup:
         """One group, from the first prompt of this place whose group is not dropped."""

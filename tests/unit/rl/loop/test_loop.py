@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from rl.loop.loop import MAX_ATTEMPTS, Parts, TrainingLoop, sampling_seed
+from rl.loop.loop import MAX_ATTEMPTS, PREPARED_AT_ONCE, Parts, TrainingLoop, sampling_seed
 from rl.loop.modes import draw_step, shares_at
 from tests.fakes import FakeEngine, FakeLearner, FakePrompts, FakeScorer, config
 
@@ -87,6 +87,33 @@ def test_batches_are_numbered_from_one_as_the_learning_rate_counts_steps():
 def test_long_prompts_of_a_step_are_dispatched_first():
     _, _, engine = run(config(steps=1))
     assert [r.mode for r in engine.requests] == ["long", "long", "short", "short"]
+
+
+def test_a_large_step_is_prepared_in_batches_between_which_others_have_their_turn():
+    cfg = config(steps=1, rollout__prompts_per_step=5 * PREPARED_AT_ONCE + 1)
+    turns, prepared = 0, Counter()
+
+    async def main():
+        nonlocal turns
+
+        async def others():
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        def counted(prompt, mode):
+            prepared[turns] += 1
+            return (1, 2, 3)
+
+        waiting = asyncio.create_task(others())
+        prompts = FakePrompts(cfg.rollout.prompts_per_step)
+        parts = Parts(prompts, counted, FakeEngine(), FakeScorer(), FakeLearner())
+        await TrainingLoop(cfg, parts).step()
+        waiting.cancel()
+
+    asyncio.run(main())
+    assert list(prepared.values()) == [PREPARED_AT_ONCE] * 5 + [1]
 
 
 def test_a_failed_group_is_replaced_by_another_prompt_of_the_same_mode():
