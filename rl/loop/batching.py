@@ -6,6 +6,7 @@ import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,40 +82,32 @@ def _pack(
     """Cut the length-sorted samples into as few rounds as the budget allows, evenly by cost."""
     if not order:
         return []
-    total = _cost(len(order), lengths[order[0]])
-    fewest = len(_cut(order, lengths, budget_tokens, total))
+    # Every rank waits for its plan, and a step on a large cluster has a hundred thousand samples.
+    # So how many rows fit below each sample is computed for all of them at once.
+    longest = np.maximum(1, np.array([lengths[index] for index in order], np.int64))
+    costs, by_memory = _cost(1, longest), budget_tokens // longest
+
+    def cut(max_cost: int) -> list[int]:
+        """Where micro-batches start that are closed when a row more would pass a limit."""
+        num_rows = np.maximum(1, np.minimum(by_memory, max_cost // costs)).tolist()
+        starts, start = [], 0
+        while start < len(num_rows):
+            starts.append(start)
+            start += num_rows[start]
+        return starts
+
+    total = _cost(len(order), int(longest[0]))
+    fewest = len(cut(total))
     # Every rank takes part in each round, so a round that is not full costs as much as a full one.
     allowed = -(-fewest // num_ranks) * num_ranks
     # The largest cost of a micro-batch is searched for: the smallest with which the samples still
     # fit into the fewest rounds that the memory allows. Then no rank waits long for another.
-    max_cost = bisect.bisect_left(
-        range(total),
-        True,
-        key=lambda cost: len(_cut(order, lengths, budget_tokens, cost)) <= allowed,
-    )
-    return _cut(order, lengths, budget_tokens, max_cost)
+    max_cost = bisect.bisect_left(range(total), True, key=lambda cost: len(cut(cost)) <= allowed)
+    edges = [*cut(max_cost), len(order)]
+    return [list(order[start:end]) for start, end in itertools.pairwise(edges)]
 
 
-def _cut(
-    order: Sequence[int], lengths: Sequence[int], budget_tokens: int, max_cost: int
-) -> list[list[int]]:
-    """Fill micro-batches in order; one is closed when a row more would pass a limit.
-
-    Sorted by length, its first row is its longest and alone says how many rows fit. So a plan takes
-    time per micro-batch and not per sample, of which a step on a large cluster has a hundred
-    thousand, and every rank waits for its plan.
-    """
-    micro_batches: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        longest = max(1, lengths[order[start]])
-        num_rows = max(1, min(budget_tokens // longest, max_cost // _cost(1, longest)))
-        micro_batches.append(list(order[start : start + num_rows]))
-        start += num_rows
-    return micro_batches
-
-
-def _cost(num_rows: int, longest: int) -> int:
+def _cost(num_rows: int, longest: Any) -> Any:
     """Compute of a padded micro-batch, up to a factor: linear layers plus attention."""
     return num_rows * longest * (ATTENTION_PARITY_TOKENS + longest)
 
