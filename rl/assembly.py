@@ -355,7 +355,7 @@ async def _start_sampling(
         scores_references=scores_responses or config.reward.probability is not None,
         # Without a learner the engines hold merged weights.
         adapter=config.policy.lora if learner is not None else None,
-        engine=config.rollout.engine,
+        engine=config.rollout.engine_arguments,
         data=config.data,
     )
     devices = None

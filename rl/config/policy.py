@@ -124,6 +124,21 @@ class PolicyConfig(Section):
         return max(self.zero_stage, 1) if self.dtype == "bfloat16" else self.zero_stage
 
 
+class GuardConfig(Section):
+    """When the update of a step is not taken, because its numbers went wrong.
+
+    It never is where a reward, the loss or the gradient is not finite. The samples of such a step
+    are kept in `skipped/` of the run's directory.
+    """
+
+    grad_norm: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of the gradient, before clipping; null has no limit."""
+    mismatch_kl: float | None = Field(default=None, gt=0)
+    """Largest `rollout/mismatch_kl`, by which engine and learner differ; null has no limit."""
+    max_skipped: int = Field(default=3, gt=0)
+    """Skipped steps in a row after which the run ends, with the last checkpoint to go on from."""
+
+
 class AlgorithmConfig(Section):
     """GRPO (arXiv 2402.03300) with no KL and no entropy term (arXiv 2509.18154, 2.4.3)."""
 

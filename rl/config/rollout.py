@@ -68,6 +68,10 @@ class RolloutConfig(Section):
     keep_kv_cache: bool = True
     """A response in flight at a publish goes on over the keys and values that older weights left;
     false computes them again. With `max_staleness` 0 none is in flight, and nothing changes."""
+    deterministic: bool = False
+    """Sample so that a run without GPUs repeats to the last bit: each response alone in its engine,
+    because others in a batch decide how sums are rounded, and none across a publish. Slower by
+    far; for tests and for finding faults."""
     # vLLM checks its own arguments; a second list of them here would fall behind.
     engine: dict[str, Any] = {}
     """Passed to vLLM's engine arguments as they are."""
@@ -75,6 +79,21 @@ class RolloutConfig(Section):
     """Seconds that the engines may take to be ready."""
     group_timeout_s: float = Field(default=1800, gt=0)
     """Seconds that one group may take; after them it is dropped, counted and replaced."""
+
+    @model_validator(mode="after")
+    def _deterministic_is_seeded(self) -> RolloutConfig:
+        if self.deterministic and not self.seed_requests:
+            raise ValueError(
+                "rollout.deterministic=true needs the seed of every group; leave out "
+                "rollout.seed_requests=false"
+            )
+        return self
+
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """What vLLM is given beside the settings that have names of their own."""
+        alone = {"max_num_seqs": 1, "enable_prefix_caching": False}
+        return {**self.engine, **alone} if self.deterministic else self.engine
 
 
 class EvalConfig(Section):

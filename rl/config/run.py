@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from rl.config.align import AlignConfig
 from rl.config.data import SourceConfig
-from rl.config.policy import AlgorithmConfig, PolicyConfig
+from rl.config.policy import AlgorithmConfig, GuardConfig, PolicyConfig
 from rl.config.reward import RewardConfig
 from rl.config.rollout import EvalConfig, ModeConfig, RolloutConfig, SharePoint
 from rl.config.section import Section
@@ -48,6 +48,11 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = Field(default=2, gt=0)
     """How many of the newest checkpoints are kept."""
+    # SLURM's own default, between SIGTERM and SIGKILL, is 30 s; --signal=TERM@300 gives more.
+    grace_s: float = Field(default=240, gt=0)
+    """Seconds after SIGTERM in which the run is saved; what it waits for of engines is given up at
+    once, an update that is under way is not. After them it ends without, at the checkpoint before.
+    """
 
 
 class ResourcesConfig(Section):
@@ -98,6 +103,7 @@ class Config(Section):
     data: SourceConfig
     policy: PolicyConfig = PolicyConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    guard: GuardConfig = GuardConfig()
     rollout: RolloutConfig
     reward: RewardConfig = RewardConfig()
     sync: SyncConfig = SyncConfig()

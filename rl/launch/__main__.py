@@ -5,8 +5,9 @@
     python -m rl.launch config=hybrid_50_50.yaml dry_run=true
     python -m rl.launch config=hybrid_50_50.yaml scale=node_8gpu simulate=true
 
-Ctrl-C, or SIGTERM, ends a training after its step with a checkpoint: with code 0, or 143 where it
-was SIGTERM, so that a scheduler starts the same command again, which goes on from there.
+Ctrl-C, or SIGTERM, ends a training with a checkpoint, within `checkpoint.grace_s` after SIGTERM:
+with code 0, or 143 where it was SIGTERM, so that a scheduler starts the same command again, which
+goes on from there.
 
 `align.enabled=true` goes on with rl.align after the last step. rl/launch/training.py has a run
 from start to end.

@@ -20,9 +20,17 @@ class Progress:
     """Prompt and response tokens of every trajectory that entered an update, by mode."""
     seconds: float = 0.0
     """Wall-clock seconds spent in steps."""
+    skipped_steps: int = 0
+    """Steps whose update was not taken."""
+    skipped_in_a_row: int = 0
 
     def add(self, result: StepResult) -> None:
         self.seconds += result.seconds["step"]
+        if result.skipped is not None:
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            return
+        self.skipped_in_a_row = 0
         for scored, advantages in zip(result.groups, result.advantages, strict=True):
             mode, trained = scored.group.request.mode, 0
             for trajectory, advantage in zip(scored.group.trajectories, advantages, strict=True):
@@ -50,6 +58,7 @@ def step_metrics(result: StepResult, config: Config, progress: Progress) -> dict
     # The step's update was made from this version, so that is what staleness is counted against.
     before = result.step - 1
     metrics["staleness/max"] = max(before - t.versions[0] for t, _ in everything)
+    metrics["progress/skipped_steps"] = progress.skipped_steps
     metrics["progress/trained_tokens"] = sum(progress.trained_tokens.values())
     metrics |= {f"time/{part}": seconds for part, seconds in result.seconds.items()}
     tokens = sum(t.num_tokens for t, _ in everything)

@@ -10,10 +10,9 @@ import asyncio
 import dataclasses
 import json
 import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +21,23 @@ import rich.console
 from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
 from rl.launch.console import Console
-from rl.launch.curves import draw_curves
 from rl.launch.metrics import Progress, step_metrics
+from rl.launch.run_state import RunState
+from rl.launch.stopping import Stop
+from rl.loop.accounting import in_words
 from rl.loop.interfaces import MetricSink
-from rl.loop.loop import Parts, StepResult, TrainingLoop
+from rl.loop.loop import Parts, StepResult, TrainingLoop, unless_stopped
 from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import Failure, Route
+from rl.loop.step_guard import RunStopped
 from rl.run.checkpoints import Checkpoint
 from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 from rl.run.files import stack_versions, write_text
+from rl.run.finished import FinishedGroups, write_skipped
 from rl.run.jsonl import write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks
-from rl.run.threads import entered_in_thread, in_thread
+from rl.run.threads import in_thread
 from rl.system.memory_estimate import count_parameters
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ async def train(
     screen: where a person follows it; stdout by default. sinks: beside those of `config.log`.
     """
     directory = RunDirectory(Path(config.run))
-    stop_signals: list[signal.Signals] = []
+    stop = Stop(config.checkpoint.grace_s)
     # All is closed in the reverse order: first the processes, then what they report to. The lock of
     # the directory goes last, so that no other driver starts while this one still writes.
     async with AsyncExitStack() as stack:
@@ -81,16 +84,14 @@ async def train(
             console.note(f"continuing from step {start} ({checkpoint.path})")
             await services.learner.load(checkpoint.path)
         try:
-            await _train_from(
-                checkpoint, inputs, services, directory, console, all_sinks, stop_signals
-            )
+            await _train_from(checkpoint, inputs, services, directory, console, all_sinks, stop)
         except ValueError as error:
             # A ValueError tells a person what to mend in the input (rl/run/command.py). From here
             # on there is no such thing, so this is a crash, which keeps its traceback.
             raise RuntimeError(f"training failed: {error}") from error
         if directory.summary_path.exists():
             console.before_after_table(json.loads(directory.summary_path.read_text("utf-8")))
-    return stop_signals[0] if stop_signals else None
+    return stop.signals[0] if stop.signals else None
 
 
 async def _train_from(
@@ -100,12 +101,9 @@ async def _train_from(
     directory: RunDirectory,
     console: Console,
     sinks: Sinks,
-    stop_signals: list[signal.Signals],
+    stop: Stop,
 ) -> None:
-    """Take the steps from a checkpoint, or from the start, until the last one or a stop.
-
-    stop_signals: gets the signals that ask for a stop.
-    """
+    """Take the steps from a checkpoint, or from the start, until the last one or a stop."""
     config, done = inputs.config, checkpoint.step if checkpoint else 0
     engine, scorer, learner = services.engine, services.scorer, services.learner
     console.phase("publishing and proving the first weights")
@@ -117,15 +115,18 @@ async def _train_from(
         return await evaluate(config, inputs.encode, engine, scorer, inputs.heldout)
 
     parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
-    loop = TrainingLoop(config, parts, done, canary)
+    finished = FinishedGroups(directory.finished_path, done)
+    loop = TrainingLoop(config, parts, done, canary, finished)
     if checkpoint is None:
         progress, before = Progress(), _figures(await heldout())
     else:
         # Measured by the process that started the run: these weights are trained already.
         before = checkpoint.progress["before"]
         progress = Progress(**checkpoint.progress["progress"])
-        scorer.load(checkpoint.progress["scorer"])
-        loop.group_filter.load(checkpoint.progress["group_filter"])
+    keep_last = config.checkpoint.keep_last
+    state = RunState(directory, loop, learner, scorer, finished, progress, before, keep_last, done)
+    if checkpoint is not None:
+        state.load(checkpoint.progress)
 
     async def on_step(result: StepResult) -> bool:
         """Record the step, evaluate and save where due; False ends the loop."""
@@ -134,17 +135,18 @@ async def _train_from(
         step, is_last = result.step, result.step == config.steps
         progress.add(result)
         metrics = await in_thread(step_metrics, result, config, progress)
-        if config.log.ledger:
-            trained = result.groups, result.advantages, result.mismatches
-            rows = await in_thread(ledger_rows, step, *trained)
-            await in_thread(write_step, directory.ledger_path, step, rows)
+        await _keep_trajectories(result, config, directory, console)
         after: Mapping[str, ModeResult] = {}
         if is_last or (config.eval.every and step % config.eval.every == 0):
-            after = await heldout()
-            for mode, figures in after.items():
-                metrics |= figures.as_metrics(mode)
+            # It may take longer than a scheduler waits, and only the last one cannot be left out.
+            asked = asyncio.Event() if is_last else stop.asked
+            after = await unless_stopped(heldout(), asked) or {}
+        for mode, figures in after.items():
+            metrics |= figures.as_metrics(mode)
         sinks.write(step, metrics)
         console.step_done(step, metrics)
+        if progress.skipped_in_a_row >= config.guard.max_skipped:
+            raise RunStopped(_too_many_skipped(result, progress, directory))
         if is_last:
             # Before the last checkpoint, with which the run is finished: a run killed in between
             # makes its last steps again. The other way round it would have no summary for good.
@@ -155,25 +157,53 @@ async def _train_from(
                 "trained_tokens": sum(progress.trained_tokens.values()),
                 "seconds": round(progress.seconds, 1),
                 "versions": stack_versions(),
+                "groups": loop.accounting.check(),
             }
             write_text(directory.summary_path, json.dumps(summary, indent=2) + "\n")
-        if is_last or stop_signals or step % config.checkpoint.every == 0:
-            await in_thread(draw_curves, directory)
-            state = {
-                "progress": dataclasses.asdict(progress),
-                "before": before,
-                "scorer": scorer.state,
-                "group_filter": loop.group_filter.state,
-            }
-            writer = directory.checkpoints.writer(step, state, config.checkpoint.keep_last)
-            async with entered_in_thread(writer) as path:
-                await learner.save(path)
-        if stop_signals and not is_last:
-            console.note(f"stopped after step {step}; the same command goes on from there")
-        return not stop_signals
+        # While steps are skipped none is saved, so that a run which ends because of them goes on
+        # from before the first one.
+        if is_last or (step % config.checkpoint.every == 0 and result.skipped is None):
+            await state.save(step)
+        return not stop.signals
 
-    with _stop_on_signal(stop_signals, console.note):
-        await loop.run(on_step)
+    with closing(finished), stop.on_signals(console.note):
+        await loop.run(on_step, stop.asked)
+        # Also in the middle of a step: engines may need longer for its groups than a scheduler
+        # waits, and what they have finished is kept.
+        if loop.version > state.saved:
+            await state.save(loop.version)
+    console.note(f"groups: {in_words(loop.accounting.check())}")
+    if stop.signals and state.saved < config.steps:
+        late = f", not saved in {config.checkpoint.grace_s:g} s" if stop.gave_up else ""
+        console.note(f"stopped after step {state.saved}{late}; the same command goes on from there")
+
+
+async def _keep_trajectories(
+    result: StepResult, config: Config, directory: RunDirectory, console: Console
+) -> None:
+    """Write the step into the ledger, and beside it what a person needs of one that was skipped."""
+    step, groups, advantages = result.step, result.groups, result.advantages
+    if config.log.ledger:
+        is_skipped = result.skipped is not None
+        trained = groups, advantages, result.mismatches
+        rows = await in_thread(ledger_rows, step, *trained, is_skipped)
+        await in_thread(write_step, directory.ledger_path, step, rows)
+    if result.skipped is not None:
+        kept = (directory.skipped_path, step, result.skipped, groups, advantages)
+        path = await in_thread(write_skipped, *kept)
+        console.note(f"step {step} is skipped ({result.skipped}); its samples are in {path}")
+
+
+def _too_many_skipped(result: StepResult, progress: Progress, directory: RunDirectory) -> str:
+    steps = directory.checkpoints.steps()
+    from_where = f"the checkpoint of step {steps[-1]}" if steps else "the start"
+    return (
+        f"{progress.skipped_in_a_row} steps in a row were skipped, the last one, step "
+        f"{result.step}, because of its {result.skipped}. Their samples are in "
+        f"{directory.skipped_path}. The same command goes on from {from_where}; raise "
+        "guard.grad_norm or guard.mismatch_kl if a limit is too low, or start under another "
+        "run=NAME with a lower policy.optimizer.learning_rate"
+    )
 
 
 async def _check(inputs: RunInputs, directory: RunDirectory, console: Console) -> None:
@@ -207,35 +237,3 @@ async def _check(inputs: RunInputs, directory: RunDirectory, console: Console) -
 
 def _figures(results: Mapping[str, ModeResult]) -> dict[str, dict[str, Any]]:
     return {mode: dataclasses.asdict(result) for mode, result in results.items()}
-
-
-@contextmanager
-def _stop_on_signal(
-    stop_signals: list[signal.Signals], note: Callable[[str], None]
-) -> Iterator[None]:
-    """Ctrl-C, or a scheduler's SIGTERM, ends the run after its step; a second Ctrl-C cancels it."""
-    if threading.current_thread() is not threading.main_thread():
-        # Signals belong to the main thread, and to whoever runs this one: an arm of a sweep.
-        yield
-        return
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-
-    def on_signal(number: signal.Signals) -> None:
-        # A scheduler may send SIGTERM several times, to the shell and to what it started. Only a
-        # person who asks twice cannot wait.
-        if stop_signals and number == signal.SIGINT:
-            task.cancel()
-        stop_signals.append(number)
-        note("finishing this step, then saving; Ctrl-C again stops at once")
-
-    # Ray has a handler of SIGTERM, which is to do its work again when the steps are over.
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            loop.remove_signal_handler(number)
-            signal.signal(number, handler or signal.SIG_DFL)

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -31,8 +30,9 @@ class GroupFilter:
     The last is the filter of RLPR (https://arxiv.org/abs/2506.18254, 2.4): a group scored by the
     probability reward whose standard deviation is below beta x the running mean of such deviations,
     in modes that reason; elsewhere all responses of a group may share one context and one score.
-    The running mean moves between steps only, so that the order in which the groups of a step are
-    finished decides nothing.
+    The running mean moves between steps only, and a step is judged by the mean of the newest step
+    that is over whenever its groups are asked for. So the order in which groups are finished
+    decides nothing, whatever the staleness.
     """
 
     def __init__(self, config: Config) -> None:
@@ -40,40 +40,58 @@ class GroupFilter:
         probability = config.reward.probability
         self._beta = probability.filter_beta if probability else None
         self._reasoning = {name for name, mode in config.modes.items() if mode.thinking}
-        self._spreads: defaultdict[int, list[float]] = defaultdict(list)
+        # Groups of step k may be asked for once step k - 1 - max_staleness is over.
+        self._lag = 1 + config.rollout.max_staleness
         self._warmup: list[float] = []
         self._ema: float | None = None
+        self._ema_after: dict[int, float | None] = {}
+        self._ema_before: float | None = None
 
-    @property
-    def threshold(self) -> float:
-        """Least standard deviation; 0 as long as the running mean is not known."""
-        return 0.0 if self._beta is None or self._ema is None else self._beta * self._ema
+    def threshold(self, step: int) -> float:
+        """Least standard deviation in `step` (1-based); 0 while no running mean is known."""
+        ema = self._ema_after.get(step - self._lag, self._ema_before)
+        return 0.0 if self._beta is None or ema is None else self._beta * ema
+
+    def spread(self, mode: str, scores: Sequence[Score]) -> float | None:
+        """The standard deviation that the filter of RLPR goes by; None where it does not apply."""
+        by_probability = any(s.route and s.route.name == PROBABILITY for s in scores)
+        applies = mode in self._reasoning and by_probability and not self._is_unscored(scores)
+        known = [score.parts["accuracy"] for score in scores if score.reward is not None]
+        # One that is not finite would stay in the running mean for good.
+        if not applies or len(known) < 2 or not all(map(math.isfinite, known)):
+            return None
+        return statistics.stdev(known)
 
     def reason(self, step: int, mode: str, scores: Sequence[Score]) -> DropReason | None:
-        """Why a scored group of `step` (1-based) is dropped, or None; must see every group."""
-        rewards = [score.reward for score in scores]
-        unscored = sum(reward is None for reward in rewards)
+        """Why a scored group of `step` (1-based) is dropped, or None."""
         # Before the other filters: a spread or a variance over the few scores that are left means
         # little.
-        if unscored > self._algorithm.max_unscored_share * len(rewards):
+        if self._is_unscored(scores):
             return DropReason.UNSCORED
-        by_probability = any(s.route and s.route.name == PROBABILITY for s in scores)
-        known = [score.parts["accuracy"] for score in scores if score.reward is not None]
-        if mode in self._reasoning and by_probability and len(known) > 1:
-            spread = statistics.stdev(known)
-            # Also of a group that is dropped: a mean over what the filter keeps would only rise.
-            self._spreads[step].append(spread)
-            if spread < self.threshold:
-                return DropReason.LOW_SPREAD
+        spread = self.spread(mode, scores)
+        if spread is not None and spread < self.threshold(step):
+            return DropReason.LOW_SPREAD
+        rewards = [score.reward for score in scores]
         if self._algorithm.drop_zero_variance and has_zero_variance(rewards):
             return DropReason.ZERO_VARIANCE
         return None
 
-    def end_step(self, step: int) -> None:
-        """Take the spreads of a step's groups (1-based) into the running mean."""
-        spreads = self._spreads.pop(step, [])
-        if not spreads or step < WARMUP_STEPS.start:
-            return
+    def end_step(self, step: int, spreads: Sequence[float]) -> None:
+        """Take the spreads of a step (1-based) into the running mean.
+
+        spreads: also those of groups that were dropped, since a mean over what the filter keeps
+        would only rise.
+        """
+        if spreads and step >= WARMUP_STEPS.start:
+            self._learn(step, spreads)
+        self._ema_after[step] = self._ema
+        self._ema_after.pop(step - self._lag, None)
+
+    def _is_unscored(self, scores: Sequence[Score]) -> bool:
+        unscored = sum(score.reward is None for score in scores)
+        return unscored > self._algorithm.max_unscored_share * len(scores)
+
+    def _learn(self, step: int, spreads: Sequence[float]) -> None:
         # fsum: the same mean in whatever order the groups were finished.
         mean = math.fsum(spreads) / len(spreads)
         # The first steps start the mean and filter nothing: a single step's spread is too noisy a
@@ -87,8 +105,12 @@ class GroupFilter:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The running mean, for a checkpoint."""
-        return {"warmup": list(self._warmup), "ema": self._ema}
+        """The running mean and those that coming steps are judged by, for a checkpoint."""
+        recent = [[step, ema] for step, ema in self._ema_after.items()]
+        return {"warmup": list(self._warmup), "ema": self._ema, "recent": recent}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._warmup, self._ema = list(state["warmup"]), state["ema"]
+        self._ema_after = dict(state.get("recent", []))
+        # Older versions kept the newest mean alone.
+        self._ema_before = None if "recent" in state else self._ema

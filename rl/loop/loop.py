@@ -21,16 +21,18 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rl.config.run import Config
 from rl.data.fingerprint import stable_hash
+from rl.loop.accounting import Accounting, FinishedPlace, FinishedStore
 from rl.loop.advantages import group_advantages
 from rl.loop.group_filter import DropReason, GroupFilter
 from rl.loop.interfaces import Engine, GenerationFailed, Learner, Scorer
 from rl.loop.modes import draw_step, shares_at
 from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import (
+    BatchUpdate,
     Failure,
     Prompt,
     RolloutRequest,
@@ -38,7 +40,9 @@ from rl.loop.stages import (
     TrainBatch,
     TrainSample,
 )
+from rl.loop.step_guard import wrong_credit
 
+T = TypeVar("T")
 MAX_ATTEMPTS = 20
 PREPARED_AT_ONCE = 32
 """Requests that are prepared before anything else gets its turn: each has a prompt to be rendered
@@ -77,12 +81,14 @@ class StepResult:
     mismatches: tuple[tuple[float | None, ...], ...]
     """`BatchUpdate.mismatches` by group and trajectory; None where it was left out."""
     dropped: Counter[tuple[str, str]]
-    """Groups replaced since the last step, by mode and reason."""
+    """Groups of this step that were replaced, by mode and reason."""
     learner_metrics: dict[str, float]
     sync_metrics: dict[str, float]
     seconds: dict[str, float]
     """`step`, `wait_for_groups`, `update`, `publish`; `scoring` while nothing was sampled, and
     `engines_idle` while nothing was scored either."""
+    skipped: str | None = None
+    """Why the learner did not learn from the step, or not from all of it (step_guard.py)."""
 
 
 class _Activity:
@@ -124,55 +130,86 @@ class TrainingLoop:
         parts: Parts,
         version: int = 0,
         canary: CanaryCheck | None = None,
+        finished: FinishedStore | None = None,
     ) -> None:
         """version: steps already done, whose weights the engines hold and have proven.
 
         canary: the check that they were proven by, which knows how far they differ by rounding.
+        finished: keeps groups that wait for their update, and has those of an earlier process.
         """
         self._config = config
         self._parts = parts
         self._version = version
         self._canary = canary or CanaryCheck.of(config)
         self.group_filter = GroupFilter(config)
-        """Its running state belongs into a checkpoint."""
-        self._asked_for: dict[int, list[asyncio.Task[ScoredGroup]]] = {}
+        self.accounting = Accounting()
+        """The state of both belongs into a checkpoint."""
+        self._finished = finished
+        self._asked_for: dict[int, list[asyncio.Task[FinishedPlace]]] = {}
         self._next_to_ask = version
-        self._dropped: Counter[tuple[str, str]] = Counter()
+        self._stop = asyncio.Event()
         self._failures: Counter[Failure] = Counter()
         self._activity = _Activity()
 
-    async def run(self, on_step: Callable[[StepResult], Awaitable[bool]]) -> None:
+    @property
+    def version(self) -> int:
+        """Steps done, which the engines have the weights of."""
+        return self._version
+
+    async def run(
+        self,
+        on_step: Callable[[StepResult], Awaitable[bool]],
+        stop: asyncio.Event | None = None,
+    ) -> None:
         """Step until `config.steps`, or until on_step answers False; it sees every step's result.
 
-        Requests still in flight are cancelled at the end; a resumed run asks for them again.
+        stop: also ends it, between steps or while it waits for groups. Requests still in flight are
+        cancelled at the end; a resumed run asks for them again.
         """
+        self._stop = stop or self._stop
         try:
             while self._version < self._config.steps:
                 result = await self.step()
-                if not await on_step(result):
+                if result is None or not await on_step(result):
                     return
         finally:
-            # What is in flight is thrown away: a resumed run draws the same prompts and modes
-            # again, so nothing is lost but time, and nothing is trained on twice.
+            # What is being sampled is thrown away: a resumed run draws the same prompts and modes
+            # again, so nothing is lost but time, and nothing is trained on twice. What is finished
+            # waits in `finished`.
             tasks = [task for tasks in self._asked_for.values() for task in tasks]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def step(self) -> StepResult:
-        """Take the oldest step's groups, update the learner on them, publish its weights."""
+    async def step(self) -> StepResult | None:
+        """Take the oldest step's groups, update the learner on them, publish its weights.
+
+        None where a stop was asked for before the groups were there; then nothing has changed.
+        """
         started = time.monotonic()
         self._ask_for_groups()
         # All groups of this step and in the order they were asked for: taking whichever finish
         # first would train the quick mode early and the slow one late.
-        groups = await asyncio.gather(*self._asked_for[self._version])
+        groups_of_step = asyncio.gather(*self._asked_for[self._version])
+        if (places := await unless_stopped(groups_of_step, self._stop)) is None:
+            return None
         taken = time.monotonic()
+        groups = [finished.scored for finished in places]
         # Only between steps: within one, the order in which groups finish would decide who is
         # dropped.
-        self.group_filter.end_step(self._version + 1)
+        spreads = [spread for finished in places for spread in finished.spreads]
+        self.group_filter.end_step(self._version + 1, spreads)
         batch, advantages = self._credit(groups)
-        update = await self._parts.learner.update(batch)
+        # Before the learner is asked, so that no rank meets them.
+        if wrong := wrong_credit(groups, advantages):
+            update = BatchUpdate({}, (None,) * len(batch.samples), wrong)
+        else:
+            update = await self._parts.learner.update(batch)
         updated = time.monotonic()
+        if self._config.rollout.deterministic:
+            # Which version samples a token is then a function of its step, and not of how long the
+            # update took.
+            await asyncio.gather(*(task for tasks in self._asked_for.values() for task in tasks))
         sync_metrics = await publish(
             self._parts.learner,
             self._parts.engine,
@@ -182,6 +219,11 @@ class TrainingLoop:
         # Only after the proof: a slot that is given back earlier could be filled by an engine whose
         # weights nobody has checked.
         del self._asked_for[self._version]
+        trained = [scored.group.request.group_id for scored in groups]
+        is_skipped = update.skipped is not None
+        dropped = self.accounting.settle(self._version, trained, is_skipped=is_skipped)
+        if self._finished is not None:
+            self._finished.release(self._version)
         self._version += 1
         finished = time.monotonic()
         # The batch holds the trajectories with an advantage, in the order of the groups.
@@ -194,7 +236,6 @@ class TrainingLoop:
         # Now and not at the start of the next step: the engines would be idle while the caller
         # writes this step down, evaluates it and saves a checkpoint.
         self._ask_for_groups()
-        dropped, self._dropped = self._dropped, Counter()
         return StepResult(
             step=self._version,
             groups=tuple(groups),
@@ -211,6 +252,7 @@ class TrainingLoop:
                 "scoring": activity["scoring"],
                 "engines_idle": activity["idle"],
             },
+            skipped=update.skipped,
         )
 
     # Producers
@@ -233,7 +275,7 @@ class TrainingLoop:
             # Long prompts go out first: they are the tail that everyone waits for.
             budgets = [self._config.modes[mode].max_tokens for mode in modes]
             order = sorted(range(len(prompts)), key=lambda place: -budgets[place])
-            tasks: dict[int, asyncio.Task[ScoredGroup]] = {}
+            tasks: dict[int, asyncio.Task[FinishedPlace]] = {}
             gate = asyncio.Event()
             gate.set()
             for turn, place in enumerate(order, 1):
@@ -247,7 +289,7 @@ class TrainingLoop:
 
     async def _produce_in_turn(
         self, gate: asyncio.Event, opened: asyncio.Event | None, *of_group: Any
-    ) -> ScoredGroup:
+    ) -> FinishedPlace:
         """`_produce` as soon as the gate is open; it opens the next one, if there is one."""
         await gate.wait()
         if opened is not None:
@@ -255,36 +297,53 @@ class TrainingLoop:
             asyncio.get_running_loop().call_soon(opened.set)
         return await self._produce(*of_group)
 
-    async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> ScoredGroup:
+    async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> FinishedPlace:
         """One group, from the first prompt of this place whose group is not dropped."""
-        for attempt in range(MAX_ATTEMPTS):
+
+        def request(attempt: int) -> RolloutRequest:
             # The replacement has the same mode, so that groups which fail more often, usually the
             # long ones, do not shift the ratio that was drawn.
-            if attempt:
-                prompt = self._parts.prompts.replacement(step, place, attempt, mode)
+            replaced = self._parts.prompts.replacement
+            asked = replaced(step, place, attempt, mode) if attempt else prompt
             group_id = f"{step}/{place}/{attempt}"
-            request = train_request(self._config, self._parts.encode, group_id, prompt, mode)
+            return train_request(self._config, self._parts.encode, group_id, asked, mode)
+
+        if self._finished and (kept := self._finished.take(step, place, request)):
+            self.accounting.restore(kept)
+            return kept
+        dropped: list[str] = []
+        spreads: list[float] = []
+        for attempt in range(MAX_ATTEMPTS):
+            asked = request(attempt)
+            self.accounting.draw(step, asked.group_id)
             try:
                 with self._activity.at("sampling"):
-                    group = await self._parts.engine.generate(request)
+                    group = await self._parts.engine.generate(asked)
             except GenerationFailed as failed:
                 self._failures[failed.failure] += 1
-                self._dropped[mode, failed.failure.reason] += 1
-                continue
-            with self._activity.at("scoring"):
-                scores = await self._parts.scorer.score(group)
-            self._failures.update(score.failure for score in scores if score.failure)
-            reason = self.group_filter.reason(step + 1, mode, scores)
-            # A group of little signal may stand where no other was found, one without scores never.
-            is_last = attempt == MAX_ATTEMPTS - 1
-            if reason is None or (is_last and reason is not DropReason.UNSCORED):
-                return ScoredGroup(group, scores)
-            self._dropped[mode, str(reason)] += 1
-        reasons = {f"{mode}/{why}": count for (mode, why), count in self._dropped.items()}
+                reason = failed.failure.reason
+            else:
+                with self._activity.at("scoring"):
+                    scores = await self._parts.scorer.score(group)
+                self._failures.update(score.failure for score in scores if score.failure)
+                reason = self.group_filter.reason(step + 1, mode, scores)
+                if (spread := self.group_filter.spread(mode, scores)) is not None:
+                    spreads.append(spread)
+                # A group of little signal may stand where no other was found, one without scores
+                # never.
+                is_last = attempt == MAX_ATTEMPTS - 1
+                if reason is None or (is_last and reason is not DropReason.UNSCORED):
+                    scored = ScoredGroup(group, scores)
+                    finished = FinishedPlace(step, place, scored, tuple(dropped), tuple(spreads))
+                    if self._finished is not None:
+                        await self._finished.add(finished)
+                    return finished
+            dropped.append(str(reason))
+            self.accounting.drop(step, asked.group_id, mode, str(reason))
         failures = {str(f): count for f, count in self._failures.most_common(SHOWN_FAILURES)}
         raise RuntimeError(
             f"{MAX_ATTEMPTS} groups in a row were dropped for place {place} of step {step + 1} in "
-            f"mode {mode}; reasons so far: {reasons}; failures: {failures}"
+            f"mode {mode}; reasons: {dict(Counter(dropped))}; failures so far: {failures}"
         )
 
     # Trainer
@@ -326,6 +385,18 @@ class TrainingLoop:
                 if advantage is not None
             ]
         return TrainBatch(self._version + 1, tuple(samples)), advantages
+
+
+async def unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
+    """What the work returns; None, and the work is cancelled, if `stop` is set before it ends."""
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for future in (working, stopped):
+            future.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 def train_request(

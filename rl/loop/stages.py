@@ -292,9 +292,11 @@ class BatchUpdate:
 
     metrics: Mapping[str, float]
     """Keyed `loss/...`, `policy/...`, ..."""
-    mismatches: tuple[float, ...]
+    mismatches: tuple[float | None, ...]
     """Per sample: mean over its response tokens of the log-probability under the learner, before
     the first optimizer step of the batch, minus that by the engine that sampled it."""
+    skipped: str | None = None
+    """What went wrong, where an optimizer step was not taken; neither were those after it."""
 
 
 @dataclass(frozen=True)

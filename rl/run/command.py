@@ -25,6 +25,7 @@ from rl.config.recipe import LOADER_KEYS, load, recipe_names, split_argument
 from rl.config.run import Config
 from rl.config.section import Section
 from rl.loop.interfaces import WorkerFailed
+from rl.loop.step_guard import RunStopped
 from rl.run.directory import RunDirectory
 from rl.run.files import FULL_DISK
 
@@ -62,8 +63,8 @@ class Command(Generic[K]):
     def __call__(self, arguments: Sequence[str]) -> int:
         """Do what the command line asks for, and return the exit code.
 
-        0 is success, 1 a process that failed, 2 an error that a user can mend, and 130 Ctrl-C. Of
-        both kinds of error the message is printed and no traceback.
+        0 is success, 1 a process that failed or a run that ended itself, 2 an error that a user can
+        mend, and 130 Ctrl-C. Of all these errors the message is printed and no traceback.
         """
         # Before anything is checked: who asks for help need not have the rest right.
         asks_help = [a for a in arguments if re.fullmatch("-h|--help|help|--help=.*", a)]
@@ -81,7 +82,7 @@ class Command(Generic[K]):
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        except WorkerFailed as error:
+        except (WorkerFailed, RunStopped) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         except OSError as error:

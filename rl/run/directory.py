@@ -5,6 +5,7 @@ metrics.jsonl   one object a step              ledger/         rl/run/ledger.py
 summary.json    before and after               tensorboard/    rl/run/sinks.py
 curves.png      rl/launch/curves.py            samples/        pages of rl/show
 evaluations/    rl/evaluate                    logs/           what the run's processes print
+finished/       rl/run/finished.py             skipped/        rl/run/finished.py
 .lock           held by the driver
 """
 
@@ -23,11 +24,14 @@ from rl.config.recipe import dotted_leaves, dump, read_config
 from rl.config.run import Config
 from rl.run.checkpoints import Checkpoints
 from rl.run.files import write_text
+from rl.run.finished import forget_groups
 from rl.run.jsonl import read_records, write_records
 
 MAY_DIFFER_ON_RESUME = (
     # How far the run goes, and what is measured, kept and shown of it.
     *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync", "align"),
+    # What ends a run, not what it computes until then.
+    "guard",
     # How the engines run, not what they sample.
     *("rollout.workers", "rollout.tensor_parallel", "rollout.engine"),
     *("rollout.start_timeout_s", "rollout.group_timeout_s"),
@@ -117,6 +121,8 @@ class RunDirectory(OwnedDirectory):
         self.metrics_path = root / "metrics.jsonl"
         self.ledger_path = root / "ledger"
         self.summary_path = root / "summary.json"
+        self.finished_path = root / "finished"
+        self.skipped_path = root / "skipped"
         self.checkpoints = Checkpoints(root / "checkpoints")
 
     @contextmanager
@@ -139,9 +145,14 @@ class RunDirectory(OwnedDirectory):
     def truncate_to(self, step: int) -> None:
         """Forget every step after `step`: they will be made again, and must not appear twice.
 
-        Metric lines, ledger files and the summary go; later checkpoints, which can only be damaged
-        ones, are set aside as `*.damaged`. Only the process that owns the run may call this.
+        Metric lines, ledger files, finished groups and the summary go; later checkpoints, which can
+        only be damaged ones, are set aside as `*.damaged`. Only the process that owns the run may
+        call this.
         """
+        # Before a step has left anything, another configuration may go on here, whose groups would
+        # be others.
+        forget_groups(self.finished_path, step if self.has_begun() else None)
+        forget_groups(self.skipped_path, step)
         # The summary counts steps that will run a second time, so it is wrong until the run ends
         # again.
         self.summary_path.unlink(missing_ok=True)

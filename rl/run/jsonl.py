@@ -53,6 +53,10 @@ class Journal(AbstractContextManager):
         self._file.write(_line(record))
         self._file.flush()
 
+    @property
+    def is_closed(self) -> bool:
+        return self._file.closed
+
     def remove(self) -> None:
         """Delete the file: what its records led to is complete and on disk elsewhere."""
         self._file.close()

@@ -66,6 +66,8 @@ class LedgerRow:
     mismatch: float | None
     """Mean over response tokens of the log-probability under the learner minus that by the engine:
     the sign of `rollout/mismatch_kl`. None where the trajectory was left out of the update."""
+    state: str = "trained"
+    """`skipped` where the update of the step was not taken (rl/loop/step_guard.py)."""
 
 
 # The columns are those of LedgerRow, so the type alone says what a file holds.
@@ -84,6 +86,7 @@ def ledger_rows(
     scored_groups: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]],
     mismatches: Sequence[Sequence[float | None]],
+    is_skipped: bool = False,
 ) -> list[LedgerRow]:
     """The rows of a step (1-based); advantages and mismatches are per group and trajectory."""
     rows = []
@@ -122,6 +125,7 @@ def ledger_rows(
                     preference_answer=score.preference_answer,
                     advantage=advantage,
                     mismatch=mismatch,
+                    state="skipped" if is_skipped else "trained",
                 )
             )
     return rows
@@ -161,7 +165,7 @@ def read_rows(path: Path) -> list[LedgerRow]:
     present = set(table.column_names)
     names = {field.name for field in dataclasses.fields(LedgerRow)} - {"parts"}
     # Runs that older versions began have no word of what the rules read, nor of how it ended.
-    names -= {"claimed", "claimed_how", "why", "end_token"} - present
+    names -= {"claimed", "claimed_how", "why", "end_token", "state"} - present
     if missing := sorted(names - present):
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; another version wrote it")
     rows = []

@@ -10,8 +10,9 @@ import pytest
 import rich.console
 
 from rl.launch import __main__ as launch
-from rl.launch import training
+from rl.launch import run_state, training
 from rl.launch.console import Console
+from rl.launch.stopping import Stop
 from rl.loop.stages import Prompt
 from rl.run import checkpoints
 from rl.run.directory import RunDirectory
@@ -65,15 +66,16 @@ def test_a_run_that_a_scheduler_stopped_says_so_by_its_code(
 
 async def signalled(*numbers: signal.Signals) -> tuple[list[signal.Signals], bool]:
     """What a run notes of these signals, and whether they cancelled it."""
-    noted: list[signal.Signals] = []
+    stop = Stop(60)
     try:
-        with training._stop_on_signal(noted, lambda text: None):
+        with stop.on_signals(lambda text: None):
             for number in numbers:
                 os.kill(os.getpid(), number)
                 await asyncio.sleep(0.01)
     except asyncio.CancelledError:
-        return noted, True
-    return noted, False
+        return stop.signals, True
+    assert stop.asked.is_set()
+    return stop.signals, False
 
 
 def test_ctrl_c_and_sigterm_ask_for_a_stop_and_a_second_ctrl_c_cancels():
@@ -105,7 +107,7 @@ def test_what_takes_long_to_write_does_not_hold_up_the_event_loop(monkeypatch, t
             monkeypatch.setattr(module, name, write)
 
         needs_the_loop(training, "write_step")
-        needs_the_loop(training, "draw_curves")
+        needs_the_loop(run_state, "draw_curves")
         needs_the_loop(checkpoints, "_write_manifest")
         cfg = config(run=str(tmp_path / "run"), steps=1, log={"tensorboard": False})
         inputs = SimpleNamespace(
@@ -119,7 +121,7 @@ def test_what_takes_long_to_write_does_not_hold_up_the_event_loop(monkeypatch, t
         console = Console("run", cfg.steps, list(cfg.modes), screen)
         with RunDirectory(tmp_path / "run").open(cfg) as directory:
             sinks = training.Sinks(cfg.log, directory, console.note, ())
-            await training._train_from(None, inputs, services, directory, console, sinks, [])
+            await training._train_from(None, inputs, services, directory, console, sinks, Stop(60))
             assert directory.checkpoints.steps() == [1]
 
     asyncio.run(main())

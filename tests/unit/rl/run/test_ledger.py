@@ -81,8 +81,9 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
         "preference_answer": None,
         "advantage": 0.5,
         "mismatch": 1e-7,
+        "state": "trained",
     }
-    failed = dict.fromkeys(scored) | {"route": "", "failure": "timeout"}
+    failed = dict.fromkeys(scored) | {"route": "", "failure": "timeout", "state": "trained"}
     table = pq.read_table(path)
     assert table.to_pylist() == [shared | scored, shared | failed]
     assert table.column_names == [*shared, *scored]
