@@ -48,7 +48,7 @@ def drawn_lengths(config: Config) -> Lengths:
             ]
             for of_group in (median * rng.lognormvariate(0, SPREAD) for _ in range(DRAWN_GROUPS))
         ]
-    return Lengths(groups, "drawn: a median of a third of the mode's budget")
+    return Lengths(groups, "drawn, with a third of the mode's budget as their median")
 
 
 def ledger_lengths(config: Config, ledger: Path) -> Lengths | None:

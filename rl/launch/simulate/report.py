@@ -38,25 +38,27 @@ def print_simulation(config: Config, screen: rich.console.Console | None = None)
 
     rollout = config.rollout
     engines, ranks = counted(rollout.workers, "engine"), counted(config.policy.ranks, "rank")
+    devices = counted(rollout.tensor_parallel, device_of(config).name)
     screen.print(
-        f"simulated by roofline, on {device_of(config).name}s: {engines} on "
-        f"{rollout.tensor_parallel} each, {ranks}, {config.policy.model}; response lengths "
-        f"{lengths.origin}. Rewards count as free."
+        f"simulated by roofline: {engines} on {devices} each, {ranks}, {config.policy.model}; "
+        f"response lengths: {lengths.origin}; rewards count as free",
+        soft_wrap=True,
     )
     calm = run()
-    screen.print(_described(config, calm))
+    screen.print(_described(config, calm), soft_wrap=True)
     # In the middle of a run, and where it hurts as much as on average: at a random point of a step.
     death = Death(engine=0, at_s=calm.total_s / 2, back_s=BACK_S)
     spot = run((death,))
     screen.print(
         f"an engine that is taken away and back after {duration(BACK_S)} costs the run "
         f"{max(0.0, spot.total_s - calm.total_s):,.0f} s and {spot.lost_tokens:,.0f} tokens that "
-        "are sampled again"
+        "are sampled again",
+        soft_wrap=True,
     )
     table = Table(title="seconds a step (learner waits, engines idle)", title_justify="left")
     table.add_column("engines", justify="right")
     for staleness in STALENESS:
-        table.add_column(f"rollout.max_staleness={staleness}", justify="right")
+        table.add_column(f"max_staleness={staleness}", justify="right")
     factors = (0.5, 1, 1.5, 2)
     for workers in sorted({max(1, round(rollout.workers * factor)) for factor in factors}):
         outcomes = (run(workers=workers, max_staleness=staleness) for staleness in STALENESS)

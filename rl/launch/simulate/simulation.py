@@ -21,6 +21,7 @@ from rl.loop.loop import Parts, StepResult, TrainingLoop
 from rl.loop.stages import BatchUpdate, Prompt, RolloutGroup, Score, TrainBatch, WeightProof
 
 PROMPT_TOKENS = 256
+"""Of every prompt, or a third of the room for it where that is less; no ledger tells."""
 WARMUP_STEPS = 3
 """Steps that fill the pipeline, besides one for each version of staleness."""
 
@@ -130,7 +131,7 @@ async def _simulate(
     clock, rollout = asyncio.get_running_loop(), config.rollout
     engines = SimulatedEngines(rollout.workers, engine, lengths, rollout.keep_kv_cache)
     room = rollout.max_model_length - max(mode.max_tokens for mode in config.modes.values())
-    tokens = (0,) * min(PROMPT_TOKENS, room)
+    tokens = (0,) * max(1, min(PROMPT_TOKENS, room // 3))
     trainer = _Learner(learner)
     parts = Parts(
         _Prompts(rollout.prompts_per_step),
@@ -160,7 +161,7 @@ async def _simulate(
     return Outcome(
         step_s=total / (config.steps - warmup),
         # The loop's own figures are of this machine's clock, by which it all takes no time.
-        learner_waits=1 - (updating + publishing) / total,
+        learner_waits=max(0.0, 1 - (updating + publishing) / total),
         updating=updating / total,
         publishing=publishing / total,
         engines_idle=1 - busy / (total * rollout.workers),

@@ -253,7 +253,8 @@ def constant_run(staleness, workers=1, learner=UPDATE, deaths=(), lengths=CONSTA
         steps=steps,
         rollout__max_staleness=staleness,
         rollout__workers=workers,
-        rollout__max_model_length=32,
+        # A third of the room for the prompt: 16 tokens.
+        rollout__max_model_length=64,
         modes__short__max_tokens=16,
     )
     return simulate(cfg, SECOND, learner, lengths, deaths)
