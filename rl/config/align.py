@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rl.config.policy import OptimizerConfig
-from rl.config.section import Section, Share
+from rl.config.section import Address, Section, Share
 
 
 class DpoConfig(Section):
@@ -44,7 +44,7 @@ class AssistantConfig(Section):
 
     model: str | None = None
     """Model directory, Hugging Face name or built-in model; null is the policy that is aligned."""
-    endpoint: str | None = None
+    endpoint: Address | None = None
     """Address of an OpenAI-compatible server, which is asked in place of a model here."""
     served_name: str | None = None
     """Which of the endpoint's models is asked, where it serves several."""

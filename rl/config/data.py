@@ -129,6 +129,9 @@ class PromptsConfig(Section):
     media_dir: str | None = None
     """Where relative paths of images and videos start; by default the directory of the rows, else
     the working directory."""
+    allow_outside: bool = False
+    """Let rows name images and videos outside `media_dir`, the data set's own directory and the
+    working directory; such rows are left out otherwise."""
     template: str | None = None
     """What a dataset's question becomes, in Jinja: `{{question}}` is the question, `{{NAME}}` the
     cell of another column, such as "{{question}} Put the final answer in \\boxed{}."."""

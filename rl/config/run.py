@@ -17,7 +17,7 @@ from rl.config.data import SourceConfig
 from rl.config.policy import AlgorithmConfig, GuardConfig, PolicyConfig
 from rl.config.reward import RewardConfig
 from rl.config.rollout import EvalConfig, ModeConfig, RolloutConfig, SharePoint
-from rl.config.section import Section
+from rl.config.section import Section, refuse_secrets
 
 ENGINE_SIZES = (
     "tensor_parallel_size",
@@ -112,6 +112,12 @@ class Config(Section):
     resources: ResourcesConfig = ResourcesConfig()
     align: AlignConfig = AlignConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Config:
+        # Such as an argument of vLLM among those that pass through.
+        refuse_secrets(self.model_dump())
+        return self
 
     @model_validator(mode="after")
     def _modes_fit(self) -> Config:

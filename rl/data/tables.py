@@ -19,6 +19,7 @@ import pyarrow as pa
 from rl.config.data import PromptsConfig
 from rl.data.cells import field_of, plain
 from rl.data.files import BATCH_ROWS, open_file
+from rl.data.media.names import MediaError
 from rl.data.splits import (
     by_split,
     choose_split,
@@ -42,6 +43,8 @@ class Location:
     max_rows: int | None = None
     media_dir: str | None = None
     """Where relative paths inside the rows start; None for the directory of the rows."""
+    allow_outside: bool = False
+    """Whether rows may name files outside the directories that relative paths start at."""
 
     @property
     def name(self) -> str:
@@ -58,8 +61,9 @@ def train_location(data: PromptsConfig) -> Location | None:
     """Where the training rows are; None where `data.path` names none."""
     if data.path is None:
         return None
-    paths, media = _paths(data.path), data.media_dir
-    return Location(paths, data.subset, data.split, "data.split", data.max_rows, media)
+    media = (data.media_dir, data.allow_outside)
+    split = (data.subset, data.split, "data.split")
+    return Location(_paths(data.path), *split, data.max_rows, *media)
 
 
 def heldout_location(data: PromptsConfig) -> Location | None:
@@ -71,8 +75,8 @@ def heldout_location(data: PromptsConfig) -> Location | None:
     # The subset is one of data.path; files beside it have none.
     is_own = data.heldout_path is not None and Path(paths[0]).expanduser().exists()
     subset = None if is_own else data.subset
-    split, media = data.heldout_split, data.media_dir
-    return Location(paths, subset, split, "data.heldout_split", media_dir=media)
+    split = (subset, data.heldout_split, "data.heldout_split")
+    return Location(paths, *split, None, data.media_dir, data.allow_outside)
 
 
 def _paths(path: str | list[str]) -> tuple[str, ...]:
@@ -103,9 +107,14 @@ class Table:
     """The rows of all files of a location, in order; a cell is read when it is asked for."""
 
     def __init__(
-        self, parts: Sequence[Part], max_rows: int | None = None, media_dir: str | None = None
+        self,
+        parts: Sequence[Part],
+        max_rows: int | None = None,
+        media_dir: str | None = None,
+        allow_outside: bool = True,
     ) -> None:
         self._parts = parts
+        self._allow_outside = allow_outside
         self._media_dirs = [] if media_dir is None else [Path(media_dir).expanduser().absolute()]
         self._features = [part.features for part in parts]
         self._starts = [0, *accumulate(len(part.arrow) for part in parts)]
@@ -154,13 +163,23 @@ class Table:
         """Return the absolute path of a file that a row names.
 
         Relative paths start at `data.media_dir`, else at the data set's directory, else at that of
-        the row's file, else at the working directory.
+        the row's file, else at the working directory. Raises MediaError for a path that leads out
+        of all of them, unless `data.allow_outside` is set.
         """
         part = self._parts[bisect_right(self._starts, row) - 1]
         starts = (*self._media_dirs, part.directory, part.path.parent, Path.cwd())
         candidates = [os.path.join(start, os.path.expanduser(path)) for start in starts]
         # isfile, because a cell may hold anything, even what is no path at all.
-        return next(filter(os.path.isfile, candidates), candidates[0])
+        found = next(filter(os.path.isfile, candidates), candidates[0])
+        # Rows come from strangers, and what they name is shown to a policy, whose answers may be
+        # published. A link is followed: whoever put the files there made it.
+        inside = (os.path.join(os.path.abspath(start), "") for start in starts)
+        if not self._allow_outside and not os.path.normpath(found).startswith(tuple(inside)):
+            raise MediaError(
+                f"outside: {path} leads out of the data's directories; move it there, set "
+                "data.media_dir, or allow it with data.allow_outside=true"
+            )
+        return found
 
     def where(self, row: int) -> str:
         """The row in words: its file, and its number there from 1."""
@@ -182,7 +201,7 @@ def read_table(location: Location) -> Table:
     parts: list[Part] = []
     for path in location.paths:
         parts += _parts(path, location)
-    return Table(parts, location.max_rows, location.media_dir)
+    return Table(parts, location.max_rows, location.media_dir, location.allow_outside)
 
 
 def _parts(path: str, location: Location) -> list[Part]:

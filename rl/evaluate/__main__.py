@@ -30,6 +30,7 @@ from rich.table import Table
 
 from rl.config.recipe import load
 from rl.config.run import Config
+from rl.config.section import Address
 from rl.evaluate import best_of
 from rl.evaluate.best_of import BestOf, best_of_figures, choices
 from rl.evaluate.directory import EvaluationDirectory, Row, label, open_evaluation
@@ -74,7 +75,7 @@ class EvaluateKeys(Keys):
     """Step of the run's checkpoint; by default the newest."""
     model: str | None = Field(default=None, examples=["DIR_OR_NAME"])
     """A model that is asked in place of a run's checkpoint: its directory or name."""
-    endpoint: str | None = Field(default=None, examples=["URL"])
+    endpoint: Address | None = Field(default=None, examples=["URL"])
     """Address of an OpenAI-compatible server that is asked in place of a run's checkpoint."""
     served_name: str | None = Field(default=None, examples=["NAME"])
     """Which of the endpoint's models is asked, where it serves several."""

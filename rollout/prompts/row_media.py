@@ -108,7 +108,11 @@ def _row_media(
         if content is None:
             problems.append(f"not_an_image: {describe(cell)} is empty; fill or remove it")
             return cell
-        source = opened(content, partial(table.find, row=number))
+        try:
+            source = opened(content, partial(table.find, row=number))
+        except MediaError as error:
+            problems.append(str(error))
+            return cell
         if not isinstance(source, str) or content.settings:
             problems.append(_problem(cell, source))
             return cell

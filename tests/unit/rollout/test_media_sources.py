@@ -1,6 +1,7 @@
 """Prompts with images and videos: where media stand, which rows are quarantined, visual tasks."""
 
 import json
+import os
 from base64 import b64encode
 
 import pyarrow as pa
@@ -189,6 +190,31 @@ def test_paths_from_the_working_directory_work_too(folder, tmp_path_factory, mon
     Image.new("RGB", (4, 2)).save(elsewhere / "a.png")
     source = opened(elsewhere, [row(n, images=["a.png"]) for n in range(3)], "other.jsonl")
     assert prompts(source)["r0"].media == (MediaFile("image", str(elsewhere / "a.png")),)
+
+
+@pytest.mark.parametrize("form", ["absolute", "up", "home", "file"])
+def test_a_row_names_no_file_outside_the_data(folder, tmp_path_factory, monkeypatch, form):
+    """Another file of the machine would be shown to the policy, and by its answers to others."""
+    outside = tmp_path_factory.mktemp("outside")
+    Image.new("RGB", (4, 2)).save(outside / "a.png")
+    monkeypatch.setenv("HOME", str(outside))
+    monkeypatch.chdir(folder)
+    path = {
+        "absolute": str(outside / "a.png"),
+        "up": os.path.relpath(outside / "a.png", folder),
+        "home": "~/a.png",
+        "file": f"file://{outside / 'a.png'}",
+    }[form]
+    rows = [row(n, images=["a.png"]) for n in range(3)] + [row(3, images=[path])]
+    source = opened(folder, rows)
+    assert "r3" not in prompts(source)
+    (left_out,) = source.quarantined
+    assert left_out.reason.startswith("outside: ") and "data.allow_outside" in left_out.reason
+    allowed = opened(folder, rows, "allowed.jsonl", allow_outside=True)
+    (medium,) = prompts(allowed)["r3"].media
+    assert os.path.samefile(medium.path, outside / "a.png")
+    within = opened(folder, rows, "within.jsonl", media_dir=str(outside))
+    assert "r3" in prompts(within) or form == "up"
 
 
 def test_one_path_in_a_cell_is_one_image(folder):
