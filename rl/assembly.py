@@ -95,6 +95,8 @@ class SamplingServices:
 
     engine: EnginePool
     scorer: RewardService
+    reward_actors: tuple[Any, ...]
+    """Ray actors of the reward service."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ async def open_training(
             (trajectory,) = (await engine.generate(request)).trajectories
             engine.canary = Canary(request, trajectory)
             await learner.connect_engines(engine.actors, engine.canary)
-            yield TrainingServices(engine, services.scorer, learner)
+            yield TrainingServices(engine, services.scorer, services.reward_actors, learner)
 
 
 @asynccontextmanager
@@ -373,7 +375,7 @@ async def _start_sampling(
         await engine.start()
     else:
         await asyncio.gather(engine.start(), learner.start())
-    preference = await _start_preference(inputs, cluster, closers)
+    preference, judges = await _start_preference(inputs, cluster, closers)
     if config.reward.probability is not None:
         # Without a learner the engines score instead; both give the same numbers.
         by_learner = config.reward.probability.scorer == "learner"
@@ -384,15 +386,16 @@ async def _start_sampling(
         probability = ProbabilityReward(config.reward.probability, scorer, splice, tags)
     preferred = None if preference is None else PreferredAnswers(preference, tags)
     service = RewardService(config.reward, config.modes, text, probability, preferred)
-    return SamplingServices(engine, service)
+    return SamplingServices(engine, service, (*text.actors, *judges))
 
 
 async def _start_preference(
     inputs: RunInputs, cluster: Cluster, closers: list[Callable[[], Awaitable[None]]]
-) -> PreferenceModel | None:
+) -> tuple[PreferenceModel | None, list[Any]]:
+    """The preference model, if there is one, and its actors."""
     config, path = inputs.config.reward.preference, inputs.preference_model
     if config is None or path is None:
-        return None
+        return None, []
     bundles = cluster.placement.preference_bundles
     strategies = (PlacementGroupSchedulingStrategy(cluster.group, bundle) for bundle in bundles)
     places = ActorPlaces(config.cpus, config.gpus, tuple(strategies), cluster.logs)
@@ -400,7 +403,7 @@ async def _start_preference(
         engine = EnginePool.of_judge(config, path, places)
         closers.append(engine.close)
         await engine.start()
-        return Judge(JudgePrompt(path), engine, engine.max_model_length)
+        return Judge(JudgePrompt(path), engine, engine.max_model_length), engine.actors
     model = await RewardModelClient.start(path, places, config.dtype, config.deadline_s)
     closers.append(model.close)
-    return model
+    return model, model.actors

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 # Figures that measure the machine and not the code.
-MEASURED = ("time/", "perf/", "_seconds", "/seconds", "seconds")
+MEASURED = ("time/", "perf/", "memory/", "idle/", "engine/", "_seconds", "/seconds", "seconds")
 # The size of a batch depends on timing, and the last bits of a log-probability on the batch.
 DECIMALS = 4
 SETTINGS = (

@@ -22,6 +22,7 @@ from rl.loop.stages import (
     Trajectory,
     WeightProof,
 )
+from rollout.engines.statistics import EngineStatistics
 
 
 def config(**changes: object) -> Config:
@@ -129,6 +130,9 @@ class FakeEngine:
     async def prove(self, version: int) -> list[WeightProof]:
         return self.proofs(version)
 
+    async def statistics(self) -> dict[int, EngineStatistics]:
+        return {}
+
 
 class FakeScorer:
     """Rewards 1, 0, 1, 0, ... unless told otherwise."""
@@ -149,6 +153,8 @@ class FakeScorer:
 
 class FakeLearner:
     """Keeps the batches it is given; an update takes `update_seconds`."""
+
+    device: str | None = None
 
     def __init__(self, update_seconds: float = 0.0) -> None:
         self.batches: list[TrainBatch] = []

@@ -16,6 +16,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.learner.rank import LearnerRank, RankUpdate
+from policy.learner.usage import usage_metrics
 from rl.config.run import Config
 from rl.loop.losses import loss_metrics, reduce_sums
 from rl.loop.stages import BatchUpdate, Canary, ReferenceRequest, TrainBatch, WeightProof
@@ -62,6 +63,8 @@ class RayLearner:
     def __init__(self, config: Config, model: Path, cluster: Cluster) -> None:
         """Create the actors; they load nothing before `start`. model: the policy's directory."""
         self._config = config
+        self.device: str | None = None
+        """The GPU's name, once there was an update on one."""
         environment = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
         self.ranks = [
             rank_actor(LearnerRank, config, cluster, rank, environment).remote(config, model, rank)
@@ -93,11 +96,13 @@ class RayLearner:
         results: list[RankUpdate] = await self._call("update", UPDATE_TIMEOUT_S, shared)
         first = results[0]
         num_tokens = sum(sample.trajectory.num_tokens for sample in batch.samples)
+        self.device = first.usage.device
         metrics = loss_metrics(reduce_sums([r.sums for r in results]), first.num_updates) | {
             "policy/grad_norm": first.grad_norm,
             "optim/learning_rate": first.learning_rate,
-            "perf/learner_tokens_per_second": num_tokens / max(r.seconds for r in results),
         }
+        seconds = max(r.seconds for r in results)
+        metrics |= usage_metrics([r.usage for r in results], num_tokens, seconds)
         # Every sample was forwarded by one rank, in one of the updates.
         by_sample = {index: value for r in results for index, value in r.mismatches.items()}
         return BatchUpdate(metrics, tuple(by_sample[i] for i in range(len(batch.samples))))

@@ -18,6 +18,7 @@ from torch import Tensor
 from policy.learner.deepspeed_engine import free_address, join_ranks, open_engine
 from policy.learner.learning_rate import learning_rate_at
 from policy.learner.logprobs import LogprobModel
+from policy.learner.usage import ModelFlops, RankUsage
 from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import DTYPES, load_policy
 from policy.weights.full_weights import AdapterWeights, FullWeights, write_model_directory
@@ -55,6 +56,7 @@ class RankUpdate:
     learning_rate: float
     num_updates: int
     seconds: float
+    usage: RankUsage
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class LearnerRank:
         policy = load_policy(self._source, policy_config)
         is_partitioned = policy_config.effective_zero_stage == 3
         self._weights = FullWeights(policy, self._dtype, is_partitioned)
+        self._flops = ModelFlops.of(policy)
         self._sent, self._adapter = self._weights, None
         if isinstance(policy, PeftModel):
             # The engines hold the base, which does not change, and apply the adapter themselves:
@@ -104,6 +107,8 @@ class LearnerRank:
     def update(self, batch: TrainBatch) -> RankUpdate:
         """Take the optimizer steps of one batch; all ranks are given the same batch."""
         started = time.monotonic()
+        if self._use_cuda:
+            torch.cuda.reset_peak_memory_stats()
         optimizer = self._config.policy.optimizer
         learning_rate = learning_rate_at(optimizer, batch.step, self._config.steps)
         for group in self._engine.optimizer.param_groups:
@@ -126,6 +131,8 @@ class LearnerRank:
             parts += sums
             mismatches |= log_ratios
             grad_norms.append(self._step())
+        samples = [s for u in updates for rows in u.micro_batches for s in rows.values()]
+        flops = sum(self._flops.of_sequence(sample.trajectory.num_tokens) for sample in samples)
         return RankUpdate(
             sums=reduce_sums(parts),
             mismatches=mismatches,
@@ -133,6 +140,7 @@ class LearnerRank:
             learning_rate=learning_rate,
             num_updates=len(updates),
             seconds=time.monotonic() - started,
+            usage=RankUsage.now(flops, self._use_cuda),
         )
 
     def plan(self, samples: Sequence[TrainSample]) -> list[Update]:

@@ -30,9 +30,9 @@ class TextRewardClient:
     """Implements rewards.service.TextSource over actors, each of which has its own workers."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
-        self._actors = list(actors)
-        self._answered = [-math.inf] * len(self._actors)
-        self._waiting = [0] * len(self._actors)
+        self.actors = list(actors)
+        self._answered = [-math.inf] * len(self.actors)
+        self._waiting = [0] * len(self.actors)
 
     @classmethod
     def start(
@@ -57,11 +57,11 @@ class TextRewardClient:
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
         """Raises RuntimeError if the actor is gone, TimeoutError if it answers nobody."""
-        index = min(range(len(self._actors)), key=self._waiting.__getitem__)
+        index = min(range(len(self.actors)), key=self._waiting.__getitem__)
         self._waiting[index] += len(group.trajectories)
         try:
             parts = await call(
-                self._actors[index],
+                self.actors[index],
                 "parts",
                 _readable(group),
                 by_rules,
@@ -76,7 +76,7 @@ class TextRewardClient:
 
     async def close(self) -> None:
         """Stop the verification workers, then the actors."""
-        await close_all(self._actors, CLOSE_TIMEOUT_S)
+        await close_all(self.actors, CLOSE_TIMEOUT_S)
 
 
 def _readable(group: RolloutGroup) -> RolloutGroup:

@@ -34,6 +34,10 @@ _MODE_ROWS = (
 _RUN_FIELDS = (
     ("perf/tokens_per_second", "{:,.0f} tok/s"),
     ("time/step", "{:.1f} s a step"),
+    ("perf/mfu", "MFU {:.0%}"),
+    ("engine/kv_use", "KV cache {:.0%}"),
+    ("idle/learner", "learner waits {:.0%}"),
+    ("idle/engines", "engines wait {:.0%}"),
     ("staleness/max", "staleness {:.0f}"),
     ("rollout/mismatch_kl", "mismatch KL {:.0e}"),
     ("sync/canary_max_abs_diff", "canary {:.0e}"),

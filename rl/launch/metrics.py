@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rl.config.run import Config
+from rl.launch.advice import idle_shares
 from rl.loop.advantages import has_zero_variance
 from rl.loop.loop import StepResult
 from rl.loop.stages import Score, ScoredGroup, Trajectory
@@ -19,7 +20,7 @@ class Progress:
     trained_tokens: dict[str, int] = field(default_factory=dict)
     """Prompt and response tokens of every trajectory that entered an update, by mode."""
     seconds: float = 0.0
-    """Wall-clock seconds spent in steps."""
+    """Wall-clock seconds of the steps, with what was written down between them."""
     skipped_steps: int = 0
     """Steps whose update was not taken."""
     skipped_in_a_row: int = 0
@@ -63,6 +64,10 @@ def step_metrics(result: StepResult, config: Config, progress: Progress) -> dict
     metrics |= {f"time/{part}": seconds for part, seconds in result.seconds.items()}
     tokens = sum(t.num_tokens for t, _ in everything)
     metrics["perf/tokens_per_second"] = tokens / result.seconds["step"]
+    if config.resources.gpus:
+        speed = metrics["perf/tokens_per_second"] / config.num_gpus_taken
+        metrics["perf/tokens_per_second_per_gpu"] = speed
+    metrics["idle/learner"], metrics["idle/engines"] = idle_shares(result.seconds)
     return metrics | result.learner_metrics | result.sync_metrics
 
 

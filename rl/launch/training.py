@@ -20,10 +20,12 @@ import rich.console
 
 from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
+from rl.launch.advice import Advice
 from rl.launch.console import Console
-from rl.launch.metrics import Progress, step_metrics
+from rl.launch.metrics import Progress
 from rl.launch.run_state import RunState
 from rl.launch.stopping import Stop
+from rl.launch.usage import gather_metrics
 from rl.loop.accounting import in_words
 from rl.loop.interfaces import MetricSink
 from rl.loop.loop import Parts, StepResult, TrainingLoop, unless_stopped
@@ -117,6 +119,7 @@ async def _train_from(
     parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
     finished = FinishedGroups(directory.finished_path, done)
     loop = TrainingLoop(config, parts, done, canary, finished)
+    advice = Advice(config, console.note)
     if checkpoint is None:
         progress, before = Progress(), _figures(await heldout())
     else:
@@ -134,17 +137,19 @@ async def _train_from(
         # So what takes long, such as hashing a checkpoint of many gigabytes, is done in a thread.
         step, is_last = result.step, result.step == config.steps
         progress.add(result)
-        metrics = await in_thread(step_metrics, result, config, progress)
+        metrics = await gather_metrics(result, config, progress, services)
         await _keep_trajectories(result, config, directory, console)
         after: Mapping[str, ModeResult] = {}
         if is_last or (config.eval.every and step % config.eval.every == 0):
             # It may take longer than a scheduler waits, and only the last one cannot be left out.
-            asked = asyncio.Event() if is_last else stop.asked
-            after = await unless_stopped(heldout(), asked) or {}
+            after = (
+                await unless_stopped(heldout(), asyncio.Event() if is_last else stop.asked) or {}
+            )
         for mode, figures in after.items():
             metrics |= figures.as_metrics(mode)
         sinks.write(step, metrics)
         console.step_done(step, metrics)
+        advice.after(result, learner.device)
         if progress.skipped_in_a_row >= config.guard.max_skipped:
             raise RunStopped(_too_many_skipped(result, progress, directory))
         if is_last:
@@ -173,6 +178,7 @@ async def _train_from(
         if loop.version > state.saved:
             await state.save(loop.version)
     console.note(f"groups: {in_words(loop.accounting.check())}")
+    advice.at_end()
     if stop.signals and state.saved < config.steps:
         late = f", not saved in {config.checkpoint.grace_s:g} s" if stop.gave_up else ""
         console.note(f"stopped after step {state.saved}{late}; the same command goes on from there")

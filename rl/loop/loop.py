@@ -85,8 +85,9 @@ class StepResult:
     learner_metrics: dict[str, float]
     sync_metrics: dict[str, float]
     seconds: dict[str, float]
-    """`step`, `wait_for_groups`, `update`, `publish`; `scoring` while nothing was sampled, and
-    `engines_idle` while nothing was scored either."""
+    """`step`, from the publish before to this one, is the sum of `record` (what the caller did with
+    the step before: writing, evaluating, saving), `wait_for_groups`, `update` and `publish`. Of it,
+    `scoring` while nothing was sampled, and `engines_idle` while nothing was scored either."""
     skipped: str | None = None
     """Why the learner did not learn from the step, or not from all of it (step_guard.py)."""
 
@@ -150,6 +151,7 @@ class TrainingLoop:
         self._stop = asyncio.Event()
         self._failures: Counter[Failure] = Counter()
         self._activity = _Activity()
+        self._published_at: float | None = None
 
     @property
     def version(self) -> int:
@@ -186,7 +188,12 @@ class TrainingLoop:
 
         None where a stop was asked for before the groups were there; then nothing has changed.
         """
-        started = time.monotonic()
+        called = time.monotonic()
+        # A step begins where the one before it ended, so that the steps of a run add up to its
+        # time. The first one begins here, and what engines did before it is not counted.
+        if (started := self._published_at) is None:
+            started = called
+            self._activity.take_seconds()
         self._ask_for_groups()
         # All groups of this step and in the order they were asked for: taking whichever finish
         # first would train the quick mode early and the slow one late.
@@ -225,14 +232,14 @@ class TrainingLoop:
         if self._finished is not None:
             self._finished.release(self._version)
         self._version += 1
-        finished = time.monotonic()
+        self._published_at = finished = time.monotonic()
+        activity = self._activity.take_seconds()
         # The batch holds the trajectories with an advantage, in the order of the groups.
         of_samples = iter(update.mismatches)
         mismatches = tuple(
             tuple(None if advantage is None else next(of_samples) for advantage in of_group)
             for of_group in advantages
         )
-        activity = self._activity.take_seconds()
         # Now and not at the start of the next step: the engines would be idle while the caller
         # writes this step down, evaluates it and saves a checkpoint.
         self._ask_for_groups()
@@ -246,7 +253,8 @@ class TrainingLoop:
             sync_metrics=sync_metrics,
             seconds={
                 "step": finished - started,
-                "wait_for_groups": taken - started,
+                "record": called - started,
+                "wait_for_groups": taken - called,
                 "update": updated - taken,
                 "publish": finished - updated,
                 "scoring": activity["scoring"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 import time
@@ -27,6 +28,8 @@ from rl.loop.stages import (
 from rl.system.actors import ActorPlaces, call, call_all, close_all
 from rl.system.engine_environment import engine_environment
 from rl.system.memory_estimate import cache_gib
+from rl.system.resident import ANSWER_S
+from rollout.engines.statistics import EngineStatistics
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 CLOSE_TIMEOUT_S = 20.0
@@ -190,6 +193,19 @@ class EnginePool:
         assert self.canary is not None, "set a canary before the first publish"
         proofs = await self._each(self._publish, "prove", self.canary)
         return [proof for of_actor in proofs for proof in of_actor]
+
+    async def statistics(self) -> dict[int, EngineStatistics]:
+        """What each engine did since it was last asked, by number; of those that answer soon."""
+        answers = await asyncio.gather(
+            *(
+                call(actor, "statistics", deadline_s=ANSWER_S, who=f"{self._name} {index}")
+                for index, actor in enumerate(self.actors)
+            ),
+            return_exceptions=True,
+        )
+        return {
+            i: answer for i, answer in enumerate(answers) if isinstance(answer, EngineStatistics)
+        }
 
     async def close(self) -> None:
         """Stop the engines' own processes, then the actors."""

@@ -34,9 +34,11 @@ from rl.loop.stages import (
     WeightProof,
     split_response,
 )
+from rl.system.resident import resident_bytes
 from rl.system.worker_logs import LOG_VARIABLE, engine_error
 from rollout.chat import ChatTemplate
 from rollout.engines.media import engine_family
+from rollout.engines.statistics import EngineStatistics
 
 REFERENCE_PRIORITY = -1
 """Before groups, so that a reference is scored before the prefix cache loses its context."""
@@ -164,7 +166,10 @@ class RolloutWorker:
             vllm_api.enable_forced_decoding(config)
         if settings.transport is not None:
             vllm_api.reserve_canary_place(config)
-        self._engine = vllm_api.AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+        self._engine = vllm_api.AsyncLLM.from_vllm_config(
+            config, stat_loggers=[vllm_api.TallyLogger], disable_log_stats=True
+        )
+        self._tally = vllm_api.tally_of(self._engine)
         # Only now: an engine may lower it to what its memory holds.
         self._max_length = config.model_config.max_model_len
         if settings.scores_references:
@@ -353,6 +358,7 @@ class RolloutWorker:
         """Freeze requests in flight; they go on over the keys and values they have, if kept."""
         is_kept = self._settings.keep_kv_cache
         await self._engine.pause_generation(mode="keep", clear_cache=not is_kept)
+        self._tally.pause()
         if is_kept:
             # Pictures that older weights saw are found again by their content alone, for which
             # there is no salt.
@@ -361,6 +367,10 @@ class RolloutWorker:
     async def resume(self, version: int) -> None:
         self._version = version
         await self._engine.resume_generation()
+
+    async def statistics(self) -> EngineStatistics:
+        """What the engine did since it was last asked, and the memory of all its processes."""
+        return self._tally.take(resident_bytes(with_children=True))
 
     async def watch(self) -> None:
         """Raise RuntimeError once vLLM's processes have died; does not return before."""

@@ -95,6 +95,27 @@ def test_engine_and_learner_agree_at_every_step(uninterrupted):
     assert all(s["staleness/max"] == 0 for s in steps)
 
 
+def test_every_step_says_what_it_cost(uninterrupted):
+    steps = metrics_of(uninterrupted)
+    parts = ("record", "wait_for_groups", "update", "publish")
+    for step in steps:
+        assert step["time/step"] == pytest.approx(sum(step[f"time/{part}"] for part in parts))
+        assert 0 < step["idle/learner"] < 1
+        # Without staleness nothing is sampled while the learner updates.
+        assert 0 < step["idle/engines"] <= 1
+        assert 0 < step["engine/kv_use"] <= step["engine/kv_use_max"] < 1
+        assert step["engine/running"] > 1
+        assert step["engine/preemptions"] == 0
+        assert 0 <= step["engine/prefix_hits"] <= 1
+        assert step["perf/engine_tokens_per_second"] > 0
+        for role in ("driver", "engine", "rank", "rewards"):
+            assert 0.05 < step[f"memory/rss_{role}_gib"] < 16
+        assert step["memory/rank_peak_gib"] >= 0.9 * step["memory/rss_rank_gib"]
+        assert not any(key.endswith("_per_gpu") or key == "perf/mfu" for key in step)
+    # What is written down after a step, such as a checkpoint, is in the time of the next.
+    assert all(step["time/record"] > 0 for step in steps[1:])
+
+
 def test_every_step_trains_the_drawn_share(uninterrupted):
     for step in metrics_of(uninterrupted):
         assert step["rollout/short/groups"] == step["rollout/long/groups"] == PROMPTS / 2

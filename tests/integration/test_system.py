@@ -13,6 +13,7 @@ import ray
 
 from rl.assembly import gather_inputs, open_training
 from rl.config.recipe import load
+from rl.launch.usage import usage_metrics
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.loop import Parts, TrainingLoop, train_request
 from rl.loop.modes import draw_step, shares_at
@@ -175,6 +176,33 @@ def test_trained_share_is_the_drawn_share_with_stale_samples_and_slow_long_group
 def sampled_group(loop, material, system, name):
     request = train_request(material.config, material.encode, name, material.heldout[0], "long")
     return loop.run(system.engine.generate(request))
+
+
+def test_each_engine_says_what_it_did_since_it_was_last_asked(loop, material, system):
+    loop.run(system.engine.statistics())
+    group = sampled_group(loop, material, system, "counted")
+    statistics = loop.run(system.engine.statistics())
+    assert set(statistics) == {0, 1}
+    sampled = [one.sampled_tokens for one in statistics.values()]
+    assert sum(sampled) == sum(trajectory.num_response_tokens for trajectory in group.trajectories)
+    # One group goes to one engine, and the other one does nothing.
+    busy = next(one for one in statistics.values() if one.sampled_tokens)
+    assert busy.running >= busy.iterations > 0
+    assert busy.busy_s > 0
+    assert 0 < busy.most_cache_use <= 1
+    assert busy.queried_tokens >= len(group.request.prompt_token_ids)
+    assert min(sampled) == 0
+
+
+def test_a_stopped_engine_is_left_out_and_holds_nobody_up(loop, material, system):
+    process = ray.get(system.engine.actors[1].__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(process, signal.SIGSTOP)
+    try:
+        metrics = loop.run(usage_metrics(system, material.config))
+    finally:
+        os.kill(process, signal.SIGCONT)
+    assert metrics["memory/rss_engine_gib"] > metrics["memory/rss_driver_gib"] / 100
+    assert set(loop.run(system.engine.statistics())) == {0, 1}
 
 
 def test_all_five_parts_are_in_a_score(loop, material, system):

@@ -33,7 +33,10 @@ def result(*groups, step=3, advantages=None, dropped=None):
         dropped=Counter(dropped or {}),
         learner_metrics={"loss/policy": 0.5},
         sync_metrics={"sync/seconds": 0.1},
-        seconds={"step": 2.0, "wait_for_groups": 1.0, "update": 0.5, "publish": 0.1},
+        seconds={
+            **{"step": 2.0, "record": 0.4, "wait_for_groups": 1.0, "update": 0.5, "publish": 0.1},
+            **{"scoring": 0.2, "engines_idle": 0.5},
+        },
     )
 
 
@@ -59,6 +62,18 @@ def test_figures_of_two_modes_by_hand():
     # Prompts of 3 tokens: (5 + 7 + 13 + 23) / 2 seconds.
     assert metrics["perf/tokens_per_second"] == 24.0
     assert metrics["loss/policy"] == 0.5
+    assert metrics["idle/learner"] == 0.5
+    # Nothing is sampled while the last samples are scored, nor afterwards.
+    assert metrics["idle/engines"] == pytest.approx(0.35)
+
+
+def test_speed_per_gpu_counts_the_gpus_that_the_run_takes_and_is_absent_on_cpu():
+    step_result = result(scored("long", [13, 23], [1.0, 1.0]))
+    assert "perf/tokens_per_second_per_gpu" not in metrics_of(step_result)[0]
+    on_gpus = config(resources__gpus=4, rollout__workers=1, policy__ranks=2)
+    metrics = step_metrics(step_result, on_gpus, Progress())
+    # 42 tokens in 2 seconds; one of the four GPUs is left to others.
+    assert metrics["perf/tokens_per_second_per_gpu"] == 7.0
 
 
 def test_a_failed_score_enters_no_mean_but_is_counted():

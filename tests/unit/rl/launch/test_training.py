@@ -116,7 +116,9 @@ def test_what_takes_long_to_write_does_not_hold_up_the_event_loop(monkeypatch, t
             stream=FakePrompts(4),
             heldout=(Prompt("heldout", (), "12"),),
         )
-        services = SimpleNamespace(engine=FakeEngine(), scorer=FakeScorer(), learner=FakeLearner())
+        services = SimpleNamespace(
+            engine=FakeEngine(), scorer=FakeScorer(), reward_actors=(), learner=FakeLearner()
+        )
         screen = rich.console.Console(file=io.StringIO())
         console = Console("run", cfg.steps, list(cfg.modes), screen)
         with RunDirectory(tmp_path / "run").open(cfg) as directory:

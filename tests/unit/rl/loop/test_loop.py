@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections import Counter
 
 import pytest
@@ -204,6 +205,33 @@ def test_resumed_loop_trains_what_the_uninterrupted_one_would():
 def test_idle_time_of_the_engines_is_measured():
     results, *_ = run(config(steps=2), FakeEngine(lambda r: 0.01), learner=FakeLearner(0.05))
     assert 0.05 <= results[1].seconds["engines_idle"] < results[1].seconds["step"]
+
+
+def test_steps_add_up_to_the_time_of_the_run_with_what_is_done_between_them():
+    async def main():
+        cfg, results = config(steps=3), []
+        parts = Parts(FakePrompts(4), encode, FakeEngine(), FakeScorer(), FakeLearner(0.01))
+        loop = TrainingLoop(cfg, parts)
+        # As a run does, whose first weights are evaluated before its first step.
+        await asyncio.sleep(0.1)
+
+        async def write(result):
+            results.append(result)
+            await asyncio.sleep(0.05)
+            return True
+
+        started = time.monotonic()
+        await loop.run(write)
+        return [result.seconds for result in results], time.monotonic() - started
+
+    seconds, took = asyncio.run(main())
+    assert [part["record"] >= 0.05 for part in seconds] == [False, True, True]
+    parts = ("record", "wait_for_groups", "update", "publish")
+    for step in seconds:
+        assert step["step"] == pytest.approx(sum(step[part] for part in parts))
+        assert step["scoring"] + step["engines_idle"] <= step["step"] + 1e-3
+    # Only the writing of the last step comes after the last step.
+    assert sum(step["step"] for step in seconds) <= took - 0.05
 
 
 def test_sampling_seeds_differ_by_group_and_by_run():
