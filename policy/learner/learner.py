@@ -45,6 +45,8 @@ def rank_actor(
         **log_variables(cluster.logs, f"rank {rank}"),
     }
     variables["OMP_NUM_THREADS"] = str(config.rank_threads)
+    # Threads that wait for work by spinning take the cores from the engines and from each other.
+    variables["OMP_WAIT_POLICY"] = "PASSIVE"
     return ray.remote(rank_class).options(
         num_cpus=config.resources.rank_cpus,
         num_gpus=1 if use_cuda else 0,

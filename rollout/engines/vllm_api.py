@@ -24,7 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from rollout.engines.forced_decoding import enable_forced_decoding, forced_sampling
-from rollout.engines.scheduling import CANARY_PRIORITY, reserve_canary_place
+from rollout.engines.scheduling import CANARY_PRIORITY, use_own_scheduler
 from rollout.engines.statistics import EngineTally
 
 LORA_RANKS: tuple[int, ...] = get_args(MaxLoRARanks)

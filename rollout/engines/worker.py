@@ -165,7 +165,7 @@ class RolloutWorker:
         if settings.scores_references:
             vllm_api.enable_forced_decoding(config)
         if settings.transport is not None:
-            vllm_api.reserve_canary_place(config)
+            vllm_api.use_own_scheduler(config)
         self._engine = vllm_api.AsyncLLM.from_vllm_config(
             config, stat_loggers=[vllm_api.TallyLogger], disable_log_stats=True
         )
