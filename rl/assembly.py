@@ -39,11 +39,13 @@ from rl.config.run import Config
 from rl.data.media.names import MediaError
 from rl.loop.interfaces import WorkerFailed
 from rl.loop.loop import train_request
+from rl.loop.publish import at_next_publish
 from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
 from rl.run.terminal import counted
 from rl.system.actors import ActorPlaces
 from rl.system.cluster import Cluster, open_cluster
 from rl.system.placement import divide_workers
+from rl.system.supervision import Supervisor
 from rollout.chat import ChatTemplate, leave_out_oversized
 from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
@@ -246,19 +248,23 @@ def count_rows(stream: PromptStream, reward: RewardConfig) -> Counter[Rows]:
 
 @asynccontextmanager
 async def open_training(
-    inputs: RunInputs, phase: Callable[[str], None]
+    inputs: RunInputs, phase: Callable[[str], None], supervisor: Supervisor | None = None
 ) -> AsyncIterator[TrainingServices]:
     """Start Ray, engines, learner and reward service for the block, and tell `phase` of each."""
     config = inputs.config
+    supervisor = supervisor or Supervisor(config.recovery, phase)
     phase("starting Ray")
     with closing(open_cluster(config)) as cluster:
         async with _closed_together(cluster.logs) as closers:
             engines = counted(config.rollout.workers, "vLLM engine")
             phase(f"starting {engines}, {counted(config.policy.ranks, 'rank')}")
-            learner = RayLearner(config, inputs.model.absolute(), cluster)
+            learner = RayLearner(config, inputs.model.absolute(), cluster, supervisor)
             closers.append(learner.close)
-            services = await _start_sampling(inputs, cluster, closers, inputs.model, learner)
+            services = await _start_sampling(
+                inputs, cluster, closers, supervisor, inputs.model, learner
+            )
             engine = services.engine
+            engine.admit = at_next_publish
             phase("connecting learner and engines")
             # The canary is a response of the mode with the largest budget, since whatever is wrong
             # with the weights shows in more tokens.
@@ -269,7 +275,7 @@ async def open_training(
             request = dataclasses.replace(request, n=1, max_tokens=budget)
             (trajectory,) = (await engine.generate(request)).trajectories
             engine.canary = Canary(request, trajectory)
-            await learner.connect_engines(engine.actors, engine.canary)
+            learner.connect_engines(engine, engine.canary)
             yield TrainingServices(engine, services.scorer, services.reward_actors, learner)
 
 
@@ -289,13 +295,14 @@ async def open_engines(
     responses are, also without a reward that asks them.
     """
     config = inputs.config
+    supervisor = Supervisor(config.recovery, note)
     if cluster is None:
         note("starting Ray")
     with closing(open_cluster(config)) if cluster is None else nullcontext(cluster) as opened:
         async with _closed_together(opened.logs) as closers:
             note(f"starting {counted(config.rollout.workers, 'vLLM engine')}")
             services = await _start_sampling(
-                inputs, opened, closers, model, scores_responses=scores_responses
+                inputs, opened, closers, supervisor, model, scores_responses=scores_responses
             )
             if scorer_state is not None:
                 services.scorer.load(scorer_state)
@@ -326,6 +333,7 @@ async def _start_sampling(
     inputs: RunInputs,
     cluster: Cluster,
     closers: list[Callable[[], Awaitable[None]]],
+    supervisor: Supervisor,
     model: Path,
     learner: RayLearner | None = None,
     scores_responses: bool = False,
@@ -341,7 +349,7 @@ async def _start_sampling(
         strategies = tuple(PlacementGroupSchedulingStrategy(cluster.group, b) for b in bundles)
         text_places = ActorPlaces(shares[0], strategies=strategies, logs=cluster.logs)
     tags = config.policy.think_tags
-    text = TextRewardClient.start(config.reward, config.modes, tags, text_places)
+    text = TextRewardClient.start(config.reward, config.modes, tags, text_places, supervisor)
     closers.append(text.close)
     settings = WorkerSettings(
         # Absolute: an actor of a joined Ray starts in another working directory.
@@ -364,7 +372,9 @@ async def _start_sampling(
     if learner is not None and config.resources.colocate:
         devices = await learner.devices_by_engine(settings.tensor_parallel)
     bundles = cluster.placement.engine_bundles
-    engine = EnginePool.of_run(config, settings, cluster.group, bundles, devices, cluster.logs)
+    engine = EnginePool.of_run(
+        config, settings, cluster.group, bundles, devices, cluster.logs, supervisor
+    )
     closers.append(engine.close)
     if learner is None:
         await engine.start()
@@ -375,7 +385,7 @@ async def _start_sampling(
         await engine.start()
     else:
         await asyncio.gather(engine.start(), learner.start())
-    preference, judges = await _start_preference(inputs, cluster, closers)
+    preference, judges = await _start_preference(inputs, cluster, closers, supervisor)
     if config.reward.probability is not None:
         # Without a learner the engines score instead; both give the same numbers.
         by_learner = config.reward.probability.scorer == "learner"
@@ -390,7 +400,10 @@ async def _start_sampling(
 
 
 async def _start_preference(
-    inputs: RunInputs, cluster: Cluster, closers: list[Callable[[], Awaitable[None]]]
+    inputs: RunInputs,
+    cluster: Cluster,
+    closers: list[Callable[[], Awaitable[None]]],
+    supervisor: Supervisor,
 ) -> tuple[PreferenceModel | None, list[Any]]:
     """The preference model, if there is one, and its actors."""
     config, path = inputs.config.reward.preference, inputs.preference_model
@@ -400,10 +413,10 @@ async def _start_preference(
     strategies = (PlacementGroupSchedulingStrategy(cluster.group, bundle) for bundle in bundles)
     places = ActorPlaces(config.cpus, config.gpus, tuple(strategies), cluster.logs)
     if config.kind == "judge":
-        engine = EnginePool.of_judge(config, path, places)
+        engine = EnginePool.of_judge(config, path, places, supervisor)
         closers.append(engine.close)
         await engine.start()
         return Judge(JudgePrompt(path), engine, engine.max_model_length), engine.actors
-    model = await RewardModelClient.start(path, places, config.dtype, config.deadline_s)
+    model = await RewardModelClient.start(path, places, config.dtype, config.deadline_s, supervisor)
     closers.append(model.close)
     return model, model.actors

@@ -32,7 +32,8 @@ from rl.loop.stages import Canary, Prompt, RolloutGroup, Route, Trajectory, Weig
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.threads import in_thread
 from rl.system.actors import ActorPlaces
-from rollout.engines.pool import Deadline, EnginePool
+from rl.system.supervision import Supervisor
+from rollout.engines.pool import Deadline, Deadlines, EnginePool
 
 GROUPS, GROUP_SIZE, STEPS = 2000, 8, 4
 ENGINES, RANKS = 4, 2
@@ -122,8 +123,9 @@ class TrivialRank:
 class DriverLearner(RayLearner):
     """The learner's client over ranks that are there already."""
 
-    def __init__(self, config: Config, ranks: list[Any]) -> None:
-        self._config, self.ranks = config, ranks
+    def __init__(self, config: Config, ranks: list[Any], engine: EnginePool) -> None:
+        self._config, self.ranks, self._lost = config, ranks, ""
+        self._engines, self._connected = engine, engine.actors
 
 
 class SamePrompts:
@@ -157,13 +159,16 @@ async def bench_driver(config: Config) -> dict[str, float]:
         return places.start(kind, "bench", single, arguments)
 
     engine = EnginePool(
-        "engine", start(TrivialEngine, [(LENGTHS,)] * ENGINES), DEADLINE, DEADLINE, DEADLINE
+        "engine",
+        start(TrivialEngine, [(LENGTHS,)] * ENGINES),
+        Deadlines(DEADLINE, DEADLINE, DEADLINE),
+        Supervisor(config.recovery),
     )
     trajectory = response(8)
     encode_tokens = tuple(range(PROMPT_TOKENS))
     engine.canary = Canary(None, trajectory)  # type: ignore[arg-type]
     text = TextRewardClient(start(TrivialRewards, [()]))
-    learner = DriverLearner(config, start_ranks())
+    learner = DriverLearner(config, start_ranks(), engine)
     reward = config.reward.model_copy(update={"probability": None, "preference": None})
     parts = Parts(
         SamePrompts(),

@@ -8,9 +8,9 @@ then wait in a collective for one that will not come.
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -18,12 +18,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from policy.learner.rank import LearnerRank, RankUpdate
 from policy.learner.usage import usage_metrics
 from rl.config.run import Config
+from rl.loop.interfaces import LearnerLost, WorkerFailed
 from rl.loop.losses import loss_metrics, reduce_sums
 from rl.loop.stages import BatchUpdate, Canary, ReferenceRequest, TrainBatch, WeightProof
-from rl.system.actors import call, call_all
+from rl.system.actors import ActorDied, call, call_all, kill_actor
 from rl.system.cluster import Cluster
+from rl.system.supervision import Supervisor, watch_over
+from rl.system.vitals import VITALS, Vitals, end_processes
 from rl.system.worker_logs import log_variables
 
+T = TypeVar("T")
+
+WHO = "learner rank"
 START_TIMEOUT_S = 900.0
 UPDATE_TIMEOUT_S = 7200.0
 CHECKPOINT_TIMEOUT_S = 3600.0
@@ -47,10 +53,11 @@ def rank_actor(
     variables["OMP_NUM_THREADS"] = str(config.rank_threads)
     # Threads that wait for work by spinning take the cores from the engines and from each other.
     variables["OMP_WAIT_POLICY"] = "PASSIVE"
-    return ray.remote(rank_class).options(
+    watched: Any = ray.remote(concurrency_groups={VITALS: 1})(rank_class)
+    return watched.options(
         num_cpus=config.resources.rank_cpus,
         num_gpus=1 if use_cuda else 0,
-        # A rank that came back alone would find no peers; the run resumes from a checkpoint.
+        # A rank that came back alone would find no peers: all start again, from a checkpoint.
         max_restarts=0,
         runtime_env={"env_vars": variables},
         scheduling_strategy=PlacementGroupSchedulingStrategy(
@@ -59,26 +66,74 @@ def rank_actor(
     )
 
 
-class RayLearner:
-    """Implements rl.loop.interfaces.Learner and ReferenceScorer."""
+class Receivers(Protocol):
+    """The engines that a publish goes to."""
 
-    def __init__(self, config: Config, model: Path, cluster: Cluster) -> None:
+    @property
+    def receivers(self) -> Sequence[Any]:
+        """Their rollout workers (Ray actors); others after an engine was lost or has joined."""
+        ...
+
+
+class RayLearner:
+    """Implements rl.loop.interfaces.Learner and ReferenceScorer.
+
+    Raises LearnerLost where a rank died, fell silent or missed a deadline. Then nothing but
+    `restart` is left to do.
+    """
+
+    def __init__(
+        self, config: Config, model: Path, cluster: Cluster, supervisor: Supervisor | None = None
+    ) -> None:
         """Create the actors; they load nothing before `start`. model: the policy's directory."""
-        self._config = config
+        self._config, self._model, self._cluster = config, model, cluster
         self.device: str | None = None
         """The GPU's name, once there was an update on one."""
-        environment = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
-        self.ranks = [
-            rank_actor(LearnerRank, config, cluster, rank, environment).remote(config, model, rank)
-            for rank in range(config.policy.ranks)
-        ]
+        self._supervisor = supervisor or Supervisor(config.recovery)
         self._references: list[tuple[ReferenceRequest, asyncio.Future[tuple[float, ...]]]] = []
         self._forwards: set[asyncio.Task[None]] = set()
         self._one_forward = asyncio.Lock()
+        self._engines: Receivers | None = None
+        self._canary: Canary | None = None
+        self._create()
+
+    def _create(self) -> None:
+        config, cluster = self._config, self._cluster
+        environment = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
+        actors = (
+            rank_actor(LearnerRank, config, cluster, rank, environment)
+            for rank in range(config.policy.ranks)
+        )
+        self.ranks = [actor.remote(config, self._model, i) for i, actor in enumerate(actors)]
+        self._connected: list[Any] = []
+        """The rollout workers that the ranks know."""
+        self._vitals: dict[int, Vitals] = {}
+        self._watches: list[asyncio.Task[None]] = []
+        self._lost = ""
+        """Why the ranks are of no use any more."""
 
     async def start(self) -> None:
         """Load the policy on every rank; returns when all can update."""
         await self._call("start", START_TIMEOUT_S, *await self._free_address())
+        watches = (self._watch_over(index, rank) for index, rank in enumerate(self.ranks))
+        self._watches = [self._supervisor.in_background(watch) for watch in watches]
+
+    async def _watch_over(self, index: int, rank: Any) -> None:
+        """Kill a rank that has fallen silent, which ends the calls that wait for it."""
+
+        def heard(vitals: Vitals) -> None:
+            self._vitals[index] = vitals
+            self._supervisor.heard(f"{WHO} {index}", vitals)
+
+        loss = await watch_over(rank, lambda _: self._supervisor.config.heartbeat_s, heard)
+        self._supervisor.event("lost", f"learner rank {index}", loss.why)
+        self._supervisor.note(f"learner rank {index}: {loss.why}")
+
+    async def restart(self) -> None:
+        """End all ranks, whatever they do, and start new ones from the policy's directory."""
+        await self.close()
+        self._create()
+        await self.start()
 
     async def devices_by_engine(self, tensor_parallel: int) -> list[str]:
         """CUDA devices of each colocated engine: those of its `tensor_parallel` learner ranks."""
@@ -131,9 +186,12 @@ class RayLearner:
                 shares = await self._call("reference_logprobs", UPDATE_TIMEOUT_S, requests)
             except BaseException as error:
                 # Each asker raises it; this task has nobody to raise it to.
+                told = error
+                if not isinstance(error, WorkerFailed):
+                    told = RuntimeError(f"the learner cannot score: {error!r}")
                 for _, answer in waiting:
                     if not answer.done():
-                        answer.set_exception(RuntimeError(f"the learner cannot score: {error!r}"))
+                        answer.set_exception(told)
                 if isinstance(error, Exception):
                     return
                 raise
@@ -142,16 +200,29 @@ class RayLearner:
                 if not waiting[place][1].done():
                     waiting[place][1].set_result(logprobs)
 
-    async def connect_engines(self, workers: Sequence[Any], canary: Canary) -> None:
-        """Open the weight transfer to the rollout workers (Ray actors) on every rank."""
-        address, timeout_s = await self._free_address(), self._config.sync.deadline_s
-        await self._call("connect_engines", timeout_s, list(workers), canary, address)
+    def connect_engines(self, engines: Receivers, canary: Canary) -> None:
+        """Name the engines that weights are sent to, and the response that proves them."""
+        self._engines, self._canary = engines, canary
 
     async def send_weights(self, version: int) -> WeightProof:
         """Transfer every tensor to the engines; returns the proof of rank 0, the sender."""
-        # The sender's three calls to the engines each have the deadline to themselves.
-        timeout_s = 4 * self._config.sync.deadline_s
-        return (await self._call("send_weights", timeout_s, version))[0]
+        deadline_s, engines = self._config.sync.deadline_s, self._engines
+        assert engines is not None, "connect engines before the first publish"
+        receivers = list(engines.receivers)
+        try:
+            if receivers != self._connected:
+                # A transfer is set up for its engines, all of them together.
+                self._connected = []
+                address = await self._free_address()
+                await self._call("connect_engines", deadline_s, receivers, self._canary, address)
+                self._connected = receivers
+            # The sender's three calls to the engines each have the deadline to themselves.
+            return (await self._call("send_weights", 4 * deadline_s, version))[0]
+        except asyncio.CancelledError:
+            if self._config.transport == "nccl":
+                # Its ranks wait in a collective for an engine that is gone, and nothing ends that.
+                self._lost = "the publish that it was in was broken off"
+            raise
 
     async def save(self, directory: Path) -> None:
         """Write `state/` and `model/` into an existing directory that all ranks can reach."""
@@ -163,23 +234,40 @@ class RayLearner:
 
     async def close(self) -> None:
         """Stop every rank, whatever it is doing."""
+        for watch in self._watches:
+            watch.cancel()
         # A rank may hang in a collective and never answer a polite request to close.
         for actor in self.ranks:
-            ray.kill(actor)
+            kill_actor(actor)
+        for vitals in self._vitals.values():
+            await end_processes(vitals)
 
     async def _call(self, method: str, deadline_s: float, *arguments: Any) -> list[Any]:
         """Call every rank; a ValueError, which is about the input, comes back as it was."""
-        return await call_all(
-            self.ranks,
-            method,
-            *arguments,
-            deadline_s=deadline_s,
-            who="learner rank",
-            refusal=ValueError,
+        work = call_all(
+            self.ranks, method, *arguments, deadline_s=deadline_s, who=WHO, refusal=ValueError
         )
+        return await self._or_lost(work)
 
     async def _free_address(self) -> tuple[str, int]:
         """An address of rank 0's node, and a port that is free on it."""
-        return await call(
-            self.ranks[0], "free_address", deadline_s=START_TIMEOUT_S, who="learner rank 0"
-        )
+        who = f"{WHO} 0"
+        work = call(self.ranks[0], "free_address", deadline_s=START_TIMEOUT_S, who=who)
+        return await self._or_lost(work)
+
+    async def _or_lost(self, work: Coroutine[Any, Any, T]) -> T:
+        """What calls to ranks return; raises LearnerLost if one has died or missed the deadline."""
+        try:
+            if self._lost:
+                raise LearnerLost(f"the learner: {self._lost}")
+            return await work
+        except TimeoutError as error:
+            # Ranks answer calls in order: whatever is asked after this one would wait behind it.
+            raise LearnerLost(str(error)) from error
+        except ActorDied as error:
+            # A rank may also have met an engine that died, and is well itself.
+            if error.who.startswith(WHO):
+                raise LearnerLost(str(error)) from error
+            raise
+        finally:
+            work.close()

@@ -39,6 +39,7 @@ from rl.loop.losses import (
     token_weights,
 )
 from rl.loop.stages import Canary, ReferenceRequest, TrainBatch, TrainSample, WeightProof
+from rl.system.vitals import Watched
 
 CHECKPOINT_TAG = "learner"
 
@@ -69,7 +70,7 @@ class Update:
     counts: GlobalCounts
 
 
-class LearnerRank:
+class LearnerRank(Watched):
     def __init__(self, config: Config, model: Path, rank: int) -> None:
         """model: the directory the policy is loaded from."""
         self._config = config

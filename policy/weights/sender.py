@@ -57,7 +57,7 @@ class WeightSender:
         """
         rollout = config.rollout
         # Rank 0 alone sends, so it is the only learner rank that joins the engines' group.
-        world_size = 1 + rollout.workers * rollout.tensor_parallel
+        world_size = 1 + len(workers) * rollout.tensor_parallel
         init_info = {
             "host": HostTrainerInitInfo(rank=rank),
             "nccl": NCCLTrainerInitInfo(*address, world_size, rank=rank),

@@ -16,24 +16,39 @@ from typing import Any
 
 from rewards.preference.preference import PreferenceInput
 from rewards.preference.reward_model import RewardModelActor
+from rl.config.run import RecoveryConfig
 from rl.system.actors import ActorPlaces, call, close_all
+from rl.system.supervision import Supervisor, watch_restarts
+from rl.system.vitals import Watched
 
-MAX_RESTARTS = 2
 CLOSE_TIMEOUT_S = 20.0
+
+
+class WatchedRewardModel(Watched, RewardModelActor):
+    pass
 
 
 class RewardModelClient:
     """Implements rewards.preference.preference.PreferenceModel."""
 
-    def __init__(self, actors: Sequence[Any], deadline_s: float) -> None:
+    def __init__(self, actors: Sequence[Any], deadline_s: float, supervisor: Supervisor) -> None:
         self.actors = list(actors)
         self._deadline_s = deadline_s
         self._answered = [-math.inf] * len(self.actors)
         self._load = [0] * len(self.actors)
+        self._watches = [
+            supervisor.in_background(watch_restarts(supervisor, actor, f"preference model {index}"))
+            for index, actor in enumerate(self.actors)
+        ]
 
     @classmethod
     async def start(
-        cls, path: Path, places: ActorPlaces, dtype: str, deadline_s: float
+        cls,
+        path: Path,
+        places: ActorPlaces,
+        dtype: str,
+        deadline_s: float,
+        supervisor: Supervisor | None = None,
     ) -> RewardModelClient:
         """Start the actors and wait until each has loaded the model; without a GPU on CPU.
 
@@ -48,10 +63,8 @@ class RewardModelClient:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         arguments = (path.absolute(), dtype, "cuda" if places.gpus else "cpu", threads)
         copies = [arguments] * len(places.strategies)
-        actors = places.start(
-            RewardModelActor, "preference model", environment, copies, MAX_RESTARTS
-        )
-        client = cls(actors, deadline_s)
+        actors = places.start(WatchedRewardModel, "preference model", environment, copies, -1)
+        client = cls(actors, deadline_s, supervisor or Supervisor(RecoveryConfig()))
         try:
             await asyncio.gather(*(client._ask(index, "load") for index in range(len(copies))))
         except BaseException:
@@ -82,6 +95,8 @@ class RewardModelClient:
 
     async def close(self) -> None:
         """End the actors; also if some are dead or stuck."""
+        for watch in self._watches:
+            watch.cancel()
         await close_all(self.actors, CLOSE_TIMEOUT_S)
 
     async def _ask(self, index: int, method: str, *arguments: Any) -> Any:

@@ -18,6 +18,8 @@ from rl.config.rollout import ModeConfig
 from rl.loop.stages import RolloutGroup
 from rl.system.actors import ActorPlaces, call, close_all
 from rl.system.placement import divide_workers
+from rl.system.supervision import Supervisor, watch_restarts
+from rl.system.vitals import Watched
 
 CLOSE_TIMEOUT_S = 10.0
 SILENCE_S = 1800.0
@@ -26,13 +28,29 @@ so long."""
 _NO_TOKENS, _NO_LOGPROBS = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 
-class TextRewardClient:
-    """Implements rewards.service.TextSource over actors, each of which has its own workers."""
+WHO = "text rewards actor"
 
-    def __init__(self, actors: Sequence[Any]) -> None:
+
+class TextRewardActor(Watched, TextRewards):
+    pass
+
+
+class TextRewardClient:
+    """Implements rewards.service.TextSource over actors, each of which has its own workers.
+
+    An actor whose process dies starts again, and what it was asked is asked once more.
+    """
+
+    def __init__(self, actors: Sequence[Any], supervisor: Supervisor | None = None) -> None:
+        """supervisor: follows the actors' restarts."""
         self.actors = list(actors)
         self._answered = [-math.inf] * len(self.actors)
         self._waiting = [0] * len(self.actors)
+        self._watches = [
+            supervisor.in_background(watch_restarts(supervisor, actor, f"{WHO} {index}"))
+            for index, actor in enumerate(self.actors)
+            if supervisor is not None
+        ]
 
     @classmethod
     def start(
@@ -41,6 +59,7 @@ class TextRewardClient:
         modes: Mapping[str, ModeConfig],
         tags: ThinkTags,
         places: ActorPlaces,
+        supervisor: Supervisor,
     ) -> TextRewardClient:
         """Start an actor in each place; its first score waits until it is up.
 
@@ -53,7 +72,8 @@ class TextRewardClient:
             (config.model_copy(update={"workers": share}), dict(modes), tags)
             for share in divide_workers(config.workers)
         ]
-        return cls(places.start(TextRewards, "rewards", environment, arguments))
+        actors = places.start(TextRewardActor, "rewards", environment, arguments, restarts=-1)
+        return cls(actors, supervisor)
 
     async def parts(self, group: RolloutGroup, by_rules: bool) -> list[TextParts]:
         """Raises RuntimeError if the actor is gone, TimeoutError if it answers nobody."""
@@ -66,7 +86,7 @@ class TextRewardClient:
                 _readable(group),
                 by_rules,
                 deadline_s=SILENCE_S,
-                who=f"text rewards actor {index}",
+                who=f"{WHO} {index}",
                 last_sign=lambda: self._answered[index],
             )
         finally:
@@ -76,6 +96,8 @@ class TextRewardClient:
 
     async def close(self) -> None:
         """Stop the verification workers, then the actors."""
+        for watch in self._watches:
+            watch.cancel()
         await close_all(self.actors, CLOSE_TIMEOUT_S)
 
 

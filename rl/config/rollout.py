@@ -53,6 +53,12 @@ class RolloutConfig(Section):
     `bernoulli` draws independently for each prompt."""
     workers: int = Field(default=1, gt=0)
     """vLLM engines, one Ray actor each."""
+    min_workers: int = Field(default=1, gt=0)
+    """Engines that must serve. While fewer do, because others died, requests wait for their
+    replacements, for `recovery.wait_s` at most."""
+    max_workers: int | None = Field(default=None, gt=0)
+    """Engines that a run may grow to where its Ray cluster gets room for more than `workers`; null
+    keeps to `workers`."""
     tensor_parallel: int = Field(default=1, gt=0)
     """GPUs per engine."""
     max_model_length: int = Field(gt=0)
@@ -94,6 +100,15 @@ class RolloutConfig(Section):
         """What vLLM is given beside the settings that have names of their own."""
         alone = {"max_num_seqs": 1, "enable_prefix_caching": False}
         return {**self.engine, **alone} if self.deterministic else self.engine
+
+    @model_validator(mode="after")
+    def _workers_are_between(self) -> RolloutConfig:
+        if not self.min_workers <= self.workers <= (self.max_workers or self.workers):
+            raise ValueError(
+                "rollout.workers must be between rollout.min_workers and rollout.max_workers, got "
+                f"{self.min_workers} <= {self.workers} <= {self.max_workers or self.workers}"
+            )
+        return self
 
 
 class EvalConfig(Section):

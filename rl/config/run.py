@@ -55,6 +55,24 @@ class CheckpointConfig(Section):
     """
 
 
+class RecoveryConfig(Section):
+    """What a run does when one of its processes dies, hangs, or keeps all others waiting."""
+
+    restarts_per_hour: int = Field(default=6, ge=0)
+    """Times that the same process may be replaced within an hour; once more ends the run. The ranks
+    of the learner count as one process, because they restart together. 0 replaces nothing."""
+    heartbeat_s: float = Field(default=120, gt=0)
+    """Seconds for which a process may answer nothing, however busy it is, before it is killed and
+    replaced; while weights are sent `sync.deadline_s` holds for engines."""
+    wait_s: float = Field(default=1800, gt=0)
+    """Seconds that a run waits for engines while fewer than `rollout.min_workers` serve; then it
+    ends and names those that it waited for."""
+    stall_s: float = Field(default=3600, gt=0)
+    """Seconds in which no call to any process is answered, after which the stacks of all processes
+    are written to `logs/` of the run's directory and the one that is waited for is replaced; the
+    second time in a row the run ends with its name."""
+
+
 class ResourcesConfig(Section):
     """What the run takes of the machine or cluster."""
 
@@ -109,6 +127,7 @@ class Config(Section):
     sync: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     resources: ResourcesConfig = ResourcesConfig()
     align: AlignConfig = AlignConfig()
     log: LogConfig = LogConfig()

@@ -11,8 +11,9 @@ import dataclasses
 import json
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +28,23 @@ from rl.launch.run_state import RunState
 from rl.launch.stopping import Stop
 from rl.launch.usage import gather_metrics
 from rl.loop.accounting import in_words
-from rl.loop.interfaces import MetricSink
+from rl.loop.interfaces import LearnerLost, MetricSink
 from rl.loop.loop import Parts, StepResult, TrainingLoop, unless_stopped
-from rl.loop.publish import CanaryCheck, publish
+from rl.loop.publish import at_next_publish, publish
 from rl.loop.stages import Failure, Route
 from rl.loop.step_guard import RunStopped
 from rl.run.checkpoints import Checkpoint
 from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
 from rl.run.files import stack_versions, write_text
 from rl.run.finished import FinishedGroups, write_skipped
-from rl.run.jsonl import write_records
+from rl.run.jsonl import Journal, write_records
 from rl.run.ledger import ledger_rows, write_step
-from rl.run.sinks import Sinks
+from rl.run.sinks import Sinks, read_metrics
 from rl.run.threads import in_thread
 from rl.system.memory_estimate import count_parameters
+from rl.system.stacks import write_stacks
+from rl.system.supervision import Supervisor
+from rl.system.watchdog import LoopWatch, watch_progress
 
 if TYPE_CHECKING:
     from rl.assembly import RunInputs, TrainingServices
@@ -79,14 +83,27 @@ async def train(
         await _check(inputs, directory, console)
         # Only after the last refusal: what is forgotten here is about to be made again.
         directory.truncate_to(start)
-        all_sinks = Sinks(config.log, directory, console.note, sinks)
-        stack.callback(all_sinks.close)
-        services = await stack.enter_async_context(open_training(inputs, console.phase))
-        if checkpoint is not None:
-            console.note(f"continuing from step {start} ({checkpoint.path})")
-            await services.learner.load(checkpoint.path)
+        events = stack.enter_context(Journal(directory.events_path))
+        supervisor = Supervisor(config.recovery, console.note, events.add)
+        services = await stack.enter_async_context(open_training(inputs, console.phase, supervisor))
+        stack.enter_context(_watched(supervisor, directory.root / "logs"))
+        scorer_at_start, done = services.scorer.state, False
         try:
-            await _train_from(checkpoint, inputs, services, directory, console, all_sinks, stop)
+            while not done:
+                try:
+                    with closing(Sinks(config.log, directory, console.note, sinks)) as all_sinks:
+                        if checkpoint is not None:
+                            step, path = checkpoint.step, checkpoint.path
+                            console.note(f"continuing from step {step} ({path})")
+                            await services.learner.load(path)
+                        outputs = directory, console, all_sinks
+                        work = _train_from(checkpoint, inputs, services, *outputs, stop)
+                        await supervisor.until(work)
+                    done = True
+                except LearnerLost as lost:
+                    checkpoint = await _restart_learner(lost, services, supervisor, directory)
+                    if checkpoint is None:
+                        services.scorer.load(scorer_at_start)
         except ValueError as error:
             # A ValueError tells a person what to mend in the input (rl/run/command.py). From here
             # on there is no such thing, so this is a crash, which keeps its traceback.
@@ -94,6 +111,51 @@ async def train(
         if directory.summary_path.exists():
             console.before_after_table(json.loads(directory.summary_path.read_text("utf-8")))
     return stop.signals[0] if stop.signals else None
+
+
+@contextmanager
+def _watched(supervisor: Supervisor, logs: Path) -> Iterator[None]:
+    """Within the block a run that stands still is noticed."""
+    stall_s = supervisor.config.stall_s
+    tasks = (
+        supervisor.in_background(watch_progress(supervisor, stall_s, partial(write_stacks, logs))),
+        LoopWatch(stall_s, logs / "stacks_of_driver.txt").start(),
+    )
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _restart_learner(
+    lost: LearnerLost,
+    services: TrainingServices,
+    supervisor: Supervisor,
+    directory: RunDirectory,
+) -> Checkpoint | None:
+    """Start the ranks anew; returns the checkpoint to go on from, None for the start of the run.
+
+    What follows is what a new driver would do, but with the engines that are there.
+    """
+    services.engine.admit = at_next_publish
+    while True:
+        supervisor.lost("learner", lost)
+        supervisor.mended()
+        checkpoint = directory.checkpoints.newest(supervisor.note)
+        start, steps = checkpoint.step if checkpoint else 0, read_metrics(directory.metrics_path)
+        again = sum(step > start for step in steps)
+        directory.truncate_to(start)
+        supervisor.event("discarded", "learner", groups=lost.discarded, steps=again)
+        supervisor.note(
+            f"going back to step {start}: {again} steps are made again, and {lost.discarded} "
+            "groups of versions that are gone are discarded"
+        )
+        try:
+            await services.learner.restart()
+            return checkpoint
+        except LearnerLost as error:
+            lost = error
 
 
 async def _train_from(
@@ -109,16 +171,16 @@ async def _train_from(
     config, done = inputs.config, checkpoint.step if checkpoint else 0
     engine, scorer, learner = services.engine, services.scorer, services.learner
     console.phase("publishing and proving the first weights")
-    canary = CanaryCheck.of(config)
-    await publish(learner, engine, done, canary)
+    parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
+    finished = FinishedGroups(directory.finished_path, done)
+    loop = TrainingLoop(config, parts, done, finished=finished)
+    await publish(learner, engine, done, loop.canary)
+    engine.admit = partial(loop.admit, engine)
 
     async def heldout() -> dict[str, ModeResult]:
         console.phase(f"evaluating {len(inputs.heldout)} held-out prompts per mode")
         return await evaluate(config, inputs.encode, engine, scorer, inputs.heldout)
 
-    parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
-    finished = FinishedGroups(directory.finished_path, done)
-    loop = TrainingLoop(config, parts, done, canary, finished)
     advice = Advice(config, console.note)
     if checkpoint is None:
         progress, before = Progress(), _figures(await heldout())

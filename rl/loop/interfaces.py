@@ -28,6 +28,17 @@ class WorkerFailed(RuntimeError):
     """
 
 
+class EngineLost(WorkerFailed):
+    """An engine was lost and is being replaced; what it was to do can be asked of the others."""
+
+
+class LearnerLost(WorkerFailed):
+    """A rank of the learner was lost, and with it what the others hold: all must start again."""
+
+    discarded = 0
+    """Groups that were asked for and will not be trained on, since their versions are gone."""
+
+
 # Protocols and not base classes: rollout, policy and rewards must not import each other, and each
 # can be tested with a few lines that stand for the others.
 class Sampler(Protocol):
@@ -40,6 +51,9 @@ class Sampler(Protocol):
 
 class Engine(Sampler, Protocol):
     """Samples groups; holds proven weights of one version."""
+
+    # The four calls of a publish go to the same engines, those that are there when it begins. Each
+    # raises EngineLost if one of these is lost, after which the publish begins anew.
 
     async def pause(self) -> None:
         """Freeze requests in flight until `resume`; returns when no engine computes."""

@@ -28,9 +28,9 @@ from rl.data.fingerprint import stable_hash
 from rl.loop.accounting import Accounting, FinishedPlace, FinishedStore
 from rl.loop.advantages import group_advantages
 from rl.loop.group_filter import DropReason, GroupFilter
-from rl.loop.interfaces import Engine, GenerationFailed, Learner, Scorer
+from rl.loop.interfaces import Engine, GenerationFailed, Learner, LearnerLost, Scorer
 from rl.loop.modes import draw_step, shares_at
-from rl.loop.publish import CanaryCheck, publish
+from rl.loop.publish import CanaryCheck, JoinedEngine, admit, publish
 from rl.loop.stages import (
     BatchUpdate,
     Failure,
@@ -141,7 +141,8 @@ class TrainingLoop:
         self._config = config
         self._parts = parts
         self._version = version
-        self._canary = canary or CanaryCheck.of(config)
+        self.canary = canary or CanaryCheck.of(config)
+        """Judges every publish; the first one teaches it how far engine and learner may differ."""
         self.group_filter = GroupFilter(config)
         self.accounting = Accounting()
         """The state of both belongs into a checkpoint."""
@@ -152,6 +153,9 @@ class TrainingLoop:
         self._failures: Counter[Failure] = Counter()
         self._activity = _Activity()
         self._published_at: float | None = None
+        self._learner_holds_version = asyncio.Lock()
+        """Held by whoever changes that, or relies on it."""
+        self._is_over = False
 
     @property
     def version(self) -> int:
@@ -174,7 +178,11 @@ class TrainingLoop:
                 result = await self.step()
                 if result is None or not await on_step(result):
                     return
+        except LearnerLost as lost:
+            lost.discarded = sum(map(len, self._asked_for.values()))
+            raise
         finally:
+            self._is_over = True
             # What is being sampled is thrown away: a resumed run draws the same prompts and modes
             # again, so nothing is lost but time, and nothing is trained on twice. What is finished
             # waits in `finished`.
@@ -182,6 +190,16 @@ class TrainingLoop:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def admit(self, engine: JoinedEngine) -> None:
+        """Give the engines that are joining the weights that the others have."""
+        # After an update the learner holds weights that no engine has: those go to all of them in
+        # the publish of the step, which takes in who is joining too.
+        async with self._learner_holds_version:
+            # A learner that is lost holds nothing, and a new loop begins with a publish.
+            if self._is_over:
+                return
+            await admit(self._parts.learner, engine, self._version, self.canary)
 
     async def step(self) -> StepResult | None:
         """Take the oldest step's groups, update the learner on them, publish its weights.
@@ -207,31 +225,33 @@ class TrainingLoop:
         spreads = [spread for finished in places for spread in finished.spreads]
         self.group_filter.end_step(self._version + 1, spreads)
         batch, advantages = self._credit(groups)
-        # Before the learner is asked, so that no rank meets them.
-        if wrong := wrong_credit(groups, advantages):
-            update = BatchUpdate({}, (None,) * len(batch.samples), wrong)
-        else:
-            update = await self._parts.learner.update(batch)
-        updated = time.monotonic()
         if self._config.rollout.deterministic:
             # Which version samples a token is then a function of its step, and not of how long the
-            # update took.
+            # update takes. Before the update, after which no lost engine could be given the version
+            # that these groups wait for.
             await asyncio.gather(*(task for tasks in self._asked_for.values() for task in tasks))
-        sync_metrics = await publish(
-            self._parts.learner,
-            self._parts.engine,
-            self._version + 1,
-            self._canary,
-        )
-        # Only after the proof: a slot that is given back earlier could be filled by an engine whose
-        # weights nobody has checked.
-        del self._asked_for[self._version]
-        trained = [scored.group.request.group_id for scored in groups]
-        is_skipped = update.skipped is not None
-        dropped = self.accounting.settle(self._version, trained, is_skipped=is_skipped)
-        if self._finished is not None:
-            self._finished.release(self._version)
-        self._version += 1
+        async with self._learner_holds_version:
+            # Before the learner is asked, so that no rank meets them.
+            if wrong := wrong_credit(groups, advantages):
+                update = BatchUpdate({}, (None,) * len(batch.samples), wrong)
+            else:
+                update = await self._parts.learner.update(batch)
+            updated = time.monotonic()
+            sync_metrics = await publish(
+                self._parts.learner,
+                self._parts.engine,
+                self._version + 1,
+                self.canary,
+            )
+            # Only after the proof: a slot that is given back earlier could be filled by an engine
+            # whose weights nobody has checked.
+            del self._asked_for[self._version]
+            trained = [scored.group.request.group_id for scored in groups]
+            is_skipped = update.skipped is not None
+            dropped = self.accounting.settle(self._version, trained, is_skipped=is_skipped)
+            if self._finished is not None:
+                self._finished.release(self._version)
+            self._version += 1
         self._published_at = finished = time.monotonic()
         activity = self._activity.take_seconds()
         # The batch holds the trajectories with an advantage, in the order of the groups.

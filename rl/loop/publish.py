@@ -7,12 +7,15 @@ import math
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from rl.config.run import Config
-from rl.loop.interfaces import Engine, Learner
+from rl.loop.interfaces import Engine, EngineLost, Learner, LearnerLost
 from rl.loop.stages import WeightProof
 
 NAMES_SHOWN = 5
+BLAME_S = 5.0
+"""How long a failed transfer waits for the news that an engine was lost, which made it fail."""
 # Simulated with the differences that are reported of bfloat16 engines, root mean square 0.03 to
 # 0.04 with heavy tails: the mean over 64 tokens stays within a factor of two, and a canary whose
 # tokens the policy unlearns grows noisier by a few times. Wrong weights differ by tens of times.
@@ -67,30 +70,80 @@ class CanaryCheck:
         return mean, differences[worst]
 
 
+async def at_next_publish() -> None:
+    """In the place of `admit` while nobody knows which version the learner holds.
+
+    Engines that are joining wait for the publish that ends this.
+    """
+
+
+class JoinedEngine(Engine, Protocol):
+    """An engine that others join while the run goes on."""
+
+    async def pause(self, joining: bool = False) -> int:
+        """joining: let the publish go to those alone that have no weights yet. Returns how many
+        engines it goes to."""
+        ...
+
+
 async def publish(
     learner: Learner, engine: Engine, version: int, canary: CanaryCheck
 ) -> dict[str, float]:
     """Move the weights of `version` to every engine and prove that they arrived.
 
     Requests in flight are frozen meanwhile and go on under the new weights, over the keys and
-    values that they have (rollout.keep_kv_cache). Returns the `sync/...` metrics; raises
-    UnprovenWeights if any engine holds something else.
+    values that they have (rollout.keep_kv_cache). If an engine is lost meanwhile, the publish
+    begins anew with those that are left. Returns the `sync/...` metrics; raises UnprovenWeights if
+    any engine holds something else.
     """
     started = time.monotonic()
+    while True:
+        try:
+            return await _publish_once(learner, engine, version, canary, started)
+        except EngineLost:
+            # Whoever lost it counts such losses, and ends the run when there are too many.
+            continue
+
+
+async def admit(learner: Learner, engine: JoinedEngine, version: int, canary: CanaryCheck) -> None:
+    """Move the weights of `version`, which the others have, to the engines that wait for them.
+
+    Nothing is paused but these. The learner must hold that version: it may not update meanwhile.
+    """
+    while True:
+        try:
+            if await engine.pause(joining=True):
+                await _send_and_prove(learner, engine, version, canary)
+            return
+        except EngineLost:
+            continue
+
+
+async def _publish_once(
+    learner: Learner, engine: Engine, version: int, canary: CanaryCheck, started: float
+) -> dict[str, float]:
     # Frozen and not aborted: long responses go on under the new weights, and record both versions.
     await engine.pause()
     paused = time.monotonic()
+    metrics = await _send_and_prove(learner, engine, version, canary)
+    return {
+        "sync/seconds": time.monotonic() - started,
+        "sync/pause_seconds": paused - started,
+        **metrics,
+    }
+
+
+async def _send_and_prove(
+    learner: Learner, engine: Engine, version: int, canary: CanaryCheck
+) -> dict[str, float]:
     sent = await _while_alive(engine, learner.send_weights(version))
     await engine.resume(version)
     proving = time.monotonic()
     received = await engine.prove(version)
     mean, largest = check_proofs(sent, received, canary)
-    finished = time.monotonic()
     return {
-        "sync/seconds": finished - started,
-        "sync/pause_seconds": paused - started,
         **{f"sync/{part}_seconds": seconds for part, seconds in sent.seconds.items()},
-        "sync/prove_seconds": finished - proving,
+        "sync/prove_seconds": time.monotonic() - proving,
         "sync/canary_max_abs_diff": largest,
         "sync/canary_mean_abs_diff": mean,
     }
@@ -105,6 +158,9 @@ async def _while_alive(engine: Engine, sending: Awaitable[WeightProof]) -> Weigh
     send, watch = asyncio.ensure_future(sending), asyncio.ensure_future(engine.watch())
     try:
         await asyncio.wait((send, watch), return_when=asyncio.FIRST_COMPLETED)
+        if send.done() and (error := send.exception()) and not isinstance(error, LearnerLost):
+            # What the sender met may be the death of an engine, and its news come a moment later.
+            await asyncio.wait((watch,), timeout=BLAME_S)
         if watch.done():
             watch.result()
         return await send

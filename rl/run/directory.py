@@ -6,7 +6,7 @@ summary.json    before and after               tensorboard/    rl/run/sinks.py
 curves.png      rl/launch/curves.py            samples/        pages of rl/show
 evaluations/    rl/evaluate                    logs/           what the run's processes print
 finished/       rl/run/finished.py             skipped/        rl/run/finished.py
-.lock           held by the driver
+events.jsonl    faults and what became of them .lock           held by the driver
 """
 
 import os
@@ -32,6 +32,8 @@ MAY_DIFFER_ON_RESUME = (
     *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync", "align"),
     # What ends a run, not what it computes until then.
     "guard",
+    # What becomes of a fault.
+    *("recovery", "rollout.min_workers", "rollout.max_workers"),
     # How the engines run, not what they sample.
     *("rollout.workers", "rollout.tensor_parallel", "rollout.engine"),
     *("rollout.start_timeout_s", "rollout.group_timeout_s"),
@@ -123,6 +125,7 @@ class RunDirectory(OwnedDirectory):
         self.summary_path = root / "summary.json"
         self.finished_path = root / "finished"
         self.skipped_path = root / "skipped"
+        self.events_path = root / "events.jsonl"
         self.checkpoints = Checkpoints(root / "checkpoints")
 
     @contextmanager

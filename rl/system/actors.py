@@ -1,8 +1,10 @@
 """Calls to Ray actors: every wait has a deadline, and every error names the actor at fault."""
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,26 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from rl.loop.interfaces import WorkerFailed
+from rl.system.vitals import VITALS
 from rl.system.worker_logs import log_variables
 
 MAX_CALLS_IN_FLIGHT = 10_000
 """Calls that an asynchronous actor takes up at once; it queues them better than Ray could."""
 BLAME_S = 5.0
 """How long a failed call waits for the failures of other actors, to name the one at fault."""
+
+
+class ActorDied(WorkerFailed):
+    """The process of an actor died."""
+
+    def __init__(self, message: str, who: str) -> None:
+        """who: the actor, as errors name it."""
+        # Both as arguments, because pickle makes an exception again from those.
+        super().__init__(message, who)
+        self.who = who
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 @dataclass(frozen=True)
@@ -41,25 +57,68 @@ class ActorPlaces:
     ) -> list[Any]:
         """Start `kind(*arguments[i])` as an asynchronous actor in each place.
 
-        name: of their kind, which with a number behind it names their logs. restarts: how often an
-        actor whose process dies starts again; what it was asked is then asked once more.
+        kind: has rl.system.vitals.Watched. name: of their kind, which with a number behind it names
+        their logs. restarts: how often an actor whose process dies starts again, -1 for always;
+        what it was asked is then asked once more.
         """
         return [
-            ray.remote(kind)
-            .options(
-                num_cpus=self.cpus,
-                num_gpus=self.gpus,
-                max_concurrency=MAX_CALLS_IN_FLIGHT,
-                max_restarts=restarts,
-                max_task_retries=restarts,
-                scheduling_strategy=strategy,
-                runtime_env={
-                    "env_vars": {**environment, **log_variables(self.logs, f"{name} {index}")}
-                },
-            )
-            .remote(*own)
-            for index, (strategy, own) in enumerate(zip(self.strategies, arguments, strict=True))
+            self.start_one(index, kind, name, environment, own, restarts)
+            for index, own in enumerate(arguments)
         ]
+
+    def start_one(
+        self,
+        index: int,
+        kind: type,
+        name: str,
+        environment: Mapping[str, str],
+        arguments: tuple,
+        restarts: int = 0,
+    ) -> Any:
+        """Start the actor of one place; beyond the last place Ray puts it where there is room."""
+        strategies, output = self.strategies, log_variables(self.logs, f"{name} {index}")
+        watched: Any = ray.remote(concurrency_groups={VITALS: 1})(kind)
+        return watched.options(
+            num_cpus=self.cpus,
+            num_gpus=self.gpus,
+            max_concurrency=MAX_CALLS_IN_FLIGHT,
+            max_restarts=restarts,
+            max_task_retries=restarts,
+            scheduling_strategy=strategies[index] if index < len(strategies) else "DEFAULT",
+            runtime_env={"env_vars": {**environment, **output}},
+        ).remote(*arguments)
+
+
+class Waiting:
+    """The calls that this process waits for, and how many have been answered."""
+
+    @dataclass(frozen=True, eq=False)
+    class Call:
+        who: str
+        method: str
+        since: float
+
+    def __init__(self) -> None:
+        self.num_answered = 0
+        self._calls: dict[Waiting.Call, None] = {}
+
+    @contextmanager
+    def at(self, who: str, method: str) -> Iterator[None]:
+        """A call; it has been answered if the block ends without an error."""
+        call = Waiting.Call(who, method, time.monotonic())
+        self._calls[call] = None
+        try:
+            yield
+            self.num_answered += 1
+        finally:
+            del self._calls[call]
+
+    def oldest(self) -> Call | None:
+        # They are in the order in which they began.
+        return next(iter(self._calls), None)
+
+
+WAITING = Waiting()
 
 
 async def call(
@@ -81,18 +140,21 @@ async def call(
     Raises TimeoutError once the deadline has passed, and WorkerFailed if the actor's process died.
     """
     reference = getattr(actor, method).remote(*arguments)
-    answer = asyncio.ensure_future(_answer(reference))
+    answer = asyncio.ensure_future(answer_of(reference))
+    # One without a deadline is not waited for: it tells of a death, sooner or later.
+    waiting = nullcontext() if deadline_s == math.inf else WAITING.at(who, method)
     try:
-        if await _missing([answer], deadline_s, last_sign):
-            ray.cancel(reference)
-            raise TimeoutError(f"{who} did not finish {method} within {deadline_s:g} s{hint}")
-        return answer.result()
+        with waiting:
+            if await _missing([answer], deadline_s, last_sign):
+                ray.cancel(reference)
+                raise TimeoutError(f"{who} did not finish {method} within {deadline_s:g} s{hint}")
+            return answer.result()
     # First, because it is a RayActorError too where the method itself met a dead actor.
     except RayTaskError as error:
         # Ray's own message is the whole remote traceback, which stays visible as the cause.
         raise error.cause from error
     except RayActorError as error:
-        raise WorkerFailed(f"{who}: its process died: {_in_a_line(error)}") from error
+        raise ActorDied(f"{who}: its process died: {in_a_line(error)}", who) from error
     finally:
         answer.cancel()
 
@@ -116,9 +178,10 @@ async def call_all(
     failed, and TimeoutError that names those which are late.
     """
     references = [getattr(actor, method).remote(*arguments) for actor in actors]
-    answers = [asyncio.ensure_future(_answer(reference)) for reference in references]
+    answers = [asyncio.ensure_future(answer_of(reference)) for reference in references]
     try:
-        missing = await _missing(answers, deadline_s, last_sign)
+        with WAITING.at(who, method):
+            missing = await _missing(answers, deadline_s, last_sign)
         if missing and any(answer.done() and answer.exception() for answer in answers):
             # Collectives fail on all ranks when one dies, and the news of the death may come last.
             await asyncio.wait(missing, timeout=BLAME_S)
@@ -137,9 +200,8 @@ async def call_all(
             if isinstance(cause, (refusal, WorkerFailed)):
                 raise cause from error
             if dead:
-                raise WorkerFailed(
-                    f"{who} {index} died in {method}: {_in_a_line(cause)}"
-                ) from error
+                message = f"{who} {index} died in {method}: {in_a_line(cause)}"
+                raise ActorDied(message, f"{who} {index}") from error
             raise RuntimeError(f"{who} {index} failed in {method}: {cause}") from error
         if missing:
             late = [index for index, answer in enumerate(answers) if answer in missing]
@@ -170,7 +232,7 @@ async def _missing(
 
 async def close_all(actors: Sequence[Any], deadline_s: float) -> None:
     """Let every actor end what it started, then end the actors; also if some are dead or stuck."""
-    answers = (_answer(actor.close.remote()) for actor in actors)
+    answers = (answer_of(actor.close.remote()) for actor in actors)
     closing = asyncio.gather(*answers, return_exceptions=True)
     try:
         await asyncio.wait([closing], timeout=deadline_s)
@@ -179,11 +241,16 @@ async def close_all(actors: Sequence[Any], deadline_s: float) -> None:
             ray.kill(actor)
 
 
-def _in_a_line(error: BaseException) -> str:
-    # Ray writes a table of the actor's ids first, over several lines.
-    return " ".join(str(error).split())
+def kill_actor(actor: Any) -> None:
+    """End an actor for good; also if it is dead or stuck."""
+    ray.kill(actor)
 
 
-async def _answer(reference: Any) -> Any:
+def in_a_line(error: BaseException) -> str:
+    # Ray writes a table of the actor's ids first, over several lines, and general advice last.
+    return " ".join(str(error).partition("Some common causes")[0].split())
+
+
+async def answer_of(reference: Any) -> Any:
     """A Ray reference as a coroutine, which asyncio can time."""
     return await reference

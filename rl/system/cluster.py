@@ -115,6 +115,14 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
         )
 
 
+def has_room(cpus: float, gpus: float) -> bool:
+    """Whether the Ray cluster has as much free, beside what is reserved."""
+    # Of all nodes together: an actor that fits on none of them alone stays pending, and says so
+    # when the deadline of its start has passed.
+    free = ray.available_resources()
+    return free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus
+
+
 def refuse_unplaceable(placement: Placement) -> None:
     """Raise ValueError for bundles that would wait for ever, even with nothing else running."""
     # Ray itself does not refuse them: such a placement group stays pending without a word.

@@ -4,8 +4,10 @@ Ray would write it to the driver's terminal, in between the run's own lines, and
 writes hundreds. In a file it is whole, and it is there while the worker still runs.
 """
 
+import faulthandler
 import os
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +41,12 @@ def keep_output() -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    answer_with_stacks()
+
+
+def answer_with_stacks() -> None:
+    """From here on SIGUSR2 makes this process print the stacks of its threads (stacks.py)."""
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
 
 
 def engine_error() -> str | None:

@@ -6,16 +6,17 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rl.config.reward import PreferenceConfig
-from rl.config.run import Config
-from rl.loop.interfaces import GenerationFailed
+from rl.config.run import Config, RecoveryConfig
+from rl.loop.interfaces import EngineLost, GenerationFailed, WorkerFailed
 from rl.loop.loop import sampling_seed
 from rl.loop.stages import (
     Canary,
@@ -25,15 +26,21 @@ from rl.loop.stages import (
     RolloutRequest,
     WeightProof,
 )
-from rl.system.actors import ActorPlaces, call, call_all, close_all
+from rl.system.actors import ActorPlaces, call, call_all, close_all, kill_actor
+from rl.system.cluster import has_room
 from rl.system.engine_environment import engine_environment
 from rl.system.memory_estimate import cache_gib
 from rl.system.resident import ANSWER_S
+from rl.system.supervision import Loss, Supervisor, watch_over, watch_restarts
+from rl.system.vitals import Vitals, end_processes
 from rollout.engines.statistics import EngineStatistics
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 CLOSE_TIMEOUT_S = 20.0
-JUDGE_RESTARTS = 2
+GROW_S = 15.0
+"""How often a pool that may grow looks for room."""
+
+State = Literal["serving", "lost", "starting", "joining"]
 
 
 class Deadline(NamedTuple):
@@ -43,21 +50,83 @@ class Deadline(NamedTuple):
     setting: str
 
 
+class Deadlines(NamedTuple):
+    """Of one call each."""
+
+    start: Deadline
+    request: Deadline
+    publish: Deadline
+
+
+@dataclass(frozen=True)
+class Spawner:
+    """How a pool starts engines, in the place of lost ones and beside the first ones."""
+
+    spawn: Callable[[int], Any]
+    """Starts the actor of the engine of an index."""
+    min_serving: int = 1
+    """Engines without which no request is dealt out."""
+    most: int = 0
+    """Engines that the pool may grow to, one by one."""
+    has_room: Callable[[], bool] = lambda: False
+    """Whether there is room for one more."""
+
+
+@dataclass(eq=False)
+class _Engine:
+    """One incarnation of an engine; what replaces it is another one of the same index."""
+
+    index: int
+    name: str
+    actor: Any
+    state: State = "serving"
+    load: int = 0
+    """Tokens that it was asked for and that may still come."""
+    answered: float = -math.inf
+    """When it last answered a request that waits in its queue."""
+    vitals: Vitals | None = None
+    why: str = ""
+    """Why it was lost."""
+
+
 class EnginePool:
-    """Implements Engine, ReferenceScorer and NextToken (rl/loop/interfaces.py) over Ray actors."""
+    """Implements Engine, ReferenceScorer and NextToken (rl/loop/interfaces.py) over Ray actors.
+
+    An engine that is lost is replaced, while the others go on and take over what it was asked:
+
+        serving -> lost -> starting -> joining (waits for the weights) -> serving
+
+    A publish goes to all engines that are serving or joining when it begins. `admit` is asked for
+    one as soon as an engine is joining; without it the engines' weights are those of their model,
+    and they serve once they have started.
+    """
 
     def __init__(
-        self, name: str, actors: list[Any], start: Deadline, request: Deadline, publish: Deadline
+        self,
+        name: str,
+        actors: Sequence[Any],
+        deadlines: Deadlines,
+        supervisor: Supervisor,
+        spawner: Spawner | None = None,
     ) -> None:
-        """name: what an engine is called in errors. The deadlines are of one call each."""
-        self.actors = actors
+        """name: what an engine is called in errors. spawner: None where Ray itself starts lost
+        engines again."""
         self.canary: Canary | None = None
         self.max_model_length = 0
         """Tokens of a prompt and its response, at most; known once the engines have started."""
+        self.admit: Callable[[], Awaitable[None]] | None = None
+        """Publishes the current weights to the engines that are joining, and to no others."""
         self._name = name
-        self._start, self._request, self._publish = start, request, publish
-        self._load = [0] * len(self.actors)
-        self._answered = [-math.inf] * len(self.actors)
+        self._start, self._request, self._publish = deadlines
+        self._supervisor, self._spawner = supervisor, spawner
+        self._min_serving = 1 if spawner is None else spawner.min_serving
+        self._num_placed = len(actors)
+        self._engines = [_Engine(index, f"{name} {index}", a) for index, a in enumerate(actors)]
+        self._receivers: Sequence[_Engine] = ()
+        self._changed = asyncio.Event()
+        """Set, and replaced, whenever an engine changes its state."""
+        self._is_waiting = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     def of_run(
@@ -68,6 +137,7 @@ class EnginePool:
         bundles: Sequence[int],
         devices: Sequence[str] | None = None,
         logs: Path | None = None,
+        supervisor: Supervisor | None = None,
     ) -> EnginePool:
         """Create one actor per bundle of the run's engines; `start` loads them.
 
@@ -90,23 +160,43 @@ class EnginePool:
         gpus = settings.tensor_parallel if on_gpu and devices is None else 0
         strategies = (PlacementGroupSchedulingStrategy(group, bundle) for bundle in bundles)
         places = ActorPlaces(cpus, gpus, tuple(strategies), logs)
-        arguments = []
-        for index, seen in enumerate(devices or [None] * len(bundles)):
+
+        def arguments(index: int) -> tuple:
             # Engines of one seed would draw the same numbers: where requests bring no seed of their
             # own, the samples of a prompt, which are dealt to all engines, would be copies.
             seed = sampling_seed(settings.seed, f"engine/{index}")
             own = dataclasses.replace(settings, seed=seed)
-            arguments.append((f"engine {index}", own, seen))
+            return f"engine {index}", own, devices[index] if devices else None
+
+        def spawn(index: int) -> Any:
+            return places.start_one(index, RolloutWorker, "engine", environment, arguments(index))
+
+        all_arguments = [arguments(index) for index in range(len(bundles))]
         return cls(
             "engine",
-            places.start(RolloutWorker, "engine", environment, arguments),
-            start=Deadline(config.rollout.start_timeout_s, "rollout.start_timeout_s"),
-            request=Deadline(config.rollout.group_timeout_s, "rollout.group_timeout_s"),
-            publish=Deadline(config.sync.deadline_s, "sync.deadline_s"),
+            places.start(RolloutWorker, "engine", environment, all_arguments),
+            Deadlines(
+                start=Deadline(config.rollout.start_timeout_s, "rollout.start_timeout_s"),
+                request=Deadline(config.rollout.group_timeout_s, "rollout.group_timeout_s"),
+                publish=Deadline(config.sync.deadline_s, "sync.deadline_s"),
+            ),
+            supervisor or Supervisor(config.recovery),
+            Spawner(
+                spawn,
+                min_serving=min(config.rollout.min_workers, len(bundles)),
+                most=config.rollout.max_workers or 0,
+                has_room=lambda: has_room(cpus, gpus),
+            ),
         )
 
     @classmethod
-    def of_judge(cls, config: PreferenceConfig, model: Path, places: ActorPlaces) -> EnginePool:
+    def of_judge(
+        cls,
+        config: PreferenceConfig,
+        model: Path,
+        places: ActorPlaces,
+        supervisor: Supervisor | None = None,
+    ) -> EnginePool:
         """Create one actor per place for a judge, whose weights never change.
 
         So an engine that dies comes back by itself, which none of the policy's may.
@@ -124,96 +214,309 @@ class EnginePool:
         environment = engine_environment(places.cpus, places.gpus > 0)
         arguments = [(f"judge {index}", settings) for index in range(len(places.strategies))]
         deadline = Deadline(config.deadline_s, "reward.preference.deadline_s")
-        actors = places.start(RolloutWorker, "judge", environment, arguments, JUDGE_RESTARTS)
-        return cls("judge", actors, start=deadline, request=deadline, publish=deadline)
+        actors = places.start(RolloutWorker, "judge", environment, arguments, restarts=-1)
+        supervisor = supervisor or Supervisor(RecoveryConfig())
+        return cls("judge", actors, Deadlines(deadline, deadline, deadline), supervisor)
+
+    @property
+    def actors(self) -> list[Any]:
+        return [engine.actor for engine in self._engines]
+
+    @property
+    def receivers(self) -> list[Any]:
+        """The actors that the publish under way goes to."""
+        return [engine.actor for engine in self._receivers]
 
     async def start(self) -> None:
         """Load all engines at the same time; returns when every one can sample."""
-        lengths = await self._each(self._start, "start")
+        seconds, setting = self._start
+        lengths = await call_all(
+            self.actors, "start", deadline_s=seconds, who=self._name, hint=f" ({setting})"
+        )
         self.max_model_length = min(lengths)
+        for engine in self._engines:
+            self._in_background(self._watch_over(engine))
+        if self._spawner is not None and self._spawner.most > self._num_placed:
+            self._in_background(self._grow(self._spawner))
 
     async def generate(self, request: RolloutRequest) -> RolloutGroup:
-        index = self._least_loaded()
-        tokens = request.n * request.max_tokens
         # By tokens that may come and not by groups: one long group is as much work as many short
         # ones.
-        group = await self._ask(index, tokens, "generate", request)
-        return dataclasses.replace(group, engine=index)
+        tokens = request.n * request.max_tokens
+        engine, group = await self._ask(tokens, "generate", request)
+        return dataclasses.replace(group, engine=engine.index)
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Implements ReferenceScorer, on the engine that has the context cached."""
-        index = self._least_loaded() if request.engine is None else request.engine
         tokens = len(request.reference_token_ids)
-        return await self._ask(index, tokens, "reference_logprobs", request)
+        _, logprobs = await self._ask(tokens, "reference_logprobs", request, request.engine)
+        return logprobs
 
     async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
         """Implements NextToken; late is only an engine that answers no such request for long."""
-        index = self._least_loaded()
-        logprobs = await self._ask(
-            index, 1, "next_token_logprobs", request, lambda: self._answered[index]
-        )
-        self._answered[index] = time.monotonic()
+        engine, logprobs = await self._ask(1, "next_token_logprobs", request, is_queued=True)
+        engine.answered = time.monotonic()
         return logprobs
-
-    def _least_loaded(self) -> int:
-        return min(range(len(self.actors)), key=self._load.__getitem__)
 
     async def _ask(
         self,
-        index: int,
         tokens: int,
         method: str,
         request: Any,
-        last_sign: Callable[[], float] = lambda: -math.inf,
-    ) -> Any:
-        """Call one engine; raises GenerationFailed for a request that failed or took too long."""
-        who, deadline_s = f"{self._name} {index}", self._request.seconds
-        self._load[index] += tokens
-        try:
-            actor = self.actors[index]
-            return await call(
-                actor, method, request, deadline_s=deadline_s, who=who, last_sign=last_sign
-            )
-        except TimeoutError:
-            raise GenerationFailed("timeout", f"{self._request.setting} passed") from None
-        finally:
-            self._load[index] -= tokens
+        preferred: int | None = None,
+        is_queued: bool = False,
+    ) -> tuple[_Engine, Any]:
+        """The engine that answered, and its answer; an engine that is lost passes on its requests.
 
-    async def pause(self) -> None:
-        await self._each(self._publish, "pause")
+        preferred: index of the engine to ask if it serves. is_queued: whether an engine is late
+        only if it answers nobody. Raises GenerationFailed for a request that failed or took too
+        long, WorkerFailed if too few engines are left.
+        """
+        while True:
+            engine = await self._choose(preferred)
+            engine.load += tokens
+            try:
+                answer = await call(
+                    engine.actor,
+                    method,
+                    request,
+                    deadline_s=self._request.seconds,
+                    who=engine.name,
+                    last_sign=lambda asked=engine: asked.answered if is_queued else -math.inf,
+                )
+            except TimeoutError:
+                raise GenerationFailed("timeout", f"{self._request.setting} passed") from None
+            except WorkerFailed as error:
+                self._lose(engine, error)
+            else:
+                return engine, answer
+            finally:
+                engine.load -= tokens
+
+    async def _choose(self, preferred: int | None) -> _Engine:
+        """The preferred engine if it serves, or else the one with the least work."""
+
+        def serving() -> list[_Engine]:
+            return [engine for engine in self._engines if engine.state == "serving"]
+
+        if len(serving()) < self._min_serving:
+            await self._until(lambda: len(serving()) >= self._min_serving, self._min_serving)
+        engines = serving()
+        for engine in engines:
+            if engine.index == preferred:
+                return engine
+        return min(engines, key=lambda engine: engine.load)
+
+    # A publish
+
+    async def pause(self, joining: bool = False) -> int:
+        """Freeze requests in flight; returns how many engines the publish goes to.
+
+        joining: it goes to those alone that wait for their first weights.
+        """
+        states = ("joining",) if joining else ("joining", "serving")
+
+        def loaded() -> list[_Engine]:
+            return [engine for engine in self._engines if engine.state in states]
+
+        if not joining and not loaded():
+            await self._until(lambda: bool(loaded()), 1)
+        self._receivers = loaded()
+        await self._each("pause")
+        return len(self._receivers)
 
     async def resume(self, version: int) -> None:
-        await self._each(self._publish, "resume", version)
+        await self._each("resume", version)
 
     async def watch(self) -> None:
-        """Raise RuntimeError as soon as an engine has died, and name it."""
-        await self._each(Deadline(math.inf, "no setting"), "watch")
+        """Raise EngineLost as soon as a receiver of the publish is lost, and name it."""
+        while not (lost := [e for e in self._receivers if e.state == "lost"]):
+            await self._supervisor.until(self._changed.wait())
+        raise EngineLost("; ".join(f"{engine.name}: {engine.why}" for engine in lost))
 
     async def prove(self, version: int) -> list[WeightProof]:
         assert self.canary is not None, "set a canary before the first publish"
-        proofs = await self._each(self._publish, "prove", self.canary)
+        proofs = await self._each("prove", self.canary)
+        # Whoever compares the proofs does so before any request is dealt out again.
+        for engine in self._receivers:
+            if engine.state == "joining":
+                self._serve(engine)
         return [proof for of_actor in proofs for proof in of_actor]
 
     async def statistics(self) -> dict[int, EngineStatistics]:
         """What each engine did since it was last asked, by number; of those that answer soon."""
+        # One that is being loaded would answer nothing for as long as that takes.
+        serving = [engine for engine in self._engines if engine.state == "serving"]
         answers = await asyncio.gather(
-            *(
-                call(actor, "statistics", deadline_s=ANSWER_S, who=f"{self._name} {index}")
-                for index, actor in enumerate(self.actors)
-            ),
+            *(call(e.actor, "statistics", deadline_s=ANSWER_S, who=e.name) for e in serving),
             return_exceptions=True,
         )
         return {
-            i: answer for i, answer in enumerate(answers) if isinstance(answer, EngineStatistics)
+            engine.index: answer
+            for engine, answer in zip(serving, answers, strict=True)
+            if isinstance(answer, EngineStatistics)
         }
+
+    async def _each(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of all receivers; raises EngineLost if one of them is lost."""
+        deadline_s, setting = self._publish
+
+        async def ask(engine: _Engine) -> Any:
+            try:
+                return await call(
+                    engine.actor,
+                    method,
+                    *arguments,
+                    deadline_s=deadline_s,
+                    who=engine.name,
+                    hint=f" ({setting})",
+                )
+            except (WorkerFailed, TimeoutError) as error:
+                self._lose(engine, error)
+                raise EngineLost(str(error)) from error
+
+        # All of them, because nobody else is told which of the others are lost too.
+        answers = await asyncio.gather(*map(ask, self._receivers), return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        for error in sorted(errors, key=lambda error: isinstance(error, EngineLost)):
+            raise error
+        return list(answers)
+
+    # Loss and replacement
+
+    def _lose(self, engine: _Engine, why: BaseException | str) -> None:
+        """An engine is lost and will be replaced; raises WorkerFailed if it cannot be."""
+        if engine.state == "lost":
+            return
+        if self._spawner is None:
+            raise why if isinstance(why, BaseException) else WorkerFailed(f"{engine.name}: {why}")
+        engine.why = str(why)
+        self._set_state(engine, "lost")
+        if engine.index < self._num_placed:
+            self._supervisor.lost(engine.name, why)
+            self._in_background(self._replace(engine))
+        else:
+            # It stood on what others had left free, and comes back when that is free again.
+            self._supervisor.event("left", engine.name, why)
+            self._supervisor.note(f"{engine.name} has left: {why}")
+            self._in_background(self._end(engine))
+
+    async def _replace(self, lost: _Engine) -> None:
+        """Start an engine in the place of a lost one, and let it join."""
+        await self._end(lost)
+        await self._let_join(lost.index)
+
+    async def _end(self, lost: _Engine) -> None:
+        # What is left of it would hold its memory, and the cores that the new one is to have.
+        if lost.vitals is not None:
+            await end_processes(lost.vitals)
+        kill_actor(lost.actor)
+
+    async def _grow(self, spawner: Spawner) -> None:
+        """Start engines beside those that were reserved whenever Ray has room for one."""
+        while True:
+            await asyncio.sleep(GROW_S)
+            for index in range(self._num_placed, spawner.most):
+                is_there = index < len(self._engines) and self._engines[index].state != "lost"
+                if not is_there and spawner.has_room():
+                    await self._let_join(index)
+                    break
+
+    async def _let_join(self, index: int) -> None:
+        """Start the engine of this index and have it given the weights."""
+        assert self._spawner is not None
+        engine = _Engine(index, f"{self._name} {index}", self._spawner.spawn(index), "starting")
+        self._engines[index : index + 1] = [engine]
+        seconds, setting = self._start
+        hint = f" ({setting})"
+        try:
+            await call(engine.actor, "start", deadline_s=seconds, who=engine.name, hint=hint)
+        except (WorkerFailed, TimeoutError) as error:
+            return self._lose(engine, error)
+        self._in_background(self._watch_over(engine))
+        if self.admit is None:
+            self._serve(engine)
+        else:
+            self._set_state(engine, "joining")
+            # A publish that comes first takes it in too.
+            await self.admit()
+
+    def _serve(self, engine: _Engine) -> None:
+        self._set_state(engine, "serving")
+        self._supervisor.event("joined", engine.name)
+        self._supervisor.note(f"{engine.name} serves")
+
+    async def _watch_over(self, engine: _Engine) -> None:
+        """Lose the engine once it has died or fallen silent."""
+
+        def heartbeat_s(vitals: Vitals) -> float:
+            return self._publish.seconds if vitals.is_receiving else config.heartbeat_s
+
+        def heard(vitals: Vitals) -> None:
+            engine.vitals = vitals
+            self._supervisor.heard(engine.name, vitals)
+
+        async def death() -> Loss:
+            try:
+                await call(engine.actor, "watch", deadline_s=math.inf, who=engine.name)
+            except WorkerFailed as error:
+                return Loss(str(error), was_killed=False)
+            raise AssertionError("an engine ends its watch by dying alone")
+
+        config = self._supervisor.config
+        if self._spawner is None:
+            return await watch_restarts(self._supervisor, engine.actor, engine.name)
+        # Ray tells of a death at once; only a sign of life tells of a process that was stopped.
+        signs = [
+            asyncio.ensure_future(watch_over(engine.actor, heartbeat_s, heard)),
+            asyncio.ensure_future(death()),
+        ]
+        try:
+            done, _ = await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
+            loss = done.pop().result()
+        finally:
+            for sign in signs:
+                sign.cancel()
+        self._lose(engine, loss.why)
+
+    def _set_state(self, engine: _Engine, state: State) -> None:
+        engine.state = state
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _until(self, is_met: Callable[[], bool], needed: int) -> None:
+        """Wait for engines; raises WorkerFailed, which names them, after `recovery.wait_s`."""
+        wait_s = self._supervisor.config.wait_s
+        deadline = time.monotonic() + wait_s
+
+        def names() -> str:
+            away = [e for e in self._engines if e.state != "serving"]
+            return ", ".join(f"{engine.name} ({engine.state})" for engine in away)
+
+        while not is_met():
+            left = deadline - time.monotonic()
+            if not self._is_waiting:
+                self._is_waiting = True
+                until = time.strftime("%H:%M:%S", time.localtime(time.time() + left))
+                self._supervisor.note(f"waiting for {names()}, until {until} at the latest")
+            try:
+                async with asyncio.timeout(max(0.0, left)):
+                    await self._supervisor.until(self._changed.wait())
+            except TimeoutError:
+                raise WorkerFailed(
+                    f"fewer than {needed} {self._name}s (rollout.min_workers) served for "
+                    f"{wait_s:g} s (recovery.wait_s); waited for {names()}"
+                ) from None
+        self._is_waiting = False
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._supervisor.in_background(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Stop the engines' own processes, then the actors."""
+        # First, so that no engine is replaced because it is closed.
+        for task in self._tasks:
+            task.cancel()
         await close_all(self.actors, CLOSE_TIMEOUT_S)
-
-    async def _each(self, deadline: Deadline, method: str, *arguments: Any) -> list[Any]:
-        seconds, setting = deadline
-        hint = f" ({setting})"
-        return await call_all(
-            self.actors, method, *arguments, deadline_s=seconds, who=self._name, hint=hint
-        )

@@ -26,6 +26,7 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.weight_checksum import zero_weights
 from vllm.v1.sample.sampler import Sampler
 
@@ -44,14 +45,21 @@ class Receipt:
 
     _held: Mapping[str, str] | None = None
     """Digests of the model's own tensors after the last transfer; None before the first."""
+    _is_first = False
+    _was_abandoned = False
+    """Whether the transfer before this one was never finished."""
 
     def start_weight_update(self) -> None:
         self._arrived: dict[str, str] = {}
         self._zeros: set[str] = set()
         self._width = 8
-        self._is_first = self._held is None
+        # After one that was abandoned the model is in pieces, which cannot be digested: what counts
+        # is what it held before that one.
+        if not self._was_abandoned:
+            self._is_first = self._held is None
         if self._is_first:
             self._made_of: dict[str, AbstractSet[str] | None] = {}
+        if self._is_first and not self._was_abandoned:
             # Beside an adapter only some weights are sent: the engine needs the others as it has
             # loaded them.
             if self.vllm_config.lora_config is None:
@@ -87,8 +95,20 @@ class Receipt:
         finally:
             del self.model.load_weights
 
+    def abandon_weight_update(self) -> None:
+        """Forget what has arrived of a transfer that nobody will finish."""
+        self._was_abandoned = True
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            # A layer that waits for the rest of its tensors would take those of the next transfer
+            # for them, and be done too early.
+            if info.can_load():
+                info.loaded_weights.clear()
+                info.load_numel = 0
+
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
+        self._was_abandoned = False
         assert self._held is not None
         before, self._held = self._held, _digests_of(self.model)
         made_of = {n: names for n in self._arrived if (names := self._made_of[n]) is not None}
@@ -213,6 +233,12 @@ class WorkerExtension:
             "unapplied": list(engine.unapplied),
             "unexplained": list(engine.unexplained),
         }
+
+    def abandon_weight_update(self) -> None:
+        """Let a new transfer begin where the last one was never finished."""
+        if self._weight_update_active:
+            self._weight_update_active = False
+            self.weight_transfer_engine.abandon_weight_update()
 
     def digest_adapters(self) -> None:
         """Let adapters that are loaded from now on keep digests of their matrices."""

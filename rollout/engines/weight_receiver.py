@@ -1,12 +1,15 @@
 """A plug-in that vLLM loads in every process, also in those that hold no model.
 
 So it registers the engines of a publish by their names: receivers.py, which has them, takes longer
-to load. vLLM finds `register` through the `vllm.general_plugins` entry point.
+to load. And it lets these processes, which Ray does not start, say what they are at. vLLM finds
+`register` through the `vllm.general_plugins` entry point.
 """
 
 import functools
 
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+from rl.system.worker_logs import answer_with_stacks
 
 
 @functools.cache
@@ -16,3 +19,4 @@ def register() -> None:
         WeightTransferEngineFactory.register_engine(
             f"proven_{transport}", "rollout.engines.receivers", f"{name}Receiver"
         )
+    answer_with_stacks()

@@ -11,8 +11,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from rl.loop.stages import (
     split_response,
 )
 from rl.system.resident import resident_bytes
+from rl.system.vitals import Vitals, Watched
 from rl.system.worker_logs import LOG_VARIABLE, engine_error
 from rollout.chat import ChatTemplate
 from rollout.engines.media import engine_family
@@ -44,7 +45,9 @@ REFERENCE_PRIORITY = -1
 """Before groups, so that a reference is scored before the prefix cache loses its context."""
 
 WATCH_S = 0.5
-"""How often a worker looks whether vLLM's own processes live, while weights are sent to them."""
+"""How often a worker looks whether vLLM's own processes live."""
+LISTEN_S = 2.0
+"""How often a worker asks them for a sign of life."""
 
 # The same in every version, so that requests in flight go on with a new adapter.
 ADAPTER_NAME, ADAPTER_ID = "policy", 1
@@ -85,7 +88,7 @@ class WorkerSettings:
     """Where the media of prompts are read from."""
 
 
-class RolloutWorker:
+class RolloutWorker(Watched):
     def __init__(self, name: str, settings: WorkerSettings, devices: str | None = None) -> None:
         """devices: CUDA device ids to see, for an engine on the GPUs that learner ranks hold."""
         self.name = name
@@ -94,6 +97,11 @@ class RolloutWorker:
         self._engine: Any = None
         self._max_length = 0
         self._starting = asyncio.Lock()
+        self._listener: asyncio.Task[None] | None = None
+        self._heard: float | None = None
+        """When vLLM's processes last answered; None before they are up."""
+        self._is_receiving = False
+        """Whether a weight update has begun that has not been finished."""
         self._version = 0
         self._num_canaries = 0
         self._adapter: Any = None
@@ -111,7 +119,24 @@ class RolloutWorker:
                     await self._load()
                 except Exception as error:
                     raise self._died(error) from error
+                self._heard = time.monotonic()
+                self._listener = asyncio.create_task(self._listen())
             return self._max_length
+
+    async def _listen(self) -> None:
+        """Note when vLLM's processes answer, which they do between two steps, also while paused."""
+        # Once they have died there is nothing to hear, which `watch` and every request tell.
+        with suppress(self._vllm.EngineDeadError):
+            while not self._engine.errored:
+                await self._engine.is_paused()
+                self._heard = time.monotonic()
+                await asyncio.sleep(LISTEN_S)
+
+    def vitals(self) -> Vitals:
+        # In a thread beside the one that works, so what is read may change at any moment.
+        heard = self._heard
+        silent_s = 0.0 if heard is None else time.monotonic() - heard
+        return replace(super().vitals(), silent_s=silent_s, is_receiving=self._is_receiving)
 
     async def _load(self) -> None:
         if self._devices is not None:
@@ -262,8 +287,8 @@ class RolloutWorker:
         return tuple(position[token].logprob for token in request.token_ids)
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Raises GenerationFailed if the request, and not the engine, is at fault."""
+    def _deaths(self) -> Iterator[None]:
+        """Raises WorkerFailed if vLLM's processes have died."""
         try:
             yield
         except self._vllm.EngineDeadError as error:
@@ -271,6 +296,13 @@ class RolloutWorker:
                 # No engine comes up again in this process; Ray starts another and asks it again.
                 os._exit(1)
             raise self._died(error) from error
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raises GenerationFailed if the request, and not the engine, is at fault."""
+        try:
+            with self._deaths():
+                yield
         except self._vllm.EngineGenerateError as error:
             raise GenerationFailed("engine_error", error.__cause__ or error) from error
         except MediaError as error:
@@ -357,41 +389,52 @@ class RolloutWorker:
     async def pause(self) -> None:
         """Freeze requests in flight; they go on over the keys and values they have, if kept."""
         is_kept = self._settings.keep_kv_cache
-        await self._engine.pause_generation(mode="keep", clear_cache=not is_kept)
-        self._tally.pause()
-        if is_kept:
-            # Pictures that older weights saw are found again by their content alone, for which
-            # there is no salt.
-            await self._engine.reset_encoder_cache()
+        with self._deaths():
+            await self._engine.pause_generation(mode="keep", clear_cache=not is_kept)
+            self._tally.pause()
+            if is_kept:
+                # Pictures that older weights saw are found again by their content alone, for which
+                # there is no salt.
+                await self._engine.reset_encoder_cache()
 
     async def resume(self, version: int) -> None:
         self._version = version
-        await self._engine.resume_generation()
+        with self._deaths():
+            await self._engine.resume_generation()
 
     async def statistics(self) -> EngineStatistics:
         """What the engine did since it was last asked, and the memory of all its processes."""
         return self._tally.take(resident_bytes(with_children=True))
 
     async def watch(self) -> None:
-        """Raise RuntimeError once vLLM's processes have died; does not return before."""
+        """Raise WorkerFailed once vLLM's processes have died; does not return before."""
         # The death of this process itself is what Ray tells the caller.
         while not self._engine.errored:
             await asyncio.sleep(WATCH_S)
-        raise RuntimeError(f"{self.name}: its vLLM engine died")
+        raise self._died(RuntimeError("a process of vLLM ended"))
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        await self._engine.init_weight_transfer_engine(
-            self._vllm.WeightTransferInitRequest(init_info)
-        )
+        with self._deaths():
+            await self._engine.init_weight_transfer_engine(
+                self._vllm.WeightTransferInitRequest(init_info)
+            )
 
     async def start_weight_update(self) -> None:
-        await self._engine.start_weight_update()
+        with self._deaths():
+            if self._is_receiving:
+                # The sender, or another engine, was lost in the middle of the update before.
+                await self._engine.collective_rpc("abandon_weight_update")
+            self._is_receiving = True
+            await self._engine.start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        await self._engine.update_weights(self._vllm.WeightTransferUpdateRequest(update_info))
+        with self._deaths():
+            await self._engine.update_weights(self._vllm.WeightTransferUpdateRequest(update_info))
 
     async def finish_weight_update(self) -> None:
-        await self._engine.finish_weight_update()
+        with self._deaths():
+            await self._engine.finish_weight_update()
+        self._is_receiving = False
 
     async def load_adapter(self, matrices: bytes) -> None:
         """Put the adapter of a safetensors file in the old one's place, also in paused requests."""
@@ -412,10 +455,11 @@ class RolloutWorker:
         """What each vLLM process received, and the canary's log-probabilities from the engine."""
         started = time.monotonic()
         request, response = canary.request, canary.trajectory.response_token_ids.tolist()
-        receipts, logprobs = await asyncio.gather(
-            self._engine.collective_rpc("weight_receipt"),
-            self._score(request.prompt_token_ids, response, request.prompt.media),
-        )
+        with self._deaths():
+            receipts, logprobs = await asyncio.gather(
+                self._engine.collective_rpc("weight_receipt"),
+                self._score(request.prompt_token_ids, response, request.prompt.media),
+            )
         # Each process of a tensor-parallel engine holds a share of a tensor, and what changed of it
         # may lie in the share of another one.
         unapplied = set.intersection(*(set(receipt["unapplied"]) for receipt in receipts))
@@ -454,6 +498,8 @@ class RolloutWorker:
 
     async def close(self) -> None:
         """Stop the engine's processes."""
+        if self._listener is not None:
+            self._listener.cancel()
         # None where the start of another part failed before this engine had loaded.
         if self._engine is not None:
             self._engine.shutdown()

@@ -2,10 +2,11 @@
 
 import pytest
 
-# The longest first, so that no core is left alone with one of them at the end. The second and the
-# third need none of the built-in models, which the first makes on a new machine.
+# The longest first, so that no core is left alone with one of them at the end. The third and the
+# fourth need none of the built-in models, which the first makes on a new machine.
 FIRST = (
     "test_align",
+    "test_recovery",
     "test_dpo",
     "test_visual_learner",
     "test_run",

@@ -19,7 +19,9 @@ from rewards.preference.judge import Judge, JudgePrompt
 from rewards.preference.preference import PreferenceInput
 from rewards.preference.reward_model import RewardModel
 from rl.config.reward import PreferenceConfig
+from rl.config.run import RecoveryConfig
 from rl.system.actors import ActorPlaces
+from rl.system.supervision import Supervisor
 from rollout.engines.pool import EnginePool
 from tests.unit.rewards.test_preference import asked, make_random_model
 
@@ -52,7 +54,9 @@ def cluster():
 
 def start(directory: Path, actors: int, deadline_s: float = DEADLINE_S):
     places = ActorPlaces(cpus=1.0, strategies=("DEFAULT",) * actors)
-    return RewardModelClient.start(directory, places, "float32", deadline_s)
+    # With signs of life every second, so that no restart is missed.
+    supervisor = Supervisor(RecoveryConfig(restarts_per_hour=2, heartbeat_s=6))
+    return RewardModelClient.start(directory, places, "float32", deadline_s, supervisor)
 
 
 def process_of(client: RewardModelClient | EnginePool, place: int = 0) -> psutil.Process:

@@ -237,18 +237,6 @@ def test_a_killed_preference_model_comes_back_with_the_same_scores(loop, materia
     assert ray.get(preference_actor(system).__ray_call__.remote(lambda _: os.getpid())) != process
 
 
-def test_a_dead_engine_ends_the_run_with_its_name(loop, material, system):
-    publish_version(loop, material, system, 0)
-    ray.kill(system.engine.actors[1])
-    parts = Parts(material.stream, material.encode, system.engine, system.scorer, system.learner)
-
-    async def keep(result):
-        return True
-
-    with pytest.raises(RuntimeError, match="engine 1"):
-        loop.run(TrainingLoop(material.config, parts).run(keep))
-
-
 def test_a_preference_model_that_is_gone_ends_the_run_with_its_name(loop, material, system):
     group = sampled_group(loop, material, system, "gone")
     ray.kill(preference_actor(system), no_restart=True)

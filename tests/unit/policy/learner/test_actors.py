@@ -31,7 +31,7 @@ def test_a_rank_has_a_thread_for_every_core_that_is_reserved_for_it(
         def options(self, **options: object) -> dict[str, object]:
             return options
 
-    monkeypatch.setattr(learner.ray, "remote", lambda kind: Remote())
+    monkeypatch.setattr(learner.ray, "remote", lambda **_: lambda kind: Remote())
     monkeypatch.setattr(learner, "PlacementGroupSchedulingStrategy", lambda group, bundle: bundle)
     cfg = config(**settings)
     cluster = Cluster(place(cfg), None)  # type: ignore[arg-type]

@@ -1,0 +1,101 @@
+"""Signs of life of a Ray actor: what it answers of itself, and how it is ended where it does not.
+
+The answer comes from a thread beside the one that works, so that an actor which is busy for
+minutes still gives it. A process that was stopped, or that hangs with Python's lock held, does not.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+VITALS = "vitals"
+"""The concurrency group of an actor that answers for it."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of a node, told apart from a later one that is given the same id."""
+
+    pid: int
+    started: int
+    """In clock ticks since the node was booted."""
+
+    def is_there(self) -> bool:
+        return start_time(self.pid) == self.started
+
+
+@dataclass(frozen=True)
+class Vitals:
+    """What an actor says of itself."""
+
+    node: str
+    """Ray's id of its node."""
+    process: Process
+    children: tuple[Process, ...]
+    """Processes that it has started, and those that they have started."""
+    silent_s: float = 0.0
+    """Seconds since its engine has answered it; 0 for an actor without one."""
+    is_receiving: bool = False
+    """Whether its engine is taking weights, and answers nothing else meanwhile."""
+
+
+class Watched:
+    """Mixed into a class that becomes an actor (ActorPlaces.start)."""
+
+    def vitals(self) -> Vitals:
+        pid = os.getpid()
+        children = tuple(process_of(child) for child in descendants(pid))
+        node = ray.get_runtime_context().get_node_id()
+        return Vitals(node, process_of(pid), children)
+
+
+def process_of(pid: int) -> Process:
+    return Process(pid, start_time(pid) or 0)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process was started; None if there is none of this id, or if it has ended."""
+    try:
+        # Behind the name, which may hold spaces and brackets, the state comes first.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that a process has started, and all that they have."""
+    with suppress(OSError):
+        # Each thread has a list of its own of the processes that it has started.
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (thread / "children").read_text().split()):
+                yield child
+                yield from descendants(child)
+
+
+def kill_processes(processes: tuple[Process, ...]) -> None:
+    """Kill those that are still there; works on stopped processes too."""
+    for process in processes:
+        if process.is_there():
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+
+async def end_processes(vitals: Vitals) -> None:
+    """Kill an actor's process and all that it started, on whichever node it is."""
+    # The actor itself first, so that it cannot start others in place of those that end.
+    processes = (vitals.process, *vitals.children)
+    if vitals.node == ray.get_runtime_context().get_node_id():
+        return kill_processes(processes)
+    # A node that is gone has taken the processes with it.
+    with suppress(ray.exceptions.RayError):
+        there = NodeAffinitySchedulingStrategy(vitals.node, soft=False)
+        kill: Any = ray.remote(kill_processes).options(num_cpus=0, scheduling_strategy=there)
+        await kill.remote(processes)

@@ -1,0 +1,266 @@
+"""A tiny run under random faults.
+
+    python scripts/chaos.py [seed=0] [faults=30] [kinds=KIND,KIND] [out=DIR] [KEY=VALUE ...]
+
+Starts rl.launch with two engines, kills, stops and damages what it is made of while it trains, and
+starts the same command again where it has ended. Then it prints what happened and checks:
+
+    every step was trained once, on the groups that were asked for in its name
+    no response lacks its reward for another reason than its own, and none has it for a fault
+
+The faults and their order are functions of the seed; the moments at which they strike are not.
+They are dealt so that each kind comes before any kind comes twice. Other settings go to rl.launch.
+
+    kill, stop       SIGKILL or SIGSTOP: an engine's actor, its vLLM process, a learner rank, the
+                     actor of the text rewards, one of its verifiers, the preference model
+    slow             an engine that stands still for two seconds and goes on
+    driver           the driver and all that it started in its group, with SIGKILL
+    preempt          SIGTERM, as a scheduler sends it
+    checkpoint       the newest checkpoint loses its last byte, and the driver is killed
+    hang             a reward plug-in that never returns, once
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from rl.run.jsonl import read_records
+from rl.system.stacks import processes_of_run
+
+PROMPTS, GROUP = 6, 4
+STEPS_PER_FAULT = 2
+SETTINGS = (
+    "config=hybrid_50_50.yaml",
+    "scale=cpu_tiny",
+    "rollout.workers=2",
+    f"rollout.prompts_per_step={PROMPTS}",
+    f"rollout.group_size={GROUP}",
+    "rollout.max_staleness=1",
+    "eval.prompts=32",
+    "checkpoint.every=2",
+    "recovery.heartbeat_s=8",
+    "recovery.restarts_per_hour=100",
+    "recovery.stall_s=300",
+    "sync.deadline_s=30",
+    "log.tensorboard=false",
+)
+PLUGIN = """
+import time
+from pathlib import Path
+
+def score(prompt, mode, answer):
+    bait = Path({bait!r})
+    try:
+        bait.unlink()
+    except FileNotFoundError:
+        return 0.0
+    time.sleep(10_000)
+"""
+QUIET_S = 600.0
+"""For as long a run may show no new step before it counts as stuck."""
+DRIVER_ENDS = ("driver", "preempt", "checkpoint")
+WORKERS = {
+    "engine": ("engine_", "ray::"),
+    "vllm": ("engine_", "VLLM::"),
+    "rank": ("rank_", "ray::"),
+    "rewards": ("rewards_", "ray::"),
+    "verifier": ("rewards_", "forkserver"),
+    "preference": ("preference_model_", "ray::"),
+}
+"""How a role's log and its command line begin."""
+KINDS = (
+    *(f"{how} {role}" for how in ("kill", "stop") for role in WORKERS),
+    *("slow vllm", "hang plugin", *DRIVER_ENDS),
+)
+
+
+@dataclass
+class Chaos:
+    """A run, its driver, and what was done to it."""
+
+    run: Path
+    steps: int
+    settings: list[str]
+    rng: random.Random
+    driver: subprocess.Popen[bytes] | None = None
+    struck: list[tuple[int, str]] = field(default_factory=list)
+    """The step that was trained last, and the fault."""
+    starts: int = 0
+
+    def start(self) -> None:
+        plugin = self.run.parent / "plugin.py"
+        plugin.write_text(PLUGIN.format(bait=str(self.bait)))
+        command = [
+            *(sys.executable, "-m", "rl.launch", *SETTINGS, f"run={self.run}"),
+            *(f"steps={self.steps}", f"reward.plugins.chaos.file={plugin}"),
+            *("reward.plugins.chaos.weight=0", *self.settings),
+        ]
+        self.starts += 1
+        log = (self.run.parent / "driver.log").open("ab")
+        self.driver = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    @property
+    def bait(self) -> Path:
+        return self.run.parent / "bait"
+
+    def step(self) -> int:
+        path = self.run / "metrics.jsonl"
+        return max((record["step"] for record in read_records(path)), default=0)
+
+    def victims(self, role: str) -> list[int]:
+        log, command = WORKERS[role]
+        found = []
+        for process in processes_of_run(self.run / "logs"):
+            is_role = process.log.stem.startswith(log) and command in process.command
+            # A stopped one cannot be stopped again, and what is gone cannot be hit.
+            if is_role and not process.state.startswith(("T", "Z")):
+                found.append(process.pid)
+        return sorted(found)
+
+    def strike(self, kind: str) -> bool:
+        """Do it, if what it needs is there."""
+        assert self.driver is not None
+        how, _, role = kind.partition(" ")
+        if kind == "hang plugin":
+            self.bait.touch()
+        elif kind in DRIVER_ENDS:
+            if kind == "checkpoint":
+                files = sorted(self.run.glob("checkpoints/step_*/model/model.safetensors"))
+                # The only one is left alone: without any checkpoint a run refuses to go on.
+                if len(files) < 2:
+                    return False
+                content = files[-1].read_bytes()
+                files[-1].write_bytes(content[:-1])
+            if kind == "preempt":
+                self.driver.send_signal(signal.SIGTERM)
+            else:
+                os.killpg(self.driver.pid, signal.SIGKILL)
+            self.driver.wait(QUIET_S)
+        else:
+            victims = self.victims(role)
+            if not victims:
+                return False
+            pid = self.rng.choice(victims)
+            os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+            if how == "slow":
+                time.sleep(2)
+                os.kill(pid, signal.SIGCONT)
+        self.struck.append((self.step(), kind))
+        print(f"after step {self.step()}: {kind}", flush=True)
+        return True
+
+
+def unleash(chaos: Chaos, faults: list[str]) -> None:
+    """Strike one fault after the other, and wait until the run has taken all its steps."""
+    waiting = list(faults)
+    chaos.start()
+    moved, step, next_at = time.monotonic(), 0, 1.0
+    while True:
+        assert chaos.driver is not None
+        code = chaos.driver.poll()
+        if code is not None:
+            if code == 0 and chaos.step() >= chaos.steps:
+                return
+            print(f"the driver ended with {code}; the same command goes on", flush=True)
+            if chaos.starts > len(faults) + 3:
+                raise RuntimeError("the run ends again and again; see driver.log")
+            chaos.start()
+        if (now := chaos.step()) != step:
+            moved, step = time.monotonic(), now
+        if time.monotonic() - moved > QUIET_S:
+            raise RuntimeError(f"no step in {QUIET_S:g} s after {chaos.struck[-1:]}")
+        # Between two faults the run shows that it goes on.
+        if waiting and step >= next_at and chaos.strike(waiting[0]):
+            waiting.pop(0)
+            next_at = step + STEPS_PER_FAULT * chaos.rng.uniform(0.5, 1.2)
+            moved = time.monotonic()
+        elif waiting and step >= next_at:
+            # What it needs is not there yet: another one first.
+            waiting.append(waiting.pop(0))
+        time.sleep(chaos.rng.uniform(0.05, 0.4))
+
+
+def accounts(run: Path, steps: int) -> list[str]:
+    """What the ledger shows to be wrong; empty if every step is as it must be."""
+    wrong: list[str] = []
+    for step in range(1, steps + 1):
+        path = run / "ledger" / f"step_{step:06d}.parquet"
+        if not path.exists():
+            wrong.append(f"step {step} is not in the ledger")
+            continue
+        rows = pq.read_table(path, columns=["group_id", "reward", "failure"]).to_pylist()
+        groups = Counter(row["group_id"] for row in rows)
+        places = sorted(group.rpartition("/")[0] for group in groups)
+        if places != sorted(f"{step - 1}/{place}" for place in range(PROMPTS)):
+            wrong.append(f"step {step} trained the groups {places}")
+        if set(groups.values()) != {GROUP}:
+            wrong.append(f"step {step} has groups of {sorted(set(groups.values()))}")
+        for row in rows:
+            if (row["reward"] is None) != (row["failure"] is not None):
+                wrong.append(f"{row['group_id']}: reward {row['reward']}, {row['failure']}")
+    trained = [record["step"] for record in read_records(run / "metrics.jsonl")]
+    if trained != list(range(1, steps + 1)):
+        wrong.append(f"metrics.jsonl has the steps {trained}")
+    return wrong
+
+
+def report(chaos: Chaos) -> list[str]:
+    lines = [
+        f"{len(chaos.struck)} faults, {chaos.steps} steps, {chaos.starts} starts of the driver"
+    ]
+    events = read_records(chaos.run / "events.jsonl")
+    counts = Counter((event["event"], event["who"]) for event in events)
+    lines += [f"{count:4} {event:10} {who}" for (event, who), count in sorted(counts.items())]
+    summary = json.loads((chaos.run / "summary.json").read_text())
+    for mode in summary["before"]:
+        before, after = (summary[when][mode]["accuracy"] for when in ("before", "after"))
+        lines.append(f"{mode}: accuracy {before:.3f} before, {after:.3f} after")
+    return lines
+
+
+def deal(rng: random.Random, num: int, kinds: tuple[str, ...] = KINDS) -> list[str]:
+    """So many faults, each kind once before any comes twice."""
+    dealt: list[str] = []
+    while len(dealt) < num:
+        dealt += rng.sample(kinds, len(kinds))
+    return dealt[:num]
+
+
+def main(arguments: list[str], note: Callable[[str], None] = print) -> int:
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    seed, faults = int(given.pop("seed", 0)), int(given.pop("faults", 30))
+    kinds = tuple(given.pop("kinds", ",".join(KINDS)).split(","))
+    out = Path(given.pop("out", "") or tempfile.mkdtemp(prefix="chaos-"))
+    out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    settings = [f"{key}={value}" for key, value in given.items()]
+    chaos = Chaos(out / "run", 4 + STEPS_PER_FAULT * faults, settings, rng)
+    note(f"seed {seed}: {faults} faults over {chaos.steps} steps, in {out}")
+    try:
+        unleash(chaos, deal(rng, faults, kinds))
+    finally:
+        if chaos.driver is not None and chaos.driver.poll() is None:
+            os.killpg(chaos.driver.pid, signal.SIGKILL)
+    note("\n".join(report(chaos)))
+    wrong = accounts(chaos.run, chaos.steps)
+    note("\n".join(["the accounts are wrong:", *wrong]) if wrong else "the accounts are right")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

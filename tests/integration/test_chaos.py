@@ -1,0 +1,66 @@
+"""scripts/chaos.py in short: a run under one fault of each sort, and its accounts."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rl.run.jsonl import write_records
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import chaos
+
+KINDS = ("kill vllm", "kill rank", "stop preference", "checkpoint")
+
+
+def test_faults_follow_from_the_seed_and_each_comes_before_any_comes_twice():
+    dealt = chaos.deal(random.Random(1), 30)
+    assert dealt == chaos.deal(random.Random(1), 30)
+    assert dealt != chaos.deal(random.Random(2), 30)
+    first = len(chaos.KINDS)
+    assert sorted(dealt[:first]) == sorted(chaos.KINDS)
+
+
+def test_wrong_accounts_are_found(tmp_path):
+    def write(step: int, groups: list[str], reward: float | None = 1.0) -> None:
+        rows = [
+            {"group_id": group, "reward": reward, "failure": None}
+            for group in groups
+            for _ in range(chaos.GROUP)
+        ]
+        (tmp_path / "ledger").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "ledger" / f"step_{step:06d}.parquet")
+
+    def groups(step: int) -> list[str]:
+        return [f"{step - 1}/{place}/0" for place in range(chaos.PROMPTS)]
+
+    write(1, groups(1))
+    write(2, groups(2))
+    write_records(tmp_path / "metrics.jsonl", [{"step": 1}, {"step": 2}])
+    assert chaos.accounts(tmp_path, 2) == []
+    assert chaos.accounts(tmp_path, 3) != []
+    write(2, groups(1))
+    assert "step 2 trained" in chaos.accounts(tmp_path, 2)[0]
+    write(2, groups(2), reward=None)
+    assert "reward None" in chaos.accounts(tmp_path, 2)[0]
+    write(2, groups(2))
+    write_records(tmp_path / "metrics.jsonl", [{"step": 1}, {"step": 2}, {"step": 2}])
+    assert "metrics.jsonl" in chaos.accounts(tmp_path, 2)[0]
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_goes_on_through_a_fault_of_each_sort(tmp_path):
+    script = Path(chaos.__file__)
+    command = [sys.executable, str(script), "seed=1", f"faults={len(KINDS)}"]
+    command += [f"kinds={','.join(KINDS)}", f"out={tmp_path}", "eval.prompts=8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1700, check=False)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert f"{len(KINDS)} faults" in done.stdout
+    assert "the accounts are right" in done.stdout
