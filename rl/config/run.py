@@ -89,6 +89,9 @@ class ResourcesConfig(Section):
     """CPU cores that Ray reserves per engine."""
     rank_cpus: float = Field(default=1, gt=0)
     """CPU cores that Ray reserves per learner rank."""
+    memory_growth: float = Field(default=2.0, gt=1)
+    """Times its resident size after the first 20 steps from which an engine, a rank, the rewards or
+    the driver is said to grow without end."""
 
 
 class LogConfig(Section):

@@ -1,10 +1,11 @@
-"""What a run notes about its own speed: whether another split of its GPUs would be better."""
+"""What a run notes about itself: another split of its GPUs is better, a role's memory grows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rl.config.run import Config
+from rl.launch.memory_growth import MemoryGrowth
 from rl.loop.loop import StepResult
 from rl.run.terminal import counted
 
@@ -92,9 +93,20 @@ class Advice:
         self._steps: list[dict[str, float]] = []
         self._said: str | None = None
         self._is_first, self._device = True, None
+        self._growth, self._grown = MemoryGrowth(resources.memory_growth), set[str]()
 
-    def after(self, result: StepResult, device: str | None) -> None:
-        """Note what there is to say after a step; device: the GPU of the ranks, if any."""
+    def after(self, result: StepResult, device: str | None, metrics: Mapping[str, float]) -> None:
+        """Note what there is to say after a step; device: the GPU of the ranks, if any.
+
+        metrics: all of the step.
+        """
+        grown = self._growth.grown(metrics)
+        for role in grown.keys() - self._grown:
+            self._note(
+                f"memory of {role} grows: {grown[role]} (resources.memory_growth); stop the run "
+                "with Ctrl-C and give the same command, which goes on with new processes"
+            )
+        self._grown |= grown.keys()
         if device != self._device and "perf/mfu" not in result.learner_metrics:
             self._note(f"perf/mfu is left out: the peak of {device} is not known")
         self._device = device

@@ -211,7 +211,7 @@ async def _train_from(
             metrics |= figures.as_metrics(mode)
         sinks.write(step, metrics)
         console.step_done(step, metrics)
-        advice.after(result, learner.device)
+        advice.after(result, learner.device, metrics)
         if progress.skipped_in_a_row >= config.guard.max_skipped:
             raise RunStopped(_too_many_skipped(result, progress, directory))
         if is_last:

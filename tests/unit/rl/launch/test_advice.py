@@ -52,14 +52,14 @@ def begun(**settings):
     """A run's advice after its first step, in which everything waited, and what it says."""
     notes = []
     advice = Advice(config(**settings), notes.append)
-    advice.after(step(1.0), None)
+    advice.after(step(1.0), None, {})
     assert notes == []
     return advice, notes
 
 
 def take(advice, count, waits=0.5):
     for _ in range(count):
-        advice.after(step(waits), None)
+        advice.after(step(waits), None, {})
 
 
 def test_it_is_said_after_a_number_of_steps_and_again_only_if_it_changes():
@@ -97,7 +97,7 @@ def test_a_gpu_whose_peak_is_not_known_is_named_once(device, metrics, said):
     # Its first step is skipped, which asks no rank.
     advice, notes = begun(**GPUS)
     for _ in range(2):
-        advice.after(step(0.0, **metrics), device)
+        advice.after(step(0.0, **metrics), device, {})
     assert [device in words for words in notes] == [True] * said
 
 
@@ -114,3 +114,11 @@ def test_nothing_is_said_where_there_is_nothing_to_split(settings):
     take(advice, EVERY_STEPS)
     advice.at_end()
     assert notes == []
+
+
+def test_a_role_whose_memory_grows_without_end_is_named_once():
+    notes: list[str] = []
+    advice = Advice(config(), notes.append)
+    for number in range(60):
+        advice.after(step(0.0), None, {"memory/rss_engine_gib": 1.0 + number / 10})
+    assert len(notes) == 1 and "memory of engine grows: 2.9 GiB at first" in notes[0]

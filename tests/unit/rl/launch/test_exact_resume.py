@@ -154,7 +154,8 @@ def train(cfg, death=None):
                 learner.load(checkpoint.path)
             directory.truncate_to(checkpoint.step if checkpoint else 0)
             sinks = training.Sinks(cfg.log, directory, console.note, ())
-            services = SimpleNamespace(engine=engine, scorer=scorer, learner=learner)
+            parts = {"engine": engine, "scorer": scorer, "learner": learner}
+            services = SimpleNamespace(**parts, reward_actors=())
             await training._train_from(
                 checkpoint, inputs, services, directory, console, sinks, Stop(60)
             )
@@ -168,7 +169,7 @@ def train(cfg, death=None):
 
 def left_by(run):
     """All that a run leaves on disk, without what a clock decides."""
-    timed = ("time/", "perf/", "sync/")
+    timed = ("time/", "perf/", "sync/", "memory/", "idle/", "engine/")
     metrics = {
         step: {key: value for key, value in line.items() if not key.startswith(timed)}
         for step, line in read_metrics(run / "metrics.jsonl").items()

@@ -44,6 +44,7 @@ async def train(cfg, stop, engine=None, scorer=None, learner=None):
         engine=engine or FakeEngine(),
         scorer=scorer or FakeScorer(),
         learner=learner or FakeLearner(),
+        reward_actors=(),
     )
     with RunDirectory(training.Path(cfg.run)).open(cfg) as directory:
         sinks = training.Sinks(cfg.log, directory, console.note, ())
