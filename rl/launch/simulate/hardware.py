@@ -65,16 +65,12 @@ class Shape:
 # What the shipped recipes and scales name, so that a scale can be planned where the model is not.
 SHAPES: Mapping[str, Shape] = {
     "builtin:tiny": Shape(9.0e4, 2, 64, 256),
-    "builtin:tiny_qwen_vl": Shape(5.6e5, 2, 64, 256),
-    "builtin:tiny_minicpmv": Shape(5.6e5, 2, 64, 256),
     "Qwen/Qwen3-0.6B": Shape(0.60e9, 28, 2048, 57_344),
     "Qwen/Qwen3-1.7B": Shape(1.72e9, 28, 2048, 57_344),
     "Qwen/Qwen3-4B": Shape(4.02e9, 36, 4096, 73_728),
     "Qwen/Qwen3-8B": Shape(8.19e9, 36, 4096, 73_728),
     "Qwen/Qwen3-14B": Shape(14.8e9, 40, 5120, 81_920),
     "Qwen/Qwen3-32B": Shape(32.8e9, 64, 8192, 131_072),
-    "Qwen/Qwen3-VL-2B-Instruct": Shape(2.13e9, 28, 2048, 57_344),
-    "openbmb/MiniCPM-V-4_5": Shape(8.70e9, 36, 4096, 73_728),
 }
 
 
