@@ -66,4 +66,5 @@ def test_every_invariant_has_a_test_that_exists_and_is_not_left_out_of_the_test_
         tree = ast.parse((ROOT / "tests" / path).read_text())
         (test,) = [node for node in tree.body if getattr(node, "name", None) == name]
         assert isinstance(test, ast.FunctionDef)
-        assert not any("slow" in ast.unparse(one) for one in test.decorator_list)
+        # Single cases of a test may be slow, as long as others of it run.
+        assert "pytest.mark.slow" not in map(ast.unparse, test.decorator_list)
