@@ -16,11 +16,9 @@ from ray.exceptions import RayActorError, RayError
 from rl.config.run import RecoveryConfig
 from rl.loop.interfaces import WorkerFailed
 from rl.system.actors import answer_of, in_a_line, kill_actor
-from rl.system.vitals import VITALS, Vitals, end_processes
+from rl.system.vitals import PINGS_PER_HEARTBEAT, VITALS, Vitals, end_processes
 
 HOUR_S = 3600.0
-PINGS_PER_HEARTBEAT = 6
-"""How often an actor is asked for a sign of life within the time in which it must give one."""
 
 T = TypeVar("T")
 

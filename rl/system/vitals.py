@@ -6,15 +6,18 @@ minutes still gives it. A process that was stopped, or that hangs with Python's 
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+PINGS_PER_HEARTBEAT = 6
+"""How often an actor is asked for a sign of life within the time in which it must give one."""
 VITALS = "vitals"
 """The concurrency group of an actor that answers for it."""
 
@@ -29,6 +32,10 @@ class Process:
 
     def is_there(self) -> bool:
         return start_time(self.pid) == self.started
+
+    def is_stopped(self) -> bool:
+        """Whether it was sent SIGSTOP, say, and nothing has let it go on."""
+        return (fields := _stat(self.pid)) is not None and fields[0] == "T"
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,18 @@ class Vitals:
 class Watched:
     """Mixed into a class that becomes an actor (ActorPlaces.start)."""
 
+    _stopped: Mapping[Process, int] = MappingProxyType({})
+    """Processes that it has started and that were stopped, and at how many pings in a row."""
+
     def vitals(self) -> Vitals:
         pid = os.getpid()
         children = tuple(process_of(child) for child in descendants(pid))
+        stopped = [child for child in children if child.is_stopped()]
+        self._stopped = {child: self._stopped.get(child, 0) + 1 for child in stopped}
+        # What waits for such a process may have no deadline for it, as a server of others has none.
+        # Whoever can tell more of its fault has had a heartbeat of time for that.
+        late = [c for c, pings in self._stopped.items() if pings > 2 * PINGS_PER_HEARTBEAT]
+        kill_processes(late)
         node = ray.get_runtime_context().get_node_id()
         return Vitals(node, process_of(pid), children)
 
@@ -62,12 +78,17 @@ def process_of(pid: int) -> Process:
 
 def start_time(pid: int) -> int | None:
     """When a process was started; None if there is none of this id, or if it has ended."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] == "Z" else int(fields[19])
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What the kernel says of a process, from its state on."""
     try:
-        # Behind the name, which may hold spaces and brackets, the state comes first.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Behind the name, which may hold spaces and brackets.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] == "Z" else int(fields[19])
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -80,7 +101,7 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(child)
 
 
-def kill_processes(processes: tuple[Process, ...]) -> None:
+def kill_processes(processes: Iterable[Process]) -> None:
     """Kill those that are still there; works on stopped processes too."""
     for process in processes:
         if process.is_there():

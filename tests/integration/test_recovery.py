@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import RolloutGroup
 from rl.system.stacks import write_stacks
 from rl.system.supervision import Supervisor
+from rl.system.watchdog import watch_progress
 
 PROMPTS = 6
 HEARTBEAT_S = 6.0
@@ -53,6 +55,7 @@ class Running:
     runner: asyncio.Runner
     inputs: Any
     services: TrainingServices
+    supervisor: Supervisor
     events: list[dict[str, Any]]
     canary: CanaryCheck
     version: int = 0
@@ -116,7 +119,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         supervisor = Supervisor(inputs.config.recovery, print, events.append)
         opened = open_training(inputs, print, supervisor)
         services = runner.run(opened.__aenter__())
-        system = Running(runner, inputs, services, events, CanaryCheck.of(inputs.config))
+        canary = CanaryCheck.of(inputs.config)
+        system = Running(runner, inputs, services, supervisor, events, canary)
         system.publish()
         yield system
         runner.run(opened.__aexit__(None, None, None))
@@ -204,11 +208,41 @@ def test_a_learner_whose_rank_is_lost_starts_again_from_its_checkpoint(running, 
     with pytest.raises(LearnerLost, match="learner rank 0"):
         running.steps(1000, lambda: rank.send_signal(number))
     assert not rank.is_running()
+    go_back(running, saved, tmp_path)
+
+
+def go_back(running: Running, saved: int, checkpoint: Path) -> None:
+    """Start the learner again, from a checkpoint, and show that it trains."""
+    learner = running.services.learner
     running.run(learner.restart())
-    running.run(learner.load(tmp_path))
+    running.run(learner.load(checkpoint))
     running.version = saved
     running.publish()
     assert_trained(running.steps(1), saved)
+
+
+def test_a_rank_that_hangs_while_it_gives_signs_of_life_is_named_and_ended(running, tmp_path):
+    learner, since = running.services.learner, len(running.events)
+    running.run(learner.save(tmp_path))
+    saved, rank = running.version, process_of(learner.ranks[0])
+    logs = Path(running.inputs.config.run) / "logs"
+    # In the thread that answers calls, where a collective would wait too.
+    learner.ranks[0].__ray_call__.remote(lambda _: time.sleep(600))
+
+    async def watch() -> None:
+        await watch_progress(running.supervisor, 8.0, partial(write_stacks, logs))
+
+    watching = running.runner.get_loop().create_task(watch())
+    with pytest.raises(LearnerLost, match="learner rank 0"):
+        running.steps(1000)
+    watching.cancel()
+    assert not rank.is_running()
+    stalled = running.events[since]
+    assert (stalled["event"], stalled["who"]) == ("stalled", "learner rank")
+    assert "has been at update for" in stalled["why"]
+    told = Path(stalled["stacks"]).read_text()
+    assert "test_recovery.py" in told.partition("== rank_0: ")[2], "where it hangs"
+    go_back(running, saved, tmp_path)
 
 
 def test_the_stacks_of_all_processes_tell_what_each_of_them_is_at(running):

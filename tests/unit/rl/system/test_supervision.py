@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,5 +162,24 @@ def test_a_process_and_what_it_started_are_killed_and_nothing_else():
         kill_processes((Process(other.pid, process_of(other.pid).started - 1), one))
         assert process.wait(30) != 0
         assert not one.is_there()
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_process_that_an_actor_started_and_that_stays_stopped_is_killed(monkeypatch):
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr(vitals.ray, "get_runtime_context", lambda: context)
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleeper) as stopped, subprocess.Popen(sleeper) as other:
+        actor = vitals.Watched()
+        stopped.send_signal(signal.SIGSTOP)
+        one = process_of(stopped.pid)
+        while not one.is_stopped():
+            time.sleep(0.01)
+        for _ in range(2 * vitals.PINGS_PER_HEARTBEAT):
+            assert one in actor.vitals().children
+        assert one.is_there()
+        actor.vitals()
+        assert stopped.wait(30) == -signal.SIGKILL
         assert other.poll() is None
         other.kill()
