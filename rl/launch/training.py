@@ -217,16 +217,7 @@ async def _train_from(
         if is_last:
             # Before the last checkpoint, with which the run is finished: a run killed in between
             # makes its last steps again. The other way round it would have no summary for good.
-            summary = {
-                "before": before,
-                "after": _figures(after),
-                "steps": step,
-                "trained_tokens": sum(progress.trained_tokens.values()),
-                "seconds": round(progress.seconds, 1),
-                "versions": stack_versions(),
-                "groups": loop.accounting.check(),
-            }
-            write_text(directory.summary_path, json.dumps(summary, indent=2) + "\n")
+            _write_summary(directory, step, before, _figures(after), progress, loop)
         # While steps are skipped none is saved, so that a run which ends because of them goes on
         # from before the first one.
         if is_last or (step % config.checkpoint.every == 0 and result.skipped is None):
@@ -244,6 +235,26 @@ async def _train_from(
     if stop.signals and state.saved < config.steps:
         late = f", not saved in {config.checkpoint.grace_s:g} s" if stop.gave_up else ""
         console.note(f"stopped after step {state.saved}{late}; the same command goes on from there")
+
+
+def _write_summary(
+    directory: RunDirectory,
+    step: int,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    progress: Progress,
+    loop: TrainingLoop,
+) -> None:
+    summary = {
+        "before": before,
+        "after": after,
+        "steps": step,
+        "trained_tokens": sum(progress.trained_tokens.values()),
+        "seconds": round(progress.seconds, 1),
+        "versions": stack_versions(),
+        "groups": loop.accounting.check(),
+    }
+    write_text(directory.summary_path, json.dumps(summary, indent=2) + "\n")
 
 
 async def _keep_trajectories(

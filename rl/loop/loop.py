@@ -230,19 +230,15 @@ class TrainingLoop:
             # update takes. Before the update, after which no lost engine could be given the version
             # that these groups wait for.
             await asyncio.gather(*(task for tasks in self._asked_for.values() for task in tasks))
+        learner, engine = self._parts.learner, self._parts.engine
         async with self._learner_holds_version:
             # Before the learner is asked, so that no rank meets them.
             if wrong := wrong_credit(groups, advantages):
                 update = BatchUpdate({}, (None,) * len(batch.samples), wrong)
             else:
-                update = await self._parts.learner.update(batch)
+                update = await learner.update(batch)
             updated = time.monotonic()
-            sync_metrics = await publish(
-                self._parts.learner,
-                self._parts.engine,
-                self._version + 1,
-                self.canary,
-            )
+            sync_metrics = await publish(learner, engine, self._version + 1, self.canary)
             # Only after the proof: a slot that is given back earlier could be filled by an engine
             # whose weights nobody has checked.
             del self._asked_for[self._version]
