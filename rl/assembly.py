@@ -370,7 +370,7 @@ async def _start_sampling(
     )
     devices = None
     if learner is not None and config.resources.colocate:
-        devices = await learner.devices_by_engine(settings.tensor_parallel)
+        devices = await learner.devices_by_engine()
     bundles = cluster.placement.engine_bundles
     engine = EnginePool.of_run(
         config, settings, cluster.group, bundles, devices, cluster.logs, supervisor

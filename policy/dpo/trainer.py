@@ -179,7 +179,7 @@ def training_arguments(
             "gradient_clipping": optimizer.max_grad_norm,
         },
         bf16=policy.dtype == "bfloat16",
-        gradient_checkpointing=policy.gradient_checkpointing,
+        gradient_checkpointing=bool(policy.gradient_checkpointing),
         gradient_checkpointing_kwargs={"use_reentrant": False},
         # The order is that of the data set: see PairTrainer.
         train_sampling_strategy="sequential",

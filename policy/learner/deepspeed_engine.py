@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -10,11 +12,14 @@ import torch
 from omegaconf import OmegaConf
 
 from policy.learner.logprobs import ChunkedHead, LogprobModel
+from policy.models.kernels import preferred_attention
 from rl.config.policy import PolicyConfig
 from rl.config.run import Config
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """A rank that waits this long for another one fails, so that no run hangs for ever."""
+_for_life = ExitStack()
+"""What this process enters and never leaves."""
 
 
 def free_address() -> tuple[str, int]:
@@ -53,6 +58,21 @@ def join_ranks(config: Config, rank: int, address: str, port: int) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Where and how many the ranks are, it reads from the variables above.
     torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    _for_life.enter_context(preferred_attention(config.policy.attention))
+    if use_cuda and config.policy.offloads_optimizer:
+        hosts: list[str] = [""] * config.policy.ranks
+        torch.distributed.all_gather_object(hosts, socket.gethostname())
+        torch.set_num_threads(optimizer_threads(config, hosts, rank))
+
+
+def optimizer_threads(config: Config, hosts: Sequence[str], rank: int) -> int:
+    """CPU threads of a rank whose optimizer steps on the CPU.
+
+    hosts: the node of each rank. Ray's count of a rank's cores is of what else it does there, and a
+    step over billions of parameters wants all that its node has: its engines use few.
+    """
+    shared = (os.cpu_count() or 1) // hosts.count(hosts[rank])
+    return max(shared, config.rank_threads)
 
 
 def deepspeed_config(config: PolicyConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
+from ray.util import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.learner.rank import LearnerRank, RankUpdate
@@ -33,6 +34,18 @@ WHO = "learner rank"
 START_TIMEOUT_S = 900.0
 UPDATE_TIMEOUT_S = 7200.0
 CHECKPOINT_TIMEOUT_S = 3600.0
+
+
+def rank_bundles(cluster: Cluster) -> list[int]:
+    """The bundle of each rank: ranks are numbered by node, so that neighbours share one.
+
+    Ray may spread bundles over the nodes in any order, and groups of ranks with consecutive numbers
+    (Ulysses, ZeRO++'s secondary partitions) talk to each other all the time.
+    """
+    bundles = cluster.placement.rank_bundles
+    nodes = placement_group_table(cluster.group)["bundles_to_node_id"]
+    order = list(dict.fromkeys(nodes[bundle] for bundle in bundles))
+    return sorted(bundles, key=lambda bundle: order.index(nodes[bundle]))
 
 
 def rank_actor(
@@ -61,7 +74,7 @@ def rank_actor(
         max_restarts=0,
         runtime_env={"env_vars": variables},
         scheduling_strategy=PlacementGroupSchedulingStrategy(
-            cluster.group, cluster.placement.rank_bundles[rank]
+            cluster.group, rank_bundles(cluster)[rank]
         ),
     )
 
@@ -135,13 +148,15 @@ class RayLearner:
         self._create()
         await self.start()
 
-    async def devices_by_engine(self, tensor_parallel: int) -> list[str]:
-        """CUDA devices of each colocated engine: those of its `tensor_parallel` learner ranks."""
+    async def devices_by_engine(self) -> list[str]:
+        """CUDA devices of each colocated engine: those of the learner ranks in its bundle."""
         devices = await self._call("visible_devices", START_TIMEOUT_S)
-        return [
-            ",".join(devices[start : start + tensor_parallel])
-            for start in range(0, len(devices), tensor_parallel)
-        ]
+        # By bundle, which an engine shares with its ranks, wherever these are in the numbering.
+        of_rank = zip(rank_bundles(self._cluster), devices, strict=True)
+        by_bundle: dict[int, list[str]] = {}
+        for bundle, device in of_rank:
+            by_bundle.setdefault(bundle, []).append(device)
+        return [",".join(by_bundle[b]) for b in self._cluster.placement.engine_bundles]
 
     async def update(self, batch: TrainBatch) -> BatchUpdate:
         """Take the optimizer steps of one batch."""
@@ -154,7 +169,9 @@ class RayLearner:
         first = results[0]
         num_tokens = sum(sample.trajectory.num_tokens for sample in batch.samples)
         self.device = first.usage.device
-        metrics = loss_metrics(reduce_sums([r.sums for r in results]), first.num_updates) | {
+        # Ranks that share sequences have the same sums.
+        sums = reduce_sums([r.sums for r in results[:: self._config.policy.sequence_parallel]])
+        metrics = loss_metrics(sums, first.num_updates) | {
             "policy/grad_norm": first.grad_norm,
             "optim/learning_rate": first.learning_rate,
         }

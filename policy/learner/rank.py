@@ -15,9 +15,15 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from policy.learner.deepspeed_engine import free_address, join_ranks, open_engine
+from policy.learner.deepspeed_engine import (
+    deepspeed_config,
+    free_address,
+    join_ranks,
+    open_engine,
+)
 from policy.learner.learning_rate import learning_rate_at
-from policy.learner.logprobs import LogprobModel
+from policy.learner.logprobs import LogprobModel, wants_kernel
+from policy.learner.sequence_parallel import share_sequences
 from policy.learner.usage import ModelFlops, RankUsage
 from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import DTYPES, load_policy
@@ -89,8 +95,10 @@ class LearnerRank(Watched):
         self._dtype = DTYPES[policy_config.dtype]
         # The same initial adapter on every rank.
         torch.manual_seed(self._config.seed)
-        policy = load_policy(self._source, policy_config)
         is_partitioned = policy_config.effective_zero_stage == 3
+        # Divided as it is loaded: whole on every rank, a large model fits into no node.
+        zero3 = deepspeed_config(policy_config) if is_partitioned else None
+        policy = load_policy(self._source, policy_config, zero3)
         self._weights = FullWeights(policy, self._dtype, is_partitioned)
         self._flops = ModelFlops.of(policy)
         self._sent, self._adapter = self._weights, None
@@ -101,8 +109,15 @@ class LearnerRank(Watched):
             self._adapter = AdapterWeights(policy, is_partitioned)
         self._visual_inputs = open_visual_inputs(self._source, self._config.data)
         unsampled = unsampled_token_ids(self._source)
-        model = LogprobModel(policy, policy_config.logprob_chunk_tokens, unsampled)
+        is_fused = wants_kernel(
+            policy_config.logprobs, policy.get_output_embeddings(), self._use_cuda
+        )
+        model = LogprobModel(policy, policy_config.logprob_chunk_tokens, unsampled, is_fused)
         self._engine = open_engine(model, policy_config, self._use_cuda)
+        if policy_config.sequence_parallel > 1:
+            model.share = share_sequences(
+                policy.config, policy_config.sequence_parallel, self._rank
+            )
         self._engine.train()
 
     def update(self, batch: TrainBatch) -> RankUpdate:
@@ -141,26 +156,37 @@ class LearnerRank(Watched):
             learning_rate=learning_rate,
             num_updates=len(updates),
             seconds=time.monotonic() - started,
-            usage=RankUsage.now(flops, self._use_cuda),
+            # Ranks that share sequences have a part each of the same ones.
+            usage=RankUsage.now(flops / self._config.policy.sequence_parallel, self._use_cuda),
         )
 
     def plan(self, samples: Sequence[TrainSample]) -> list[Update]:
         """Return this rank's share of each optimizer step."""
-        policy, algorithm = self._config.policy, self._config.algorithm
+        algorithm = self._config.algorithm
         updates = []
         for indices in split_updates(len(samples), algorithm.updates_per_batch):
             part = [samples[index] for index in indices]
             lengths = [sample.trajectory.num_tokens for sample in part]
-            plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
             # Counts of the whole update and not of this rank: the gradients of ranks and micro-
             # batches then add up to that of one big batch, however it is cut.
             counts = GlobalCounts(
                 num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
                 num_sequences=len(part),
             )
-            own = [{indices[row]: part[row] for row in rows} for rows in plan[self._rank]]
+            own = [{indices[row]: part[row] for row in rows} for rows in self._own_rows(lengths)]
             updates.append(Update(own, counts))
         return updates
+
+    def _own_rows(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Of samples of these lengths, those in each of this rank's micro-batches."""
+        policy = self._config.policy
+        # Ranks that share sequences forward the same ones, as many tokens together as they can
+        # hold together.
+        shared = policy.sequence_parallel
+        plan = plan_micro_batches(
+            lengths, policy.ranks // shared, policy.micro_batch_tokens * shared
+        )
+        return plan[self._rank // shared]
 
     def accumulate(
         self, update: Update, old_logprobs: Sequence[Tensor] | None
@@ -245,10 +271,8 @@ class LearnerRank(Watched):
                 context = self._visual_inputs.expanded(context, request.prompt.media)
             samples.append(reference_sample(request, context))
         lengths = [sample.trajectory.num_tokens for sample in samples]
-        policy = self._config.policy
-        plan = plan_micro_batches(lengths, policy.ranks, policy.micro_batch_tokens)
         answers: dict[int, tuple[float, ...]] = {}
-        for rows in plan[self._rank]:
+        for rows in self._own_rows(lengths):
             flat = self._logprobs([samples[place] for place in rows], is_sampled=False).tolist()
             for place in rows:
                 count = samples[place].trajectory.num_response_tokens

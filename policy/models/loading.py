@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations import HfDeepSpeedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from policy.models.cache import default_cache_dir, digest, find_model, made_once
@@ -23,6 +26,7 @@ from policy.models.checks import (
     weight_files,
 )
 from policy.models.family import model_family
+from policy.models.kernels import attention_implementation, fuse_layers
 from policy.models.trainable import refuse_untrainable
 from rl.config.policy import Part, PolicyConfig
 from rl.run.files import read_json
@@ -57,30 +61,67 @@ def resolve_model(name: str, untie: bool, is_trained: bool = False) -> Path:
     return directory
 
 
-def load_policy(directory: Path, config: PolicyConfig) -> PreTrainedModel | PeftModel:
+def load_policy(
+    directory: Path, config: PolicyConfig, zero3: Mapping[str, Any] | None = None
+) -> PreTrainedModel | PeftModel:
     """Load the model on CPU, ready to train: no dropout, only the adapter trainable under LoRA.
 
     In bfloat16 the weights are what the engines hold; DeepSpeed makes the float32 master weights.
+    zero3: DeepSpeed's configuration, with which every module is divided over the ranks as it is
+    made, and rank 0 alone reads its weights; all ranks must load together. Without it each holds
+    the whole model, on its CPU.
+
     What cannot be trained was refused before (trainable.py); raises ValueError for a directory
-    without a model, and for a part of it that it does not have.
+    without a model, for a part of it that it does not have, and for kernels that are not installed.
     """
     model_config = read_config(directory)
     _without_dropout(model_config)
     disable_progress_bar()
-    model = auto_class(model_config).from_pretrained(
-        directory,
-        config=model_config,
-        dtype=DTYPES[config.dtype],
-        # vLLM's attention agrees with it to rounding, and it runs on CPU and GPU alike.
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        local_files_only=True,
-    )
+    with nullcontext() if zero3 is None else _divided(zero3):
+        model = auto_class(model_config).from_pretrained(
+            directory,
+            config=model_config,
+            dtype=DTYPES[config.dtype],
+            attn_implementation=attention_implementation(config.attention),
+            trust_remote_code=False,
+            local_files_only=True,
+        )
     model_family(model_config.model_type).prepare(model)
-    if config.gradient_checkpointing:
-        # The reentrant kind gives no gradient where no input of a block wants one, as under LoRA.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.fused_layers:
+        fuse_layers(model)
+    if config.checkpoint_every:
+        checkpoint_layers(model, config.checkpoint_every)
     return choose_trained(model, config)
+
+
+@contextmanager
+def _divided(zero3: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block a model that is loaded is divided over the ranks, module by module."""
+    # Imported here: it takes seconds and reads DS_ACCELERATOR at once.
+    import deepspeed
+
+    # transformers looks for such an object when it loads a model, and forgets it when it is gone.
+    partitioning = HfDeepSpeedConfig(dict(zero3))
+    # transformers would open such a context itself, in which every tensor gets the type of the
+    # weights: the frequencies of rotary positions too, which bfloat16 moves by radians after some
+    # hundred tokens. In a context the one that it opens has no effect.
+    with deepspeed.zero.Init(
+        config_dict_or_path=dict(zero3),
+        tensor_overrides=[deepspeed.zero.DeepSpeedTensorOverride.device],
+    ):
+        yield
+    del partitioning
+
+
+def checkpoint_layers(model: PreTrainedModel, every: int) -> None:
+    """Recompute activations in the backward, in every n-th layer of each of the model's towers."""
+    # The reentrant kind gives no gradient where no input of a block wants one, as under LoRA.
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for stack in model.modules():
+        if isinstance(stack, nn.ModuleList):
+            layers = [layer for layer in stack if isinstance(layer, GradientCheckpointingLayer)]
+            for index, layer in enumerate(layers):
+                layer.gradient_checkpointing = index % every == 0
 
 
 def auto_class(config: PretrainedConfig) -> type[Any]:

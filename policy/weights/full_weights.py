@@ -52,10 +52,7 @@ class _Unit:
 
 
 class FullWeights:
-    """Full tensors by checkpoint name, in module order; tied ones appear once.
-
-    Made before DeepSpeed partitions the model, while every shape is still visible.
-    """
+    """Full tensors by checkpoint name, in module order; tied ones appear once."""
 
     def __init__(
         self,
@@ -64,7 +61,7 @@ class FullWeights:
         is_partitioned: bool,
         beside_adapter: bool = False,
     ) -> None:
-        """is_partitioned: the parameters will be partitioned by ZeRO-3.
+        """is_partitioned: ZeRO-3 has partitioned the parameters, or will.
 
         beside_adapter: only what is trained and is no adapter, for engines that get the adapter by
         itself; that is nothing where LoRA trains the language model alone.
@@ -82,7 +79,7 @@ class FullWeights:
             )
         ]
         self.metadata = [
-            (stored, dtype, tuple(unit.owner.get_parameter(name).shape))
+            (stored, dtype, _whole_shape(unit.owner.get_parameter(name)))
             for unit in self._units
             for name, stored in unit.names.items()
         ]
@@ -105,10 +102,7 @@ class FullWeights:
 
 
 class AdapterWeights:
-    """The two matrices of every LoRA layer, under the names of a PEFT adapter file.
-
-    Made before DeepSpeed partitions the model, as FullWeights is.
-    """
+    """The two matrices of every LoRA layer, under the names of a PEFT adapter file."""
 
     def __init__(self, policy: PeftModel, is_partitioned: bool) -> None:
         self._is_partitioned = is_partitioned
@@ -133,6 +127,11 @@ class AdapterWeights:
             with torch.no_grad(), _gathered(list(matrices.values()), self._is_partitioned):
                 copies = [matrix.detach().clone() for matrix in matrices.values()]
             yield from zip(matrices, copies, strict=True)
+
+
+def _whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """The parameter's shape, also where ZeRO-3 has left an empty tensor of it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _gathered(

@@ -12,6 +12,7 @@ Part = Literal["llm", "vision", "resampler"]
 """The parts of a vision-language model. `resampler` is the layer between the vision tower and the
 language model, which Qwen calls merger."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Attention = Literal["sdpa", "flash", "cudnn", "flash_attention_2", "flash_attention_3"]
 
 
 class OptimizerConfig(Section):
@@ -98,9 +99,24 @@ class PolicyConfig(Section):
     """The most tokens, padding included, that a rank forwards at once."""
     logprob_chunk_tokens: int = Field(default=2048, gt=0)
     """Positions whose logits exist at one time; bounds memory to this many times the vocabulary."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass in place of keeping them: less memory, more
-    time."""
+    logprobs: Literal["auto", "chunked", "fused"] = "auto"
+    """How log-probabilities come from the output layer: `chunked` in PyTorch, chunk by chunk of
+    positions; `fused` by TRL's kernel, tile by tile of the vocabulary, with less memory and
+    traffic. `auto` takes the kernel on a GPU."""
+    fused_layers: bool = False
+    """Norms, rotary embeddings and SwiGLU by liger-kernel (`pip install hybrid-rl[fused]`), for the
+    families that it knows; needs GPUs."""
+    attention: Attention = "sdpa"
+    """The learner's attention kernel. `sdpa` leaves the choice to PyTorch, `flash` and `cudnn`
+    prefer one of its kernels, `flash_attention_2` and `_3` are packages of their own; all but
+    `sdpa` need GPUs and bfloat16."""
+    # An integer is not refused where every layer is meant: true and 1 are the same.
+    gradient_checkpointing: bool | Annotated[int, Field(ge=1)] = False
+    """Recompute activations in the backward pass in place of keeping them: less memory, more time.
+    true does so in every layer, n in every n-th; the RLAIF-V pass takes n as true."""
+    sequence_parallel: int = Field(default=1, gt=0)
+    """Ranks that share each sequence (Ulysses, arXiv 2309.14509), for contexts too long for one;
+    divides `ranks`, and by heads the attention of the model, which must read text alone."""
     # Null and not all three by name, so that a text policy needs no other setting.
     train: list[Part] | None = Field(default=None, min_length=1)
     """The parts of a vision-language model that are trained, while the others stay as they are;
@@ -111,7 +127,8 @@ class PolicyConfig(Section):
     """The optimizer of RL; the RLAIF-V pass has its own, `align.dpo.optimizer`."""
     threads: int | None = Field(default=None, gt=0)
     """Torch threads of a rank on CPU; null takes `resources.rank_cpus`, and the engines' cores too
-    where these are idle while a rank updates (`rollout.max_staleness` 0)."""
+    where these are idle while a rank updates (`rollout.max_staleness` 0). With GPUs a rank has
+    `resources.rank_cpus`, and its share of the node's cores for an optimizer that is offloaded."""
     # DeepSpeed checks its own keys; a second list of them here would fall behind.
     deepspeed: dict[str, Any] = {}
     """Merged over the DeepSpeed configuration that the learner builds (offload, bucket sizes)."""
@@ -122,6 +139,31 @@ class PolicyConfig(Section):
         # DeepSpeed's stage 0 adds up the gradients of micro-batches in bfloat16, where small
         # ones vanish.
         return max(self.zero_stage, 1) if self.dtype == "bfloat16" else self.zero_stage
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Every how many layers activations are recomputed; 0 where they are kept."""
+        return int(self.gradient_checkpointing)
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """Whether the optimizer keeps its state, and takes its steps, on the CPU."""
+        zero = self.deepspeed.get("zero_optimization") or {}
+        return (zero.get("offload_optimizer") or {}).get("device") == "cpu"
+
+    @model_validator(mode="after")
+    def _learner_fits(self) -> PolicyConfig:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(
+                "policy.sequence_parallel must divide policy.ranks, because as many ranks share "
+                f"each sequence, got {self.sequence_parallel} of {self.ranks}"
+            )
+        if self.attention != "sdpa" and self.dtype == "float32":
+            raise ValueError(
+                f"policy.attention={self.attention} computes in 16 bits, got policy.dtype=float32; "
+                "take policy.dtype=bfloat16, or policy.attention=sdpa"
+            )
+        return self
 
 
 class GuardConfig(Section):

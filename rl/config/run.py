@@ -246,6 +246,16 @@ class Config(Section):
                 "runs without GPUs stay on one node, because weights travel through its shared "
                 f"memory, got resources.nodes={self.resources.nodes}"
             )
+        kernels = {
+            f"policy.attention={self.policy.attention}": self.policy.attention != "sdpa",
+            "policy.fused_layers=true": self.policy.fused_layers,
+        }
+        if not gpus and any(kernels.values()):
+            named = " and ".join(name for name, is_set in kernels.items() if is_set)
+            raise ValueError(
+                f"{named} takes kernels that run on GPUs alone, got resources.gpus=0; leave it "
+                "out, or take a scale with GPUs"
+            )
         if self.num_gpus_taken > gpus:
             raise ValueError(
                 f"resources.gpus must hold what the run takes: {engines} for engines "

@@ -203,13 +203,53 @@ def zero3_pair(model_dir: Path) -> Iterator[list]:
     close(actors)
 
 
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 0), (1, 3)])
+@pytest.mark.parametrize(
+    ("num_ranks", "stage", "settings"),
+    [
+        (1, 0, {}),
+        (2, 0, {}),
+        (1, 3, {}),
+        # On CPU the kernel is TRL's own PyTorch form of it.
+        (2, 3, {"logprobs": "fused", "gradient_checkpointing": 2}),
+        (1, 2, {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}}),
+    ],
+    ids=["one", "two", "one zero3", "two zero3 fused", "offload"],
+)
 def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(
-    num_ranks: int, stage: int, model_dir: Path, reference_gradients: dict[str, torch.Tensor]
+    num_ranks: int,
+    stage: int,
+    settings: dict,
+    model_dir: Path,
+    reference_gradients: dict[str, torch.Tensor],
 ):
-    actors = open_ranks(make_config(ranks=num_ranks, zero_stage=stage), model_dir)
+    actors = open_ranks(make_config(ranks=num_ranks, zero_stage=stage, **settings), model_dir)
     check_gradients(actors, reference_gradients)
     close(actors)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "stage"), [(2, 0), pytest.param(4, 3, marks=pytest.mark.slow)]
+)
+def test_ranks_that_share_sequences_compute_what_one_process_does(
+    num_ranks: int, stage: int, model_dir: Path, reference_gradients: dict[str, torch.Tensor]
+):
+    """Ulysses over pairs of ranks; four are two pairs, which have other rows."""
+    config = make_config(
+        ranks=num_ranks, zero_stage=stage, sequence_parallel=2, gradient_checkpointing=True
+    )
+    actors = open_ranks(config, model_dir)
+    check_gradients(actors, reference_gradients)
+    results = ask(actors, "update", make_batch())
+    close(actors)
+    for first, second in zip(results[::2], results[1::2], strict=True):
+        assert first.sums == second.sums
+        assert first.mismatches == second.mismatches
+    found = {index: value for result in results for index, value in result.mismatches.items()}
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    for index, sample in enumerate(make_batch().samples):
+        rollout = torch.tensor(sample.trajectory.rollout_logprobs[sample.trajectory.loss_mask])
+        expected = (plain_logprobs(model, sample) - rollout).mean().item()
+        assert found[index] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_gradient_is_the_same_on_two_zero3_ranks(

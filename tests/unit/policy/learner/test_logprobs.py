@@ -2,7 +2,8 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from policy.learner.logprobs import LogprobModel, float32_logits
+from policy.learner import logprobs as logprobs_module
+from policy.learner.logprobs import ChunkedHead, LogprobModel, float32_logits, wants_kernel
 from tests.qwen3_tiny import tiny_qwen3
 
 VOCABULARY, CHUNK = 64, 3
@@ -131,3 +132,62 @@ def test_logits_of_16_bits_are_not_rounded_to_16_bits(bias: bool):
     for own, reference in zip(ours, expected, strict=True):
         assert own.dtype == torch.bfloat16
         torch.testing.assert_close(own, reference, atol=0.15, rtol=0.02)
+
+
+def test_the_kernel_equals_the_chunks_with_gradients(causal_lm: Qwen3ForCausalLM):
+    """At three temperatures, and with tokens that are never sampled."""
+    token_ids, loss_mask, temperature = batch()
+    never = (1, 5)
+    loss_mask &= ~torch.isin(token_ids, torch.tensor(never))
+    for unsampled in ((), never):
+        expected = LogprobModel(causal_lm, CHUNK, unsampled)(token_ids, loss_mask, temperature)
+        found = LogprobModel(causal_lm, CHUNK, unsampled, is_fused=True)(
+            token_ids, loss_mask, temperature
+        )
+        for own, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(own, reference, atol=1e-5, rtol=0)
+        assert not found[1].requires_grad
+        for own, reference in zip(
+            gradients(causal_lm, found[0]), gradients(causal_lm, expected[0]), strict=True
+        ):
+            torch.testing.assert_close(own, reference, atol=1e-5, rtol=1e-5)
+    model = LogprobModel(causal_lm, CHUNK, is_fused=True)
+    logprobs, _ = model(token_ids, torch.zeros_like(loss_mask), temperature)
+    assert logprobs.shape == (0,)
+    assert len(gradients(causal_lm, logprobs)) == len(list(causal_lm.parameters()))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_kernel_rounds_no_logits_of_16_bits(bias: bool):
+    """Where TRL's own would round them to steps of 0.125, it stays with the float32 head."""
+    generator = torch.Generator().manual_seed(2)
+    head = torch.nn.Linear(256, VOCABULARY, bias=bias, dtype=torch.bfloat16)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(VOCABULARY, 256, generator=generator))
+    hidden = torch.randn(9, 256, generator=generator).bfloat16().requires_grad_()
+    targets = torch.randint(VOCABULARY, (9,), generator=generator)
+    temperature = torch.tensor([1.0, 0.7, 1.0] * 3)
+    heads = [ChunkedHead(head, 100, (), is_fused) for is_fused in (True, False)]
+    sides = [one(hidden, targets, temperature) for one in heads]
+    torch.testing.assert_close(sides[0], sides[1], atol=1e-4, rtol=1e-5)
+    leaves = [hidden, *head.parameters()]
+    own, reference = (torch.autograd.grad(side[0].sum(), leaves) for side in sides)
+    for one, other in zip(own, reference, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one, other, atol=0.05, rtol=0.02)
+
+
+def test_the_kernel_is_taken_where_it_is_faster_and_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    plain = torch.nn.Linear(2, 3)
+    wrapped = torch.nn.Sequential(plain)
+    for has_triton in (True, False):
+        monkeypatch.setattr(logprobs_module, "is_triton_available", lambda has=has_triton: has)
+        assert wants_kernel("auto", plain, use_cuda=True) == has_triton
+        assert wants_kernel("fused", plain, use_cuda=False)
+        assert not wants_kernel("auto", plain, use_cuda=False)
+        assert not wants_kernel("auto", wrapped, use_cuda=True)
+        assert not wants_kernel("chunked", plain, use_cuda=True)
+        with pytest.raises(ValueError, match="this model has a Sequential"):
+            wants_kernel("fused", wrapped, use_cuda=True)
