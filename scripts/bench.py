@@ -4,6 +4,7 @@
     python scripts/bench.py config=hybrid_50_50.yaml scale=one_gpu rounds=9 out=FILE.json
     python scripts/bench.py against=trl
     python scripts/bench.py against=nothing
+    python scripts/bench.py scale=one_gpu against=learner
 
 Prints: tokens/s through the rollout workers against bare vLLM on the same requests; learner
 tokens/s against a bare PyTorch loop on the same batches, with peak memory and MFU on a GPU; the
@@ -30,9 +31,12 @@ from typing import Any, Literal
 
 import ray
 from bench_driver import bench_driver
+from bench_learner import learner_rows, model_config, refuse_cpu
 from bench_trl import against_trl
 from pydantic import Field
 
+from policy.builtin.names import builtin_policy
+from policy.models.cache import find_model
 from rewards.rules.verifier import symbolic, verify_quickly
 from rewards.text.workers import WorkerPool
 from rl.assembly import RunInputs, TrainingServices, gather_inputs, open_training
@@ -94,17 +98,19 @@ class BareEngine:
 class BareLearner:
     """A plain PyTorch loop: forward with full logits, the same loss, backward, AdamW."""
 
-    def __init__(self, model: str, dtype: str, threads: int, checkpointing: bool) -> None:
+    def __init__(self, model: str, dtype: str, threads: int, checkpoint_every: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+
+        from policy.models.loading import checkpoint_layers
 
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._dtype = getattr(torch, dtype)
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self._model.to(self._device).train()
-        if checkpointing:
-            self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        if checkpoint_every:
+            checkpoint_layers(self._model, checkpoint_every)
         self._optimizer = torch.optim.AdamW(
             self._model.parameters(), lr=1e-5, fused=self._device == "cuda"
         )
@@ -250,7 +256,7 @@ async def bench_learner(
     bare = (
         ray.remote(BareLearner)
         .options(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(policy.threads)}})
-        .remote(str(material.model), policy.dtype, policy.threads, policy.gradient_checkpointing)
+        .remote(str(material.model), policy.dtype, policy.threads, policy.checkpoint_every)
     )
     tokens = sum(s.trajectory.num_tokens for s in batch.samples)
     metrics: dict[str, float] = {}
@@ -491,9 +497,10 @@ class BenchKeys(Keys):
     scale: ScaleName = None
     rounds: int = Field(default=5, gt=0)
     """How often each part is measured, in turns with the bare library."""
-    against: Literal["libraries", "trl", "nothing"] = "libraries"
-    """What is measured: each part beside the bare library, whole steps beside TRL's trainer, or the
-    driver alone at 2,000 groups a step, whose engines, rewards and ranks do nothing."""
+    against: Literal["libraries", "trl", "nothing", "learner"] = "libraries"
+    """What is measured: each part beside the bare library; whole steps beside TRL's trainer; the
+    driver alone at 2,000 groups a step, whose engines, rewards and ranks do nothing; or the learner
+    with its options one after the other, on a GPU (scripts/bench_learner.py)."""
     out: Path | None = Field(default=None, examples=["FILE.json"])
     """File for the figures."""
 
@@ -504,10 +511,21 @@ async def measure(keys: BenchKeys) -> None:
         results = await against_trl(settings)
     elif keys.against == "nothing":
         results = await bench_driver(load(settings).config)
+    elif keys.against == "learner":
+        results = _against_learner(settings, keys.rounds)
     else:
         results = await _against_libraries(settings, keys.rounds)
     if keys.out is not None:
         keys.out.write_text(json.dumps(results, indent=1))
+
+
+def _against_learner(settings: list[str], rounds: int) -> dict[str, Any]:
+    refuse_cpu()
+    config = load(settings).config
+    directory = find_model(builtin_policy(config.policy.model), "policy.model")
+    tokens = config.policy.micro_batch_tokens
+    length = min(config.rollout.max_model_length, tokens)
+    return learner_rows(model_config(directory), config.policy, tokens, length, rounds)
 
 
 async def _against_libraries(settings: list[str], rounds: int) -> dict[str, Any]:
