@@ -255,8 +255,10 @@ async def bench_learner(
     policy = config.policy
     bare = (
         ray.remote(BareLearner)
-        .options(num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(policy.threads)}})
-        .remote(str(material.model), policy.dtype, policy.threads, policy.checkpoint_every)
+        .options(
+            num_cpus=0, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.rank_threads)}}
+        )
+        .remote(str(material.model), policy.dtype, config.rank_threads, policy.checkpoint_every)
     )
     tokens = sum(s.trajectory.num_tokens for s in batch.samples)
     metrics: dict[str, float] = {}
