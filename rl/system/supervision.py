@@ -133,9 +133,10 @@ async def watch_restarts(supervisor: Supervisor, actor: Any, who: str) -> None:
     def heard(vitals: Vitals) -> None:
         nonlocal last, why
         supervisor.heard(who, vitals)
-        is_another = last is not None and last.process != vitals.process
-        last = vitals
-        if is_another:
+        before, last = last, vitals
+        if before is not None and before.process != vitals.process:
+            # What the old one had started has lost the one that would have ended it.
+            supervisor.in_background(end_processes(before))
             supervisor.lost(who, why)
             supervisor.event("joined", who)
             why = "its process died"

@@ -70,8 +70,13 @@ def test_an_error_of_the_background_ends_what_the_run_waits_for():
 def test_an_actor_that_ray_starts_again_is_told_of_and_given_up_after_its_restarts(monkeypatch):
     async def body() -> None:
         supervisor, events, _ = supervised(restarts_per_hour=2, heartbeat_s=0.06)
-        actor, killed = FakeActor(0, []), []
+        actor, killed, ended = FakeActor(0, []), [], []
+
+        async def end_processes(of: Vitals) -> None:
+            ended.append(of.process.started)
+
         monkeypatch.setattr(supervision, "kill_actor", killed.append)
+        monkeypatch.setattr(supervision, "end_processes", end_processes)
         watching = asyncio.create_task(watch_restarts(supervisor, actor, "rewards"))
         for restart in range(3):
             while len(events) < 2 * restart:
@@ -81,6 +86,8 @@ def test_an_actor_that_ray_starts_again_is_told_of_and_given_up_after_its_restar
         with pytest.raises(WorkerFailed, match="rewards failed 3 times"):
             await watching
         assert killed == [actor]
+        await asyncio.sleep(0)
+        assert ended == [process_of(os.getpid()).started, 0, 1]
         assert [e["event"] for e in events] == ["lost", "joined", "lost", "joined", "gave_up"]
 
     asyncio.run(asyncio.wait_for(body(), 30))
