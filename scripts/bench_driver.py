@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import resource
 import tempfile
 import time
@@ -194,6 +195,9 @@ async def bench_driver(config: Config) -> dict[str, float]:
             marks.append((time.monotonic(), time.process_time()))
             return True
 
+        # As rl/launch/training.py does.
+        gc.collect()
+        gc.freeze()
         watching = asyncio.create_task(longest_stall(stalls))
         await TrainingLoop(config, parts).run(on_step)
         watching.cancel()

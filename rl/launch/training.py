@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 import signal
 from collections import Counter
@@ -87,6 +88,10 @@ async def train(
         supervisor = Supervisor(config.recovery, console.note, events.add)
         services = await stack.enter_async_context(open_training(inputs, console.phase, supervisor))
         stack.enter_context(_watched(supervisor, directory.root / "logs"))
+        # What is loaded by now stays. To look through it for garbage again and again would hold up
+        # the event loop for half a second each time.
+        gc.collect()
+        gc.freeze()
         scorer_at_start, done = services.scorer.state, False
         try:
             while not done:
