@@ -167,7 +167,7 @@ class RayLearner:
         shared = await asyncio.to_thread(ray.put, batch)
         results: list[RankUpdate] = await self._call("update", UPDATE_TIMEOUT_S, shared)
         first = results[0]
-        num_tokens = sum(sample.trajectory.num_tokens for sample in batch.samples)
+        lengths = [sample.trajectory.num_tokens for sample in batch.samples]
         self.device = first.usage.device
         # Ranks that share sequences have the same sums.
         sums = reduce_sums([r.sums for r in results[:: self._config.policy.sequence_parallel]])
@@ -176,7 +176,7 @@ class RayLearner:
             "optim/learning_rate": first.learning_rate,
         }
         seconds = max(r.seconds for r in results)
-        metrics |= usage_metrics([r.usage for r in results], num_tokens, seconds)
+        metrics |= usage_metrics([r.usage for r in results], lengths, seconds)
         # Every sample was forwarded by one rank, in one of the updates.
         by_sample = {index: value for r in results for index, value in r.mismatches.items()}
         return BatchUpdate(metrics, tuple(by_sample[i] for i in range(len(batch.samples))))

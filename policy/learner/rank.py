@@ -147,8 +147,6 @@ class LearnerRank(Watched):
             parts += sums
             mismatches |= log_ratios
             grad_norms.append(self._step())
-        samples = [s for u in updates for rows in u.micro_batches for s in rows.values()]
-        flops = sum(self._flops.of_sequence(sample.trajectory.num_tokens) for sample in samples)
         return RankUpdate(
             sums=reduce_sums(parts),
             mismatches=mismatches,
@@ -156,8 +154,7 @@ class LearnerRank(Watched):
             learning_rate=learning_rate,
             num_updates=len(updates),
             seconds=time.monotonic() - started,
-            # Ranks that share sequences have a part each of the same ones.
-            usage=RankUsage.now(flops / self._config.policy.sequence_parallel, self._use_cuda),
+            usage=RankUsage.now(self._flops, self._use_cuda),
         )
 
     def plan(self, samples: Sequence[TrainSample]) -> list[Update]:

@@ -96,8 +96,8 @@ def _size(weight: torch.Tensor) -> int:
 class RankUsage:
     """What one rank took for one update."""
 
-    flops: float
-    """Of the samples that it forwarded."""
+    flops: ModelFlops
+    """Of the policy, which is the same on every rank."""
     peak_bytes: int
     """The most that its tensors held on the GPU during the update; on CPU, that the process has
     ever held."""
@@ -106,7 +106,7 @@ class RankUsage:
     """The GPU's name; None on CPU."""
 
     @classmethod
-    def now(cls, flops: float, use_cuda: bool) -> RankUsage:
+    def now(cls, flops: ModelFlops, use_cuda: bool) -> RankUsage:
         """Memory since `torch.cuda.reset_peak_memory_stats`."""
         return cls(
             flops=flops,
@@ -123,11 +123,15 @@ def peak_tflops(device: str) -> float | None:
     return next((peak for name, peak in PEAK_TFLOPS.items() if f" {name} " in words), None)
 
 
-def usage_metrics(usages: Sequence[RankUsage], tokens: int, seconds: float) -> dict[str, float]:
+def usage_metrics(
+    usages: Sequence[RankUsage], lengths: Sequence[int], seconds: float
+) -> dict[str, float]:
     """The learner's speed and memory; no MFU on CPU, nor on a GPU whose peak is not known.
 
-    tokens: of all ranks' samples. seconds: of the slowest rank.
+    usages: of all ranks. lengths: of the batch's sequences, in tokens, however the ranks share
+    them. seconds: of the slowest rank.
     """
+    tokens = sum(lengths)
     metrics = {
         "perf/learner_tokens_per_second": tokens / seconds,
         "memory/rank_peak_gib": max(usage.peak_bytes for usage in usages) / GIB,
@@ -138,6 +142,6 @@ def usage_metrics(usages: Sequence[RankUsage], tokens: int, seconds: float) -> d
         metrics["perf/learner_tokens_per_second_per_gpu"] = tokens / seconds / len(devices)
         peaks = [peak for device in devices if (peak := peak_tflops(device)) is not None]
         if len(peaks) == len(usages):
-            flops = sum(usage.flops for usage in usages)
+            flops = sum(map(usages[0].flops.of_sequence, lengths))
             metrics["perf/mfu"] = flops / (seconds * sum(peaks) * 1e12)
     return metrics

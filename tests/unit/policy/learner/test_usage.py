@@ -84,28 +84,29 @@ def test_the_peak_goes_by_the_whole_name_of_a_gpu(device: str, tflops: float | N
     assert peak_tflops(device) == tflops
 
 
-def usage(device: str | None, flops: float = 989e12, peak: int = GIB) -> RankUsage:
-    return RankUsage(flops, peak, 2 * GIB, device)
+def usage(device: str | None, peak: int = GIB) -> RankUsage:
+    return RankUsage(ModelFlops(10**9, 10**9, 0), peak, 2 * GIB, device)
 
 
 def test_mfu_is_over_what_all_ranks_could_do_in_the_time_of_the_slowest() -> None:
-    usages = [usage("NVIDIA H200"), usage("NVIDIA H200", 0.0, peak=3 * GIB)]
-    metrics = usage_metrics(usages, tokens=1000, seconds=2.0)
-    assert metrics["perf/mfu"] == pytest.approx(0.25)
-    assert metrics["perf/learner_tokens_per_second"] == 500
-    assert metrics["perf/learner_tokens_per_second_per_gpu"] == 250
+    usages = [usage("NVIDIA H200"), usage("NVIDIA H200", peak=3 * GIB)]
+    metrics = usage_metrics(usages, lengths=[60_000, 40_000], seconds=2.0)
+    # 100,000 tokens at 6 GFLOP each, against 2 x 989 TFLOP/s for two seconds.
+    assert metrics["perf/mfu"] == pytest.approx(6e14 / (2 * 2 * 989e12))
+    assert metrics["perf/learner_tokens_per_second"] == 50_000
+    assert metrics["perf/learner_tokens_per_second_per_gpu"] == 25_000
     assert metrics["memory/rank_peak_gib"] == 3
     assert metrics["memory/rss_rank_gib"] == 2
 
 
 @pytest.mark.parametrize("device", [None, "Tesla V100-SXM2-16GB"])
 def test_there_is_no_mfu_on_cpu_nor_on_an_unknown_gpu(device: str | None) -> None:
-    metrics = usage_metrics([usage(device)], tokens=1000, seconds=2.0)
+    metrics = usage_metrics([usage(device)], lengths=[1000], seconds=2.0)
     assert "perf/mfu" not in metrics
     assert ("perf/learner_tokens_per_second_per_gpu" in metrics) == (device is not None)
 
 
 def test_a_rank_on_cpu_says_what_its_process_holds() -> None:
-    now = RankUsage.now(flops=1.0, use_cuda=False)
+    now = RankUsage.now(ModelFlops(1, 1, 1), use_cuda=False)
     assert now.device is None
     assert 10 * 2**20 < now.resident_bytes <= now.peak_bytes * 1.01
