@@ -22,6 +22,7 @@ from rl.system.placement import Placement, place
 from rl.system.worker_logs import SETUP_HOOK
 
 RESERVE_TIMEOUT_S = 120.0
+START_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,23 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
     if resources.ray_address is None:
         # Ray runs its workers at nice 15 by default, so that any other program starves the run.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(
-            # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
-            address="local",
-            # Logical cores: a laptop may hold more actors than it has cores.
-            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-            include_dashboard=False,
-            **quiet,
-        )
+        # Ray gives itself half a minute, which a machine that is busy for a moment may not have.
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                ray.init(
+                    # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
+                    address="local",
+                    # Logical cores: a laptop may hold more actors than it has cores.
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+                    include_dashboard=False,
+                    **quiet,
+                )
+                break
+            # It has no type of its own for this.
+            except Exception as error:
+                if not tries_left or "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
     else:
         address = resources.ray_address
         try:

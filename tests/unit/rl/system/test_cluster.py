@@ -44,3 +44,29 @@ def test_a_run_that_fits_on_two_nodes_alone_is_unplaceable_on_one(monkeypatch):
     wide = {"rollout__tensor_parallel": 5, "policy__ranks": 1}
     with pytest.raises(ValueError, match=r"has \{'CPU': 1, 'GPU': 5.0\}"):
         refuse_unplaceable(place(config(resources={**resources, "nodes": 2}, **wide)))
+
+
+@pytest.mark.parametrize(
+    ("fails", "error", "raised"),
+    [
+        (2, "The current node timed out during startup.", False),
+        (3, "The current node timed out during startup.", True),
+        (1, "Something else", True),
+    ],
+)
+def test_a_ray_that_comes_up_too_slowly_is_started_again(monkeypatch, fails, error, raised):
+    pretend(monkeypatch, NODE)
+    starts = []
+
+    def init(**_: object) -> None:
+        starts.append(1)
+        if len(starts) <= fails:
+            raise Exception(error)
+
+    monkeypatch.setattr(ray, "init", init)
+    if raised:
+        with pytest.raises(Exception, match=error):
+            start_ray(config().resources, 1)
+    else:
+        start_ray(config().resources, 1)
+    assert len(starts) == min(fails + (not raised), 3)
