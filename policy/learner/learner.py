@@ -179,7 +179,9 @@ class RayLearner:
         metrics |= usage_metrics([r.usage for r in results], lengths, seconds)
         # Every sample was forwarded by one rank, in one of the updates.
         by_sample = {index: value for r in results for index, value in r.mismatches.items()}
-        return BatchUpdate(metrics, tuple(by_sample[i] for i in range(len(batch.samples))))
+        return BatchUpdate(
+            metrics, tuple(by_sample[i] for i in range(len(batch.samples))), first.skipped
+        )
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Implements ReferenceScorer; requests that wait are forwarded together."""

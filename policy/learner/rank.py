@@ -45,6 +45,7 @@ from rl.loop.losses import (
     token_weights,
 )
 from rl.loop.stages import Canary, ReferenceRequest, TrainBatch, TrainSample, WeightProof
+from rl.loop.step_guard import wrong_loss, wrong_norm
 from rl.system.vitals import Watched
 
 CHECKPOINT_TAG = "learner"
@@ -64,6 +65,8 @@ class RankUpdate:
     num_updates: int
     seconds: float
     usage: RankUsage
+    skipped: str | None
+    """Why an optimizer step was not taken; equal on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,12 @@ class LearnerRank(Watched):
             model.share = share_sequences(
                 policy.config, policy_config.sequence_parallel, self._rank
             )
+        self._gate = None
+        if policy_config.effective_zero_stage > 0:
+            # Imported here: it brings DeepSpeed, which reads the environment that is set above.
+            from policy.learner.step_gate import StepGate
+
+            self._gate = StepGate(self._engine.optimizer)
         self._engine.train()
 
     def update(self, batch: TrainBatch) -> RankUpdate:
@@ -142,11 +151,15 @@ class LearnerRank(Watched):
         parts: list[dict[str, Tensor]] = []
         mismatches: dict[int, float] = {}
         grad_norms = []
+        wrong = None
         for update, old in zip(updates, old_logprobs, strict=True):
             sums, log_ratios = self.accumulate(update, old)
             parts += sums
             mismatches |= log_ratios
-            grad_norms.append(self._step())
+            # After a step that is not taken the others of the batch are not either. They are gone
+            # through all the same, for the figures of their samples.
+            norm, wrong = self._step(wrong or self._wrong_loss(sums))
+            grad_norms.append(norm)
         return RankUpdate(
             sums=reduce_sums(parts),
             mismatches=mismatches,
@@ -155,6 +168,7 @@ class LearnerRank(Watched):
             num_updates=len(updates),
             seconds=time.monotonic() - started,
             usage=RankUsage.now(self._flops, self._use_cuda),
+            skipped=wrong,
         )
 
     def plan(self, samples: Sequence[TrainSample]) -> list[Update]:
@@ -219,17 +233,39 @@ class LearnerRank(Watched):
             parts.append(sums)
         return parts, mismatches
 
-    def _step(self) -> float:
-        """Clip, take the optimizer step and return the norm the gradient had."""
-        if self._config.policy.effective_zero_stage > 0:
-            self._engine.step()
-            return float(self._engine.get_global_grad_norm())
+    def _wrong_loss(self, parts: Sequence[Mapping[str, Tensor]]) -> str | None:
+        """What is wrong with the loss of an update over all ranks, which get the same answer."""
+        own = reduce_sums(parts)
+        figures = [own.get(key, 0.0) for key in ("loss", "mismatch_kl", "num_loss_tokens")]
+        total = torch.tensor(figures, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(total)
+        loss, mismatch, num_tokens = total.tolist()
+        return wrong_loss(loss, mismatch / max(num_tokens, 1.0), self._config.guard)
+
+    def _step(self, wrong: str | None) -> tuple[float, str | None]:
+        """Clip and take the optimizer step, unless something is or goes wrong.
+
+        Returns the norm that the gradient had, and what is wrong. All ranks decide alike.
+        """
+        guard = self._config.guard
+        if self._gate is not None:
+            norm = self._gate.step(
+                self._engine, lambda norm: wrong is None and wrong_norm(norm, guard) is None
+            )
+            return norm, wrong or wrong_norm(norm, guard)
         # At stage 0 every rank holds the whole gradient after the reduction, so all clip alike.
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._engine.module.parameters(), self._config.policy.optimizer.max_grad_norm
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(
+                self._engine.module.parameters(), self._config.policy.optimizer.max_grad_norm
+            )
         )
-        self._engine.step()
-        return float(norm)
+        wrong = wrong or wrong_norm(norm, guard)
+        if wrong is None:
+            self._engine.step()
+        else:
+            # Without the engine's step, which clips too and needs gradients for that.
+            self._engine.module.zero_grad(set_to_none=True)
+        return norm, wrong
 
     def _forward(
         self, samples: Sequence[TrainSample], is_sampled: bool = True

@@ -1,6 +1,7 @@
 """The learner on real DeepSpeed and Ray, against plain PyTorch on the whole batch."""
 
 import asyncio
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from policy.learner.learner import RayLearner
 from policy.learner.learning_rate import learning_rate_at
-from policy.learner.rank import LearnerRank, load_trained
+from policy.learner.rank import LearnerRank, RankUpdate, load_trained
 from policy.models.loading import load_policy
 from policy.weights.engine_client import EngineClient
+from rl.config.policy import GuardConfig
 from rl.config.run import Config
 from rl.loop.stages import TrainBatch, TrainSample, Trajectory
 from rl.system.cluster import Cluster
@@ -54,6 +56,14 @@ class InspectedRank(LearnerRank):
         self._engine.step()
         self._config = whole_config
         return found
+
+    def update_within(self, batch: TrainBatch, limits: dict[str, float]) -> RankUpdate:
+        """An update under these limits of `guard`."""
+        whole_config = self._config
+        self._config = self._config.model_copy(update={"guard": GuardConfig(**limits)})
+        updated = self.update(batch)
+        self._config = whole_config
+        return updated
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self._weights}
@@ -297,6 +307,40 @@ def test_two_updates_per_batch_equal_a_hand_written_loop(model_dir: Path):
     assert min(norms) > 0.5, "the clip must be at work"
     for name, expected in model.named_parameters():
         assert (weights[name] - expected).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stage", "num_ranks"),
+    [("float32", 0, 2), ("float32", 1, 1), ("float32", 3, 2), ("bfloat16", 1, 1)],
+)
+def test_a_step_that_went_wrong_is_taken_by_no_rank_and_leaves_no_trace(
+    model_dir: Path, tmp_path: Path, dtype: str, stage: int, num_ranks: int
+):
+    """Neither in the weights nor in the moments, by which the next step goes."""
+    actors = open_ranks(make_config(dtype=dtype, zero_stage=stage, ranks=num_ranks), model_dir)
+    ask(actors, "update", make_batch(1))
+    ask(actors, "save", tmp_path)
+    (before, *_) = ask(actors, "weights")
+    ask(actors, "update", make_batch(3))
+    (straight, *_) = ask(actors, "weights")
+    ask(actors, "load", tmp_path)
+    batch = make_batch(2)
+    (first, *rest) = batch.samples
+    broken = TrainBatch(2, (dataclasses.replace(first, advantage=math.nan), *rest))
+    for given, limits, why in (
+        (broken, {}, "loss nan"),
+        (batch, {"grad_norm": 1e-3}, "gradient norm"),
+        (batch, {"mismatch_kl": 1e-6}, "mismatch KL"),
+    ):
+        results = ask(actors, "update_within", given, limits)
+        assert len({result.skipped for result in results}) == 1
+        assert why in results[0].skipped
+        (after, *_) = ask(actors, "weights")
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), why
+    assert ask(actors, "update", make_batch(3))[0].skipped is None
+    (resumed, *_) = ask(actors, "weights")
+    close(actors)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
 
 
 def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path):
