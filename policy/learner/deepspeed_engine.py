@@ -10,12 +10,14 @@ from typing import Any
 import ray
 import torch
 from omegaconf import OmegaConf
+from torch.distributed import TCPStore
 
 from policy.learner.logprobs import ChunkedHead, LogprobModel
 from policy.models.kernels import preferred_attention
 from rl.config.policy import PolicyConfig
 from rl.config.run import Config
 
+LOOPBACK = "127.0.0.1"
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """A rank that waits this long for another one fails, so that no run hangs for ever."""
 _for_life = ExitStack()
@@ -56,8 +58,16 @@ def join_ranks(config: Config, rank: int, address: str, port: int) -> None:
         # DeepSpeed's collectives in shared memory take most of a minute and a C++ compiler to make,
         # for what gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Where and how many the ranks are, it reads from the variables above.
-    torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        if address == LOOPBACK:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # The address is bound here, because torch alone would listen on all that the machine has.
+    ranks, is_first = config.policy.ranks, rank == 0
+    listener = socket.create_server((address, port), backlog=ranks).detach() if is_first else None
+    store = TCPStore(address, port, ranks, is_first, COLLECTIVE_TIMEOUT, master_listen_fd=listener)
+    backend = "nccl" if use_cuda else "gloo"
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=ranks, timeout=COLLECTIVE_TIMEOUT
+    )
     _for_life.enter_context(preferred_attention(config.policy.attention))
     if use_cuda and config.policy.offloads_optimizer:
         hosts: list[str] = [""] * config.policy.ranks

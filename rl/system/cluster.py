@@ -5,11 +5,14 @@ import math
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.placement_group import (
     PlacementGroup,
     get_current_placement_group,
@@ -91,14 +94,15 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
         # Ray gives itself half a minute, which a machine that is busy for a moment may not have.
         for tries_left in reversed(range(START_TRIES)):
             try:
-                ray.init(
-                    # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
-                    address="local",
-                    # Logical cores: a laptop may hold more actors than it has cores.
-                    num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
-                    include_dashboard=False,
-                    **quiet,
-                )
+                with _only_on_loopback():
+                    ray.init(
+                        # Not the cluster that RAY_ADDRESS or an earlier `ray start` names.
+                        address="local",
+                        # Logical cores: a laptop may hold more actors than it has cores.
+                        num_cpus=max(os.cpu_count() or 1, math.ceil(cpus)),
+                        include_dashboard=False,
+                        **quiet,
+                    )
                 break
             # It has no type of its own for this.
             except Exception as error:
@@ -131,6 +135,26 @@ def has_room(cpus: float, gpus: float) -> bool:
     # when the deadline of its start has passed.
     free = ray.available_resources()
     return free.get("CPU", 0) >= cpus and free.get("GPU", 0) >= gpus
+
+
+@contextmanager
+def _only_on_loopback() -> Iterator[None]:
+    """Have a Ray of our own listen on 127.0.0.1 alone: whoever reaches its ports may run code.
+
+    Ray does so by itself on systems where it can be no cluster, and takes any address that it is
+    given for another one. Its processes ask the environment, this one asked when it was imported.
+    """
+    name, may_be_cluster = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = may_be_cluster
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def refuse_unplaceable(placement: Placement) -> None:

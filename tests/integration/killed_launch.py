@@ -7,6 +7,9 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
+
+import psutil
 
 from policy.learner.learner import RayLearner
 from rewards.service import RewardService
@@ -14,11 +17,24 @@ from rl.launch.__main__ import main
 from rollout.engines.pool import EnginePool
 
 
+def print_open_ports() -> None:
+    """A line for each port of the run that another machine could reach."""
+    driver = psutil.Process()
+    for process in [driver, *driver.children(recursive=True)]:
+        with suppress(psutil.Error):
+            for connection in process.net_connections("inet"):
+                address = connection.laddr
+                is_local = address and "127.0.0.1" in address.ip
+                if connection.status == psutil.CONN_LISTEN and not is_local:
+                    print(f"open port: {address} of {process.cmdline()[:3]}", flush=True)
+
+
 def kill_at(point: str, step: int) -> None:
     """Replace what the driver calls at that point by what kills it there."""
     calls = 0
 
     def die() -> None:
+        print_open_ports()
         os.kill(os.getpid(), signal.SIGKILL)
 
     def die_at_the_second_group(owner: type, name: str, request_of) -> None:

@@ -44,6 +44,8 @@ def die(run: Path, point: str, *settings: str) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL, output[-5000:]
+    # The security of a run by the way, while all its processes are there.
+    assert "open port" not in output
 
 
 def left_by(run: Path) -> dict[str, Any]:

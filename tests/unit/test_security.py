@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from rl.config.recipe import dump
 from rl.config.run import Config
@@ -62,7 +63,7 @@ def with_endpoint(url):
 )
 def test_a_password_in_an_address_is_refused_without_being_shown(url):
     for refused in (with_endpoint, lambda url: EvaluateKeys(endpoint=url, config="evaluate.yaml")):
-        with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
+        with pytest.raises(ValidationError, match="OPENAI_API_KEY") as error:
             refused(url)
         assert "hunter2" not in error.value.errors()[0]["msg"]
     assert with_endpoint("http://127.0.0.1:8000/v1").align.labeller.endpoint
@@ -77,7 +78,7 @@ def test_a_password_in_an_address_is_refused_without_being_shown(url):
     ],
 )
 def test_a_secret_among_the_settings_is_refused_and_never_stored(changes):
-    with pytest.raises(ValueError, match="environment") as error:
+    with pytest.raises(ValidationError, match="environment") as error:
         config(**changes)
     assert "hunter2" not in error.value.errors()[0]["msg"]
 

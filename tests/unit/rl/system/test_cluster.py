@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import ray
+from ray._private.services import get_node_ip_address
 
 from rl.config.run import ResourcesConfig
 from rl.system.cluster import refuse_unplaceable, start_ray
@@ -31,6 +32,15 @@ def test_a_cluster_with_too_few_gpus_or_nodes_is_refused(monkeypatch):
         start_ray(ResourcesConfig(ray_address="auto", gpus=9, nodes=2), cpus=4)
     with pytest.raises(ValueError, match=r"takes 8 GPUs .* on 3 nodes .* Ray has 8 on 2"):
         start_ray(ResourcesConfig(ray_address="auto", gpus=8, nodes=3), cpus=4)
+
+
+def test_a_ray_of_our_own_takes_the_address_of_the_loopback_and_a_joined_one_does_not(monkeypatch):
+    pretend(monkeypatch, NODE)
+    taken = []
+    monkeypatch.setattr(ray, "init", lambda **_: taken.append(get_node_ip_address()))
+    start_ray(ResourcesConfig(gpus=1), cpus=4)
+    start_ray(ResourcesConfig(ray_address="auto", gpus=1), cpus=4)
+    assert taken == ["127.0.0.1", get_node_ip_address()]
 
 
 def test_a_run_that_fits_on_two_nodes_alone_is_unplaceable_on_one(monkeypatch):
