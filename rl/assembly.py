@@ -106,6 +106,7 @@ class TrainingServices(SamplingServices):
     """What runs for a policy in training."""
 
     learner: RayLearner
+    supervisor: Supervisor
 
 
 def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
@@ -276,7 +277,9 @@ async def open_training(
             (trajectory,) = (await engine.generate(request)).trajectories
             engine.canary = Canary(request, trajectory)
             learner.connect_engines(engine, engine.canary)
-            yield TrainingServices(engine, services.scorer, services.reward_actors, learner)
+            yield TrainingServices(
+                engine, services.scorer, services.reward_actors, learner, supervisor
+            )
 
 
 @asynccontextmanager

@@ -90,8 +90,8 @@ class ResourcesConfig(Section):
     rank_cpus: float = Field(default=1, gt=0)
     """CPU cores that Ray reserves per learner rank."""
     memory_growth: float = Field(default=2.0, gt=1)
-    """Times its resident size after the first 20 steps from which an engine, a rank, the rewards or
-    the driver is said to grow without end."""
+    """Times its resident size after the first 20 steps from which an engine, a rank or the rewards
+    are replaced, once what they were asked is done; the driver is named."""
 
 
 class LogConfig(Section):

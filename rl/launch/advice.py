@@ -80,9 +80,14 @@ def propose_split(
 class Advice:
     """Follows the steps of a run, and says something now and then; never twice the same."""
 
-    def __init__(self, config: Config, note: Callable[[str], None]) -> None:
-        """note: shows a person a line."""
-        self._note = note
+    def __init__(
+        self,
+        config: Config,
+        note: Callable[[str], None],
+        recycle: Callable[[str, str], bool] = lambda role, why: False,
+    ) -> None:
+        """note: shows a person a line. recycle: starts a role anew, and says whether it can."""
+        self._note, self._recycle = note, recycle
         resources, rollout = config.resources, config.rollout
         self._sides = (config.policy.ranks, rollout.workers, rollout.tensor_parallel)
         self._overlaps = rollout.max_staleness > 0
@@ -102,11 +107,16 @@ class Advice:
         """
         grown = self._growth.grown(metrics)
         for role in grown.keys() - self._grown:
-            self._note(
-                f"memory of {role} grows: {grown[role]} (resources.memory_growth); stop the run "
-                "with Ctrl-C and give the same command, which goes on with new processes"
-            )
-        self._grown |= grown.keys()
+            why = f"memory of {role} grows: {grown[role]} (resources.memory_growth)"
+            if self._recycle(role, why):
+                self._note(f"{why}; its processes are replaced")
+                self._growth.start_anew(role)
+            else:
+                self._note(
+                    f"{why}; stop the run with Ctrl-C and give the same command, which goes on "
+                    "with new processes"
+                )
+                self._grown.add(role)
         if device != self._device and "perf/mfu" not in result.learner_metrics:
             self._note(f"perf/mfu is left out: the peak of {device} is not known")
         self._device = device

@@ -24,6 +24,7 @@ from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
 from rl.launch.advice import Advice
 from rl.launch.console import Console
+from rl.launch.memory_growth import Recycling
 from rl.launch.metrics import Progress
 from rl.launch.run_state import RunState
 from rl.launch.stopping import Stop
@@ -176,8 +177,8 @@ async def _train_from(
     config, done = inputs.config, checkpoint.step if checkpoint else 0
     engine, scorer, learner = services.engine, services.scorer, services.learner
     console.phase("publishing and proving the first weights")
-    parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
     finished = FinishedGroups(directory.finished_path, done)
+    parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
     loop = TrainingLoop(config, parts, done, finished=finished)
     await publish(learner, engine, done, loop.canary)
     engine.admit = partial(loop.admit, engine)
@@ -186,15 +187,15 @@ async def _train_from(
         console.phase(f"evaluating {len(inputs.heldout)} held-out prompts per mode")
         return await evaluate(config, inputs.encode, engine, scorer, inputs.heldout)
 
-    advice = Advice(config, console.note)
+    advice = Advice(config, console.note, (recycling := Recycling(services)).begin)
     if checkpoint is None:
         progress, before = Progress(), _figures(await heldout())
     else:
         # Measured by the process that started the run: these weights are trained already.
         before = checkpoint.progress["before"]
         progress = Progress(**checkpoint.progress["progress"])
-    keep_last = config.checkpoint.keep_last
-    state = RunState(directory, loop, learner, scorer, finished, progress, before, keep_last, done)
+    so_far = progress, before, config.checkpoint.keep_last, done
+    state = RunState(directory, loop, learner, scorer, finished, *so_far)
     if checkpoint is not None:
         state.load(checkpoint.progress)
 
@@ -227,6 +228,7 @@ async def _train_from(
         # from before the first one.
         if is_last or (step % config.checkpoint.every == 0 and result.skipped is None):
             await state.save(step)
+            recycling.after_checkpoint(is_last)
         return not stop.signals
 
     with closing(finished), stop.on_signals(console.note):

@@ -48,6 +48,7 @@ class Supervisor:
         self._clock = clock
         self._replaced: defaultdict[str, deque[float]] = defaultdict(deque)
         self._vitals: dict[str, Vitals] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
         self._error: BaseException | None = None
 
@@ -106,7 +107,11 @@ class Supervisor:
             except Exception as error:
                 self.fail(error)
 
-        return asyncio.create_task(run())
+        task = asyncio.create_task(run())
+        # asyncio itself keeps no task alive.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def until(self, work: Coroutine[Any, Any, T]) -> T:
         """What the work returns, or the error that `fail` is told of meanwhile."""

@@ -37,10 +37,12 @@ from rollout.engines.statistics import EngineStatistics
 from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 CLOSE_TIMEOUT_S = 20.0
+IDLE_S = 0.2
+"""How often an engine that is to be replaced is looked at, whether it has ended its requests."""
 GROW_S = 15.0
 """How often a pool that may grow looks for room."""
 
-State = Literal["serving", "lost", "starting", "joining"]
+State = Literal["serving", "leaving", "lost", "starting", "joining"]
 
 
 class Deadline(NamedTuple):
@@ -314,7 +316,7 @@ class EnginePool:
 
         joining: it goes to those alone that wait for their first weights.
         """
-        states = ("joining",) if joining else ("joining", "serving")
+        states = ("joining",) if joining else ("joining", "serving", "leaving")
 
         def loaded() -> list[_Engine]:
             return [engine for engine in self._engines if engine.state in states]
@@ -400,6 +402,24 @@ class EnginePool:
             self._supervisor.event("left", engine.name, why)
             self._supervisor.note(f"{engine.name} has left: {why}")
             self._in_background(self._end(engine))
+
+    async def recycle(self, why: str) -> None:
+        """Replace the engines one after the other; each ends what it was asked before."""
+        for engine in list(self._engines):
+            if engine.state != "serving":
+                continue
+            self._set_state(engine, "leaving")
+            while engine.load and engine.state == "leaving":
+                await asyncio.sleep(IDLE_S)
+            # It may have been lost meanwhile, and is then being replaced.
+            if engine.state == "leaving":
+                engine.why = why
+                self._set_state(engine, "lost")
+                self._supervisor.event("recycled", engine.name, why)
+                await self._replace(engine)
+            # Two at a time would leave too few.
+            while self._engines[engine.index].state != "serving":
+                await self._supervisor.until(self._changed.wait())
 
     async def _replace(self, lost: _Engine) -> None:
         """Start an engine in the place of a lost one, and let it join."""

@@ -122,3 +122,22 @@ def test_a_role_whose_memory_grows_without_end_is_named_once():
     for number in range(60):
         advice.after(step(0.0), None, {"memory/rss_engine_gib": 1.0 + number / 10})
     assert len(notes) == 1 and "memory of engine grows: 2.9 GiB at first" in notes[0]
+
+
+def test_a_role_that_can_be_started_anew_is_and_settles_again():
+    recycled: list[str] = []
+    notes: list[str] = []
+
+    def recycle(role: str, why: str) -> bool:
+        recycled.append(role)
+        return role != "driver"
+
+    advice = Advice(config(), notes.append, recycle)
+    for number in range(100):
+        grown = 1.0 + number % 50 / 10
+        sizes = {"memory/rss_engine_gib": grown, "memory/rss_driver_gib": 1.0 + number}
+        advice.after(step(0.0), None, sizes)
+    # The driver can only be named, and once; engines settle for 20 steps after each time.
+    assert recycled.count("driver") == 1
+    assert recycled.count("engine") == 2
+    assert sum("its processes are replaced" in note for note in notes) == 2

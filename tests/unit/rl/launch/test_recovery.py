@@ -14,8 +14,9 @@ import pytest
 import rich.console
 
 import rl.assembly
-from rl.launch import run_state, training
+from rl.launch import memory_growth, run_state, training
 from rl.loop.interfaces import LearnerLost, WorkerFailed
+from rl.loop.loop import StepResult
 from rl.loop.stages import BatchUpdate, Prompt, TrainBatch, WeightProof
 from rl.run.jsonl import read_records
 from tests.fakes import FakeEngine, FakeLearner, FakePrompts, FakeScorer, config
@@ -81,7 +82,7 @@ def trained(
     scorer = FakeScorer()
     scorer.load = lambda state: None  # type: ignore[attr-defined]
     services = SimpleNamespace(
-        engine=FakeEngine(), scorer=scorer, reward_actors=(), learner=learner
+        engine=FakeEngine(), scorer=scorer, reward_actors=(), learner=learner, supervisor=None
     )
 
     @asynccontextmanager
@@ -140,3 +141,29 @@ def test_a_learner_that_is_lost_too_often_ends_the_run(monkeypatch, tmp_path):
     learner = MortalLearner({"update 3"})
     with pytest.raises(WorkerFailed, match="learner failed; the last time:\nlearner rank 0 died"):
         trained(monkeypatch, tmp_path / "run", learner, recovery={"restarts_per_hour": 0})
+
+
+def test_ranks_that_have_grown_start_anew_after_a_checkpoint_and_no_step_is_made_twice(
+    monkeypatch, tmp_path
+):
+    learner, metrics = MortalLearner(set()), []
+
+    async def gather_metrics(result: StepResult, *_: object) -> dict[str, float]:
+        metrics.append(result.step)
+        return {"loss/policy": 0.0}
+
+    class GrownAtOnce(memory_growth.Recycling):
+        def __init__(self, services: Any) -> None:
+            super().__init__(services)
+            if not metrics:
+                assert self.begin("rank", "memory of rank grows")
+
+    monkeypatch.setattr(training, "gather_metrics", gather_metrics)
+    monkeypatch.setattr(training, "Recycling", GrownAtOnce)
+    steps, events, _ = trained(monkeypatch, tmp_path / "run", learner)
+    assert steps == metrics == [1, 2, 3, 4, 5, 6]
+    assert learner.calls.count("restart") == 1
+    assert [(event["event"], event.get("steps")) for event in events] == [
+        ("lost", None),
+        ("discarded", 0),
+    ]

@@ -299,5 +299,32 @@ def test_a_whole_run_goes_on_through_the_deaths_of_its_engines(monkeypatch):
     run(body())
 
 
+def test_engines_are_recycled_one_by_one_and_end_what_they_were_asked_before(monkeypatch):
+    async def body() -> None:
+        async with engines(monkeypatch, restarts_per_hour=0) as found:
+            monkeypatch.setattr(pool_module, "IDLE_S", 0.01)
+            for actor in found.actors:
+                actor.held.clear()
+            asked = [asyncio.create_task(found.pool.generate(request(f"0/{i}/0"))) for i in (0, 1)]
+            await until(lambda: found.log.count((1, "generate")) == 1)
+            recycling = asyncio.create_task(found.pool.recycle("it has grown"))
+            await asyncio.sleep(0.05)
+            assert len(found.actors) == 2, "no engine goes before its request is done"
+            # What is asked meanwhile goes to the engine that stays.
+            late = asyncio.create_task(found.pool.generate(request("0/2/0")))
+            await until(lambda: found.log.count((1, "generate")) == 2)
+            for actor in found.actors:
+                actor.held.set()
+            groups = await asyncio.gather(*asked, late)
+            assert [group.engine for group in groups] == [0, 1, 1]
+            await recycling
+            assert found.pool.actors == found.actors[2:]
+            events = [("recycled", "engine 0"), ("joined", "engine 0")]
+            events += [("recycled", "engine 1"), ("joined", "engine 1")]
+            assert found.kinds() == events
+
+    run(body())
+
+
 def test_a_process_that_is_gone_is_not_there():
     assert not NOBODY.is_there()
