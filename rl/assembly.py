@@ -365,6 +365,7 @@ async def _start_sampling(
         tags=tags,
         seed=config.seed,
         keep_kv_cache=config.rollout.keep_kv_cache,
+        sleeps=learner is not None and config.engines_sleep,
         scores_references=scores_responses or config.reward.probability is not None,
         # Without a learner the engines hold merged weights.
         adapter=config.policy.lora if learner is not None else None,

@@ -99,7 +99,7 @@ class FakeEngine:
         self.requests: list[RolloutRequest] = []
         self.finished: list[str] = []
         self.version = 0
-        self.paused = False
+        self.paused = self.asleep = False
         self.death = asyncio.Event()
         self.proofs: Callable[[int], list[WeightProof]] = lambda version: [proof(version)]
         self._delay = delay
@@ -116,11 +116,14 @@ class FakeEngine:
         versions = (first, self.version)
         return RolloutGroup(request, tuple(trajectory(versions=versions) for _ in range(request.n)))
 
+    async def sleep(self) -> None:
+        self.paused = self.asleep = True
+
     async def pause(self) -> None:
         self.paused = True
 
     async def resume(self, version: int) -> None:
-        self.paused = False
+        self.paused = self.asleep = False
         self.version = version
 
     async def watch(self) -> None:

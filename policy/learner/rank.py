@@ -160,6 +160,7 @@ class LearnerRank(Watched):
             # through all the same, for the figures of their samples.
             norm, wrong = self._step(wrong or self._wrong_loss(sums))
             grad_norms.append(norm)
+        self._give_memory_back()
         return RankUpdate(
             sums=reduce_sums(parts),
             mismatches=mismatches,
@@ -334,7 +335,14 @@ class LearnerRank(Watched):
     def send_weights(self, version: int) -> WeightProof:
         """Transfer every tensor and return this rank's proof; only rank 0's has digests."""
         seconds = self.sender.send()
-        return WeightProof(version, self.sender.digests, self.canary_logprobs(), seconds)
+        proof = WeightProof(version, self.sender.digests, self.canary_logprobs(), seconds)
+        self._give_memory_back()
+        return proof
+
+    def _give_memory_back(self) -> None:
+        """Let go of the memory that PyTorch keeps for later, which an engine here wakes up in."""
+        if self._use_cuda and self._config.engines_sleep:
+            torch.cuda.empty_cache()
 
     def save(self, directory: Path) -> None:
         """Write `state/` (DeepSpeed, for `load`) and `model/` (Hugging Face, for vLLM)."""

@@ -73,11 +73,16 @@ class RolloutConfig(Section):
     # the old ones differ by is corrected for as any other difference of engine and learner is.
     keep_kv_cache: bool = True
     """A response in flight at a publish goes on over the keys and values that older weights left;
-    false computes them again. With `max_staleness` 0 none is in flight, and nothing changes."""
+    false computes them again. With `max_staleness` 0 none is in flight, and nothing changes; that
+    is so for engines that sleep, which keep none."""
     deterministic: bool = False
     """Sample so that a run without GPUs repeats to the last bit: each response alone in its engine,
     because others in a batch decide how sums are rounded, and none across a publish. Slower by
     far; for tests and for finding faults."""
+    # By null and not by true in a scale, so that who allows staleness need not know of it.
+    sleep: bool | None = None
+    """Engines that share the learner's GPUs give up their memory during its update: the KV cache,
+    and their weights, which the publish brings again. Null does so with `max_staleness` 0."""
     # vLLM checks its own arguments; a second list of them here would fall behind.
     engine: dict[str, Any] = {}
     """Passed to vLLM's engine arguments as they are."""

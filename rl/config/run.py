@@ -272,6 +272,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _engines_can_sleep(self) -> Config:
+        if not self.rollout.sleep:
+            return self
+        if not self.resources.colocate:
+            raise ValueError(
+                "rollout.sleep=true makes room for a learner on the same GPU, and here the engines "
+                "have their own; leave rollout.sleep out, or set resources.colocate=true"
+            )
+        if self.rollout.max_staleness:
+            raise ValueError(
+                "rollout.sleep=true stops sampling during an update and drops the KV cache of what "
+                f"is in flight, got rollout.max_staleness={self.rollout.max_staleness}, which "
+                "samples meanwhile; set one of them otherwise (rollout.keep_kv_cache does not help)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_can_travel(self) -> Config:
         """The transport leads from the learner's ranks to every process of every engine."""
         resources, transport = self.resources, self.transport
@@ -344,6 +361,13 @@ class Config(Section):
             return self.sync.transport
         with_gpus = "ipc" if self.resources.colocate else "nccl"
         return with_gpus if self.resources.gpus else "host"
+
+    @property
+    def engines_sleep(self) -> bool:
+        """Whether engines give up their GPU's memory while the learner updates."""
+        if self.rollout.sleep is not None:
+            return self.rollout.sleep
+        return self.resources.colocate and not self.rollout.max_staleness
 
     @property
     def canary_tolerance(self) -> float:

@@ -52,11 +52,18 @@ class Sampler(Protocol):
 class Engine(Sampler, Protocol):
     """Samples groups; holds proven weights of one version."""
 
+    async def sleep(self) -> None:
+        """Free the memory of GPUs that the learner shares, until the next `pause` and `resume`."""
+        ...
+
     # The four calls of a publish go to the same engines, those that are there when it begins. Each
     # raises EngineLost if one of these is lost, after which the publish begins anew.
 
     async def pause(self) -> None:
-        """Freeze requests in flight until `resume`; returns when no engine computes."""
+        """Freeze requests in flight until `resume`; returns when no engine computes.
+
+        Engines that sleep are ready for new weights then.
+        """
         ...
 
     async def resume(self, version: int) -> None:

@@ -236,6 +236,9 @@ class TrainingLoop:
             if wrong := wrong_credit(groups, advantages):
                 update = BatchUpdate({}, (None,) * len(batch.samples), wrong)
             else:
+                # Nothing is in flight then: all groups of the step are here, and no later ones.
+                if self._config.engines_sleep:
+                    await engine.sleep()
                 update = await learner.update(batch)
             updated = time.monotonic()
             sync_metrics = await publish(learner, engine, self._version + 1, self.canary)

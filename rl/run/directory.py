@@ -35,7 +35,7 @@ MAY_DIFFER_ON_RESUME = (
     # What becomes of a fault.
     *("recovery", "rollout.min_workers", "rollout.max_workers"),
     # How the engines run, not what they sample.
-    *("rollout.workers", "rollout.tensor_parallel", "rollout.engine"),
+    *("rollout.workers", "rollout.tensor_parallel", "rollout.engine", "rollout.sleep"),
     *("rollout.start_timeout_s", "rollout.group_timeout_s"),
     # How fast rewards are computed, not what they are.
     *("reward.workers", "reward.timeout_s", "reward.memory_mib"),

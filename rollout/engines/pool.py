@@ -7,6 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -310,6 +311,14 @@ class EnginePool:
         return min(engines, key=lambda engine: engine.load)
 
     # A publish
+
+    async def sleep(self) -> None:
+        """Engines that share the learner's GPUs give their memory up until the next publish."""
+        self._receivers = [engine for engine in self._engines if engine.state == "serving"]
+        # An engine that is lost holds no memory either, and the publish goes to those that are
+        # left.
+        with suppress(EngineLost):
+            await self._each("sleep")
 
     async def pause(self, joining: bool = False) -> int:
         """Freeze requests in flight; returns how many engines the publish goes to.

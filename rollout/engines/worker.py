@@ -82,6 +82,8 @@ class WorkerSettings:
     """Of requests without a seed of their own; the pool gives each engine another one."""
     keep_kv_cache: bool = True
     """Whether requests in flight keep their keys and values over a publish."""
+    sleeps: bool = False
+    """Whether it gives its GPU's memory to the learner while that updates."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments, passed through."""
     data: SourceConfig = field(default_factory=SourceConfig)
@@ -104,6 +106,8 @@ class RolloutWorker(Watched):
         """Whether a weight update has begun that has not been finished."""
         self._version = 0
         self._num_canaries = 0
+        self._away: set[str] = set()
+        """What of the GPU's memory vLLM has given up, in its own words; empty while it is awake."""
         self._adapter: Any = None
         """vLLM's name for the policy's adapter, which every request carries once there is one."""
 
@@ -174,6 +178,10 @@ class RolloutWorker(Watched):
         if settings.adapter is not None:
             rank = next(rank for rank in vllm_api.LORA_RANKS if rank >= settings.adapter.rank)
             arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+        if settings.sleeps:
+            # Weights and KV cache then lie in memory that vLLM can give back and map again at the
+            # same addresses, which CUDA graphs hold.
+            arguments["enable_sleep_mode"] = True
         self._store = MediaStore(settings.data)
         self._family = family = engine_family(Path(settings.model))
         arguments |= {**family.serving_arguments, **family.training_arguments, **settings.engine}
@@ -384,10 +392,30 @@ class RolloutWorker(Watched):
             end_token=int(completion.token_ids[-1]) if is_ended else None,
         )
 
-    # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove.
+    # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove. Before
+    # it, an engine on the learner's GPU sleeps through the update.
+
+    async def sleep(self) -> None:
+        """Freeze requests in flight and give up the GPU's memory; `pause` and `resume` end it."""
+        # A full publish brings every weight again, so they are dropped. Beside an adapter the base
+        # never comes again, and is kept in the memory of the host.
+        level = 2 if self._settings.adapter is None else 1
+        with self._deaths():
+            await self._engine.sleep(level=level, mode="keep")
+            self._tally.pause()
+        self._away = {"weights", "kv_cache"}
 
     async def pause(self) -> None:
         """Freeze requests in flight; they go on over the keys and values they have, if kept."""
+        if "weights" in self._away:
+            # Room for the weights that now come, and none yet for keys and values: the learner
+            # needs it to gather and send. Until both are back vLLM schedules nothing.
+            with self._deaths():
+                await self._engine.wake_up(["weights"])
+            self._away.discard("weights")
+        # Also where a publish begins anew because another engine was lost in it.
+        if self._away:
+            return
         is_kept = self._settings.keep_kv_cache
         with self._deaths():
             await self._engine.pause_generation(mode="keep", clear_cache=not is_kept)
@@ -398,8 +426,12 @@ class RolloutWorker(Watched):
                 await self._engine.reset_encoder_cache()
 
     async def resume(self, version: int) -> None:
+        # Before vLLM goes on, which it does by itself when all of its memory is back.
         self._version = version
         with self._deaths():
+            if self._away:
+                await self._engine.wake_up(sorted(self._away))
+                self._away.clear()
             await self._engine.resume_generation()
 
     async def statistics(self) -> EngineStatistics:

@@ -49,8 +49,18 @@ def test_chunked_logprobs_in_bfloat16_are_near_the_float32_ones():
 
 
 @needs_engines
-@pytest.mark.parametrize("transport", ["ipc", "host"])
-def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport):
+@pytest.mark.parametrize(
+    ("transport", "settings"),
+    [
+        # The engine sleeps through every update and drops its weights.
+        ("ipc", []),
+        ("host", []),
+        # It keeps the base of the adapter in the memory of the host.
+        ("auto", ["policy.lora.rank=8", "policy.optimizer.learning_rate=1e-5"]),
+        ("ipc", ["rollout.sleep=false"]),
+    ],
+)
+def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport, settings):
     run = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50.yaml", "scale=one_gpu"),
@@ -60,6 +70,7 @@ def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport):
         "rollout.engine.gpu_memory_utilization=0.2",
         # References are forced through vLLM's V2 model runner, which the CPU has not.
         "data.settings.probability_share=0.5",
+        *settings,
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

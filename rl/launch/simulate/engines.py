@@ -193,6 +193,10 @@ class SimulatedEngines:
         responses = [SimulatedTrajectory(prompt, length, versions) for length in lengths]
         return RolloutGroup(request, tuple(responses))
 
+    async def sleep(self) -> None:
+        # Nothing is in flight then (rl/loop/loop.py), and to give memory back takes no time here.
+        await self.pause()
+
     async def pause(self) -> None:
         for index in range(len(self._queues)):
             self._catch_up(index)

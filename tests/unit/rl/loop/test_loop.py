@@ -258,3 +258,42 @@ def test_the_next_groups_are_sampled_while_a_step_is_written_down():
 
     asyncio.run(main())
     assert asked == {1: {"0", "1"}, 2: {"0", "1", "2"}, 3: {"0", "1", "2"}}
+
+
+def test_engines_on_the_learners_gpus_sleep_from_the_last_group_to_the_publish():
+    events = []
+
+    class Watched(FakeEngine):
+        async def generate(self, request):
+            assert not self.asleep
+            group = await super().generate(request)
+            events.append("group")
+            return group
+
+        async def sleep(self):
+            await super().sleep()
+            events.append("sleep")
+
+        async def resume(self, version):
+            await super().resume(version)
+            events.append(f"version {version}")
+
+    engine, learner = Watched(), FakeLearner()
+    update, send = learner.update, learner.send_weights
+
+    async def watched_update(batch):
+        events.append(f"update, asleep {engine.asleep}")
+        return await update(batch)
+
+    async def watched_send(version):
+        events.append("send")
+        return await send(version)
+
+    learner.update, learner.send_weights = watched_update, watched_send
+    gpus = {"gpus": 1, "colocate": True}
+    run(config(steps=2, resources=gpus), engine, learner=learner)
+    step = [*["group"] * 4, "sleep", "update, asleep True", "send"]
+    assert events == [*step, "version 1", *step, "version 2"]
+    events.clear()
+    run(config(steps=2, resources=gpus, rollout__max_staleness=1), Watched(), learner=learner)
+    assert "sleep" not in events
