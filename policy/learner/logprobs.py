@@ -285,7 +285,8 @@ class _Float32Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        if hidden.is_cuda:
+        # Also where memory is metered for one (policy/learner/memory_meter.py).
+        if hidden.is_cuda or hidden.is_meta:
             return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
         return hidden.float() @ weight.float().t()
 

@@ -86,9 +86,14 @@ def load_policy(
             trust_remote_code=False,
             local_files_only=True,
         )
-    model_family(model_config.model_type).prepare(model)
     if config.fused_layers:
         fuse_layers(model)
+    return make_trainable(model, config)
+
+
+def make_trainable(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedModel | PeftModel:
+    """Set up all of a model that its memory depends on; raises as `choose_trained`."""
+    model_family(model.config.model_type).prepare(model)
     if config.checkpoint_every:
         checkpoint_layers(model, config.checkpoint_every)
     return choose_trained(model, config)

@@ -18,6 +18,7 @@ settings of one kind of data mean nothing to another.
 
 import difflib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ COMMAND_LINE = "the command line"
 LOADER_KEYS = ("config", "scale")
 """Keys that direct the reading and are no part of the configuration."""
 ASK_TIMEOUT_S = 20
+PROGRAMS_SHARE = 0.99
+"""Of the memory that nvidia-smi reports, what is left for programs: 79.1 GiB of an H100's 79.6."""
 BUILTIN = "builtin:"
 """How the names of the built-in models begin."""
 WORLD = ("data.kind.", "data.path.", "data.preset.", "data.mix.", "policy.model.")
@@ -56,6 +59,9 @@ class Loaded:
     config: Config
     notes: tuple[str, ...]
     """What a person should know: which of their settings have no effect, and which GPUs no use."""
+    auto_scale: str | None = None
+    """The scale that `scale=auto` took by the number of GPUs, where there are any. Whether the
+    model fits into their memory is asked when the model is known (rl/launch/auto_scale.py)."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +93,17 @@ def load(arguments: Sequence[str]) -> Loaded:
     mine = [*(layer for layer in layers if not layer.is_shipped), Layer(COMMAND_LINE, overrides)]
     scale_name = directives.get("scale", own_scale)
     scale = _scale_layers(layers, scale_name, mine)
-    notes = []
+    notes, auto_scale = [], None
     if scale_name == "auto" and "gpus" in (resources := _merge(scale).get("resources", {})):
         notes = _notes_of_auto(scale, resources["gpus"])
+        auto_scale = Path(scale[-1].name).stem if resources["gpus"] else None
     # What a scale has under `defaults` goes beneath the first layer that a person wrote.
     below = next((n for n, layer in enumerate(layers) if not layer.is_shipped), len(layers))
     layers[below:below] = _defaults(layers, scale)
     layers += [*scale, Layer(COMMAND_LINE, overrides)]
     # The name of the recipe is the run's, so that the same command finds its run again.
     config = _checked(layers, {"run": f"runs/{recipe.stem}"})
-    return Loaded(config, (*notes, *_notes(layers, scale, config)))
+    return Loaded(config, (*notes, *_notes(layers, scale, config)), auto_scale)
 
 
 def load_over(
@@ -197,13 +204,36 @@ def count_visible_gpus() -> int:
     else:
         # Containers may have the devices without the tool.
         count = sum(path.name[len("nvidia") :].isdigit() for path in Path("/dev").glob("nvidia*"))
+    listed = _listed_devices()
+    return count if listed is None else min(count, len(listed))
+
+
+def visible_gpu_bytes() -> int | None:
+    """Return the memory of the smallest visible NVIDIA GPU; None where it cannot be asked for."""
+    if (command := shutil.which("nvidia-smi")) is None:
+        return None
+    query = [command, "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(
+        query, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
+    )
+    # Where the tool answers anything else, such as "[N/A]", nothing is known.
+    rows = [re.fullmatch(r"(\d+), *(\d+)", line.strip()) for line in answer.stdout.splitlines()]
+    mebibytes = {row[1]: int(row[2]) for row in rows if row is not None}
+    # A name that is no index, such as a UUID, may be any of them.
+    listed = [mebibytes[name] for name in _listed_devices() or [] if name in mebibytes]
+    sizes = listed or list(mebibytes.values())
+    # CUDA itself and its driver keep a part of what the card has.
+    return round(min(sizes) * 2**20 * PROGRAMS_SHARE) if sizes else None
+
+
+def _listed_devices() -> list[str] | None:
+    """The devices that CUDA_VISIBLE_DEVICES lists; None where it is not set."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return count
+        return None
     # CUDA stops reading the list at the first entry that names no device.
     names = (name.strip() for name in visible.split(","))
-    listed = takewhile(lambda name: name and name[0] != "-" and name != "NoDevFiles", names)
-    return min(count, len(list(listed)))
+    return list(takewhile(lambda name: name and name[0] != "-" and name != "NoDevFiles", names))
 
 
 def _find(name: str, directories: Sequence[Path], key: str) -> Path:

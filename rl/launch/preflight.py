@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-import torch
-
 from policy.builtin.names import POLICY_SIZES, builtin_policy
+from policy.learner.memory_meter import meter_model
 from policy.models.cache import NotMade, find_model, looking_only
-from policy.models.checks import read_config
-from policy.models.loading import auto_class, resolve_model
+from policy.models.checks import weight_files
+from policy.models.loading import resolve_model
 from rl.align.assistants import check_assistants
 from rl.assembly import (
     checked_rewards,
@@ -29,18 +28,16 @@ from rl.assembly import (
     open_prompts,
     refuse_missing_gpus,
 )
-from rl.config.recipe import dump
+from rl.config.recipe import dump, visible_gpu_bytes
 from rl.config.run import Config
 from rl.loop.stages import Prompt
 from rl.run.directory import RunDirectory
 from rl.run.terminal import counted
 from rl.system.memory_estimate import (
     GIB,
+    MemoryPlan,
     ModelSize,
-    config_sizes,
     describe_memory,
-    model_size,
-    total_bytes,
 )
 from rl.system.placement import describe, place
 from rollout.chat import ChatTemplate
@@ -114,13 +111,15 @@ async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
         _check_directory(config)
     memory = "  unknown until the policy can be read"
     if size is not None:
-        memory = describe_memory(config.policy, config.rollout, size)
-        needed = total_bytes(config, size)
+        plan = MemoryPlan(config, size)
+        # Of another machine nothing is known but what its scale says, which names a common size.
+        memory = describe_memory(plan, visible_gpu_bytes() if here else None)
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if here and not gpus and needed is not None and needed > there:
+        if here and not gpus and plan.total_bytes > there:
             report.notes.append(
-                f"the run takes {needed / GIB:.1f} GiB of memory or more, and this machine has "
-                f"{there / GIB:.1f}; take a smaller policy.model, or policy.lora.rank=16"
+                f"the run takes {plan.total_bytes / GIB:.1f} GiB of memory or more, and this "
+                f"machine has {there / GIB:.1f}; take a smaller policy.model, or "
+                "policy.lora.rank=16"
             )
     report.lines += ["placement:", describe(place(config)), "memory:", memory]
     return report
@@ -161,17 +160,24 @@ async def _describe_policy(
     """Check the policy and show a prompt of each mode; returns its size where that is known."""
     name = config.policy.model
     report.lines += ["policy:", f"  {name}"]
-    builtin = POLICY_SIZES.get(name)
+    builtin, model = POLICY_SIZES.get(name), None
     size = None if builtin is None else ModelSize(builtin.parameters, builtin.vocabulary)
-    with report.looking(f"policy.model={name}"), _elsewhere(report, name, here):
+    at = f"policy.model={name}"
+    with report.looking(at), _elsewhere(report, name, here):
+        directory = find_model(builtin_policy(name), "policy.model")
         if Path(name).is_dir() or builtin is not None:
-            # Not untied: the copy is made when the run starts, and is checked then.
-            model = resolve_model(builtin_policy(name), untie=False, is_trained=True)
-            size = model_size(str(model)) if builtin is None else size
+            with report.looking(at):
+                # Not untied: the copy is made when the run starts, and is checked then.
+                model = resolve_model(str(directory), untie=False, is_trained=True)
         else:
-            model = find_model(name, "policy.model")
+            model = directory
             report.lines.append("  its weights are downloaded when the run starts")
-            size = _size_by_config(model)
+        # Also of a directory where nothing is missing but the weights: memory is often asked for
+        # before these are fetched. A model that is refused for what it is has no plan.
+        if model is not None or not weight_files(directory):
+            size = meter_model(model or directory, config)
+        if model is None:
+            return size
         if stream is not None:
             chat, notes = open_chat(config, model, stream)
             report.notes += notes
@@ -194,15 +200,6 @@ def _elsewhere(report: Preflight, name: str, here: bool) -> Iterator[None]:
         if here or Path(name).exists() or "could not be downloaded" not in str(error):
             raise
         report.notes.append(f"not checked: {error}")
-
-
-def _size_by_config(model: Path) -> ModelSize:
-    """The size of a model whose weights are not here, which its configuration decides."""
-    config = read_config(model)
-    # On this device tensors have shapes and no memory, so a large model takes a second.
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in auto_class(config).from_config(config).parameters())
-    return ModelSize(parameters, *config_sizes(config.to_dict()))
 
 
 def _rendered(

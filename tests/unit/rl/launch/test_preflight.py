@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from policy.learner import memory_meter
 from rl.config import recipe
 from rl.launch import __main__ as launch
 from rl.launch import preflight
 from tests.bpe_policy import make_policy
+from tests.published_models import write_qwen3
 
 OWN = ["config=mine.yaml", "scale=cpu", "policy.model=model"]
 MINE = """
@@ -77,7 +80,8 @@ def test_a_dry_run_says_what_is_trained_on_and_shows_a_prompt_of_each_mode(capsy
     # A row that is pinned to short is no example of long.
     assert "  mode long: rows/train/5" in said
     assert "bundle 0: 0 GPU, 1 CPU: engine 0" in said
-    assert "for a vocabulary of 375 (policy.logprob_chunk_tokens)" in said
+    assert "each learner rank: weights 0.00, gradients 0.00, optimizer 0.00, activations " in said
+    assert "a vocabulary of 375 (policy.logprob_chunk_tokens)" in said
     # Nothing is started, and nothing left behind but what the library of data sets caches.
     assert [path for path in sorted(place.rglob("*")) if "cache" not in str(path)] == before
 
@@ -185,6 +189,41 @@ def test_a_run_for_another_machine_is_looked_at_without_its_gpus_and_the_hub(cap
 
 
 def test_a_model_that_is_too_large_for_the_memory_is_noted(capsys, monkeypatch):
-    monkeypatch.setattr(preflight, "total_bytes", lambda config, size: 2**60)
+    monkeypatch.setattr(preflight.MemoryPlan, "total_bytes", 2**60)
     _, out, _ = dry_run(capsys, *OWN)
     assert "note: the run takes 1073741824.0 GiB of memory or more, and this machine has" in out
+
+
+def without_weights(name: str) -> str:
+    write_qwen3(Path(name), name)
+    return f"policy.model=./{name}"
+
+
+def test_memory_needs_a_configuration_and_no_weights(capsys, monkeypatch):
+    # Two sizes of micro-batches are enough here, and quicker.
+    monkeypatch.setattr(memory_meter, "LADDER", ())
+    monkeypatch.setattr(recipe, "count_visible_gpus", lambda: 0)
+    code, out, err = dry_run(capsys, "config=mine.yaml", "scale=one_gpu", without_weights("0.6B"))
+    # The run would not start, and is told what it lacks.
+    assert code == 1 and "no *.safetensors weights" in err
+    said = out.partition("\nmemory:\n")[2]
+    assert "596,049,920 parameters, 596,049,920 of them trained" in said
+    assert "weights 1.11, gradients 2.22, optimizer 6.66, activations " in said
+    assert "GiB at once, in the update, with micro-batches of 16,384 tokens" in said
+    assert "the engine sleeps while the learner updates" in said
+    assert "GPUs of 24 GB: " in said and "GPUs of 141 GB: " in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["8B", "32B"])
+@pytest.mark.parametrize("scale", ["one_gpu", "two_gpus", "four_gpus", "node_8gpu", "cluster"])
+def test_large_models_are_metered_at_every_scale(capsys, monkeypatch, name, scale):
+    monkeypatch.setattr(recipe, "count_visible_gpus", lambda: 0)
+    settings = [f"scale={scale}", without_weights(name), "resources.ray_address=null"]
+    if scale == "cluster":
+        settings.pop()
+    _, out, _ = dry_run(capsys, "config=mine.yaml", *settings)
+    said = out.partition("\nmemory:\n")[2]
+    assert {"8B": "8,190,735,360", "32B": "32,762,123,264"}[name] in said
+    assert re.search(r"activations \d+\.\d\d, logits \d\.\d\d, publish buffers", said), said
+    assert "GPUs of 141 GB: " in said
