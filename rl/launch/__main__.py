@@ -40,6 +40,11 @@ class LaunchKeys(Keys):
 
 async def launch(keys: LaunchKeys) -> int:
     loaded = load(keys.settings)
+    if loaded.auto_scale is not None:
+        # It asks how much memory the model takes, for which it loads torch.
+        from rl.launch.auto_scale import fit_scale
+
+        loaded = fit_scale(keys.settings, loaded)
     config = loaded.config
     # torch and drawing libraries start slowly, and help and a mistyped key are to be answered at
     # once.

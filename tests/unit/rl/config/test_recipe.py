@@ -13,6 +13,7 @@ from rl.config.recipe import (
     dump,
     find_scale,
     load,
+    visible_gpu_bytes,
 )
 
 HYBRID = "config=hybrid_50_50.yaml"
@@ -56,7 +57,8 @@ def test_the_shipped_files_are_the_documented_ones():
         "short_only.yaml",
     ]
     assert SWEEPS == ["sweep_ratio.yaml", "sweep_vision.yaml"]
-    assert SCALE_NAMES == ["cluster", "cpu", "cpu_tiny", "node_8gpu", "one_gpu"]
+    with_gpus = ["four_gpus", "node_8gpu", "one_gpu", "two_gpus"]
+    assert set(SCALE_NAMES) == {"cluster", "cpu", "cpu_tiny", *with_gpus}
 
 
 @pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml"), *SCALES.glob("*.yaml")], ids=str)
@@ -313,10 +315,13 @@ def fake_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int) 
         (0, None, "cpu_tiny"),
         (0, "0", "cpu_tiny"),
         (1, None, "one_gpu"),
-        (4, None, "one_gpu"),
+        (2, None, "two_gpus"),
+        (3, None, "two_gpus"),
+        (4, None, "four_gpus"),
+        (7, None, "four_gpus"),
         (8, None, "node_8gpu"),
         (16, None, "node_8gpu"),
-        (8, "0,1", "one_gpu"),
+        (8, "0,1", "two_gpus"),
         (8, "", "cpu_tiny"),
         (8, "-1", "cpu_tiny"),
         (8, "3,-1,4", "one_gpu"),
@@ -329,6 +334,46 @@ def test_auto_takes_the_largest_scale_that_fits(tmp_path, monkeypatch, installed
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert count_visible_gpus() <= installed
     assert find_scale("auto").stem == scale
+    # What fits into their memory is asked where there are GPUs.
+    on_gpu = None if scale == "cpu_tiny" else scale
+    assert load([HYBRID, "scale=auto"]).auto_scale == on_gpu
+    assert load([HYBRID, "scale=cpu"]).auto_scale is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "visible", "mebibytes"),
+    [
+        ("0, 81559\\n1, 81559\\n", None, 81559),
+        ("0, 81559\\n1, 24564\\n", None, 24564),
+        ("0, 81559\\n1, 24564\\n", "0", 81559),
+        ("0, 81559\\n1, 24564\\n", "GPU-7f", 24564),
+        ("0, [N/A]\\n", None, None),
+        ("", None, None),
+    ],
+)
+def test_the_memory_of_the_smallest_visible_gpu_counts(
+    tmp_path, monkeypatch, answer, visible, mebibytes
+):
+    fake_nvidia_smi(tmp_path, monkeypatch, 0)
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    # 1 % is the driver's.
+    assert visible_gpu_bytes() == (mebibytes and round(mebibytes * 2**20 * 0.99))
+
+
+def test_engines_sleep_where_they_share_the_learners_gpus_and_nothing_is_sampled_meanwhile():
+    assert load([HYBRID, "scale=one_gpu"]).config.engines_sleep
+    assert load([HYBRID, "scale=four_gpus", "rollout.sleep=true"]).config.engines_sleep
+    for settings in (["rollout.max_staleness=1"], ["rollout.sleep=false"]):
+        assert not load([HYBRID, "scale=one_gpu", *settings]).config.engines_sleep
+    assert not load([HYBRID, "scale=node_8gpu"]).config.engines_sleep
+    message = refused(HYBRID, "scale=node_8gpu", "rollout.sleep=true")
+    assert "the engines have their own" in message and "resources.colocate=true" in message
+    given = ["scale=one_gpu", "rollout.sleep=true", "rollout.max_staleness=2"]
+    message = refused(HYBRID, *given)
+    assert "rollout.max_staleness=2" in message and "rollout.keep_kv_cache" in message
 
 
 @pytest.mark.parametrize(
