@@ -59,7 +59,6 @@ from rollout.engines.worker import RolloutWorker, WorkerSettings
 TRAINING_STEPS = 8
 SETTLE_S = 1.5
 """vLLM's processes spin for a second after their last message, on cores the other side needs."""
-H200_BF16_TFLOPS = 989.0
 CONTEXT_TOKENS, REFERENCE_TOKENS, SCORED_CONTEXTS = 1000, 8, 64
 
 
@@ -251,7 +250,6 @@ async def bench_learner(
     material: RunInputs, system: TrainingServices, batch: TrainBatch, rounds: int
 ) -> dict[str, Any]:
     config = material.config
-    on_gpu = config.resources.gpus > 0
     policy = config.policy
     bare = (
         ray.remote(BareLearner)
@@ -280,26 +278,13 @@ async def bench_learner(
     row = compared("learner / bare PyTorch", "tok/s", ours, theirs)
     row["from_driver"] = statistics.median(from_driver[1:])
     print(f"{'    with the batch sent by the driver':34s} {row['from_driver']:>7,.0f} tok/s")
-    if on_gpu:
-        row["mfu"] = _mfu(material.model, row["ours"])
-        print(f"{'learner MFU':34s} {row['mfu']:.3f} of {H200_BF16_TFLOPS:g} TFLOP/s dense bf16")
+    row["peak_gib"] = metrics["memory/rank_peak_gib"]
+    print(f"{'learner peak memory':34s} {row['peak_gib']:.2f} GiB a rank")
+    if "perf/mfu" in metrics:
+        # Of the last round; with the same batch it goes with the speed.
+        row["mfu"] = metrics["perf/mfu"] * row["ours"] / metrics["perf/learner_tokens_per_second"]
+        print(f"{'learner MFU':34s} {row['mfu']:.3f} of the GPU's dense bf16 peak")
     return row
-
-
-def _mfu(model: Path, tokens_per_second: float) -> float:
-    """6 FLOP per parameter and token, attention not counted, against an H200's dense bf16 peak."""
-    from safetensors import safe_open
-
-    parameters = 0
-    for path in model.glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if "embed_tokens" not in name:
-                    size = 1
-                    for extent in file.get_slice(name).get_shape():
-                        size *= extent
-                    parameters += size
-    return 6 * parameters * tokens_per_second / (H200_BF16_TFLOPS * 1e12)
 
 
 async def bench_publish(config: Config, system: TrainingServices, rounds: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -60,7 +61,8 @@ class ModelFlops:
 
     @classmethod
     def of(cls, policy: PreTrainedModel | PeftModel) -> ModelFlops:
-        base = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        # Any: to a type checker an attribute of a module may be a tensor.
+        base: Any = policy.get_base_model() if isinstance(policy, PeftModel) else policy
         config = base.config.get_text_config()
         parts = model_family(base.config.model_type).parts(base)["llm"]
         # By identity, since a tied output layer is the input embedding too, and is computed once.

@@ -61,6 +61,8 @@ def test_chunked_logprobs_in_bfloat16_are_near_the_float32_ones():
     ],
 )
 def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport, settings):
+    from policy.learner.usage import peak_tflops
+
     run = tmp_path / "run"
     command = [
         *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50.yaml", "scale=one_gpu"),
@@ -77,6 +79,13 @@ def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport, set
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(steps) == 4
     assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
+    is_known = peak_tflops(torch.cuda.get_device_name()) is not None
+    for step in steps:
+        assert 0 < step["perf/mfu"] < 1 if is_known else "perf/mfu" not in step
+        assert 0 < step["memory/rank_peak_gib"] < torch.cuda.mem_get_info()[1] / 2**30
+        assert 0 < step["engine/kv_use"] <= 1
+        for speed in ("tokens", "learner_tokens", "engine_tokens"):
+            assert step[f"perf/{speed}_per_second_per_gpu"] > 0
     rows = [row for path in sorted((run / "ledger").glob("*.parquet")) for row in read_rows(path)]
     parts = [row.parts for row in rows if row.route == "probability/1"]
     forced = [part["probability"] for part in parts if "probability" in part]
