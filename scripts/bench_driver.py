@@ -22,6 +22,7 @@ import ray
 
 from policy.learner.learner import RayLearner
 from policy.learner.rank import RankUpdate
+from policy.learner.usage import RankUsage
 from rewards.composition import Accuracy, TextParts
 from rewards.service import RewardService
 from rewards.text.actor import TextRewardClient
@@ -108,14 +109,15 @@ class TrivialRewards:
 
 
 class TrivialRank:
-    """Reads its batch, and every second sample of it is its own."""
+    """Reads its share of a batch."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
 
     def update(self, batch: Any) -> RankUpdate:
-        own = range(self._rank, len(batch.samples), RANKS)
-        return RankUpdate(dict.fromkeys(SUMS, 0.0), dict.fromkeys(own, 0.0), 1.0, 1e-6, 1, 1.0)
+        own = [i for u in batch.of_rank(self._rank) for rows in u.micro_batches for i in rows]
+        sums, usage = dict.fromkeys(SUMS, 0.0), RankUsage.now(0, False)
+        return RankUpdate(sums, dict.fromkeys(own, 0.0), 1.0, 1e-6, 1, 1.0, usage)
 
     def send_weights(self, version: int) -> WeightProof:
         return WeightProof(version, {}, (-1.0,))

@@ -1,6 +1,6 @@
 """The learner that the loop knows: DeepSpeed ranks as Ray actors, driven in step.
 
-    update:  one ray.put -> every rank -> sums of all ranks -> metrics
+    update:  a share for every rank -> sums of all ranks -> metrics
 
 Waits for all ranks of a call; unblocked at once by the first rank that fails, because the others
 then wait in a collective for one that will not come.
@@ -17,6 +17,7 @@ from ray.util import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.learner.rank import LearnerRank, RankUpdate
+from policy.learner.shares import share_batch
 from policy.learner.usage import usage_metrics
 from rl.config.run import Config
 from rl.loop.interfaces import LearnerLost, WorkerFailed
@@ -162,9 +163,9 @@ class RayLearner:
         """Take the optimizer steps of one batch."""
         if not batch.samples:
             raise ValueError(f"the batch of step {batch.step} has no samples to train on")
-        # Put once and read by every rank from shared memory. In a thread, because a large batch
-        # takes a while to copy and producers must go on.
-        shared = await asyncio.to_thread(ray.put, batch)
+        # In a thread, because a large batch takes a while to divide and to copy, and producers must
+        # go on.
+        shared = await asyncio.to_thread(share_batch, batch, self._config)
         results: list[RankUpdate] = await self._call("update", UPDATE_TIMEOUT_S, shared)
         first = results[0]
         lengths = [sample.trajectory.num_tokens for sample in batch.samples]

@@ -1,7 +1,7 @@
 """One learner rank: the policy under DeepSpeed, its updates, its weights and its checkpoints.
 
-Every rank is given the whole batch and computes the same plan, so ranks agree on who forwards
-what without talking. A plain class; policy/learner/learner.py makes Ray actors of it.
+Every rank takes its share of a plan that is the same for all of them (shares.py), so ranks agree on
+who forwards what without talking. A plain class; policy/learner/learner.py makes Ray actors of it.
 """
 
 import os
@@ -24,20 +24,14 @@ from policy.learner.deepspeed_engine import (
 from policy.learner.learning_rate import learning_rate_at
 from policy.learner.logprobs import LogprobModel, wants_kernel
 from policy.learner.sequence_parallel import share_sequences
+from policy.learner.shares import SharedBatch, Update, divide, plan_rows
 from policy.learner.usage import ModelFlops, RankUsage
 from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import DTYPES, load_policy
 from policy.weights.full_weights import AdapterWeights, FullWeights, write_model_directory
 from rl.config.run import Config
-from rl.loop.batching import (
-    MicroBatch,
-    collate,
-    plan_micro_batches,
-    reference_sample,
-    split_updates,
-)
+from rl.loop.batching import MicroBatch, collate, reference_sample
 from rl.loop.losses import (
-    GlobalCounts,
     LossInputs,
     mean_log_ratios,
     policy_loss,
@@ -67,16 +61,6 @@ class RankUpdate:
     usage: RankUsage
     skipped: str | None
     """Why an optimizer step was not taken; equal on all ranks."""
-
-
-@dataclass(frozen=True)
-class Update:
-    """One optimizer step: this rank's micro-batches and the counts of all ranks."""
-
-    micro_batches: list[dict[int, TrainSample]]
-    """Samples that are forwarded together, by their place in the batch; none where a rank only
-    keeps in step."""
-    counts: GlobalCounts
 
 
 class LearnerRank(Watched):
@@ -129,7 +113,7 @@ class LearnerRank(Watched):
             self._gate = StepGate(self._engine.optimizer)
         self._engine.train()
 
-    def update(self, batch: TrainBatch) -> RankUpdate:
+    def update(self, batch: TrainBatch | SharedBatch) -> RankUpdate:
         """Take the optimizer steps of one batch; all ranks are given the same batch."""
         started = time.monotonic()
         if self._use_cuda:
@@ -138,9 +122,10 @@ class LearnerRank(Watched):
         learning_rate = learning_rate_at(optimizer, batch.step, self._config.steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        # Every rank plans for all ranks and takes its part, so no rank has to send a plan to
-        # another.
-        updates = self.plan(batch.samples)
+        if isinstance(batch, SharedBatch):
+            updates = batch.of_rank(self._rank)
+        else:
+            updates = self.plan(batch.samples)
         old_logprobs: list[list[Tensor] | None] = [None] * len(updates)
         # With one update the forward that trains gives them too, and saves a second forward.
         if len(updates) > 1:
@@ -174,31 +159,7 @@ class LearnerRank(Watched):
 
     def plan(self, samples: Sequence[TrainSample]) -> list[Update]:
         """Return this rank's share of each optimizer step."""
-        algorithm = self._config.algorithm
-        updates = []
-        for indices in split_updates(len(samples), algorithm.updates_per_batch):
-            part = [samples[index] for index in indices]
-            lengths = [sample.trajectory.num_tokens for sample in part]
-            # Counts of the whole update and not of this rank: the gradients of ranks and micro-
-            # batches then add up to that of one big batch, however it is cut.
-            counts = GlobalCounts(
-                num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
-                num_sequences=len(part),
-            )
-            own = [{indices[row]: part[row] for row in rows} for rows in self._own_rows(lengths)]
-            updates.append(Update(own, counts))
-        return updates
-
-    def _own_rows(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Of samples of these lengths, those in each of this rank's micro-batches."""
-        policy = self._config.policy
-        # Ranks that share sequences forward the same ones, as many tokens together as they can
-        # hold together.
-        shared = policy.sequence_parallel
-        plan = plan_micro_batches(
-            lengths, policy.ranks // shared, policy.micro_batch_tokens * shared
-        )
-        return plan[self._rank // shared]
+        return divide(samples, self._config)[self._rank]
 
     def accumulate(
         self, update: Update, old_logprobs: Sequence[Tensor] | None
@@ -306,7 +267,7 @@ class LearnerRank(Watched):
             samples.append(reference_sample(request, context))
         lengths = [sample.trajectory.num_tokens for sample in samples]
         answers: dict[int, tuple[float, ...]] = {}
-        for rows in self._own_rows(lengths):
+        for rows in plan_rows(lengths, self._config)[self._rank]:
             flat = self._logprobs([samples[place] for place in rows], is_sampled=False).tolist()
             for place in rows:
                 count = samples[place].trajectory.num_response_tokens
