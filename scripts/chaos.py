@@ -242,7 +242,7 @@ def deal(rng: random.Random, num: int, kinds: tuple[str, ...] = KINDS) -> list[s
 
 
 def main(arguments: list[str], note: Callable[[str], None] = print) -> int:
-    given = dict(argument.partition("=")[::2] for argument in arguments)
+    given = {key: value for key, _, value in (a.partition("=") for a in arguments)}
     seed, faults = int(given.pop("seed", 0)), int(given.pop("faults", 30))
     kinds = tuple(given.pop("kinds", ",".join(KINDS)).split(","))
     out = Path(given.pop("out", "") or tempfile.mkdtemp(prefix="chaos-"))

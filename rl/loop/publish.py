@@ -80,9 +80,11 @@ async def at_next_publish() -> None:
 class JoinedEngine(Engine, Protocol):
     """An engine that others join while the run goes on."""
 
-    async def pause(self, joining: bool = False) -> int:
-        """joining: let the publish go to those alone that have no weights yet. Returns how many
-        engines it goes to."""
+    async def pause_joining(self) -> int:
+        """In the place of `pause`: let the publish go to those alone that have no weights yet.
+
+        Returns how many they are.
+        """
         ...
 
 
@@ -112,7 +114,7 @@ async def admit(learner: Learner, engine: JoinedEngine, version: int, canary: Ca
     """
     while True:
         try:
-            if await engine.pause(joining=True):
+            if await engine.pause_joining():
                 await _send_and_prove(learner, engine, version, canary)
             return
         except EngineLost:

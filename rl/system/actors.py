@@ -77,16 +77,21 @@ class ActorPlaces:
     ) -> Any:
         """Start the actor of one place; beyond the last place Ray puts it where there is room."""
         strategies, output = self.strategies, log_variables(self.logs, f"{name} {index}")
-        watched: Any = ray.remote(concurrency_groups={VITALS: 1})(kind)
-        return watched.options(
-            num_cpus=self.cpus,
-            num_gpus=self.gpus,
-            max_concurrency=MAX_CALLS_IN_FLIGHT,
-            max_restarts=restarts,
-            max_task_retries=restarts,
-            scheduling_strategy=strategies[index] if index < len(strategies) else "DEFAULT",
-            runtime_env={"env_vars": {**environment, **output}},
-        ).remote(*arguments)
+        # Its overloads know no class that is given at run time.
+        remote: Any = ray.remote
+        return (
+            remote(concurrency_groups={VITALS: 1})(kind)
+            .options(
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+                max_concurrency=MAX_CALLS_IN_FLIGHT,
+                max_restarts=restarts,
+                max_task_retries=restarts,
+                scheduling_strategy=strategies[index] if index < len(strategies) else "DEFAULT",
+                runtime_env={"env_vars": {**environment, **output}},
+            )
+            .remote(*arguments)
+        )
 
 
 class Waiting:

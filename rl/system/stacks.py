@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rl.system.worker_logs import LOG_VARIABLE
@@ -40,7 +41,7 @@ def write_stacks(logs: Path) -> Path:
             read: Any = ray.remote(stacks_of_node).options(num_cpus=0, scheduling_strategy=there)
             try:
                 file.write(ray.get(read.remote(logs), timeout=NODE_S))
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 file.write(f"== node {node}: {error}\n")
     return path
 

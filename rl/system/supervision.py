@@ -179,14 +179,14 @@ async def watch_over(
             done, _ = await asyncio.wait((ping,), timeout=limit_s)
             if done:
                 try:
-                    vitals = ping.result()
+                    answer: Vitals = ping.result()
                 except RayActorError as error:
                     return Loss(f"its process died: {in_a_line(error)}", False)
                 except RayError as error:
                     return Loss(f"it gives no sign of life: {in_a_line(error)}", False)
-                ping = None
-                heard(vitals)
-                limit_s = heartbeat_s(vitals)
+                ping, vitals = None, answer
+                heard(answer)
+                limit_s = heartbeat_s(answer)
             assert vitals is not None and limit_s is not None
             # Ray starts some actors again by itself. Of a process that is gone there is nothing
             # left to end, and the new one answers when it is up.

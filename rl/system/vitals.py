@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 PINGS_PER_HEARTBEAT = 6
@@ -116,7 +117,7 @@ async def end_processes(vitals: Vitals) -> None:
     if vitals.node == ray.get_runtime_context().get_node_id():
         return kill_processes(processes)
     # A node that is gone has taken the processes with it.
-    with suppress(ray.exceptions.RayError):
+    with suppress(RayError):
         there = NodeAffinitySchedulingStrategy(vitals.node, soft=False)
         kill: Any = ray.remote(kill_processes).options(num_cpus=0, scheduling_strategy=there)
         await kill.remote(processes)

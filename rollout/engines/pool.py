@@ -320,19 +320,19 @@ class EnginePool:
         with suppress(EngineLost):
             await self._each("sleep")
 
-    async def pause(self, joining: bool = False) -> int:
-        """Freeze requests in flight; returns how many engines the publish goes to.
-
-        joining: it goes to those alone that wait for their first weights.
-        """
-        states = ("joining",) if joining else ("joining", "serving", "leaving")
-
+    async def pause(self) -> None:
         def loaded() -> list[_Engine]:
+            states = ("joining", "serving", "leaving")
             return [engine for engine in self._engines if engine.state in states]
 
-        if not joining and not loaded():
+        if not loaded():
             await self._until(lambda: bool(loaded()), 1)
         self._receivers = loaded()
+        await self._each("pause")
+
+    async def pause_joining(self) -> int:
+        """In the place of `pause`: the publish goes to those that wait for their first weights."""
+        self._receivers = [engine for engine in self._engines if engine.state == "joining"]
         await self._each("pause")
         return len(self._receivers)
 
