@@ -47,7 +47,7 @@ FAMILIES = ("qwen3", "minicpmv", "qwen2_5_vl")
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning")
     yield
     ray.shutdown()
 
