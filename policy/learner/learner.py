@@ -21,7 +21,7 @@ from policy.learner.shares import share_batch
 from policy.learner.usage import usage_metrics
 from rl.config.run import Config
 from rl.loop.interfaces import LearnerLost, WorkerFailed
-from rl.loop.losses import loss_metrics, reduce_sums
+from rl.loop.losses import is_in_loss, loss_metrics, reduce_sums
 from rl.loop.stages import BatchUpdate, Canary, ReferenceRequest, TrainBatch, WeightProof
 from rl.system.actors import ActorDied, call, call_all, kill_actor
 from rl.system.cluster import Cluster
@@ -168,7 +168,8 @@ class RayLearner:
         shared = await asyncio.to_thread(share_batch, batch, self._config)
         results: list[RankUpdate] = await self._call("update", UPDATE_TIMEOUT_S, shared)
         first = results[0]
-        lengths = [sample.trajectory.num_tokens for sample in batch.samples]
+        by_sample = {index: value for r in results for index, value in r.mismatches.items()}
+        lengths = [batch.samples[index].trajectory.num_tokens for index in by_sample]
         self.device = first.usage.device
         # Ranks that share sequences have the same sums.
         sums = reduce_sums([r.sums for r in results[:: self._config.policy.sequence_parallel]])
@@ -178,11 +179,15 @@ class RayLearner:
         }
         seconds = max(r.seconds for r in results)
         metrics |= usage_metrics([r.usage for r in results], lengths, seconds)
-        # Every sample was forwarded by one rank, in one of the updates.
-        by_sample = {index: value for r in results for index, value in r.mismatches.items()}
-        return BatchUpdate(
-            metrics, tuple(by_sample[i] for i in range(len(batch.samples))), first.skipped
+        algorithm = self._config.algorithm
+        # Every sample that is in the loss was forwarded by one rank, in one of the updates.
+        mismatches = tuple(
+            by_sample[index] if is_in_loss(sample.trajectory, algorithm) else None
+            for index, sample in enumerate(batch.samples)
         )
+        if algorithm.mask_truncated:
+            metrics["rollout/left_out_truncated"] = mismatches.count(None) / len(mismatches)
+        return BatchUpdate(metrics, mismatches, first.skipped)
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Implements ReferenceScorer; requests that wait are forwarded together."""

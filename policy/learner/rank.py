@@ -177,6 +177,7 @@ class LearnerRank(Watched):
             micro_batch, logprobs, entropies = self._forward([*samples.values()])
             mask = micro_batch.loss_mask
             inputs = LossInputs(
+                loss_mask=mask,
                 policy_logprobs=logprobs,
                 old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs[place],
                 rollout_logprobs=micro_batch.rollout_logprobs[mask],

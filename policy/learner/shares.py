@@ -13,7 +13,7 @@ import ray
 
 from rl.config.run import Config
 from rl.loop.batching import plan_micro_batches, split_updates
-from rl.loop.losses import GlobalCounts
+from rl.loop.losses import GlobalCounts, is_in_loss
 from rl.loop.stages import TrainBatch, TrainSample
 
 
@@ -53,17 +53,17 @@ def plan_rows(lengths: Sequence[int], config: Config) -> list[list[list[int]]]:
 def divide(samples: Sequence[TrainSample], config: Config) -> list[list[Update]]:
     """The optimizer steps of a batch, by rank."""
     shares: list[list[Update]] = [[] for _ in range(config.policy.ranks)]
-    for indices in split_updates(len(samples), config.algorithm.updates_per_batch):
-        part = [samples[index] for index in indices]
+    algorithm = config.algorithm
+    for indices in split_updates(len(samples), algorithm.updates_per_batch):
+        part = {index: samples[index] for index in indices}
         # Counts of the whole update and not of one rank: the gradients of ranks and micro-batches
         # then add up to that of one big batch, however it is cut.
-        counts = GlobalCounts(
-            num_loss_tokens=sum(s.trajectory.num_response_tokens for s in part),
-            num_sequences=len(part),
-        )
-        plan = plan_rows([sample.trajectory.num_tokens for sample in part], config)
+        counts = GlobalCounts.of([sample.trajectory for sample in part.values()], algorithm)
+        # A truncated answer is among the longest, and without loss its forward is for nothing.
+        places = [index for index in part if is_in_loss(part[index].trajectory, algorithm)]
+        plan = plan_rows([part[index].trajectory.num_tokens for index in places], config)
         for share, micro_batches in zip(shares, plan, strict=True):
-            own = [{indices[row]: part[row] for row in rows} for rows in micro_batches]
+            own = [{places[row]: part[places[row]] for row in rows} for rows in micro_batches]
             share.append(Update(own, counts))
     return shares
 

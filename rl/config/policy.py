@@ -182,8 +182,16 @@ class GuardConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    """GRPO (arXiv 2402.03300) with no KL and no entropy term (arXiv 2509.18154, 2.4.3)."""
+    """GRPO (arXiv 2402.03300) with no KL and no entropy term (arXiv 2509.18154, 2.4.3), or one of
+    its successors."""
 
+    loss: Literal["grpo", "gspo", "gspo_token", "cispo"] = "grpo"
+    """What is clipped: `grpo` the ratio of a token, after which the token has no gradient; `gspo`
+    (arXiv 2507.18071) the ratio of a sequence, the geometric mean over its tokens, which moves far
+    less (the paper clips at 3e-4 and 4e-4), and `gspo_token` the same with a gradient to each token
+    by its own; `cispo` (arXiv 2506.13585) the weight of a token, above alone, and the token keeps a
+    gradient (ScaleRL, arXiv 2510.13786, cuts the weight at 5: clip_high 4). All but grpo need
+    `updates_per_batch` of 2 or more, and gspo `aggregation` sequence."""
     normalize_by_std: bool = True
     """Divide the centred rewards by the group's standard deviation; false is Dr. GRPO."""
     clip_low: float = Field(default=0.2, ge=0, lt=1)
@@ -202,10 +210,54 @@ class AlgorithmConfig(Section):
     # Engine and learner compute in another order and precision, so their probabilities differ even
     # for equal weights. Without a cap one token with a tiny sampled probability could rule a step.
     rollout_weight_cap: float | None = Field(default=2.0, gt=0)
-    """Cap of the truncated importance weight of a token against the engine that sampled it; null
-    turns the weight off."""
+    """Cap of the importance weight of a token against the engine that sampled it; null, and no
+    `rollout_weight_floor`, turns the weight off."""
+    rollout_weight_floor: float | None = Field(default=None, gt=0)
+    """Least importance weight; null sets no bound below."""
+    # The names and the numbers are TRL's (`vllm_importance_sampling_mode`).
+    rollout_weight: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = "token_truncate"
+    """What the weight is of, and what becomes of one out of bounds. It is a token's, or the product
+    over a sequence, which all its tokens share; it is cut to the bound, or 0, which takes the token
+    or the sequence out of the gradient while its tokens still count in the mean."""
+    off_policy_limit: float | None = Field(default=None, gt=0)
+    """A sequence with a negative advantage is out of the loss where the mean over its tokens of
+    log(rollout / policy) is larger (DeepSeek-V3.2, arXiv 2512.02556, eq. 9); null leaves all in."""
+    mask_truncated: bool = False
+    """Leave responses that ran into their budget out of the loss (overlong filtering of DAPO, arXiv
+    2503.14476). They stay in the baseline of their group and in the number of sequences, and their
+    tokens do not count. A group of nothing else teaches nothing."""
     drop_zero_variance: bool = False
     """Replace groups whose rewards are all equal (dynamic sampling of DAPO, arXiv 2503.14476)."""
     # The baseline is the mean of the scored trajectories, which too few of them make a poor one.
     max_unscored_share: float = Field(default=0.5, ge=0, lt=1)
     """A group in which a larger share of the trajectories has no score is dropped."""
+
+    @model_validator(mode="after")
+    def _loss_has_a_meaning(self) -> AlgorithmConfig:
+        if self.loss in ("gspo", "gspo_token") and self.aggregation != "sequence":
+            raise ValueError(
+                f"algorithm.loss={self.loss} is a mean over sequences, and algorithm.aggregation="
+                f"{self.aggregation} would weigh each sequence by its length; set "
+                "algorithm.aggregation=sequence"
+            )
+        # Then every ratio is 1 and no clip is ever at work.
+        if self.loss != "grpo" and self.updates_per_batch == 1:
+            raise ValueError(
+                f"algorithm.loss={self.loss} differs from grpo only where a batch is learned in "
+                "several optimizer steps, got algorithm.updates_per_batch=1; raise it, or leave "
+                "algorithm.loss out"
+            )
+        cap, floor = self.rollout_weight_cap, self.rollout_weight_floor
+        if cap is not None and floor is not None and floor >= cap:
+            raise ValueError(
+                "algorithm.rollout_weight_floor must be below algorithm.rollout_weight_cap, got "
+                f"{floor:g} >= {cap:g}"
+            )
+        if self.rollout_weight != "token_truncate" and cap is None and floor is None:
+            raise ValueError(
+                f"algorithm.rollout_weight={self.rollout_weight} needs a bound, without which the "
+                "weight is off; set algorithm.rollout_weight_cap or algorithm.rollout_weight_floor"
+            )
+        return self

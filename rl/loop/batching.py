@@ -57,7 +57,8 @@ def plan_micro_batches(
     Samples of like length share a micro-batch, whose padded tokens (rows x longest) stay within
     the budget; a sample longer than the budget is alone. Every rank gets the same number of
     micro-batches, because each is a round of collectives; empty ones fill up. Micro-batches of the
-    same place cost about the same on all ranks.
+    same place cost about the same on all ranks. Without samples each rank gets an empty one, whose
+    gradient is 0.
     """
     # By length, and by index where lengths are equal: every rank must arrive at the same plan.
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
@@ -65,7 +66,7 @@ def plan_micro_batches(
     micro_batches.sort(key=lambda rows: -_cost(len(rows), lengths[rows[0]]))
     plan: list[list[list[int]]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
-    for start in range(0, len(micro_batches), num_ranks):
+    for start in range(0, max(len(micro_batches), 1), num_ranks):
         batch_round = micro_batches[start : start + num_ranks]
         # A rank without samples forwards an empty row, because the others' collectives wait for it.
         batch_round += [[] for _ in range(num_ranks - len(batch_round))]

@@ -1,11 +1,14 @@
-"""The GRPO objective (https://arxiv.org/abs/2402.03300, eq. 3), with no KL and no entropy term.
+"""The policy losses, with no KL and no entropy term: GRPO, GSPO and CISPO.
 
-Everything is over the N loss tokens of a micro-batch. Normalisation is by counts of the whole
-batch over all ranks, so that micro-batch gradients add up to the gradient of one big batch.
+Everything is over the n loss tokens of a micro-batch, in row order. Normalisation is by counts of
+the whole batch over all ranks, so that micro-batch gradients add up to the gradient of one big
+batch. A sequence is always whole in its micro-batch, so what is taken over sequences does not
+depend on how the batch is cut either.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +18,33 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rl.config.policy import AlgorithmConfig
+from rl.loop.stages import Trajectory
 
 MAX_KEY = "max_abs_log_ratio"
 """The one entry of the metric sums that is a maximum."""
 
 
+def is_in_loss(trajectory: Trajectory, algorithm: AlgorithmConfig) -> bool:
+    """Whether the tokens of a trajectory are in the loss: overlong filtering of DAPO
+    (https://arxiv.org/abs/2503.14476, section 3.4)."""
+    return not (algorithm.mask_truncated and trajectory.finish_reason == "length")
+
+
 @dataclass(frozen=True)
 class GlobalCounts:
-    """Sizes of all that enters one optimizer step, over all ranks and micro-batches."""
+    """Sizes of one optimizer step, over all ranks and micro-batches."""
 
     num_loss_tokens: int
+    """Of the sequences that are in the loss."""
     num_sequences: int
+    """Of all, also of those that `mask_truncated` leaves out of the loss."""
+
+    @classmethod
+    def of(cls, trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig) -> GlobalCounts:
+        # As in TRL: a truncated answer is a sequence without tokens, so it makes a mean over
+        # sequences smaller and leaves a mean over tokens as it is.
+        in_loss = [t for t in trajectories if is_in_loss(t, algorithm)]
+        return cls(sum(t.num_response_tokens for t in in_loss), len(trajectories))
 
 
 def token_weights(
@@ -41,7 +60,7 @@ def token_weights(
     if algorithm.aggregation == "token":
         weights = torch.full(num_tokens.shape, 1 / max(counts.num_loss_tokens, 1))
     elif algorithm.aggregation == "sequence":
-        weights = 1 / (counts.num_sequences * num_tokens.clamp(min=1).float())
+        weights = 1 / (counts.num_sequences * num_tokens.clamp(min=1))
     else:
         weights = torch.full(
             num_tokens.shape, 1 / (counts.num_sequences * algorithm.constant_length)
@@ -51,8 +70,10 @@ def token_weights(
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the loss needs of each loss token."""
+    """What the loss needs of each loss token, in row order."""
 
+    loss_mask: Bool[Tensor, "batch time"]
+    """The rows that the n tokens are of."""
     policy_logprobs: Float[Tensor, " n"]
     """Under the learner, with gradient."""
     old_logprobs: Float[Tensor, " n"]
@@ -66,40 +87,130 @@ class LossInputs:
     """Of the learner's distribution; measured, never optimised."""
 
 
+def over_sequences(
+    values: Float[Tensor, " n"], loss_mask: Bool[Tensor, "batch time"], is_mean: bool
+) -> Float[Tensor, " n"]:
+    """Give every loss token the sum, or the mean, over the loss tokens of its sequence."""
+    table = values.new_zeros(loss_mask.shape).masked_scatter(loss_mask, values)
+    totals = table.sum(dim=1, keepdim=True)  # [B, 1]
+    if is_mean:
+        totals = totals / loss_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return totals.expand(loss_mask.shape)[loss_mask]
+
+
+def importance_ratio(
+    inputs: LossInputs, old_logprobs: Float[Tensor, " n"], algorithm: AlgorithmConfig
+) -> Float[Tensor, " n"]:
+    """Return policy / old for each token, or for each token's sequence under GSPO.
+
+    GSPO (https://arxiv.org/abs/2507.18071, eq. 7) takes the geometric mean over the sequence. Its
+    token form (eq. 14) has the same value, while each token has the gradient of its own
+    probability; the two differ only where tokens of a sequence have different rollout weights.
+    """
+    log_ratio = inputs.policy_logprobs - old_logprobs
+    if algorithm.loss in ("gspo", "gspo_token"):
+        log_ratio = over_sequences(log_ratio, inputs.loss_mask, is_mean=True)
+    if algorithm.loss == "gspo_token":
+        log_ratio = log_ratio.detach() + (inputs.policy_logprobs - inputs.policy_logprobs.detach())
+    return torch.exp(log_ratio)
+
+
+def clipped_gain(
+    ratio: Float[Tensor, " n"], inputs: LossInputs, algorithm: AlgorithmConfig
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return what each token gains, and where the clip is at work.
+
+    grpo, gspo: min(ratio A, clip(ratio) A). A clipped token has no gradient; that is so on the side
+    alone that the clip would reward.
+    cispo: min(ratio, 1 + clip_high) A log policy with no gradient through the ratio, so that a
+    clipped token keeps a gradient (MiniMax-M1, https://arxiv.org/abs/2506.13585, eq. 4; it has no
+    lower bound there).
+    """
+    advantages, upper = inputs.advantages, 1 + algorithm.clip_high
+    if algorithm.loss == "cispo":
+        ratio = ratio.detach()
+        return ratio.clamp(max=upper) * advantages * inputs.policy_logprobs, ratio > upper
+    lower = 1 - algorithm.clip_low
+    gain = torch.minimum(ratio * advantages, ratio.clamp(lower, upper) * advantages)
+    return gain, ((advantages > 0) & (ratio > upper)) | ((advantages < 0) & (ratio < lower))
+
+
+def rollout_weights(
+    log_mismatch: Float[Tensor, " n"],
+    loss_mask: Bool[Tensor, "batch time"],
+    algorithm: AlgorithmConfig,
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return the importance weight of each token against the engine, and where it is out of bounds.
+
+    The weight is old / rollout of the token or, for `sequence_*`, the product over its sequence. It
+    is cut to floor and cap (`*_truncate`), or 0 outside them (`*_mask`).
+
+    log_mismatch: log of old / rollout for each token, without gradient.
+    """
+    cap, floor = algorithm.rollout_weight_cap, algorithm.rollout_weight_floor
+    if cap is None and floor is None:
+        return torch.ones_like(log_mismatch), torch.zeros_like(log_mismatch, dtype=torch.bool)
+    if algorithm.rollout_weight in ("sequence_truncate", "sequence_mask"):
+        log_mismatch = over_sequences(log_mismatch, loss_mask, is_mean=False)
+    mismatch = torch.exp(log_mismatch)
+    low = -math.inf if floor is None else floor
+    high = math.inf if cap is None else cap
+    is_outside = (mismatch < low) | (mismatch > high)
+    if algorithm.rollout_weight in ("token_mask", "sequence_mask"):
+        return mismatch.masked_fill(is_outside, 0.0), is_outside
+    return mismatch.clamp(low, high), is_outside
+
+
+def is_off_policy(inputs: LossInputs, limit: float) -> Bool[Tensor, " n"]:
+    """Where a bad sequence is so unlikely by now that it only pulls the policy astray.
+
+    That is where the advantage is negative and the mean over the sequence's tokens of
+    log(rollout / policy) is over the limit (DeepSeek-V3.2, https://arxiv.org/abs/2512.02556,
+    eq. 9).
+    """
+    drift = inputs.rollout_logprobs - inputs.policy_logprobs.detach()
+    mean_drift = over_sequences(drift, inputs.loss_mask, is_mean=True)
+    return (inputs.advantages < 0) & (mean_drift > limit)
+
+
 def policy_loss(
     inputs: LossInputs, algorithm: AlgorithmConfig
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Return this micro-batch's share of the loss, and metric sums for `reduce_sums`.
 
-    The clipped objective is taken against `old_logprobs`. Each token is multiplied by the truncated
-    importance weight min(old / rollout, cap), which corrects for an engine that computes slightly
-    other probabilities than the learner.
+    The clipped objective is taken against `old_logprobs`. Each token is multiplied by the bounded
+    importance weight old / rollout, which corrects for an engine that computes slightly other
+    probabilities than the learner. Tokens that a mask takes out still count as loss tokens.
     """
     # Without gradient: the ratio is 1 in the first update, and its derivative is that of the new
     # policy alone.
     old_logprobs = inputs.old_logprobs.detach()
-    ratio = torch.exp(inputs.policy_logprobs - old_logprobs)
-    clipped_ratio = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high)
-    gain = torch.minimum(ratio * inputs.advantages, clipped_ratio * inputs.advantages)
+    ratio = importance_ratio(inputs, old_logprobs, algorithm)
+    gain, is_clipped = clipped_gain(ratio, inputs, algorithm)
     # What the engine sampled from differs a little from what the learner computes, by kernels and
     # dtype. The weight corrects for that; the cap keeps one rare token from dominating the step.
     log_mismatch = old_logprobs - inputs.rollout_logprobs
-    mismatch = torch.exp(log_mismatch)
-    cap = algorithm.rollout_weight_cap
-    rollout_weight = torch.ones_like(mismatch) if cap is None else mismatch.clamp(max=cap)
+    rollout_weight, is_outside = rollout_weights(log_mismatch, inputs.loss_mask, algorithm)
+    sums: dict[str, Tensor] = {}
+    is_sequence_mask = algorithm.rollout_weight == "sequence_mask"
+    if is_sequence_mask or algorithm.off_policy_limit is not None:
+        is_masked = is_outside & is_sequence_mask
+        if algorithm.off_policy_limit is not None:
+            is_far = is_off_policy(inputs, algorithm.off_policy_limit)
+            gain, is_masked = gain.masked_fill(is_far, 0.0), is_masked | is_far
+        rows = torch.zeros_like(inputs.loss_mask).masked_scatter(inputs.loss_mask, is_masked)
+        sums["masked_sequences"] = rows.any(dim=1).sum()
+        # The row of a rank without samples is no sequence.
+        sums["num_sequences"] = inputs.loss_mask.any(dim=1).sum()
     loss = -(inputs.weights * rollout_weight * gain).sum()
-    sums = {
+    sums |= {
         "loss": loss.detach(),
         "num_loss_tokens": torch.tensor(float(len(ratio)), device=ratio.device),
-        # Only where the clip takes a token out of the gradient: on the side that it would reward.
-        "clipped": (
-            ((inputs.advantages > 0) & (ratio > 1 + algorithm.clip_high))
-            | ((inputs.advantages < 0) & (ratio < 1 - algorithm.clip_low))
-        ).sum(),
+        "clipped": is_clipped.sum(),
         # expm1: near 0 the difference of exp and 1 is all rounding.
         "mismatch_kl": (torch.expm1(log_mismatch) - log_mismatch).sum(),
         "rollout_weight": rollout_weight.sum(),
-        "truncated": (mismatch > cap).sum() if cap is not None else torch.zeros_like(loss.detach()),
+        "truncated": is_outside.sum(),
         "entropy": inputs.entropies.detach().sum(),
         MAX_KEY: log_mismatch.abs().max() if len(ratio) else torch.zeros_like(loss.detach()),
     }
@@ -130,10 +241,10 @@ def reduce_sums(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def loss_metrics(sums: Mapping[str, float], num_updates: int) -> dict[str, float]:
-    """Turn reduced sums into means per loss token, under their documented keys."""
+    """Turn reduced sums into means per loss token (or sequence), under their documented keys."""
     # A batch may have no loss tokens on any rank; its means are then 0 and not an error.
     num_tokens = max(sums["num_loss_tokens"], 1.0)
-    return {
+    metrics = {
         "loss/policy": sums["loss"] / num_updates,
         "policy/entropy": sums["entropy"] / num_tokens,
         "policy/clip_fraction": sums["clipped"] / num_tokens,
@@ -142,3 +253,7 @@ def loss_metrics(sums: Mapping[str, float], num_updates: int) -> dict[str, float
         "rollout/truncated_weights": sums["truncated"] / num_tokens,
         "rollout/max_abs_log_ratio": sums[MAX_KEY],
     }
+    if "masked_sequences" in sums:
+        share = sums["masked_sequences"] / max(sums["num_sequences"], 1.0)
+        metrics["rollout/masked_sequences"] = share
+    return metrics

@@ -294,7 +294,8 @@ class BatchUpdate:
     """Keyed `loss/...`, `policy/...`, ..."""
     mismatches: tuple[float | None, ...]
     """Per sample: mean over its response tokens of the log-probability under the learner, before
-    the first optimizer step of the batch, minus that by the engine that sampled it."""
+    the first optimizer step of the batch, minus that by the engine that sampled it. None where it
+    was left out of the loss (`algorithm.mask_truncated`)."""
     skipped: str | None = None
     """What went wrong, where an optimizer step was not taken; neither were those after it."""
 

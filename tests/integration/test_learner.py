@@ -100,7 +100,7 @@ def local_ray() -> Iterator[None]:
 
 
 def make_config(**policy: object) -> Config:
-    updates = policy.pop("updates_per_batch", 1)
+    algorithm = {"aggregation": "sequence", **policy.pop("algorithm", {})}
     return Config.model_validate(
         {
             "run": "unused",
@@ -108,7 +108,7 @@ def make_config(**policy: object) -> Config:
             "modes": {"short": {"share": 1.0, "thinking": False, "max_tokens": 16}},
             "data": {"kind": "chain_sum"},
             "rollout": {"max_model_length": 64, "prompts_per_step": 8},
-            "algorithm": {"updates_per_batch": updates, "aggregation": "sequence"},
+            "algorithm": algorithm,
             "policy": {
                 "logprob_chunk_tokens": 16,
                 "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5},
@@ -279,7 +279,7 @@ def check_gradients(actors: list, reference_gradients: dict[str, torch.Tensor]) 
 
 
 def test_two_updates_per_batch_equal_a_hand_written_loop(model_dir: Path):
-    config = make_config(updates_per_batch=2, zero_stage=1)
+    config = make_config(algorithm={"updates_per_batch": 2}, zero_stage=1)
     optimizer_config = config.policy.optimizer
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -341,6 +341,50 @@ def test_a_step_that_went_wrong_is_taken_by_no_rank_and_leaves_no_trace(
     (resumed, *_) = ask(actors, "weights")
     close(actors)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
+
+
+def test_gspo_without_truncated_answers_equals_a_hand_written_loop(model_dir: Path):
+    """The second update is left with nothing, and takes a step of momentum alone."""
+    algorithm = {"loss": "gspo", "updates_per_batch": 2, "mask_truncated": True}
+    optimizer_config = {"learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 100.0}
+    config = make_config(algorithm=algorithm, optimizer=optimizer_config, micro_batch_tokens=30)
+    truncated = {1, 3, 4, 5, 6}
+    samples = tuple(
+        dataclasses.replace(
+            sample,
+            trajectory=dataclasses.replace(
+                sample.trajectory, finish_reason="length" if index in truncated else "stop"
+            ),
+        )
+        for index, sample in enumerate(make_batch().samples)
+    )
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    # At a ratio of 1 the gradient is that of the mean over the sequence, as its weight is.
+    for sample in (samples[0], samples[2]):
+        logprobs = plain_logprobs(model, sample)
+        rollout = torch.tensor(sample.trajectory.rollout_logprobs[sample.trajectory.loss_mask])
+        weight = (logprobs.detach() - rollout).exp().clamp(max=2.0)
+        # Three sequences are in the update, of which one is truncated.
+        (-weight.mean() * sample.advantage * logprobs.mean() / 3).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    norm = torch.cat([gradient.flatten() for gradient in gradients.values()]).norm().item()
+    optimizer.step()
+    for parameter in model.parameters():
+        parameter.grad.zero_()
+    optimizer.step()
+
+    actors = open_ranks(config, model_dir)
+    (result,) = ask(actors, "update", TrainBatch(1, samples))
+    (weights,) = ask(actors, "weights")
+    close(actors)
+    assert result.mismatches.keys() == {0, 2}
+    assert result.grad_norm == pytest.approx(norm / 2, rel=1e-4)
+    for name, expected in model.named_parameters():
+        # AdamW's first step is as large where a gradient is next to nothing, and all rounding.
+        is_known = gradients[name].abs() > 1e-5
+        assert is_known.any(), name
+        assert (weights[name] - expected)[is_known].abs().max() < 1e-4, name
 
 
 def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path):

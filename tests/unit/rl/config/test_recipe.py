@@ -459,3 +459,27 @@ def test_combinations_that_no_weights_can_travel_in_are_refused_by_name(argument
 def test_weights_may_travel_through_the_memory_of_one_node(scale):
     config = load([HYBRID, f"scale={scale}", "sync.transport=host"]).config
     assert config.transport == "host"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["loss=gspo"], "set algorithm.aggregation=sequence"),
+        (["loss=gspo_token", "aggregation=constant"], "set algorithm.aggregation=sequence"),
+        (["loss=cispo"], "got algorithm.updates_per_batch=1"),
+        (["loss=gspo", "aggregation=sequence"], "got algorithm.updates_per_batch=1"),
+        (["rollout_weight_floor=2"], "got 2 >= 2"),
+        (["rollout_weight=sequence_mask", "rollout_weight_cap=null"], "needs a bound"),
+    ],
+)
+def test_losses_that_would_be_another_loss_or_none_are_refused(settings, message):
+    told = [f"algorithm.{setting}" for setting in settings]
+    assert message in refused(HYBRID, "scale=cpu_tiny", *told)
+
+
+def test_losses_are_chosen_by_name():
+    told = ["loss=gspo", "aggregation=sequence", "updates_per_batch=2", "clip_high=4e-4"]
+    told += ["rollout_weight=sequence_mask", "off_policy_limit=0.5", "mask_truncated=true"]
+    algorithm = load([HYBRID, "scale=cpu_tiny", *(f"algorithm.{t}" for t in told)]).config.algorithm
+    assert (algorithm.loss, algorithm.rollout_weight) == ("gspo", "sequence_mask")
+    assert algorithm.mask_truncated

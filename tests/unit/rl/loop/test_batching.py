@@ -76,6 +76,10 @@ def test_fewer_samples_than_ranks_leave_empty_micro_batches():
     assert sorted(plan_micro_batches([5], num_ranks=2, budget_tokens=10)) == [[[]], [[0]]]
 
 
+def test_without_samples_every_rank_forwards_an_empty_micro_batch():
+    assert plan_micro_batches([], num_ranks=2, budget_tokens=10) == [[[]], [[]]]
+
+
 def test_updates_are_consecutive_parts_of_like_size():
     assert split_updates(7, 3) == [range(0, 2), range(2, 4), range(4, 7)]
     assert split_updates(2, 4) == [range(0, 1), range(1, 2)]
