@@ -307,7 +307,10 @@ class LearnerRank(Watched):
             torch.cuda.empty_cache()
 
     def save(self, directory: Path) -> None:
-        """Write `state/` (DeepSpeed, for `load`) and `model/` (Hugging Face, for vLLM)."""
+        """Write `state/` (DeepSpeed, for `load`) and `model/` (Hugging Face, for vLLM).
+
+        Under LoRA also `adapter/`, by itself: `model/` has it added to the base and rounded.
+        """
         # Frozen weights are those of the policy's directory, from which a resumed rank has them
         # again: the base of an adapter is a hundred times as large as the adapter.
         self._engine.save_checkpoint(
@@ -316,6 +319,8 @@ class LearnerRank(Watched):
         write_model_directory(
             self._weights, self._source, directory / "model", is_writer=self._rank == 0
         )
+        if self._adapter is not None:
+            self._adapter.write(self._source, directory / "adapter", is_writer=self._rank == 0)
         # So that no rank reports a checkpoint which another one is still writing.
         torch.distributed.barrier()
 

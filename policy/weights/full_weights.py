@@ -4,6 +4,7 @@ Checkpoints and exports get `FullWeights`, with LoRA adapters merged in. The eng
 get `AdapterWeights` instead, because merging in bfloat16 rounds small updates away.
 """
 
+import copy
 import json
 import math
 from collections import defaultdict
@@ -24,6 +25,8 @@ from policy.models.family import model_family
 from policy.models.loading import copy_companions
 
 SHARD_BYTES = 5 * 2**30
+PEFT_PREFIX = "base_model.model."
+"""Before every name of a PEFT adapter file."""
 
 
 @dataclass(frozen=True)
@@ -111,22 +114,38 @@ class AdapterWeights:
         stored_name = model_family(model_type).checkpoint_name
         self._layers = [
             # The names of the checkpoint and not of this model, as the engines know no others.
-            (stored_name(model_type, f"{path}.weight").removesuffix(".weight"), module)
+            (stored_name(model_type, f"{path}.weight").removesuffix(".weight"), path, module)
             for path, module in base.named_modules()
             if isinstance(module, LoraLinear)
         ]
+        self._peft_config = policy.active_peft_config
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Gather a layer at a time; every rank must iterate to the end, as gathers are shared."""
-        for path, layer in self._layers:
+        for path, _, layer in self._layers:
             (adapter,) = layer.active_adapters
             matrices = {
-                f"base_model.model.{path}.lora_{side}.weight": weights[adapter].weight
+                f"{PEFT_PREFIX}{path}.lora_{side}.weight": weights[adapter].weight
                 for side, weights in (("A", layer.lora_A), ("B", layer.lora_B))
             }
             with torch.no_grad(), _gathered(list(matrices.values()), self._is_partitioned):
                 copies = [matrix.detach().clone() for matrix in matrices.values()]
             yield from zip(matrices, copies, strict=True)
+
+    def write(self, source: Path, target: Path, is_writer: bool) -> None:
+        """Write the directory of a PEFT adapter on the model of `source`; all ranks take part."""
+        # PEFT looks for the names of the modules, which for some families are not the checkpoint's.
+        own_names = {stored: path for stored, path, _ in self._layers}
+        matrices = {}
+        for name, matrix in self:
+            stored, side = name.removeprefix(PEFT_PREFIX).rsplit(".lora_", 1)
+            if is_writer:
+                matrices[f"{PEFT_PREFIX}{own_names[stored]}.lora_{side}"] = matrix.cpu()
+        if is_writer:
+            settings = copy.copy(self._peft_config)
+            settings.base_model_name_or_path = str(source)
+            settings.save_pretrained(str(target))
+            save_file(matrices, target / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ import rich.console
 from pydantic import Field, model_validator
 
 from rl.align.report import AlignmentConsole
-from rl.config.recipe import load, load_over
+from rl.config.recipe import load, load_over, lora_rate_notes
 from rl.config.run import Config
 from rl.run.checkpoints import find_checkpoint
 from rl.run.command import (
@@ -80,6 +80,8 @@ async def run_alignment(config: Config, step: int | None = None, model: str | No
     console = AlignmentConsole(rich.console.Console(highlight=False))
     run = RunDirectory(Path(config.run))
     config.align.dpo.accumulation(config.policy.ranks)
+    for note in lora_rate_notes(config, "align.dpo"):
+        console.note(note)
     has_ledger = model is None and any(run.ledger_path.glob("step_*.parquet"))
     if config.align.mine and not has_ledger:
         raise ValueError(

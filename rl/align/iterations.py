@@ -39,13 +39,13 @@ from rl.data.media.store import MediaStore
 from rl.evaluate.directory import open_evaluation
 from rl.evaluate.evaluation import Sample, answered_before, evaluate, questions
 from rl.run.checkpoints import MANIFEST, Checkpoint
-from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
+from rl.run.directory import NEEDED_BYTES, RunDirectory
 from rl.run.files import stack_versions, write_text
 from rl.run.jsonl import Journal, read_records
 from rl.run.ledger import LedgerRow
 from rl.run.sinks import Sinks, read_metrics
 from rl.system.cluster import Cluster, open_cluster
-from rl.system.memory_estimate import count_parameters
+from rl.system.memory_estimate import checkpoint_bytes
 
 # Two checkpoints of DPO, the result and its copy in checkpoints/, in sizes of a checkpoint.
 COPIES = 4
@@ -78,7 +78,7 @@ async def run_pass(
     origin = Origin(model, identity, progress, step, run.ledger_path)
     assistants = await check_assistants(config, origin.model)
     with directory.open_pass(config, origin.identity):
-        size = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES
+        size = checkpoint_bytes(str(inputs.model), config.policy)
         run.check_room(NEEDED_BYTES + COPIES * size)
         console.note(f"aligning {name}; all of it is left in {directory.root}")
         numbers = range(1, config.align.iterations + 1)

@@ -38,7 +38,8 @@ class OptimizerConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (arXiv 2106.09685), by peft.
 
-    Engines compute with the adapter beside the model; checkpoints hold the sum of both.
+    Engines compute with the adapter beside the model; checkpoints hold the sum of both as `model/`
+    and, where it was trained by RL, the adapter by itself as `adapter/`.
     """
 
     # 512 is the largest that vLLM takes.

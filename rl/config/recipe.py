@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -400,12 +400,9 @@ def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> l
             f"data.settings.probability_share={share} has no effect, because reward.probability "
             "is off: rules score every answer"
         )
-    rate = config.policy.optimizer.learning_rate
-    if config.policy.lora is not None and rate < LORA_LEAST_RATE:
-        notes.append(
-            f"policy.optimizer.learning_rate={rate:g} suits training all weights; adapters "
-            "(policy.lora) want about ten times as much, such as 1e-5"
-        )
+    notes += lora_rate_notes(config, "policy")
+    if config.align.enabled:
+        notes += lora_rate_notes(config, "align.dpo")
     # No error: a machine may have three GPUs where a recipe can use two.
     gpus, taken = config.resources.gpus, config.num_gpus_taken
     if gpus != taken:
@@ -413,6 +410,18 @@ def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> l
             f"of resources.gpus={gpus} the run takes {taken}; more engines or ranks use the rest"
         )
     return notes
+
+
+def lora_rate_notes(config: Config, section: Literal["policy", "align.dpo"]) -> list[str]:
+    """A note where the learning rate of a section is too low for adapters, else none."""
+    optimizer = (config.policy if section == "policy" else config.align.dpo).optimizer
+    rate = optimizer.learning_rate
+    if config.policy.lora is None or rate >= LORA_LEAST_RATE:
+        return []
+    return [
+        f"{section}.optimizer.learning_rate={rate:g} suits training all weights; adapters "
+        "(policy.lora) want about ten times as much, such as 1e-5"
+    ]
 
 
 def _notes_of_auto(scale: Sequence[Layer], gpus: int) -> list[str]:

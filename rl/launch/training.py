@@ -36,14 +36,14 @@ from rl.loop.publish import at_next_publish, publish
 from rl.loop.stages import Failure, Route
 from rl.loop.step_guard import RunStopped
 from rl.run.checkpoints import Checkpoint
-from rl.run.directory import CHECKPOINT_BYTES, NEEDED_BYTES, RunDirectory
+from rl.run.directory import NEEDED_BYTES, RunDirectory
 from rl.run.files import stack_versions, write_text
 from rl.run.finished import FinishedGroups, write_skipped
 from rl.run.jsonl import Journal, write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks, read_metrics
 from rl.run.threads import in_thread
-from rl.system.memory_estimate import count_parameters
+from rl.system.memory_estimate import checkpoint_bytes
 from rl.system.stacks import write_stacks
 from rl.system.supervision import Supervisor
 from rl.system.watchdog import LoopWatch, watch_progress
@@ -303,8 +303,8 @@ async def _check(inputs: RunInputs, directory: RunDirectory, console: Console) -
     listed = ", ".join(f"{count} {route}" for route, count in routes.items())
     console.note(f"references by reward: {listed}")
     # Room for the checkpoints that are kept and the one that is being written.
-    checkpoint_bytes = (count_parameters(str(inputs.model)) or 0) * CHECKPOINT_BYTES
-    directory.check_room(NEEDED_BYTES + checkpoint_bytes * (config.checkpoint.keep_last + 1))
+    size = checkpoint_bytes(str(inputs.model), config.policy)
+    directory.check_room(NEEDED_BYTES + size * (config.checkpoint.keep_last + 1))
     if quarantined := inputs.stream.quarantined:
         path = directory.root / "quarantine.jsonl"
         write_records(path, map(dataclasses.asdict, quarantined))

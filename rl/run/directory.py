@@ -46,8 +46,6 @@ MAX_NAMED = 5
 
 # Before the model is read its size is not known; this refuses a disk that is all but full.
 NEEDED_BYTES = 256 * 2**20
-# Per parameter: weights, AdamW's two moments in float32, master weights or none, the exported copy.
-CHECKPOINT_BYTES = 16
 
 
 class OwnedDirectory:

@@ -8,7 +8,7 @@ forward and backward makes beside them is metered, because no formula follows ev
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,9 @@ GIB = 2**30
 CACHED_RESPONSES = 4
 """Responses of full length whose keys and values an engine on CPU has room for at the same time."""
 BYTES = {"float32": 4, "bfloat16": 2}
+CHECKPOINT_BYTES = 16
+"""Of a trained parameter: the weight, AdamW's two moments in float32, the master weight or none,
+and its share of `model/`."""
 
 CARDS = {24: 22.5, 48: 44.4, 80: 79.1, 141: 139.8}
 """The common sizes of a GPU in GB as they are sold, and the GiB that the smallest card of each has
@@ -123,14 +126,30 @@ def cache_gib(model: str, dtype: str, max_model_length: int | None) -> int:
     return max(1, math.ceil(tokens * numbers * BYTES[dtype] / GIB))
 
 
-def count_parameters(model: str) -> int | None:
-    """Parameters of a model directory by its safetensors headers; None if it is not here."""
+def weight_shapes(model: str) -> Iterator[Sequence[int]]:
+    """The shapes in a model directory by its safetensors headers; none if it is not here."""
     # Headers alone are read, so a large model on a slow disk is counted at once.
-    total = 0
     for path in Path(model).glob("*.safetensors"):
         with safe_open(path, "np") as file:
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return total or None
+            yield from (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118
+
+
+def count_parameters(model: str) -> int | None:
+    """Parameters of a model directory; None if it is not here."""
+    return sum(map(math.prod, weight_shapes(model))) or None
+
+
+def checkpoint_bytes(model: str, policy: PolicyConfig) -> int:
+    """Most bytes that a checkpoint of a policy takes; 0 if the model's weights are not here."""
+    shapes = list(weight_shapes(model))
+    parameters = sum(map(math.prod, shapes))
+    # Parts that are trained whole beside an adapter cannot be told by shapes: then all are counted.
+    if policy.lora is None or set(policy.train or ["llm"]) != {"llm"}:
+        return parameters * CHECKPOINT_BYTES
+    # The state is of the adapter alone, whose two matrices are at most as large as for an adapter
+    # on every matrix of the model; `model/` is the whole model, with the adapter added.
+    adapter = sum(policy.lora.rank * sum(shape) for shape in shapes if len(shape) == 2)
+    return parameters * BYTES[policy.dtype] + adapter * CHECKPOINT_BYTES
 
 
 class RankMemory(NamedTuple):

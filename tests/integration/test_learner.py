@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from peft import PeftModel
 from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -387,14 +388,19 @@ def test_gspo_without_truncated_answers_equals_a_hand_written_loop(model_dir: Pa
         assert (weights[name] - expected)[is_known].abs().max() < 1e-4, name
 
 
-def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path):
+def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path, tmp_path: Path):
     lora = {"rank": 4, "alpha": 8}
     actors = open_ranks(make_config(lora=lora, zero_stage=3), model_dir)
     for step in (1, 2):
         ask(actors, "update", make_batch(step))
     (weights,) = ask(actors, "weights")
     (expected,) = ask(actors, "merged_by_peft")
+    ask(actors, "save", tmp_path)
     close(actors)
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    for name, tensor in adapted.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=0, rtol=0)
     stored = load_file(model_dir / "model.safetensors")
     assert weights.keys() == expected.keys() == stored.keys()
     for name, tensor in weights.items():

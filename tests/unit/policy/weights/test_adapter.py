@@ -1,10 +1,13 @@
 """What of a LoRA policy goes to the engines, and what into its checkpoints."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from policy.models.loading import choose_trained, load_policy
 from policy.weights.full_weights import AdapterWeights, FullWeights
@@ -49,6 +52,31 @@ def test_engines_get_the_matrices_under_the_names_of_a_peft_file(policy: PeftMod
     for name, matrix in adapter.items():
         assert matrix.dtype == torch.bfloat16
         assert torch.equal(matrix, expected[name])
+
+
+def test_a_stored_adapter_is_one_that_peft_loads(policy: PeftModel, tmp_path: Path):
+    source = tmp_path / "source"
+    tiny_qwen3(32).save_pretrained(source)
+    adapter = AdapterWeights(policy, is_partitioned=False)
+    adapter.write(source, tmp_path / "of another rank", is_writer=False)
+    assert not (tmp_path / "of another rank").exists()
+    adapter.write(source, tmp_path / "adapter", is_writer=True)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["r"]) == (str(source), 3)
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    expected = get_peft_model_state_dict(policy)
+    found = get_peft_model_state_dict(loaded)
+    assert found.keys() == expected.keys()
+    for name, matrix in found.items():
+        torch.testing.assert_close(matrix.to(expected[name].dtype), expected[name], atol=0, rtol=0)
+
+
+def test_a_stored_adapter_has_the_names_of_the_modules_and_not_of_the_checkpoint(tmp_path: Path):
+    sees = choose_trained(tiny_model(), PolicyConfig(lora={"rank": 2}))
+    AdapterWeights(sees, is_partitioned=False).write(tmp_path, tmp_path / "adapter", True)
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors").keys()
+    assert names == get_peft_model_state_dict(sees).keys()
 
 
 def test_beside_the_adapter_goes_only_what_is_trained_too(policy: PeftModel):

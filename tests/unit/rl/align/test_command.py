@@ -65,6 +65,12 @@ def test_a_command_without_one_clear_policy_is_refused(run, tmp_path, capsys):
     assert "no dry run" in refused(capsys, f"run={run}", "dry_run=true")
 
 
+def test_a_rate_that_is_too_low_for_adapters_is_noted_before_a_pass_too(run, capsys):
+    assert align.main([f"run={run}", "policy.lora.rank=2"]) == 2
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "align.dpo.optimizer.learning_rate=1e-06 suits training all weights" in shown
+
+
 def test_the_recipe_gives_its_section_and_the_command_line_anything(run, capsys):
     settings = [f"run={run}", "config=rlaif_v.yaml", "rollout.start_timeout_s=9"]
     asked = settings_of(*settings)

@@ -238,10 +238,19 @@ def test_adapters_with_a_rate_for_all_weights_are_noted():
     assert load([HYBRID, "scale=one_gpu", *given]).notes == ()
 
 
+def test_a_pass_after_rl_has_a_rate_of_its_own_for_adapters():
+    lora = ["policy.lora.rank=32", "policy.optimizer.learning_rate=1e-5", "align.enabled=true"]
+    (note,) = load([HYBRID, "scale=one_gpu", *lora]).notes
+    assert "align.dpo.optimizer.learning_rate=1e-06" in note and "1e-5" in note
+    higher = "align.dpo.optimizer.learning_rate=1e-5"
+    assert load([HYBRID, "scale=one_gpu", *lora, higher]).notes == ()
+
+
 def test_scales_with_adapters_have_a_rate_for_them():
     loaded = load(["config=hybrid_50_50_vision.yaml", "scale=one_gpu"])
     assert loaded.config.policy.lora is not None
     assert loaded.config.policy.optimizer.learning_rate == 1e-5
+    assert loaded.config.align.dpo.optimizer.learning_rate == 1e-5
     assert loaded.notes == ()
 
 

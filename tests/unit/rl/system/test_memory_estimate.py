@@ -16,6 +16,7 @@ from rl.system.memory_estimate import (
     ModelSize,
     UpdatePeak,
     cache_gib,
+    checkpoint_bytes,
     config_sizes,
     count_parameters,
     describe_memory,
@@ -37,6 +38,25 @@ def test_a_model_that_is_not_here_has_no_count(tmp_path):
 
 BF16 = {"dtype": "bfloat16"}
 OFFLOAD = {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 16 * 22),
+        (BF16, 16 * 22),
+        # The model itself, and the state of matrices of 3x2 and 2x5 for the one matrix.
+        ({"lora": {"rank": 2}}, 4 * 22 + 16 * (6 + 10)),
+        (BF16 | {"lora": {"rank": 2}, "train": ["llm"]}, 2 * 22 + 16 * 16),
+        # What is trained whole beside the adapter may be nearly all.
+        ({"lora": {"rank": 2}, "train": ["llm", "vision"]}, 16 * 22),
+    ],
+)
+def test_bytes_of_a_checkpoint_by_hand(tmp_path, settings, expected):
+    weights = {"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float32)}
+    save_file(weights, tmp_path / "model.safetensors")
+    assert checkpoint_bytes(str(tmp_path), PolicyConfig(**settings)) == expected
+    assert checkpoint_bytes("Qwen/Qwen3-8B", PolicyConfig(**settings)) == 0
 
 
 @pytest.mark.parametrize(
