@@ -23,6 +23,7 @@ from policy.learner.deepspeed_engine import (
 )
 from policy.learner.learning_rate import learning_rate_at
 from policy.learner.logprobs import LogprobModel, wants_kernel
+from policy.learner.reshard import Layout, take_share
 from policy.learner.sequence_parallel import share_sequences
 from policy.learner.shares import SharedBatch, Update, divide, plan_rows
 from policy.learner.usage import ModelFlops, RankUsage
@@ -321,11 +322,18 @@ class LearnerRank(Watched):
         )
         if self._adapter is not None:
             self._adapter.write(self._source, directory / "adapter", is_writer=self._rank == 0)
+        if self._rank == 0:
+            Layout.of(self._config.policy).write(directory / "state")
         # So that no rank reports a checkpoint which another one is still writing.
         torch.distributed.barrier()
 
     def load(self, directory: Path) -> None:
         """Continue from `save`; raises ValueError if there is no complete checkpoint."""
+        layout = Layout.of(self._config.policy)
+        saved_by = Layout.read(directory / "state") or layout
+        if saved_by != layout:
+            take_share(self._engine, layout, directory / "state" / CHECKPOINT_TAG, saved_by)
+            return
         path, _ = self._engine.load_checkpoint(
             str(directory / "state"), tag=CHECKPOINT_TAG, custom_load_fn=load_trained
         )

@@ -34,6 +34,8 @@ MAY_DIFFER_ON_RESUME = (
     "guard",
     # What becomes of a fault.
     *("recovery", "rollout.min_workers", "rollout.max_workers"),
+    # How many processes share the learner's work, not what it computes (policy/learner/reshard.py).
+    *("policy.ranks", "policy.zero_stage"),
     # How the engines run, not what they sample.
     *("rollout.workers", "rollout.tensor_parallel", "rollout.engine", "rollout.sleep"),
     *("rollout.start_timeout_s", "rollout.group_timeout_s"),
