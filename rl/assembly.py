@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,9 +42,12 @@ from rl.loop.interfaces import WorkerFailed
 from rl.loop.loop import train_request
 from rl.loop.publish import at_next_publish
 from rl.loop.stages import PROBABILITY, Canary, Failure, Prompt, Route
+from rl.run.files import stack_versions
 from rl.run.terminal import counted
 from rl.system.actors import ActorPlaces
 from rl.system.cluster import Cluster, open_cluster
+from rl.system.memory_estimate import BYTES, count_parameters
+from rl.system.node_checks import NodeModel, NodeNeeds, bundle_nodes, check_nodes
 from rl.system.placement import divide_workers
 from rl.system.supervision import Supervisor
 from rollout.chat import ChatTemplate, leave_out_oversized
@@ -255,7 +259,8 @@ async def open_training(
     config = inputs.config
     supervisor = supervisor or Supervisor(config.recovery, phase)
     phase("starting Ray")
-    with closing(open_cluster(config)) as cluster:
+    with closing(open_cluster(config)) as reserved:
+        cluster = await _with_checked_nodes(inputs, reserved, inputs.model)
         async with _closed_together(cluster.logs) as closers:
             engines = counted(config.rollout.workers, "vLLM engine")
             phase(f"starting {engines}, {counted(config.policy.ranks, 'rank')}")
@@ -301,7 +306,10 @@ async def open_engines(
     supervisor = Supervisor(config.recovery, note)
     if cluster is None:
         note("starting Ray")
-    with closing(open_cluster(config)) if cluster is None else nullcontext(cluster) as opened:
+    with closing(open_cluster(config)) if cluster is None else nullcontext(cluster) as reserved:
+        opened = reserved
+        if cluster is None:
+            opened = await _with_checked_nodes(inputs, reserved, model)
         async with _closed_together(opened.logs) as closers:
             note(f"starting {counted(config.rollout.workers, 'vLLM engine')}")
             services = await _start_sampling(
@@ -310,6 +318,48 @@ async def open_engines(
             if scorer_state is not None:
                 services.scorer.load(scorer_state)
             yield services
+
+
+def node_needs(config: Config, model: NodeModel, preference: Path | None) -> NodeNeeds:
+    """What processes of the run find on their node. model: the policy's."""
+    models = [model]
+    if preference is not None:
+        models.append(NodeModel("reward.preference.model", preference.absolute()))
+    paths = {f"reward.plugins.{n}.file": Path(p.file) for n, p in config.reward.plugins.items()}
+    for name, source in config.data.sources.items():
+        # Rows of text are read by the driver alone; pictures where they are needed.
+        at = f"data.mix.{name}" if name else "data"
+        if source.shows_media and source.media_dir is not None:
+            paths[f"{at}.media_dir"] = Path(source.media_dir).absolute()
+        elif source.shows_media and isinstance(source.path, str) and Path(source.path).exists():
+            paths[f"{at}.path"] = Path(source.path).absolute()
+    weights = (count_parameters(str(model.here)) or 0) * BYTES[config.policy.dtype]
+    run = Path(config.run).absolute()
+    return NodeNeeds(stack_versions(), models, paths, run if run.is_dir() else None, weights)
+
+
+def find_policy(config: Config) -> Path:
+    """Directory of the policy on the node that this is called on."""
+    return resolve_model(builtin_policy(config.policy.model), untie=config.resources.gpus == 0)
+
+
+async def _with_checked_nodes(inputs: RunInputs, cluster: Cluster, model: Path) -> Cluster:
+    """The same, knowing where the model is on each node; raises ValueError for what they lack.
+
+    model: of the engines, and of the learner if there is one.
+    """
+    config = inputs.config
+    # A Ray of its own has this node alone, and the cluster of a sweep is not looked at by each arm.
+    if config.resources.ray_address is None or not cluster.is_own:
+        return cluster
+    find = partial(find_policy, config) if model == inputs.model else None
+    policy = NodeModel(f"policy.model={config.policy.model}", model.absolute(), find)
+    gpus: Counter[str] = Counter()
+    for bundle, node in bundle_nodes(cluster.group).items():
+        gpus[node] += cluster.placement.bundles[bundle].gpus
+    needs = node_needs(config, policy, inputs.preference_model)
+    models = await asyncio.to_thread(check_nodes, needs, gpus)
+    return dataclasses.replace(cluster, models=models)
 
 
 @asynccontextmanager
@@ -369,6 +419,11 @@ async def _start_sampling(
         scores_references=scores_responses or config.reward.probability is not None,
         # Without a learner the engines hold merged weights.
         adapter=config.policy.lora if learner is not None else None,
+        model_on_node={
+            node: str(there)
+            for (node, here), there in cluster.models.items()
+            if here == model.absolute() != there
+        },
         engine=config.rollout.engine_arguments,
         data=config.data,
     )

@@ -114,11 +114,12 @@ class RayLearner:
     def _create(self) -> None:
         config, cluster = self._config, self._cluster
         environment = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
-        actors = (
-            rank_actor(LearnerRank, config, cluster, rank, environment)
-            for rank in range(config.policy.ranks)
-        )
-        self.ranks = [actor.remote(config, self._model, i) for i, actor in enumerate(actors)]
+        self.ranks = [
+            rank_actor(LearnerRank, config, cluster, rank, environment).remote(
+                config, cluster.on_node_of(bundle, self._model), rank
+            )
+            for rank, bundle in enumerate(cluster.placement.rank_bundles)
+        ]
         self._connected: list[Any] = []
         """The rollout workers that the ranks know."""
         self._vitals: dict[int, Vitals] = {}

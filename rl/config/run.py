@@ -78,6 +78,9 @@ class ResourcesConfig(Section):
 
     ray_address: str | None = None
     """Ray cluster to join, `auto` for the one of this node; null starts a Ray of its own."""
+    working_dir: str | None = None
+    """Directory that Ray copies to every node of the cluster that is joined, such as `.`, so that
+    its code runs there; null where all nodes have the same code already."""
     gpus: int = Field(default=0, ge=0)
     """GPUs that the run takes in all; 0 runs on CPU."""
     nodes: int = Field(default=1, gt=0)
@@ -306,6 +309,12 @@ class Config(Section):
             raise ValueError(
                 "sync.transport=host is a file in the memory of one node, got resources.nodes="
                 f"{resources.nodes}; leave sync.transport out"
+            )
+        if resources.working_dir is not None and resources.ray_address is None:
+            raise ValueError(
+                f"resources.working_dir={resources.working_dir} is for the nodes of a cluster to "
+                "join, and a Ray of its own has one node; set resources.ray_address=auto, or leave "
+                "it out"
             )
         if resources.nodes > 1 and resources.ray_address is None:
             raise ValueError(

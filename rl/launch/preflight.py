@@ -4,6 +4,7 @@ What would stop the run is found one after the other, as a run would, and all of
 model, template and rewards are looked at even where one of the others cannot be used.
 """
 
+import dataclasses
 import os
 import sys
 from collections import Counter
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+
+import ray
 
 from policy.builtin.names import POLICY_SIZES, builtin_policy
 from policy.learner.memory_meter import meter_model
@@ -24,6 +27,7 @@ from rl.assembly import (
     count_rows,
     find_preference_model,
     media_token_counter,
+    node_needs,
     open_chat,
     open_prompts,
     refuse_missing_gpus,
@@ -33,12 +37,14 @@ from rl.config.run import Config
 from rl.loop.stages import Prompt
 from rl.run.directory import RunDirectory
 from rl.run.terminal import counted
+from rl.system.cluster import NoCluster, refuse_unplaceable, start_ray
 from rl.system.memory_estimate import (
     GIB,
     MemoryPlan,
     ModelSize,
     describe_memory,
 )
+from rl.system.node_checks import NodeModel, check_nodes
 from rl.system.placement import describe, place
 from rollout.chat import ChatTemplate
 from rollout.prompts.stream import PromptStream
@@ -109,6 +115,9 @@ async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
                 find_preference_model(config.reward)
     with report.looking(f"run={config.run}"):
         _check_directory(config)
+    if (address := config.resources.ray_address) is not None:
+        with report.looking(f"resources.ray_address={address}"):
+            _check_cluster(report, config)
     memory = "  unknown until the policy can be read"
     if size is not None:
         plan = MemoryPlan(config, size)
@@ -220,6 +229,32 @@ def _rendered(
                 f"and {mode.max_tokens:,} at most for the response"
             )
             yield from (f"    | {line}" for line in text.split("\n"))
+
+
+def _check_cluster(report: Preflight, config: Config) -> None:
+    """Ask every node of the cluster that is to be joined what it lacks; nothing is reserved."""
+    placement = place(config)
+    try:
+        start_ray(config.resources, sum(bundle.cpus for bundle in placement.bundles))
+    except NoCluster as error:
+        report.notes.append(f"nodes are not checked: {error}")
+        return
+    try:
+        refuse_unplaceable(placement)
+        name = config.policy.model
+        # Each node downloads or makes a model that is no directory when the run starts.
+        here = Path(name).absolute()
+        needs = node_needs(config, NodeModel(f"policy.model={name}", here), None)
+        if not here.is_dir():
+            needs = dataclasses.replace(needs, models=())
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        # Where some stay free, it is not known which the run will take.
+        takes_all = config.resources.gpus == sum(n["Resources"].get("GPU", 0) for n in nodes)
+        gpus = {n["NodeID"]: int(n["Resources"].get("GPU", 0)) * takes_all for n in nodes}
+        check_nodes(needs, gpus)
+        report.lines.append(f"nodes: {len(nodes)} of the cluster have what the run needs")
+    finally:
+        ray.shutdown()
 
 
 def _check_directory(config: Config) -> None:

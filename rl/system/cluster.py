@@ -5,9 +5,9 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,18 @@ from ray.util.placement_group import (
 )
 
 from rl.config.run import Config, ResourcesConfig
+from rl.system.node_checks import bundle_nodes
 from rl.system.placement import Placement, place
 from rl.system.worker_logs import SETUP_HOOK
 
 RESERVE_TIMEOUT_S = 120.0
 START_TRIES = 3
+NOT_SENT = [".git", ".venv", "/runs", "/evaluations", "/dist"]
+"""What of resources.working_dir no node needs."""
+
+
+class NoCluster(ValueError):
+    """No Ray cluster answers at the configured address."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,14 @@ class Cluster:
     """Whether Ray and the reservation are this run's, and end with it."""
     logs: Path | None = None
     """Where the output of the run's processes goes; None leaves it in Ray's own directory."""
+    models: Mapping[tuple[str, Path], Path] = field(default_factory=dict)
+    """Where a model lies on another node, by the node's id and by where it lies here."""
+
+    def on_node_of(self, bundle: int, model: Path) -> Path:
+        """Where a model that lies here lies on the node of a bundle."""
+        if not self.models:
+            return model
+        return self.models.get((bundle_nodes(self.group)[bundle], model), model)
 
     def close(self) -> None:
         if self.is_own:
@@ -111,10 +126,13 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
                 ray.shutdown()
     else:
         address = resources.ray_address
+        if resources.working_dir is not None:
+            sent = str(Path(resources.working_dir).absolute())
+            quiet["runtime_env"] |= {"working_dir": sent, "excludes": NOT_SENT}
         try:
             ray.init(address=address, **quiet)
         except ConnectionError as error:
-            raise ValueError(
+            raise NoCluster(
                 f"resources.ray_address={address}: no Ray cluster answers ({error}); start one "
                 "with ray start --head, or leave the key out"
             ) from error

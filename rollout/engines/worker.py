@@ -5,6 +5,7 @@ in one engine at a time, and each goes back as soon as its last trajectory ends.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from pydantic import ValidationError
 
 from rl.config.data import SourceConfig
@@ -61,6 +63,7 @@ class WorkerSettings:
     """Everything a worker needs to start its engine."""
 
     model: str
+    """Its directory on the driver's node."""
     dtype: str
     max_model_length: int | None
     """Tokens of a prompt and its response, at most; None takes what the model was trained for."""
@@ -84,6 +87,8 @@ class WorkerSettings:
     """Whether requests in flight keep their keys and values over a publish."""
     sleeps: bool = False
     """Whether it gives its GPU's memory to the learner while that updates."""
+    model_on_node: Mapping[str, str] = field(default_factory=dict)
+    """Where the model lies on other nodes, by their id."""
     engine: Mapping[str, Any] = field(default_factory=dict)
     """vLLM engine arguments, passed through."""
     data: SourceConfig = field(default_factory=SourceConfig)
@@ -151,6 +156,10 @@ class RolloutWorker(Watched):
 
         self._vllm = vllm_api
         settings = self._settings
+        if settings.model_on_node:
+            node = ray.get_runtime_context().get_node_id()
+            model = settings.model_on_node.get(node, settings.model)
+            settings = dataclasses.replace(settings, model=model)
         arguments: dict[str, Any] = {
             "model": settings.model,
             "dtype": settings.dtype,

@@ -227,3 +227,13 @@ def test_large_models_are_metered_at_every_scale(capsys, monkeypatch, name, scal
     assert {"8B": "8,190,735,360", "32B": "32,762,123,264"}[name] in said
     assert re.search(r"activations \d+\.\d\d, logits \d\.\d\d, publish buffers", said), said
     assert "GPUs of 141 GB: " in said
+
+
+def test_a_cluster_that_is_not_up_is_a_note(capsys, monkeypatch):
+    def nobody(**settings):
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(preflight.ray, "init", nobody)
+    code, out, err = dry_run(capsys, *OWN, "resources.ray_address=10.0.0.1:6379")
+    assert (code, err) == (0, "")
+    assert "note: nodes are not checked: resources.ray_address=10.0.0.1:6379: no Ray" in out

@@ -80,3 +80,16 @@ def test_a_ray_that_comes_up_too_slowly_is_started_again(monkeypatch, fails, err
     else:
         start_ray(config().resources, 1)
     assert len(starts) == min(fails + (not raised), 3)
+
+
+def test_a_working_directory_is_sent_to_the_nodes_of_a_cluster(monkeypatch, tmp_path):
+    pretend(monkeypatch, NODE)
+    given: list[dict] = []
+    monkeypatch.setattr(ray, "init", lambda **settings: given.append(settings["runtime_env"]))
+    monkeypatch.chdir(tmp_path)
+    start_ray(ResourcesConfig(ray_address="auto"), cpus=1)
+    start_ray(ResourcesConfig(ray_address="auto", working_dir="."), cpus=1)
+    assert "working_dir" not in given[0]
+    assert given[1]["working_dir"] == str(tmp_path) and ".venv" in given[1]["excludes"]
+    with pytest.raises(ValueError, match=r"resources.working_dir=. is for the nodes of a cluster"):
+        config(resources={"working_dir": "."})
