@@ -118,7 +118,7 @@ class RayLearner:
             rank_actor(LearnerRank, config, cluster, rank, environment).remote(
                 config, cluster.on_node_of(bundle, self._model), rank
             )
-            for rank, bundle in enumerate(cluster.placement.rank_bundles)
+            for rank, bundle in enumerate(rank_bundles(cluster))
         ]
         self._connected: list[Any] = []
         """The rollout workers that the ranks know."""

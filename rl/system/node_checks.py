@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -129,7 +130,7 @@ def bundle_nodes(group: PlacementGroup) -> dict[int, str]:
 def _answer(task: ray.ObjectRef) -> NodeAnswer:
     try:
         return ray.get(task, timeout=0.1)
-    except ray.exceptions.GetTimeoutError:
+    except GetTimeoutError:
         lack = f"does not answer within {CHECK_TIMEOUT_S:g} s"
     # Whatever is wrong there is to be told of that node: a task whose code cannot be imported
     # fails in Ray in many ways.

@@ -5,7 +5,6 @@ in one engine at a time, and each goes back as soon as its last trajectory ends.
 """
 
 import asyncio
-import dataclasses
 import json
 import os
 import tempfile
@@ -94,6 +93,13 @@ class WorkerSettings:
     data: SourceConfig = field(default_factory=SourceConfig)
     """Where the media of prompts are read from."""
 
+    def on_this_node(self) -> "WorkerSettings":
+        """The same, with the model's directory on the node that this is called on."""
+        if not self.model_on_node:
+            return self
+        node = ray.get_runtime_context().get_node_id()
+        return replace(self, model=self.model_on_node.get(node, self.model))
+
 
 class RolloutWorker(Watched):
     def __init__(self, name: str, settings: WorkerSettings, devices: str | None = None) -> None:
@@ -155,11 +161,7 @@ class RolloutWorker(Watched):
         from rollout.engines import vllm_api
 
         self._vllm = vllm_api
-        settings = self._settings
-        if settings.model_on_node:
-            node = ray.get_runtime_context().get_node_id()
-            model = settings.model_on_node.get(node, settings.model)
-            settings = dataclasses.replace(settings, model=model)
+        settings = self._settings.on_this_node()
         arguments: dict[str, Any] = {
             "model": settings.model,
             "dtype": settings.dtype,

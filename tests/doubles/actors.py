@@ -45,7 +45,7 @@ class SeenRank:
     def model(self) -> Any:
         return self.given[1]
 
-    def update(self, batch: object) -> None:
+    def save(self, directory: object) -> None:
         time.sleep(600)
 
 

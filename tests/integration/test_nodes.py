@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import tempfile
 from collections import Counter
@@ -22,7 +23,6 @@ from rl.config.recipe import load
 from rl.config.run import Config
 from rl.launch.preflight import Preflight, _check_cluster
 from rl.loop.interfaces import WorkerFailed
-from rl.loop.stages import TrainBatch
 from rl.run.files import stack_versions
 from rl.system.actors import ActorPlaces
 from rl.system.cluster import Cluster, open_cluster, start_ray
@@ -156,7 +156,7 @@ def test_every_actor_of_a_scale_sees_its_own_gpus(
     with seen_actors(monkeypatch, config) as (cluster, ranks, engines, models):
         of_ranks, of_engines = places_of(ranks.ranks), places_of(engines)
         of_models = places_of(models)
-        by_bundle = bundle_nodes(cluster.group)
+        by_bundle, at_ranks = bundle_nodes(cluster.group), learner.rank_bundles(cluster)
     assert [len(place["gpus"]) for place in of_ranks] == [1] * config.policy.ranks
     width = config.rollout.tensor_parallel
     assert [len(place["gpus"]) for place in of_engines] == [width] * config.rollout.workers
@@ -164,17 +164,21 @@ def test_every_actor_of_a_scale_sees_its_own_gpus(
     alone = of_ranks + of_models + ([] if config.resources.colocate else of_engines)
     taken = Counter((place["node"], gpu) for place in alone for gpu in place["gpus"])
     assert len(taken) == config.num_gpus_taken and set(taken.values()) == {1}
+    bundles = cluster.placement
     if config.resources.colocate:
-        for index, engine in enumerate(of_engines):
-            own = of_ranks[index * width : (index + 1) * width]
+        for engine, bundle in zip(of_engines, bundles.engine_bundles, strict=True):
+            own = [place for place, at in zip(of_ranks, at_ranks, strict=True) if at == bundle]
+            assert len(own) == width
             assert {place["node"] for place in own} == {engine["node"]}
             assert tuple(gpu for place in own for gpu in place["gpus"]) == engine["gpus"]
     assert len({place["node"] for place in alone}) <= spread
-    bundles = cluster.placement
     for place, bundle in zip(of_engines, bundles.engine_bundles, strict=True):
         assert place["node"] == by_bundle[bundle]
-    for place, bundle in zip(of_ranks, bundles.rank_bundles, strict=True):
+    for place, bundle in zip(of_ranks, at_ranks, strict=True):
         assert place["node"] == by_bundle[bundle]
+    # Ranks of one node are neighbours.
+    nodes_in_order = [place["node"] for place in of_ranks]
+    assert len(list(itertools.groupby(nodes_in_order))) == len(set(nodes_in_order))
 
 
 def test_engines_and_ranks_are_told_where_the_model_lies_on_their_node(
@@ -191,7 +195,8 @@ def test_engines_and_ranks_are_told_where_the_model_lies_on_their_node(
         located = Cluster(cluster.placement, cluster.group, models=at)
         ranks = RayLearner(config, here, located).ranks
         models = ray.get([rank.model.remote() for rank in ranks], timeout=300)
-    expected = [Path(f"/{of_bundles[b]}/model") for b in cluster.placement.rank_bundles]
+        at_ranks = learner.rank_bundles(cluster)
+    expected = [Path(f"/{of_bundles[bundle]}/model") for bundle in at_ranks]
     assert models == expected
 
 
@@ -275,15 +280,15 @@ def test_a_dry_run_asks_the_nodes_of_the_cluster_that_is_to_be_joined(nodes: Ray
 
 
 async def lose_a_node(nodes: RayNodes, ranks: RayLearner, victim: str) -> None:
-    update = asyncio.ensure_future(ranks.update(TrainBatch(1, (object(),))))  # type: ignore[arg-type]
+    work = asyncio.ensure_future(ranks.save(Path("nowhere")))
     await asyncio.sleep(3)
     (node,) = [node for node in nodes.list_all_nodes() if node.node_id == victim]
     await asyncio.to_thread(nodes.remove_node, node, allow_graceful=False)
-    with pytest.raises(WorkerFailed, match=r"learner rank \d died in update"):
-        await asyncio.wait_for(update, 120)
+    with pytest.raises(WorkerFailed, match=r"learner rank \d died in save"):
+        await asyncio.wait_for(work, 120)
 
 
-def test_a_node_that_is_lost_in_a_step_ends_it_with_the_name_of_a_rank_on_it(
+def test_a_node_that_is_lost_ends_the_work_of_all_ranks_with_the_name_of_one_on_it(
     nodes: RayNodes, monkeypatch: pytest.MonkeyPatch
 ):
     """Last, as there are three nodes after it."""

@@ -68,3 +68,16 @@ def test_every_invariant_has_a_test_that_exists_and_is_not_left_out_of_the_test_
         assert isinstance(test, ast.FunctionDef)
         # Single cases of a test may be slow, as long as others of it run.
         assert "pytest.mark.slow" not in map(ast.unparse, test.decorator_list)
+
+
+def test_every_path_of_a_gpu_has_a_test_that_exists():
+    text = (ROOT / "BENCHMARKS.md").read_text()
+    _, _, table = text.partition("## Every path of a GPU")
+    _header, _line, *rows = re.findall(r"^\|.*\|$", table, re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", row)
+        assert named, row
+        for path, name in named:
+            tree = ast.parse((ROOT / "tests" / path).read_text())
+            assert name in {getattr(node, "name", None) for node in tree.body}, (path, name)
