@@ -28,7 +28,7 @@ from policy.dpo.pairs import (
     reference_batch_size,
     refuse_bad_pairs,
 )
-from policy.learner.deepspeed_engine import free_address, join_ranks
+from policy.learner.deepspeed_engine import deepspeed_config, free_address, join_ranks
 from policy.learner.learner import rank_actor
 from policy.models.family import open_visual_inputs
 from policy.models.loading import DTYPES, load_policy
@@ -181,8 +181,10 @@ class DpoRank:
         join_ranks(config, self.rank, address, port)
         # LoRA adapters start with random weights, which must be the same on every rank.
         torch.manual_seed(config.seed)
-        policy = load_policy(self.source, config.policy)
         is_partitioned = config.policy.effective_zero_stage == 3
+        # Divided as it is loaded: whole on every rank, a large model fits into no node.
+        zero3 = deepspeed_config(config.policy) if is_partitioned else None
+        policy = load_policy(self.source, config.policy, zero3)
         weights = FullWeights(policy, DTYPES[config.policy.dtype], is_partitioned)
         tokenizer = AutoTokenizer.from_pretrained(
             self.source, trust_remote_code=False, local_files_only=True
