@@ -117,7 +117,16 @@ class TrivialRank:
     def update(self, batch: Any) -> RankUpdate:
         own = [i for u in batch.of_rank(self._rank) for rows in u.micro_batches for i in rows]
         sums, usage = dict.fromkeys(SUMS, 0.0), RankUsage.now(0, False)
-        return RankUpdate(sums, dict.fromkeys(own, 0.0), 1.0, 1e-6, 1, 1.0, usage)
+        return RankUpdate(
+            sums=sums,
+            mismatches=dict.fromkeys(own, 0.0),
+            grad_norm=1.0,
+            learning_rate=1e-6,
+            num_updates=1,
+            seconds=1.0,
+            usage=usage,
+            skipped=None,
+        )
 
     def send_weights(self, version: int) -> WeightProof:
         return WeightProof(version, {}, (-1.0,))

@@ -99,7 +99,8 @@ class EngineQueue:
         """Go on until the next group ends, which is returned, but no further than `until`."""
         speed, running = self._speed, self._running
         while True:
-            self._admit()
+            if self._waiting:
+                self._admit()
             if not running:
                 if until < math.inf:
                     self.time = max(self.time, until)
@@ -119,7 +120,8 @@ class EngineQueue:
                 # The same formula the other way round; without growth it is a division.
                 root = math.sqrt(slope * slope + 2 * growth * seconds)
                 steps = 2 * seconds / (slope + root)
-            self._work(seconds)
+            self.time += seconds
+            self.busy_s += seconds
             self._steps += steps
             self._cached += count * steps
             self.sampled += count * steps
