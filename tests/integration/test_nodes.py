@@ -104,7 +104,7 @@ def seen_actors(
         ranks = RayLearner(config, Path("/here/model"), cluster)
         devices = None
         if config.resources.colocate:
-            devices = asyncio.run(ranks.devices_by_engine(config.rollout.tensor_parallel))
+            devices = asyncio.run(ranks.devices_by_engine())
         bundles = placement.engine_bundles
         width = config.rollout.tensor_parallel
         settings: Any = SeenSettings("model", "bfloat16", 64, width, config.transport)
