@@ -78,7 +78,8 @@ class RolloutConfig(Section):
     deterministic: bool = False
     """Sample so that a run without GPUs repeats to the last bit: each response alone in its engine,
     because others in a batch decide how sums are rounded, and none across a publish. Slower by
-    far; for tests and for finding faults."""
+    far; for tests and for finding faults. A preference model (`reward.preference`) still rounds by
+    what it scores together."""
     # By null and not by true in a scale, so that who allows staleness need not know of it.
     sleep: bool | None = None
     """Engines that share the learner's GPUs give up their memory during its update: the KV cache,
