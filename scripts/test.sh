@@ -17,7 +17,7 @@ pyright
 step "import contracts"
 lint-imports
 step "unit tests"
-python -m pytest tests/unit -q
+python -m pytest tests/unit -q -m "not slow"
 step "integration tests: Ray, vLLM and DeepSpeed on CPU"
 # Most of a file's time is the start of its engines, on one core each; a file's tests share them.
 python -m pytest tests/integration tests/gpu -q -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder

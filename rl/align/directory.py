@@ -25,10 +25,12 @@ from rl.run.directory import MAY_DIFFER_ON_RESUME, RunDirectory
 from rl.run.files import write_text
 
 NAME = "align"
+OF_A_RUN = ("policy.ranks", "policy.zero_stage")
 MAY_DIFFER = (
     # Of what a run may change on a resume, these two decide the figures of a pass: how the gate's
     # responses are sampled, and the pass itself.
-    *(key for key in MAY_DIFFER_ON_RESUME if key not in ("align", "eval")),
+    # A DPO stage goes on with the ranks that it began with.
+    *(key for key in MAY_DIFFER_ON_RESUME if key not in (*OF_A_RUN, "align", "eval")),
     # These three change no figure of an iteration.
     *("align.enabled", "align.iterations", "align.dpo.checkpoint_every"),
 )

@@ -25,6 +25,8 @@ CANARY_LOGPROBS = (-1.0,)
 class SimulatedTrajectory(Trajectory):
     """A response of which only the length is known."""
 
+    _lengths: tuple[int, int]
+
     def __init__(self, num_prompt: int, num_response: int, versions: tuple[int, int]) -> None:
         # Written at once, past the frozen fields: a run has millions of these.
         self.__dict__.update(versions=versions, _lengths=(num_prompt, num_response))

@@ -17,6 +17,7 @@ import rich.console
 from rl.launch import run_state, training
 from rl.launch.console import Console
 from rl.launch.stopping import Stop
+from rl.loop import publish
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import BatchUpdate, Prompt, RolloutGroup, Route, Score
 from rl.run.directory import RunDirectory
@@ -119,6 +120,8 @@ class Learner(FakeLearner):
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch):
     monkeypatch.setattr(run_state, "draw_curves", lambda directory: None)
+    # A publish that fails waits for the news that an engine was lost, which here is never told.
+    monkeypatch.setattr(publish, "BLAME_S", 0.0)
 
 
 def settings(run, **changes):
