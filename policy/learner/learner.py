@@ -35,6 +35,7 @@ WHO = "learner rank"
 START_TIMEOUT_S = 900.0
 UPDATE_TIMEOUT_S = 7200.0
 CHECKPOINT_TIMEOUT_S = 3600.0
+ENDS_S = 5.0
 
 
 def rank_bundles(cluster: Cluster) -> list[int]:
@@ -265,8 +266,9 @@ class RayLearner:
         # A rank may hang in a collective and never answer a polite request to close.
         for actor in self.ranks:
             kill_actor(actor)
-        for vitals in self._vitals.values():
-            await end_processes(vitals)
+        # Where Ray's own kill works it is given the time: Ray tells of any other end as of a fault.
+        ends = (end_processes(vitals, ENDS_S) for vitals in self._vitals.values())
+        await asyncio.gather(*ends)
 
     async def _call(self, method: str, deadline_s: float, *arguments: Any) -> list[Any]:
         """Call every rank; a ValueError, which is about the input, comes back as it was."""

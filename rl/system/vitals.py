@@ -4,9 +4,11 @@ The answer comes from a thread beside the one that works, so that an actor which
 minutes still gives it. A process that was stopped, or that hangs with Python's lock held, does not.
 """
 
+import asyncio
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,22 +104,31 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(child)
 
 
-def kill_processes(processes: Iterable[Process]) -> None:
-    """Kill those that are still there; works on stopped processes too."""
+def kill_processes(processes: Sequence[Process], patience_s: float = 0.0) -> None:
+    """Kill those that are still there; works on stopped processes too.
+
+    patience_s: how long they may take to end by themselves.
+    """
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and any(process.is_there() for process in processes):
+        time.sleep(0.05)
     for process in processes:
         if process.is_there():
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
 
 
-async def end_processes(vitals: Vitals) -> None:
-    """Kill an actor's process and all that it started, on whichever node it is."""
+async def end_processes(vitals: Vitals, patience_s: float = 0.0) -> None:
+    """Kill an actor's process and all that it started, on whichever node it is.
+
+    patience_s: how long they may take to end by themselves.
+    """
     # The actor itself first, so that it cannot start others in place of those that end.
     processes = (vitals.process, *vitals.children)
     if vitals.node == ray.get_runtime_context().get_node_id():
-        return kill_processes(processes)
+        return await asyncio.to_thread(kill_processes, processes, patience_s)
     # A node that is gone has taken the processes with it.
     with suppress(RayError):
         there = NodeAffinitySchedulingStrategy(vitals.node, soft=False)
         kill: Any = ray.remote(kill_processes).options(num_cpus=0, scheduling_strategy=there)
-        await kill.remote(processes)
+        await kill.remote(processes, patience_s)

@@ -62,6 +62,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_killed_best_of_goes_on_and_has_the_logprobs_of_transformers(
     reference: Path, tmp_path: Path
 ):

@@ -265,6 +265,7 @@ def test_an_endpoint_answers_as_its_directory_and_as_the_checkpoint(
             assert exported.prompt_token_ids(prompt, mode.thinking) == trained
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_comes_to_the_same_figures(
     served: Served, over_http: Path, tmp_path: Path
 ):

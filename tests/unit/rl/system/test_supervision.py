@@ -173,6 +173,12 @@ def test_a_process_and_what_it_started_are_killed_and_nothing_else():
         other.kill()
 
 
+def test_a_process_that_ends_in_time_is_not_killed():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"]) as process:
+        kill_processes((process_of(process.pid),), patience_s=30)
+        assert process.wait(30) == 0
+
+
 def test_a_process_that_an_actor_started_and_that_stays_stopped_is_killed(monkeypatch):
     context = SimpleNamespace(get_node_id=lambda: "node")
     monkeypatch.setattr(vitals.ray, "get_runtime_context", lambda: context)
