@@ -127,6 +127,8 @@ class EnginePool:
         self._engines = [_Engine(index, f"{name} {index}", a) for index, a in enumerate(actors)]
         self._receivers: Sequence[_Engine] = ()
         self._changed = asyncio.Event()
+        self._was_proven = False
+        """Whether any weights have been proven."""
         """Set, and replaced, whenever an engine changes its state."""
         self._is_waiting = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -348,6 +350,7 @@ class EnginePool:
     async def prove(self, version: int) -> list[WeightProof]:
         assert self.canary is not None, "set a canary before the first publish"
         proofs = await self._each("prove", self.canary)
+        self._was_proven = True
         # Whoever compares the proofs does so before any request is dealt out again.
         for engine in self._receivers:
             if engine.state == "joining":
@@ -399,7 +402,10 @@ class EnginePool:
         """An engine is lost and will be replaced; raises WorkerFailed if it cannot be."""
         if engine.state == "lost":
             return
-        if self._spawner is None:
+        # Before the first proof a fault is one of the model or the settings, which another engine
+        # would meet as well.
+        is_first = self.admit is not None and not self._was_proven
+        if self._spawner is None or is_first:
             raise why if isinstance(why, BaseException) else WorkerFailed(f"{engine.name}: {why}")
         engine.why = str(why)
         self._set_state(engine, "lost")

@@ -83,6 +83,8 @@ async def engines(
     )
     found.pool.canary = object()  # type: ignore[assignment]
     await found.pool.start()
+    # As after the first publish: before it a fault ends the run.
+    found.pool._was_proven = True
     try:
         yield found
     finally:
