@@ -29,7 +29,7 @@ from policy.dpo.pairs import (
     refuse_bad_pairs,
 )
 from policy.learner.deepspeed_engine import deepspeed_config, free_address, join_ranks
-from policy.learner.learner import rank_actor
+from policy.learner.learner import rank_actor, rank_bundles
 from policy.models.family import open_visual_inputs
 from policy.models.loading import DTYPES, load_policy
 from policy.weights.full_weights import FullWeights, write_model_directory
@@ -96,8 +96,8 @@ async def train_dpo(
         checkpoint = last_checkpoint(directory)
         task = (config, source.absolute(), kept, directory, reference_batch, checkpoint)
         ranks = [
-            rank_actor(DpoRank, config, cluster, rank, QUIET).remote(*task, rank)
-            for rank in range(config.policy.ranks)
+            rank_actor(DpoRank, config, cluster, rank, bundle, QUIET).remote(*task, rank)
+            for rank, bundle in enumerate(rank_bundles(cluster))
         ]
         training = asyncio.ensure_future(_train(ranks, aside, directory / HEARTBEAT))
         try:

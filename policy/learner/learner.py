@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ray
-from ray.util import placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from policy.learner.rank import LearnerRank, RankUpdate
@@ -25,6 +24,7 @@ from rl.loop.losses import is_in_loss, loss_metrics, reduce_sums
 from rl.loop.stages import BatchUpdate, Canary, ReferenceRequest, TrainBatch, WeightProof
 from rl.system.actors import ActorDied, call, call_all, kill_actor
 from rl.system.cluster import Cluster
+from rl.system.node_checks import bundle_nodes
 from rl.system.supervision import Supervisor, watch_over
 from rl.system.vitals import VITALS, Vitals, end_processes
 from rl.system.worker_logs import log_variables
@@ -45,17 +45,22 @@ def rank_bundles(cluster: Cluster) -> list[int]:
     (Ulysses, ZeRO++'s secondary partitions) talk to each other all the time.
     """
     bundles = cluster.placement.rank_bundles
-    nodes = placement_group_table(cluster.group)["bundles_to_node_id"]
+    nodes = bundle_nodes(cluster.group)
     order = list(dict.fromkeys(nodes[bundle] for bundle in bundles))
     return sorted(bundles, key=lambda bundle: order.index(nodes[bundle]))
 
 
 def rank_actor(
-    rank_class: type, config: Config, cluster: Cluster, rank: int, environment: Mapping[str, str]
+    rank_class: type,
+    config: Config,
+    cluster: Cluster,
+    rank: int,
+    bundle: int,
+    environment: Mapping[str, str],
 ) -> Any:
     """Return the actor class of a rank, placed in its bundle.
 
-    environment: variables beside those that all ranks have.
+    bundle: that of `rank_bundles`. environment: variables beside those that all ranks have.
     """
     use_cuda = config.resources.gpus > 0
     variables = {
@@ -75,9 +80,7 @@ def rank_actor(
         # A rank that came back alone would find no peers: all start again, from a checkpoint.
         max_restarts=0,
         runtime_env={"env_vars": variables},
-        scheduling_strategy=PlacementGroupSchedulingStrategy(
-            cluster.group, rank_bundles(cluster)[rank]
-        ),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(cluster.group, bundle),
     )
 
 
@@ -116,7 +119,7 @@ class RayLearner:
         config, cluster = self._config, self._cluster
         environment = {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
         self.ranks = [
-            rank_actor(LearnerRank, config, cluster, rank, environment).remote(
+            rank_actor(LearnerRank, config, cluster, rank, bundle, environment).remote(
                 config, cluster.on_node_of(bundle, self._model), rank
             )
             for rank, bundle in enumerate(rank_bundles(cluster))
@@ -137,13 +140,15 @@ class RayLearner:
     async def _watch_over(self, index: int, rank: Any) -> None:
         """Kill a rank that has fallen silent, which ends the calls that wait for it."""
 
+        who = f"{WHO} {index}"
+
         def heard(vitals: Vitals) -> None:
             self._vitals[index] = vitals
-            self._supervisor.heard(f"{WHO} {index}", vitals)
+            self._supervisor.heard(who, vitals)
 
         loss = await watch_over(rank, lambda _: self._supervisor.config.heartbeat_s, heard)
-        self._supervisor.event("lost", f"learner rank {index}", loss.why)
-        self._supervisor.note(f"learner rank {index}: {loss.why}")
+        self._supervisor.event("lost", who, loss.why)
+        self._supervisor.note(f"{who}: {loss.why}")
 
     async def restart(self) -> None:
         """End all ranks, whatever they do, and start new ones from the policy's directory."""

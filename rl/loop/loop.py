@@ -31,6 +31,7 @@ from rl.loop.group_filter import DropReason, GroupFilter
 from rl.loop.interfaces import Engine, GenerationFailed, Learner, LearnerLost, Scorer
 from rl.loop.modes import draw_step, shares_at
 from rl.loop.publish import CanaryCheck, JoinedEngine, admit, publish
+from rl.loop.race import first_of
 from rl.loop.stages import (
     BatchUpdate,
     Failure,
@@ -416,14 +417,8 @@ class TrainingLoop:
 
 async def unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:
     """What the work returns; None, and the work is cancelled, if `stop` is set before it ends."""
-    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
+    async with first_of(work, stop.wait()) as (working, _):
         return await working if working.done() else None
-    finally:
-        for future in (working, stopped):
-            future.cancel()
-        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 def train_request(

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from rl.config.run import Config
 from rl.loop.interfaces import Engine, EngineLost, Learner, LearnerLost
+from rl.loop.race import first_of
 from rl.loop.stages import WeightProof
 
 NAMES_SHOWN = 5
@@ -157,19 +158,13 @@ async def _while_alive(engine: Engine, sending: Awaitable[WeightProof]) -> Weigh
     A collective waits for an engine that is gone until its own deadline, many minutes later, and
     the error would name the learner, which is the one that waits.
     """
-    send, watch = asyncio.ensure_future(sending), asyncio.ensure_future(engine.watch())
-    try:
-        await asyncio.wait((send, watch), return_when=asyncio.FIRST_COMPLETED)
+    async with first_of(sending, engine.watch()) as (send, watch):
         if send.done() and (error := send.exception()) and not isinstance(error, LearnerLost):
             # What the sender met may be the death of an engine, and its news come a moment later.
             await asyncio.wait((watch,), timeout=BLAME_S)
         if watch.done():
             watch.result()
         return await send
-    finally:
-        send.cancel()
-        watch.cancel()
-        await asyncio.gather(send, watch, return_exceptions=True)
 
 
 def check_proofs(

@@ -243,7 +243,7 @@ async def close_all(actors: Sequence[Any], deadline_s: float) -> None:
         await asyncio.wait([closing], timeout=deadline_s)
     finally:
         for actor in actors:
-            ray.kill(actor)
+            kill_actor(actor)
 
 
 def kill_actor(actor: Any) -> None:

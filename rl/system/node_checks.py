@@ -15,11 +15,14 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
+import psutil
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rl.system.memory_estimate import GIB
 
 PACKAGES = ("rl", "rewards", "rollout", "policy")
 PLUGIN = "hybrid_rl_weight_transfer"
@@ -29,7 +32,6 @@ CHECK_TIMEOUT_S = 3600.0
 SMI_TIMEOUT_S = 60
 # A device on which another program holds more than this share is not free.
 USED_SHARE = 0.1
-GIB = 2**30
 # Ray's own variable for what it calls in every worker process (worker_logs.py). Where the code is
 # missing that call fails, and Ray would start such processes over and over without a word.
 _HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
@@ -162,7 +164,7 @@ def look(needs: NodeNeeds, gpus: int, mark: Path | None, code: str) -> NodeAnswe
             models[model.here] = _found(model)
         except ValueError as error:
             lacks.append(f"{model.setting}: {error}")
-    if needs.memory > (free := _free_memory()):
+    if needs.memory > (free := psutil.virtual_memory().available):
         lacks.append(
             f"{free / GIB:.1f} GiB of memory are free, and one process takes "
             f"{needs.memory / GIB:.1f}"
@@ -216,14 +218,6 @@ def _found(model: NodeModel) -> Path:
     if model.find is None:
         raise ValueError(f"{model.here} is not there; it must be in a place that all nodes share")
     return model.find().absolute()
-
-
-def _free_memory() -> int:
-    """Bytes that processes can take of this node's memory."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _gpus() -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayError
 
 from rl.config.run import RecoveryConfig
 from rl.loop.interfaces import WorkerFailed
+from rl.loop.race import first_of
 from rl.system.actors import answer_of, in_a_line, kill_actor
 from rl.system.vitals import PINGS_PER_HEARTBEAT, VITALS, Vitals, end_processes
 
@@ -115,16 +116,10 @@ class Supervisor:
 
     async def until(self, work: Coroutine[Any, Any, T]) -> T:
         """What the work returns, or the error that `fail` is told of meanwhile."""
-        task, failed = asyncio.ensure_future(work), asyncio.ensure_future(self._failed.wait())
-        try:
-            await asyncio.wait((task, failed), return_when=asyncio.FIRST_COMPLETED)
+        async with first_of(work, self._failed.wait()) as (task, _):
             if not task.done():
                 self.check()
             return await task
-        finally:
-            failed.cancel()
-            task.cancel()
-            await asyncio.gather(task, failed, return_exceptions=True)
 
 
 async def watch_restarts(supervisor: Supervisor, actor: Any, who: str) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from rl.config.reward import PreferenceConfig
 from rl.config.run import Config, RecoveryConfig
 from rl.loop.interfaces import EngineLost, GenerationFailed, WorkerFailed
 from rl.loop.loop import sampling_seed
+from rl.loop.race import first_of
 from rl.loop.stages import (
     Canary,
     NextTokenRequest,
@@ -127,9 +129,9 @@ class EnginePool:
         self._engines = [_Engine(index, f"{name} {index}", a) for index, a in enumerate(actors)]
         self._receivers: Sequence[_Engine] = ()
         self._changed = asyncio.Event()
+        """Set, and replaced, whenever an engine changes its state."""
         self._was_proven = False
         """Whether any weights have been proven."""
-        """Set, and replaced, whenever an engine changes its state."""
         self._is_waiting = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -300,33 +302,30 @@ class EnginePool:
 
     async def _choose(self, preferred: int | None) -> _Engine:
         """The preferred engine if it serves, or else the one with the least work."""
-
-        def serving() -> list[_Engine]:
-            return [engine for engine in self._engines if engine.state == "serving"]
-
-        if len(serving()) < self._min_serving:
-            await self._until(lambda: len(serving()) >= self._min_serving, self._min_serving)
-        engines = serving()
+        least = self._min_serving
+        if len(self._in_state("serving")) < least:
+            await self._until(lambda: len(self._in_state("serving")) >= least, least)
+        engines = self._in_state("serving")
         for engine in engines:
             if engine.index == preferred:
                 return engine
         return min(engines, key=lambda engine: engine.load)
 
+    def _in_state(self, *states: State) -> list[_Engine]:
+        return [engine for engine in self._engines if engine.state in states]
+
     # A publish
 
     async def sleep(self) -> None:
         """Engines that share the learner's GPUs give their memory up until the next publish."""
-        self._receivers = [engine for engine in self._engines if engine.state == "serving"]
+        self._receivers = self._in_state("serving")
         # An engine that is lost holds no memory either, and the publish goes to those that are
         # left.
         with suppress(EngineLost):
             await self._each("sleep")
 
     async def pause(self) -> None:
-        def loaded() -> list[_Engine]:
-            states = ("joining", "serving", "leaving")
-            return [engine for engine in self._engines if engine.state in states]
-
+        loaded = partial(self._in_state, "joining", "serving", "leaving")
         if not loaded():
             await self._until(lambda: bool(loaded()), 1)
         self._receivers = loaded()
@@ -334,7 +333,7 @@ class EnginePool:
 
     async def pause_joining(self) -> int:
         """In the place of `pause`: the publish goes to those that wait for their first weights."""
-        self._receivers = [engine for engine in self._engines if engine.state == "joining"]
+        self._receivers = self._in_state("joining")
         await self._each("pause")
         return len(self._receivers)
 
@@ -360,7 +359,7 @@ class EnginePool:
     async def statistics(self) -> dict[int, EngineStatistics]:
         """What each engine did since it was last asked, by number; of those that answer soon."""
         # One that is being loaded would answer nothing for as long as that takes.
-        serving = [engine for engine in self._engines if engine.state == "serving"]
+        serving = self._in_state("serving")
         answers = await asyncio.gather(
             *(call(e.actor, "statistics", deadline_s=ANSWER_S, who=e.name) for e in serving),
             return_exceptions=True,
@@ -502,16 +501,9 @@ class EnginePool:
         if self._spawner is None:
             return await watch_restarts(self._supervisor, engine.actor, engine.name)
         # Ray tells of a death at once; only a sign of life tells of a process that was stopped.
-        signs = [
-            asyncio.ensure_future(watch_over(engine.actor, heartbeat_s, heard)),
-            asyncio.ensure_future(death()),
-        ]
-        try:
-            done, _ = await asyncio.wait(signs, return_when=asyncio.FIRST_COMPLETED)
-            loss = done.pop().result()
-        finally:
-            for sign in signs:
-                sign.cancel()
+        silence = watch_over(engine.actor, heartbeat_s, heard)
+        async with first_of(silence, death()) as signs:
+            loss = next(sign for sign in signs if sign.done()).result()
         self._lose(engine, loss.why)
 
     def _set_state(self, engine: _Engine, state: State) -> None:

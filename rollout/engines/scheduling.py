@@ -96,8 +96,13 @@ def join_parts(parts: Sequence[EngineCoreOutput]) -> EngineCoreOutput:
     columns = [part.new_logprobs for part in parts if part.new_logprobs is not None]
     if columns:
         token_ids, logprobs, ranks, _ = zip(*columns, strict=True)
+        # A batch has the columns of the sequence in it that asks for most, so their number changes
+        # from step to step. The fewest still hold what this one asked for, which come first.
+        width = min(array.shape[1] for array in token_ids)
         whole.new_logprobs = LogprobsLists(
-            np.concatenate(token_ids), np.concatenate(logprobs), np.concatenate(ranks)
+            np.concatenate([array[:, :width] for array in token_ids]),
+            np.concatenate([array[:, :width] for array in logprobs]),
+            np.concatenate(ranks),
         )
     return whole
 

@@ -1,6 +1,12 @@
-"""The order of the integration tests: three processes take a file at a time."""
+"""The order of the integration tests, and a Ray for those that start none by a command.
+
+Three processes take a file at a time.
+"""
+
+from collections.abc import Iterator
 
 import pytest
+import ray
 
 # The longest first, so that no core is left alone with one of them at the end. The third and the
 # fourth need none of the built-in models, which the first makes on a new machine.
@@ -19,6 +25,14 @@ FIRST = (
 
 # On a new machine the first test of a file may wait for a built-in model that is being made.
 TIMEOUT_S = 1200
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """A Ray of the file's own, whatever other one runs on this machine."""
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -14,6 +14,8 @@ from ray.exceptions import RayActorError
 from rl.loop.interfaces import GenerationFailed
 from rl.system.actors import call, call_all, close_all
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 
 @ray.remote(num_cpus=0, max_concurrency=4)
 class Worker:
@@ -47,13 +49,6 @@ class Worker:
 
     async def close(self) -> None:
         await asyncio.sleep(600)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

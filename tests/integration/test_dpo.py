@@ -7,14 +7,12 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import ray
 import torch
 from datasets import Dataset
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -42,14 +40,9 @@ from rollout.chat import ChatTemplate
 from tests import minicpmv_tiny, qwen_vl_tiny
 from tests.qwen3_tiny import tiny_qwen3
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 FAMILIES = ("qwen3", "minicpmv", "qwen2_5_vl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from safetensors.torch import load_file, save_file
 
 from policy.builtin.text_policy import ensure_tiny_policy
@@ -23,6 +22,8 @@ from rl.export.transformers_answers import score_responses
 from rl.loop.stages import Prompt, ReferenceRequest
 from rl.run.directory import RunDirectory
 from tests.integration.test_learner import ask, close, make_batch, open_ranks
+
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 PROMPT = Prompt("export", ({"role": "user", "content": "?"},), "0")
 # In float32, between what is served and the learner: half of it between learner and checkpoint
@@ -48,13 +49,6 @@ class Trained:
     sequences: Sequence[Sequence[int]]
     logprobs: Sequence[Sequence[float]]
     """Of each sequence's tokens after the first, by the learner whose weights were saved."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

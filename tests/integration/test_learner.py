@@ -28,6 +28,8 @@ from rl.system.cluster import Cluster
 from rl.system.placement import place
 from tests.qwen3_tiny import tiny_qwen3
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 VOCABULARY = 64
 ONE_MICRO_BATCH = 1000
 START_DEADLINE_S = 300
@@ -91,13 +93,6 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     tiny_qwen3(VOCABULARY).save_pretrained(directory)
     return directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
 
 
 def make_config(**policy: object) -> Config:
@@ -168,13 +163,14 @@ def plain_loss(
     return loss
 
 
-def open_ranks(config: Config, model: Path) -> list:
+def open_ranks(
+    config: Config, model: Path, kind: type[LearnerRank] = InspectedRank, **variables: str
+) -> list:
+    """Ranks as Ray actors that have loaded the model. variables: more of their environment."""
+    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **variables}
     actors = [
-        ray.remote(InspectedRank)
-        .options(
-            num_cpus=0,
-            runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
-        )
+        ray.remote(kind)
+        .options(num_cpus=0, runtime_env={"env_vars": environment})
         .remote(config, model, rank)
         for rank in range(config.policy.ranks)
     ]

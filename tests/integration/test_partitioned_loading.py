@@ -2,20 +2,17 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
 from policy.learner import rank as rank_module
 from policy.learner.logprobs import LogprobModel
 from policy.models.loading import load_policy
-from rl.config.run import Config
 from tests import minicpmv_tiny, qwen_vl_tiny
-from tests.integration.test_learner import InspectedRank, ask, close, make_config
+from tests.integration.test_learner import InspectedRank, ask, close, make_config, open_ranks
 from tests.qwen3_tiny import tiny_qwen3
 
 SIZES = {
@@ -26,13 +23,8 @@ SIZES = {
     "num_key_value_heads": 12,
     "head_dim": 64,
 }
-START_DEADLINE_S = 300
-VARIABLES = {
-    "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": "1",
-    # So that the C library gives back at once what a tensor no longer takes.
-    "MALLOC_MMAP_THRESHOLD_": str(2**20),
-}
+# So that the C library gives back at once what a tensor no longer takes.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
 def own_bytes() -> int:
@@ -88,28 +80,6 @@ class MeasuredRank(InspectedRank):
         return self._peak, self._held
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
-
-
-def open_measured(config: Config, directory: Path) -> list:
-    actors = [
-        ray.remote(MeasuredRank)
-        .options(
-            num_cpus=0,
-            runtime_env={"env_vars": VARIABLES},
-        )
-        .remote(config, directory, rank)
-        for rank in range(config.policy.ranks)
-    ]
-    address, port = ray.get(actors[0].free_address.remote(), timeout=START_DEADLINE_S)
-    ray.get([actor.start.remote(address, port) for actor in actors], timeout=START_DEADLINE_S)
-    return actors
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_rank_ever_holds_the_whole_policy(dtype: str, tmp_path: Path, local_ray: None):
     directory = tmp_path / "model"
@@ -119,7 +89,9 @@ def test_no_rank_ever_holds_the_whole_policy(dtype: str, tmp_path: Path, local_r
     stored = load_file(directory / "model.safetensors")
     whole = sum(tensor.nbytes for tensor in stored.values())
     largest = max(tensor.nbytes for tensor in stored.values())
-    actors = open_measured(make_config(ranks=2, zero_stage=3, dtype=dtype), directory)
+    actors = open_ranks(
+        make_config(ranks=2, zero_stage=3, dtype=dtype), directory, MeasuredRank, **MALLOC
+    )
     measured = ask(actors, "loading")
     both = ask(actors, "weights")
     close(actors)
@@ -150,7 +122,7 @@ def test_rotary_frequencies_keep_32_bits_beside_weights_of_16(
         qwen_vl_tiny.save_tiny(directory, family)
     tiny_qwen3(64).save_pretrained(tmp_path / "tiny")
     config = make_config(zero_stage=3, dtype="bfloat16")
-    actors = open_measured(config, directory)
+    actors = open_ranks(config, directory, MeasuredRank, **MALLOC)
     (found,) = ask(actors, "buffers")
     close(actors)
     expected = dict(LogprobModel(load_policy(directory, config.policy), 16).named_buffers())

@@ -25,6 +25,8 @@ from rl.system.supervision import Supervisor
 from rollout.engines.pool import EnginePool
 from tests.unit.rewards.test_preference import asked, make_random_model
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 DEADLINE_S = 120.0
 CPU_ENGINE = {
     "enforce_eager": True,
@@ -43,13 +45,6 @@ def loop():
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_random_model(tmp_path_factory.mktemp("reward-model"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def start(directory: Path, actors: int, deadline_s: float = DEADLINE_S):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from policy.learner.rank import LearnerRank
 from rl.config.run import Config
-from tests.integration.test_learner import ask, close, make_batch, make_config
+from tests.integration.test_learner import ask, close, make_batch, make_config, open_ranks
 from tests.qwen3_tiny import tiny_qwen3
 
-START_DEADLINE_S = 300
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 ZERO3 = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 
@@ -48,41 +47,12 @@ class RankWithMoments(LearnerRank):
         return {name: tensor.clone() for name, tensor in self._weights}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="warning",
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     # Of odd sizes, which two ranks cannot share without padding.
     tiny_qwen3(65, hidden_size=33, intermediate_size=65).save_pretrained(directory)
     return directory
-
-
-def open_ranks(config: Config, model: Path) -> list:
-    actors = [
-        ray.remote(RankWithMoments)
-        .options(
-            num_cpus=0,
-            runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}},
-        )
-        .remote(config, model, rank)
-        for rank in range(config.policy.ranks)
-    ]
-    address, port = ray.get(actors[0].free_address.remote(), timeout=START_DEADLINE_S)
-    ray.get([actor.start.remote(address, port) for actor in actors], timeout=START_DEADLINE_S)
-    return actors
 
 
 def config_of(ranks: int, stage: int, dtype: str = "float32", **policy: object) -> Config:
@@ -105,7 +75,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_weights_and_moments(
     saved: Path | None = None
     before: list = []
     for turn, (ranks, stage) in enumerate(layouts, start=1):
-        actors = open_ranks(config_of(ranks, stage, dtype), model_dir)
+        actors = open_ranks(config_of(ranks, stage, dtype), model_dir, RankWithMoments)
         if saved is not None:
             ask(actors, "load", saved)
             for found in ask(actors, "moments"):
@@ -124,7 +94,9 @@ def test_another_number_of_ranks_goes_on_with_the_same_weights_and_moments(
         close(actors)
 
     # One rank that took all the steps without a break, against the last one.
-    (actor,) = open_ranks(config_of(1, 0 if dtype == "float32" else 1, dtype), model_dir)
+    (actor,) = open_ranks(
+        config_of(1, 0 if dtype == "float32" else 1, dtype), model_dir, RankWithMoments
+    )
     for turn in range(1, len(layouts) + 1):
         ask([actor], "update", batch(turn))
     (straight,) = ask([actor], "moments")
@@ -140,20 +112,20 @@ def test_another_number_of_ranks_goes_on_with_the_same_weights_and_moments(
 def test_an_incomplete_checkpoint_of_other_ranks_is_refused_by_words(
     model_dir: Path, tmp_path: Path
 ):
-    actors = open_ranks(config_of(2, 2), model_dir)
+    actors = open_ranks(config_of(2, 2), model_dir, RankWithMoments)
     ask(actors, "update", batch(1))
     ask(actors, "save", tmp_path)
     close(actors)
     (lost,) = tmp_path.rglob("zero_pp_rank_1_mp_rank_00_optim_states.pt")
     lost.unlink()
-    (actor,) = open_ranks(config_of(1, 0), model_dir)
+    (actor,) = open_ranks(config_of(1, 0), model_dir, RankWithMoments)
     with pytest.raises(ValueError, match="does not hold the optimizer's state of every rank"):
         ask([actor], "load", tmp_path)
     close([actor])
 
 
 def weights_after_updates(config: Config, model_dir: Path) -> dict[str, torch.Tensor]:
-    actors = open_ranks(config, model_dir)
+    actors = open_ranks(config, model_dir, RankWithMoments)
     for step in (1, 2, 3):
         ask(actors, "update", batch(step))
     found = ask(actors, "moments")[0]

@@ -77,3 +77,18 @@ def test_what_an_aborted_request_had_is_forgotten() -> None:
     scheduler.update_from_output()
     scheduler.finish_requests(["a", "unknown"])
     assert scheduler.update_from_output()[0].outputs[0].new_token_ids == [8]
+
+
+def test_a_response_keeps_the_columns_of_its_own_beside_one_that_asks_for_more() -> None:
+    """vLLM gives a whole batch the columns of the sequence that asks for most."""
+    wide = part("a", 2)
+    wide.new_logprobs = LogprobsLists(
+        np.array([[2, 5, 6]], np.int32), np.array([[-0.2, -0.5, -0.6]]), np.array([4])
+    )
+    scheduler = Scheduler([[part("a", 1)], [wide], [part("a", 3, finish_reason=FinishReason.STOP)]])
+    (whole,) = [scheduler.update_from_output()[0].outputs for _ in range(3)][-1]
+    assert whole.new_token_ids == [1, 2, 3]
+    assert whole.new_logprobs is not None
+    assert whole.new_logprobs.logprob_token_ids.tolist() == [[1], [2], [3]]
+    assert whole.new_logprobs.logprobs == pytest.approx(np.array([[-0.1], [-0.2], [-0.3]]))
+    assert whole.new_logprobs.sampled_token_ranks.tolist() == [2, 4, 6]

@@ -3,12 +3,10 @@ plain PyTorch, one sample at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from policy.models.checks import read_config
@@ -28,14 +26,9 @@ from tests.integration.test_learner import (
     open_ranks,
 )
 
+pytestmark = pytest.mark.usefixtures("local_ray")
+
 FAMILIES = ("minicpmv", "qwen2_5_vl")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="warning")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

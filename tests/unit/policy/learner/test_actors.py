@@ -20,8 +20,7 @@ JOINED = {"ray_address": "auto"}
 
 def put_bundles(monkeypatch: pytest.MonkeyPatch, nodes: str) -> None:
     """Have Ray say that it put the bundles on these nodes, a letter each."""
-    table = {"bundles_to_node_id": dict(enumerate(nodes))}
-    monkeypatch.setattr(learner, "placement_group_table", lambda group: table)
+    monkeypatch.setattr(learner, "bundle_nodes", lambda group: dict(enumerate(nodes)))
 
 
 @pytest.mark.parametrize(
@@ -46,10 +45,9 @@ def test_a_rank_has_a_thread_for_every_core_that_is_reserved_for_it(
 
     monkeypatch.setattr(learner.ray, "remote", lambda **_: lambda kind: Remote())
     monkeypatch.setattr(learner, "PlacementGroupSchedulingStrategy", lambda group, bundle: bundle)
-    put_bundles(monkeypatch, 9 * "a")
     cfg = config(**settings)
     cluster = Cluster(place(cfg), None)  # type: ignore[arg-type]
-    options = learner.rank_actor(LearnerRank, cfg, cluster, 0, {})
+    options = learner.rank_actor(LearnerRank, cfg, cluster, 0, 0, {})
     assert options["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == threads
 
 
