@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from datasets import load_from_disk
 from transformers import AutoTokenizer
@@ -35,7 +34,7 @@ from policy.models.loading import DTYPES, load_policy
 from policy.weights.full_weights import FullWeights, write_model_directory
 from rl.config.run import Config
 from rl.run.sinks import read_metrics
-from rl.system.actors import call, call_all
+from rl.system.actors import call, call_all, kill_actor
 from rl.system.cluster import Cluster
 
 _log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ async def train_dpo(
         finally:
             training.cancel()
             for rank in ranks:
-                ray.kill(rank)
+                kill_actor(rank)
         # The name says that it is whole, so it comes last.
         aside.rename(model)
     report()

@@ -16,8 +16,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from policy.models.family import model_family
-from rl.system.memory_estimate import GIB
-from rl.system.resident import peak_resident_bytes, resident_bytes
+from rl.system.resident import GIB, peak_resident_bytes, resident_bytes
 
 # Dense bfloat16 in TFLOP/s, from NVIDIA's data sheets, which often print twice as much for sparse
 # matrices. A name that is part of another one stands behind it.

@@ -25,7 +25,8 @@ from rl.config.recipe import (
 )
 from rl.config.run import Config
 from rl.run.terminal import counted
-from rl.system.memory_estimate import GIB, Fit, MemoryPlan, ModelSize, UpdatePeak
+from rl.system.memory_estimate import Fit, MemoryPlan, ModelSize, UpdatePeak
+from rl.system.resident import GIB
 
 BATCH, UTILIZATION, MODEL = (
     "policy.micro_batch_tokens",

@@ -39,13 +39,13 @@ from rl.run.directory import RunDirectory
 from rl.run.terminal import counted
 from rl.system.cluster import NoCluster, refuse_unplaceable, start_ray
 from rl.system.memory_estimate import (
-    GIB,
     MemoryPlan,
     ModelSize,
     describe_memory,
 )
 from rl.system.node_checks import NodeModel, check_nodes
 from rl.system.placement import describe, place
+from rl.system.resident import GIB
 from rollout.chat import ChatTemplate
 from rollout.prompts.stream import PromptStream
 

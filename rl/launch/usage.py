@@ -14,8 +14,7 @@ from rl.launch.metrics import Progress, step_metrics
 from rl.loop.loop import StepResult
 from rl.run.threads import in_thread
 from rl.system.actors import call
-from rl.system.memory_estimate import GIB
-from rl.system.resident import ANSWER_S, resident_bytes
+from rl.system.resident import ANSWER_S, GIB, resident_bytes
 from rollout.engines.statistics import engine_metrics
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from rl.config.policy import PolicyConfig
 from rl.config.run import Config
+from rl.system.resident import GIB
 
-GIB = 2**30
 CACHED_RESPONSES = 4
 """Responses of full length whose keys and values an engine on CPU has room for at the same time."""
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -22,7 +22,7 @@ from ray.util import placement_group_table
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rl.system.memory_estimate import GIB
+from rl.system.resident import GIB
 
 PACKAGES = ("rl", "rewards", "rollout", "policy")
 PLUGIN = "hybrid_rl_weight_transfer"

@@ -8,6 +8,7 @@ import sys
 
 import psutil
 
+GIB = 2**30
 ANSWER_S = 5.0
 """A process that is slower to say what it takes is left out: no step waits for a figure."""
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rl.system.memory_estimate import GIB
+from rl.system.resident import GIB
 
 MOST_NAMED = 16
 """Engines of a run up to which each has figures of its own: those of a cluster are too many."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl.config.run import Config
-from rl.system.memory_estimate import BYTES, CACHED_RESPONSES, GIB, model_size
+from rl.system.memory_estimate import BYTES, CACHED_RESPONSES, model_size
+from rl.system.resident import GIB
 
 
 @dataclass(frozen=True)

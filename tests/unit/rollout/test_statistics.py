@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rl.system.memory_estimate import GIB
+from rl.system.resident import GIB
 from rollout.engines import statistics
 from rollout.engines.statistics import MOST_NAMED, EngineStatistics, EngineTally, engine_metrics
 

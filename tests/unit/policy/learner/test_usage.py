@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from policy.learner.usage import ModelFlops, RankUsage, peak_tflops, usage_metrics
-from rl.system.memory_estimate import GIB
+from rl.system.resident import GIB
 
 VOCABULARY, HIDDEN, INNER, LAYERS, HEADS, WIDTH = 50, 16, 24, 2, 4, 8
 # Queries, keys, values and output (two heads of keys and values); gate, up and down; two norms of

@@ -10,7 +10,8 @@ import pytest
 from rl.config.keys import RecipeError
 from rl.config.recipe import load
 from rl.launch.auto_scale import BATCH, UTILIZATION, choose_scale
-from rl.system.memory_estimate import CARDS, GIB
+from rl.system.memory_estimate import CARDS
+from rl.system.resident import GIB
 from tests.metered_models import FILE, key_of, meter_again, metered_plan
 
 HYBRID = "config=hybrid_50_50.yaml"

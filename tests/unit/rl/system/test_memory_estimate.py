@@ -11,7 +11,6 @@ from rl.config.policy import PolicyConfig
 from rl.system.engine_environment import engine_environment
 from rl.system.memory_estimate import (
     CARDS,
-    GIB,
     MemoryPlan,
     ModelSize,
     UpdatePeak,
@@ -22,6 +21,7 @@ from rl.system.memory_estimate import (
     describe_memory,
     rank_memory,
 )
+from rl.system.resident import GIB
 from tests.fakes import config
 
 
