@@ -221,3 +221,30 @@ def test_a_run_with_fused_layers_agrees_with_its_engine(tmp_path):
 def test_two_ranks_publish_over_nccl(tmp_path, settings):
     placed = ("resources.gpus=3", "resources.colocate=false", "policy.ranks=2")
     run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", *placed, *settings)
+
+
+@needs("vllm", "ray", "deepspeed", gpus=3)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("rollout.workers=2", "eval.samples=4"),
+        ("rollout.tensor_parallel=2",),
+        # The canary must not wait for a response of an engine that is full.
+        ("rollout.workers=2", "rollout.max_staleness=1", "rollout.engine.max_num_seqs=2"),
+    ],
+    ids=["two engines", "an engine of two GPUs", "full engines"],
+)
+def test_engines_on_gpus_of_their_own_agree_with_the_learner(tmp_path, settings):
+    placed = ("resources.gpus=3", "resources.colocate=false", "policy.ranks=1")
+    run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", *placed, *settings)
+
+
+@needs("vllm", "ray", "deepspeed")
+def test_a_checkpoint_in_bfloat16_is_exported_and_proven(tmp_path):
+    small = "rollout.engine.gpu_memory_utilization=0.2"
+    run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", small)
+    command = [sys.executable, "-m", "rl.export", f"run={tmp_path / 'run'}"]
+    command += [f"out={tmp_path / 'exported'}", "prove=true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "exported" / "model.safetensors").exists()
