@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,15 +11,13 @@ import torch
 
 from rl.loop.weight_digest import tensor_digest
 from rl.run.ledger import read_rows
+from tests.gpu.requirements import needs
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-needs_engines = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("vllm", "ray", "deepspeed")),
-    reason="needs vllm, ray and deepspeed",
-)
+needs_engines = needs("vllm", "ray", "deepspeed")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -15,21 +14,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from policy.learner.logprobs import ChunkedHead, LogprobModel
 from policy.models.kernels import attention_implementation, fuse_layers, preferred_attention
 from policy.models.loading import checkpoint_layers
+from tests.gpu.requirements import QWEN3_VOCABULARY, needs
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-NUM_GPUS = torch.cuda.device_count()
-VOCABULARY = 151_936
-
-
-def needs(*packages: str, gpus: int = 1):
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(
-        bool(missing) or gpus > NUM_GPUS,
-        reason=f"needs {', '.join(missing) or f'{gpus} GPUs, {NUM_GPUS} here'}",
-    )
 
 
 def small_model(**settings) -> Qwen3ForCausalLM:
@@ -68,9 +58,11 @@ def check_alike(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, .
 def test_the_kernel_takes_less_memory_than_chunks_and_rounds_no_logit():
     """The output layer of Qwen3-4B; float64 is the judge of both."""
     torch.manual_seed(0)
-    lm_head = torch.nn.Linear(2560, VOCABULARY, bias=False, device="cuda", dtype=torch.bfloat16)
+    lm_head = torch.nn.Linear(
+        2560, QWEN3_VOCABULARY, bias=False, device="cuda", dtype=torch.bfloat16
+    )
     hidden = torch.randn(4096, 2560, device="cuda", dtype=torch.bfloat16) * 8
-    targets = torch.randint(VOCABULARY, (4096,), device="cuda")
+    targets = torch.randint(QWEN3_VOCABULARY, (4096,), device="cuda")
     temperature = torch.tensor([1.0, 0.8], device="cuda").repeat(2048)
     few = slice(64)
     logits = hidden[few].double() @ lm_head.weight.double().t() / temperature[few, None].double()
@@ -139,112 +131,3 @@ def test_the_rows_of_the_learner_are_measured():
     rows = json.loads(done.stdout.splitlines()[-1])
     assert rows["as it is"]["tokens_per_second"] > 0
     assert len(rows) == 4
-
-
-def wide_model(directory: Path) -> Path:
-    """Two layers as wide as those of Qwen3-8B, whose embedding is one tensor above 1 GiB."""
-    from policy.builtin.names import builtin_policy
-    from policy.models.cache import find_model
-    from policy.models.loading import copy_companions
-
-    sizes = {"hidden_size": 4096, "intermediate_size": 4096, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
-    with torch.device("cuda"):
-        model = Qwen3ForCausalLM(
-            Qwen3Config(vocab_size=VOCABULARY, tie_word_embeddings=False, **sizes, **heads)
-        )
-    model.bfloat16().save_pretrained(directory)
-    config = (directory / "config.json").read_text()
-    copy_companions(find_model(builtin_policy("builtin:tiny"), "policy.model"), directory)
-    (directory / "config.json").write_text(config)
-    return directory
-
-
-def run_steps(run: Path, model: Path | str, *settings: str) -> list[dict]:
-    """The metrics of a run of three steps on the built-in task."""
-    command = [
-        *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50.yaml", f"run={run}"),
-        *(f"policy.model={model}", "data.kind=chain_sum", "steps=3", "eval.prompts=16"),
-        *("modes.short.max_tokens=8", "modes.long.max_tokens=72", "rollout.max_model_length=128"),
-        "rollout.prompts_per_step=16",
-        *settings,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == 3
-    assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
-    return steps
-
-
-@needs("vllm", "ray", "deepspeed")
-@pytest.mark.parametrize(
-    "settings", [(), ("policy.lora.rank=16", "policy.lora.alpha=32")], ids=["full", "lora"]
-)
-def test_a_tensor_above_one_gib_is_published_over_ipc(tmp_path, settings):
-    small = "rollout.engine.gpu_memory_utilization=0.3"
-    run_steps(tmp_path / "run", wide_model(tmp_path / "model"), "scale=one_gpu", small, *settings)
-
-
-@needs("vllm", "ray", "deepspeed")
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("policy.logprobs=chunked", "policy.gradient_checkpointing=2"),
-        ("policy.attention=cudnn",),
-        ("policy.zero_stage=3",),
-        (
-            "policy.zero_stage=2",
-            "policy.deepspeed.zero_optimization.offload_optimizer.device=cpu",
-        ),
-    ],
-    ids=["chunks and every second layer", "cudnn", "zero3", "offload"],
-)
-def test_a_run_with_an_option_of_the_learner_agrees_with_its_engine(tmp_path, settings):
-    small = "rollout.engine.gpu_memory_utilization=0.2"
-    run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", small, *settings)
-
-
-@needs("vllm", "ray", "deepspeed", "liger_kernel")
-def test_a_run_with_fused_layers_agrees_with_its_engine(tmp_path):
-    small = "rollout.engine.gpu_memory_utilization=0.2"
-    fused = "policy.fused_layers=true"
-    run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", small, fused)
-
-
-@needs("vllm", "ray", "deepspeed", gpus=3)
-@pytest.mark.parametrize(
-    "settings",
-    [("policy.zero_stage=3",), ("policy.sequence_parallel=2",)],
-    ids=["zero3", "ulysses"],
-)
-def test_two_ranks_publish_over_nccl(tmp_path, settings):
-    placed = ("resources.gpus=3", "resources.colocate=false", "policy.ranks=2")
-    run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", *placed, *settings)
-
-
-@needs("vllm", "ray", "deepspeed", gpus=3)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("rollout.workers=2", "eval.samples=4"),
-        ("rollout.tensor_parallel=2",),
-        # The canary must not wait for a response of an engine that is full.
-        ("rollout.workers=2", "rollout.max_staleness=1", "rollout.engine.max_num_seqs=2"),
-    ],
-    ids=["two engines", "an engine of two GPUs", "full engines"],
-)
-def test_engines_on_gpus_of_their_own_agree_with_the_learner(tmp_path, settings):
-    placed = ("resources.gpus=3", "resources.colocate=false", "policy.ranks=1")
-    run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", *placed, *settings)
-
-
-@needs("vllm", "ray", "deepspeed")
-def test_a_checkpoint_in_bfloat16_is_exported_and_proven(tmp_path):
-    small = "rollout.engine.gpu_memory_utilization=0.2"
-    run_steps(tmp_path / "run", "builtin:tiny", "scale=one_gpu", small)
-    command = [sys.executable, "-m", "rl.export", f"run={tmp_path / 'run'}"]
-    command += [f"out={tmp_path / 'exported'}", "prove=true"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert (tmp_path / "exported" / "model.safetensors").exists()
