@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +24,11 @@ from tests.bpe_policy import make_policy
 STEPS = 20
 SETTINGS = [
     *("config=hybrid_50_50.yaml", "scale=cpu_tiny", "reward.preference=null"),
-    *(f"steps={STEPS}", "eval.prompts=2", "rollout.group_size=2"),
-    *("policy.dtype=bfloat16", "policy.lora.rank=64", "policy.lora.alpha=128"),
+    *(f"steps={STEPS}", "eval.prompts=2", "rollout.group_size=2", "policy.dtype=bfloat16"),
     *("policy.optimizer.learning_rate=1e-5", "policy.optimizer.warmup_steps=0"),
     "policy.optimizer.schedule=constant",
 ]
+ADAPTER = ["policy.lora.rank=64", "policy.lora.alpha=128"]
 
 WIDE = {
     "hidden_size": 512,
@@ -91,29 +93,35 @@ class System:
         return learner, engine
 
 
-@pytest.fixture(scope="module")
-def system(tmp_path_factory) -> Iterator[System]:
-    root = tmp_path_factory.mktemp("lora")
+@contextmanager
+def opened(root: Path, settings: Sequence[str]) -> Iterator[System]:
     policy = make_policy(root / "policy", 160, **WIDE)
     weights = load_file(policy / "model.safetensors")
     for name, tensor in weights.items():
         if "_proj." in name:
             weights[name] = WEIGHT * tensor.sign()
     save_file(weights, policy / "model.safetensors", metadata={"format": "pt"})
-    settings = [*SETTINGS, f"run={root / 'run'}", f"policy.model={policy}"]
-    inputs = gather_inputs(load(settings).config)
+    places = [f"run={root / 'run'}", f"policy.model={policy}"]
+    inputs = gather_inputs(load([*SETTINGS, *settings, *places]).config)
     with asyncio.Runner() as runner:
-        opened = open_training(inputs, print)
-        yield System(inputs, runner.run(opened.__aenter__()), runner)
-        runner.run(opened.__aexit__(None, None, None))
+        services = open_training(inputs, print)
+        yield System(inputs, runner.run(services.__aenter__()), runner)
+        runner.run(services.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory) -> Iterator[System]:
+    with opened(tmp_path_factory.mktemp("lora"), ADAPTER) as system:
+        yield system
 
 
 def rms(differences: np.ndarray) -> float:
     return float(np.sqrt(np.mean(differences**2)))
 
 
-def test_small_updates_reach_the_engine_whole(system: System):
-    """A sum of base and update in bfloat16 would be the base: none of it would arrive."""
+def learned_and_arrived(system: System) -> tuple[float, float, float]:
+    """Of 20 small steps: the share of the learner's change that arrives in the engine, and what the
+    two differ by before and after."""
     system.publish(0)
     samples = system.sample()
     before = system.logprobs(samples)
@@ -127,6 +135,23 @@ def test_small_updates_reach_the_engine_whole(system: System):
         f"{len(learned)} tokens, moved by {rms(learned):.4f}; {share:.2f} of it arrives; "
         f"mismatch {noise:.4f} before, {mismatch:.4f} after"
     )
+    return share, noise, mismatch
+
+
+# Before the tests that share one system: a process has one at a time.
+@pytest.mark.slow
+def test_an_adapter_arrives_as_well_as_whole_weights_do(tmp_path):
+    mismatches = {}
+    for name, settings in (("adapter", ADAPTER), ("whole weights", [])):
+        (tmp_path / name).mkdir()
+        with opened(tmp_path / name, settings) as system:
+            _, _, mismatches[name] = learned_and_arrived(system)
+    assert mismatches["adapter"] < 1.2 * mismatches["whole weights"]
+
+
+def test_small_updates_reach_the_engine_whole(system: System):
+    """A sum of base and update in bfloat16 would be the base: none of it would arrive."""
+    share, noise, mismatch = learned_and_arrived(system)
     assert share > 0.8
     assert mismatch < 1.5 * noise
 
