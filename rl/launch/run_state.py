@@ -12,6 +12,7 @@ from rl.loop.loop import TrainingLoop
 from rl.run.directory import RunDirectory
 from rl.run.finished import FinishedGroups
 from rl.run.threads import entered_in_thread, in_thread
+from rl.system.resident import give_back_freed_memory
 
 
 class StatefulScorer(Scorer, Protocol):
@@ -49,6 +50,8 @@ class RunState:
         """
         counts = self.loop.accounting.check()
         await in_thread(draw_curves, self.directory)
+        # A picture and a table of all steps have come and gone, a few tens of megabytes each time.
+        await in_thread(give_back_freed_memory)
         # Before the checkpoint, which is then never without the groups that wait for it.
         await self.finished.start(step)
         state = {

@@ -3,6 +3,7 @@
 Pages that processes share, such as libraries and Ray's object store, count in each of them.
 """
 
+import ctypes
 import resource
 import sys
 
@@ -31,3 +32,12 @@ def peak_resident_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in KiB, macOS in bytes.
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what the process has freed and its C library keeps for later.
+
+    Only glibc keeps much of it, and has a call for it; elsewhere this does nothing.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

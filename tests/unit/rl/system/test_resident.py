@@ -3,7 +3,13 @@
 import subprocess
 import sys
 
-from rl.system.resident import peak_resident_bytes, resident_bytes
+import pytest
+
+from rl.system.resident import (
+    give_back_freed_memory,
+    peak_resident_bytes,
+    resident_bytes,
+)
 
 MIB = 2**20
 
@@ -29,3 +35,15 @@ def test_a_peak_stays_when_memory_is_given_back():
     del block
     assert peak_resident_bytes() >= held - MIB
     assert resident_bytes(with_children=False) <= held - 64 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed")
+def test_what_is_freed_between_blocks_in_use_is_given_back():
+    # Small enough for the C library's heap, and too large for Python's own pools.
+    blocks = [bytes(4096) for _ in range(96 * MIB // 4096)]
+    last = blocks.pop()
+    blocks.clear()
+    held = resident_bytes(with_children=False)
+    give_back_freed_memory()
+    assert resident_bytes(with_children=False) <= held - 64 * MIB
+    assert len(last) == 4096
