@@ -53,10 +53,35 @@ LORA_LEAST_RATE = 5e-6
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A setting that a run has otherwise than its recipe."""
+
+    key: str
+    recipe: str
+    """What the recipe says, or `not set`."""
+    run: str
+    """What the run has."""
+    by: str
+    """Who set it so: the file of a scale, or the command line."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a configuration came from."""
+
+    recipe: str
+    """The recipe's file; those of ours by their path in configs/."""
+    scale: str | None
+    """The file of the scale, named alike."""
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A configuration, and how it came about."""
 
     config: Config
+    origin: Origin
     notes: tuple[str, ...]
     """What a person should know: which of their settings have no effect, and which GPUs no use."""
     auto_scale: str | None = None
@@ -87,6 +112,7 @@ def load(arguments: Sequence[str]) -> Loaded:
     name = str(directives["config"])
     recipe = find_recipe(name)
     layers = _read_chain(recipe)
+    of_recipe = tuple(layers)
     if any("recipe" in layer.tree for layer in layers):
         raise RecipeError(f"{name} is a sweep; run it with python -m rl.sweep config={name}")
     own_scale = _take(layers, "scale")
@@ -103,7 +129,12 @@ def load(arguments: Sequence[str]) -> Loaded:
     layers += [*scale, Layer(COMMAND_LINE, overrides)]
     # The name of the recipe is the run's, so that the same command finds its run again.
     config = _checked(layers, {"run": f"runs/{recipe.stem}"})
-    return Loaded(config, (*notes, *_notes(layers, scale, config)), auto_scale)
+    origin = Origin(
+        _shown(str(recipe)),
+        _shown(scale[-1].name) if scale else None,
+        _differences(of_recipe, layers),
+    )
+    return Loaded(config, origin, (*notes, *_notes(layers, scale, config)), auto_scale)
 
 
 def load_over(
@@ -362,6 +393,32 @@ def _join(*trees: DictConfig) -> DictConfig:
             joined.pop("data", None)
         joined.merge_with(tree)
     return joined
+
+
+def _differences(recipe: Sequence[Layer], layers: Sequence[Layer]) -> tuple[Difference, ...]:
+    """What the layers of a recipe say otherwise than all of them together, as it is written."""
+    old, new = (dotted_leaves(_join(*(layer.tree for layer in some))) for some in (recipe, layers))
+    setters = {key: layer.name for layer in layers for key in dotted_leaves(layer.tree)}
+    differences = []
+    for key in sorted(old | new):
+        was, value = (str(leaves.get(key, "not set")) for leaves in (old, new))
+        # What is set beneath a key is told there, and what a directory is called changes no run.
+        is_above = any(other.startswith(f"{key}.") for other in new)
+        if value not in (was, "{}") and not is_above and key != "run":
+            # What is gone was replaced by what stands above it, or with the rest of the data.
+            above = (".".join(key.split(".")[:n]) for n in range(key.count(".") + 1, 0, -1))
+            by = next((setters[name] for name in above if name in new), setters.get("data.kind"))
+            differences.append(Difference(key, was, value, _shown(by or COMMAND_LINE)))
+    return tuple(differences)
+
+
+def _shown(name: str) -> str:
+    """The name of a layer for people who look from another directory, or at another machine."""
+    path = Path(name)
+    if name == COMMAND_LINE or not path.is_file():
+        return name
+    path = path.resolve()
+    return str(path.relative_to(CONFIGS) if CONFIGS in path.parents else path)
 
 
 def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> list[str]:

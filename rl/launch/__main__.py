@@ -60,7 +60,7 @@ async def launch(keys: LaunchKeys) -> int:
         return 0
     from rl.launch.training import train
 
-    stopped_by = await train(config, loaded.notes)
+    stopped_by = await train(config, loaded.origin, loaded.notes)
     if stopped_by is None and config.align.enabled:
         await run_alignment(config)
     # Not 0: a scheduler that took the machine away must know that the run wants it back. A person

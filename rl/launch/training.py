@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich.console
 
+from rl.config.recipe import Origin
 from rl.config.run import Config
 from rl.evaluate.evaluation import ModeResult, evaluate
 from rl.launch.advice import Advice
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 async def train(
     config: Config,
+    origin: Origin,
     notes: Sequence[str] = (),
     screen: rich.console.Console | None = None,
     sinks: Sequence[MetricSink] = (),
@@ -68,6 +70,7 @@ async def train(
     # the directory goes last, so that no other driver starts while this one still writes.
     async with AsyncExitStack() as stack:
         stack.enter_context(directory.open(config))
+        write_text(directory.recipe_path, json.dumps(dataclasses.asdict(origin), indent=1) + "\n")
         view = Console(directory.name, config.steps, list(config.modes), screen)
         console = stack.enter_context(closing(view))
         for note in notes:

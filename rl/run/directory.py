@@ -3,24 +3,26 @@
 config.yaml     the resolved config            checkpoints/    rl/run/checkpoints.py
 metrics.jsonl   one object a step              ledger/         rl/run/ledger.py
 summary.json    before and after               tensorboard/    rl/run/sinks.py
-curves.png      rl/launch/curves.py            samples/        pages of rl/show
-evaluations/    rl/evaluate                    logs/           what the run's processes print
-finished/       rl/run/finished.py             skipped/        rl/run/finished.py
-events.jsonl    faults and what became of them .lock           held by the driver
+recipe.json     what the config came from      events.jsonl    faults and what became of them
+curves.png      rl/run/curves.py               run.html        the page of rl/show
+evaluations/    rl/evaluate                    samples/        its pages of steps
+finished/       rl/run/finished.py             logs/           what the run's processes print
+skipped/        rl/run/finished.py             .lock           held by the driver
 """
 
+import fcntl
 import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from rl.config.keys import RecipeError
-from rl.config.recipe import dotted_leaves, dump, read_config
+from rl.config.recipe import dotted_leaves, dump, read_config, read_tree
 from rl.config.run import Config
 from rl.run.checkpoints import Checkpoints
 from rl.run.files import write_text
@@ -46,6 +48,8 @@ MAY_DIFFER_ON_RESUME = (
 MAX_NAMED = 5
 """Settings that a refusal names; the others are counted."""
 
+GLANCE_S = 0.3
+"""Seconds for which a directory must be held by another before it counts as in use."""
 # Before the model is read its size is not known; this refuses a disk that is all but full.
 NEEDED_BYTES = 256 * 2**20
 
@@ -70,7 +74,8 @@ class OwnedDirectory:
         path = self.root / ".lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
+            # Who asks for the owner holds the lock for a moment, and is no reason to refuse.
+            self._lock.acquire(timeout=GLANCE_S, poll_interval=GLANCE_S / 10)
         except OSError as error:
             why = f"cannot be written ({error.strerror}: {error.filename}); "
             if isinstance(error, Timeout):
@@ -84,6 +89,19 @@ class OwnedDirectory:
             yield
         finally:
             self._lock.release()
+
+    def owner(self) -> str | None:
+        """Who holds the directory now, such as `process 7 on node-1`; None if nobody does."""
+        path = self.root / ".lock"
+        try:
+            with path.open("rb") as file:
+                # Shared, and freed with the file: two who ask do not see each other.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            return path.read_text(encoding="utf-8").strip() or "another process"
+        return None
 
     def refuse_other_settings(
         self,
@@ -123,6 +141,7 @@ class RunDirectory(OwnedDirectory):
         self.metrics_path = root / "metrics.jsonl"
         self.ledger_path = root / "ledger"
         self.summary_path = root / "summary.json"
+        self.recipe_path = root / "recipe.json"
         self.finished_path = root / "finished"
         self.skipped_path = root / "skipped"
         self.events_path = root / "events.jsonl"
@@ -204,6 +223,13 @@ class RunDirectory(OwnedDirectory):
         """Whether a step has left its metrics or a checkpoint here."""
         has_metrics = self.metrics_path.exists() and self.metrics_path.stat().st_size > 0
         return has_metrics or bool(self.checkpoints.steps())
+
+    def modes(self) -> list[str]:
+        """The modes in the config's order, in which all pictures and pages colour them."""
+        # Whoever needs more of a config than its colours refuses one that cannot be read.
+        with suppress(RecipeError, FileNotFoundError):
+            return [str(mode) for mode in read_tree(self.config_path).get("modes") or {}]
+        return []
 
     def stored_config(self) -> Config:
         """What config.yaml holds; raises ValueError if it is not of this version's form."""

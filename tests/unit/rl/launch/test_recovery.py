@@ -14,6 +14,7 @@ import pytest
 import rich.console
 
 import rl.assembly
+from rl.config.recipe import Difference, Origin
 from rl.launch import memory_growth, run_state, training
 from rl.loop.interfaces import LearnerLost, WorkerFailed
 from rl.loop.loop import StepResult
@@ -61,6 +62,9 @@ class MortalLearner(FakeLearner):
         self.weights = int((directory / "weights").read_text())
 
 
+ORIGIN = Origin("a.yaml", None, (Difference("steps", "400", "6", "the command line"),))
+
+
 def trained(
     monkeypatch: pytest.MonkeyPatch, run: Path, learner: MortalLearner, **changes: object
 ) -> tuple[list[int], list[dict[str, Any]], str]:
@@ -99,7 +103,7 @@ def trained(
     monkeypatch.setattr(run_state, "draw_curves", lambda *_: None)
     screen = rich.console.Console(file=io.StringIO(), width=200)
     try:
-        asyncio.run(asyncio.wait_for(training.train(cfg, screen=screen), 60))
+        asyncio.run(asyncio.wait_for(training.train(cfg, ORIGIN, screen=screen), 60))
     finally:
         lines = (run / "metrics.jsonl").read_text().splitlines()
         steps = [json.loads(line)["step"] for line in lines]
@@ -135,6 +139,12 @@ def test_a_learner_that_dies_while_it_restarts_is_restarted_once_more(monkeypatc
     steps, events, _ = trained(monkeypatch, tmp_path / "run", learner)
     assert steps == [1, 2, 3, 4, 5, 6]
     assert [event["event"] for event in events] == ["lost", "discarded"] * 3
+    # What the config came from is kept beside it, for the run's page.
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text()) == {
+        "recipe": "a.yaml",
+        "scale": None,
+        "differences": [{"key": "steps", "recipe": "400", "run": "6", "by": "the command line"}],
+    }
 
 
 def test_a_learner_that_is_lost_too_often_ends_the_run(monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ ARGUMENTS = ["config=hybrid_50_50.yaml", "scale=cpu_tiny"]
 
 
 def ends_with(monkeypatch, tmp_path, error):
-    async def fail(config, notes):
+    async def fail(config, origin, notes):
         raise error
 
     monkeypatch.setattr(training, "train", fail)
@@ -57,7 +57,7 @@ def test_a_dry_run_is_one_or_none(capsys):
 def test_a_run_that_a_scheduler_stopped_says_so_by_its_code(
     monkeypatch, tmp_path, stopped_by, code
 ):
-    async def train(config, notes):
+    async def train(config, origin, notes):
         return stopped_by
 
     monkeypatch.setattr(training, "train", train)

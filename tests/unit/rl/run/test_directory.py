@@ -1,9 +1,11 @@
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,22 @@ def test_a_second_driver_is_refused_until_the_first_closes(tmp_path):
     ):
         open_once(tmp_path)
     open_once(tmp_path)
+
+
+def test_who_holds_it_is_known_while_it_is_held_and_may_be_asked_by_many(tmp_path):
+    assert RunDirectory(tmp_path).owner() is None
+    with opened(tmp_path):
+        asked = [RunDirectory(tmp_path).owner() for _ in range(2)]
+        assert all(owner.startswith(f"process {os.getpid()} on ") for owner in asked)
+    assert RunDirectory(tmp_path).owner() is None
+
+
+def test_who_asks_for_the_owner_keeps_no_driver_out(tmp_path):
+    open_once(tmp_path)
+    with (tmp_path / ".lock").open("rb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(asking, fcntl.LOCK_UN)).start()
+        open_once(tmp_path)
 
 
 def test_a_driver_killed_while_it_saves_leaves_a_run_that_goes_on(tmp_path):
