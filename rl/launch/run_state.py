@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rl.launch.curves import draw_curves
 from rl.launch.metrics import Progress
 from rl.loop.interfaces import Learner, Scorer
 from rl.loop.loop import TrainingLoop
+from rl.run.curves import draw_curves
 from rl.run.directory import RunDirectory
 from rl.run.finished import FinishedGroups
 from rl.run.threads import entered_in_thread, in_thread

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from rl.data.fingerprint import file_digest
-from rl.run.files import FULL_DISK, sync_to_disk
+from rl.run.files import FULL_DISK, read_json, sync_to_disk
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
+LATEST = "latest"
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 # Hashing releases the GIL; more threads than this only compete for the disk.
 _DIGEST_THREADS = 8
@@ -121,6 +122,13 @@ class Checkpoints:
             )
         return None
 
+    def newest_progress(self) -> dict[str, Any]:
+        """What the newest one knows beside the model, not verified; empty without any.
+
+        It may be read while the run goes on and puts another in its place.
+        """
+        return read_json(self.directory / LATEST / PROGRESS)
+
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is, or would be."""
         return self.directory / f"step_{step:06d}"
@@ -149,7 +157,7 @@ class Checkpoints:
         link = self.directory / ".latest"
         link.unlink(missing_ok=True)
         link.symlink_to(final.name)
-        os.replace(link, self.directory / "latest")
+        os.replace(link, self.directory / LATEST)
 
 
 def find_checkpoint(run: Path, step: int | None, note: Callable[[str], None]) -> Checkpoint:

@@ -118,6 +118,11 @@ def _spelled(pattern: str, what: str) -> BeforeValidator:
 def require_run(path: Path) -> Path:
     """The path, if it is a run directory; raises ValueError otherwise."""
     stored = RunDirectory(path).config_path
+    if (path / "sweep.yaml").is_file():
+        raise ValueError(
+            f"{path} is a sweep, and each of its arms is a run; name one, such as "
+            f"run={next(iter(sorted(path.glob('arms/*'))), path / 'arms/NAME')}"
+        )
     if not stored.is_file():
         raise ValueError(
             f"{path} is no run directory: it has no {stored.name}; train one with rl.launch, or "

@@ -36,6 +36,15 @@ def sheet(*pieces: str) -> Figure:
     return figure
 
 
+def single() -> Figure:
+    """Return a picture for one panel, which stands among others on a page."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), facecolor="white")
+    figure.subplots_adjust(left=0.13, right=0.97, top=0.79, bottom=0.18)
+    return figure
+
+
 def panel(
     axes: Axes, title: str, xlabel: str = "", ticks: Literal["major", "both"] = "major"
 ) -> None:

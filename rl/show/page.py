@@ -1,7 +1,7 @@
 """The pages of the project: HTML with its style, its script and its images inside.
 
 A page of samples (samples.py) has a card for each prompt in one mode, and on it the items that
-belong to it: trajectories of a ledger, or preference pairs.
+belong to it: trajectories of a ledger, or preference pairs. run.py has the page of a whole run.
 
 What a run has written is text and never becomes markup: the templates escape every value. Behind
 that stands a content security policy, under which the browser runs the script of page.js, known by
@@ -11,7 +11,7 @@ its hash, and nothing else.
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -62,6 +62,8 @@ class Page:
     """The run's."""
     extent: str
     """Which part of the run it is of."""
+    modes: tuple[str, ...]
+    """All that the run has, in the order of their colours."""
     items: str
     """What the items are called; ITEMS.html.j2 is their template."""
     header: tuple[str, ...]
@@ -82,7 +84,7 @@ class Page:
 def as_html(page: Page) -> str:
     """Return the whole document of a page of samples."""
     title = f"{page.name}, {page.extent}"
-    return _render(f"{page.items}.html.j2", title, page=page, num_colors=len(MODE_COLORS))
+    return render(f"{page.items}.html.j2", title, page=page)
 
 
 def framed(title: str, body: str, images: str = "data:") -> str:
@@ -91,10 +93,11 @@ def framed(title: str, body: str, images: str = "data:") -> str:
     body: HTML that is safe, with its heading. images: where the browser may take them from, as in
     a content security policy; by default only from the page itself.
     """
-    return _render("page.html.j2", title, images, body=body)
+    return render("page.html.j2", title, images, body=body)
 
 
-def _render(template: str, title: str, images: str = "data:", **values: Any) -> str:
+def render(template: str, title: str, images: str = "data:", **values: Any) -> str:
+    """Return the whole document that a template of this room makes of its values."""
     hashes = [hashlib.sha256(code.encode()).digest() for code in (_SCRIPT, _STYLE)]
     script, style = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in hashes)
     # Even if a text slipped through the escapes, the browser would run and load nothing of it.
@@ -103,8 +106,18 @@ def _render(template: str, title: str, images: str = "data:", **values: Any) -> 
         "base-uri 'none'; form-action 'none'"
     )
     return _TEMPLATES.get_template(template).render(
-        title=title, policy=policy, style=_STYLE, script=_SCRIPT, **values
+        title=title,
+        policy=policy,
+        style=_STYLE,
+        script=_SCRIPT,
+        num_colors=len(MODE_COLORS),
+        **values,
     )
+
+
+def in_order(found: Iterable[str], modes: Sequence[str]) -> tuple[str, ...]:
+    """All modes: the config's in its order, which is that of their colours, and then others."""
+    return tuple(dict.fromkeys([*modes, *found]))
 
 
 def as_ranges(numbers: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from rl.align.claims.files import read_stage
 from rl.align.claims.types import JudgedResponse, PreferencePair
 from rl.data.media.names import Medium, from_json
 from rl.run.ledger import PART_PREFIX, LedgerRow, read_rows
-from rl.show.page import Card, Page, Picture, as_number, as_ranges
+from rl.show.page import Card, Page, Picture, as_number, as_ranges, in_order
 
 PicturesOf = Callable[[Sequence[Medium], Sequence[str]], tuple[Picture, ...]]
 """The pictures of media, given the digests of the pixels that the policy saw, if known."""
@@ -35,9 +35,16 @@ _OF_RESPONSES = {
 
 
 def page_of_ledger(
-    name: str, paths: Mapping[int, Path], limit: int, pictures_of: PicturesOf
+    name: str,
+    paths: Mapping[int, Path],
+    limit: int,
+    pictures_of: PicturesOf,
+    modes: Sequence[str] = (),
 ) -> Page:
-    """Read steps, whole groups as long as they fit into `limit` trajectories, and at least one."""
+    """Read steps, whole groups as long as they fit into `limit` trajectories, and at least one.
+
+    modes: in the order of the run's config, if it is known.
+    """
     # The ledger stores the trajectories of a group one after the other.
     groups = (
         tuple(members)
@@ -54,10 +61,12 @@ def page_of_ledger(
         read.append(pq.read_table(path, columns=of_step).to_pandas())
     figures = pd.concat(read)
     parts = sorted(name for name in figures.columns if name.startswith(PART_PREFIX))
+    by_mode = {str(mode): of_mode for mode, of_mode in figures.groupby("mode")}
+    modes = in_order(by_mode, modes)
     lines: list[tuple[str, ...]] = []
-    for mode, of_mode in figures.groupby("mode"):
+    for mode, of_mode in ((mode, by_mode[mode]) for mode in modes if mode in by_mode):
         line = (
-            str(mode),
+            mode,
             f"{of_mode.groupby(['step', 'group_id']).ngroups:,}",
             f"{len(of_mode):,}",
             f"{of_mode.failure.notna().sum():,}",
@@ -70,6 +79,7 @@ def page_of_ledger(
     return Page(
         name=name,
         extent=f"step {as_ranges(list(paths))}",
+        modes=modes,
         items="trajectories",
         header=(*_HEADER, *(part.removeprefix(PART_PREFIX) for part in parts), "mismatch"),
         lines=tuple(lines),
@@ -103,10 +113,17 @@ def _card_of_group(rows: tuple[LedgerRow, ...], pictures_of: PicturesOf) -> Card
 
 
 def page_of_pairs(
-    name: str, paths: Mapping[int, Path], limit: int, pictures_of: PicturesOf
+    name: str,
+    paths: Mapping[int, Path],
+    limit: int,
+    pictures_of: PicturesOf,
+    modes: Sequence[str] = (),
 ) -> Page:
     """Read iterations, all pairs of a prompt and mode as long as they fit into `limit`, and at
-    least those of one; raises ValueError for a file that holds no pairs."""
+    least those of one; raises ValueError for a file that holds no pairs.
+
+    modes: as those of `page_of_ledger`.
+    """
     pairs = [(n, pair) for n, path in paths.items() for pair in read_stage(path, PreferencePair)]
     # Pairs are stored by prompt and mode, so equal ones stand together.
     grouped = groupby(pairs, key=lambda pair: (pair[0], pair[1].prompt.id, pair[1].mode))
@@ -117,10 +134,12 @@ def page_of_pairs(
         for role in ("chosen", "rejected")
     }
     whose = {"mode": [p.mode for _, p in pairs], "prompt": [p.prompt.id for _, p in pairs]}
+    by_mode = {str(mode): of for mode, of in pd.DataFrame(whose | measures).groupby("mode")}
+    modes = in_order(by_mode, modes)
     lines: list[tuple[str, ...]] = []
-    for mode, of_mode in pd.DataFrame(whose | measures).groupby("mode"):
+    for mode, of_mode in ((mode, by_mode[mode]) for mode in modes if mode in by_mode):
         counts = (f"{of_mode.prompt.nunique():,}", f"{len(of_mode):,}")
-        lines.append((str(mode), *counts, *(_mean(of_mode[name]) for name in measures)))
+        lines.append((mode, *counts, *(_mean(of_mode[name]) for name in measures)))
     cards: list[Card] = []
     for group in _first_that_fit(groups, limit):
         (iteration, first), prompt = group[0], group[0][1].prompt
@@ -138,6 +157,7 @@ def page_of_pairs(
     return Page(
         name=name,
         extent=f"iteration {as_ranges(list(paths))}",
+        modes=modes,
         items="pairs",
         header=("mode", "prompts", "pairs", *measures),
         lines=tuple(lines),

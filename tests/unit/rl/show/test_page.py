@@ -59,11 +59,11 @@ def row(group="0/0/0", **changes):
     return LedgerRow(**(fields | changes))
 
 
-def page(*rows, pictures=(), name="run", limit=100):
+def page(*rows, pictures=(), name="run", limit=100, modes=()):
     """The page of a ledger of one step; pictures: of every prompt, whatever its media."""
     with tempfile.TemporaryDirectory() as ledger:
         path = write_step(Path(ledger), 1, rows)
-        return page_of_ledger(name, {1: path}, limit, lambda *_: tuple(pictures))
+        return page_of_ledger(name, {1: path}, limit, lambda *_: tuple(pictures), modes)
 
 
 def texts(document):
@@ -73,7 +73,7 @@ def texts(document):
 def show(arguments: Sequence[str]) -> tuple[Path, Page]:
     keys = read(command.main, arguments)
     command.write_page(keys)
-    return command.page_of_run(keys)
+    return command.page_of_steps(keys, keys.step or "latest")
 
 
 @pytest.fixture
@@ -248,6 +248,23 @@ def test_counts_and_means_are_per_mode_and_over_what_has_the_figure():
     ]
 
 
+def test_modes_have_the_order_and_the_colours_of_the_config():
+    of_both = page(row("a"), row("b", mode="short"), modes=("short", "long"))
+    of_one = page(row("a"), modes=("short", "long"))
+    strange = page(row("a", mode="other"), row("b"), modes=("short", "long"))
+    assert [line[0] for line in of_both.lines] == ["short", "long"]
+    assert [mode_classes(shown) for shown in (of_both, of_one, strange)] == [
+        {"long": "mode mode-1", "short": "mode mode-0"},
+        {"long": "mode mode-1"},
+        {"long": "mode mode-1", "other": "mode mode-2"},
+    ]
+
+
+def mode_classes(shown):
+    headings = within(parsed(as_html(shown)), "h2")
+    return {text_of(heading[0]): heading[0].attrib["class"] for heading in headings}
+
+
 def test_messages_of_parts_show_their_text_and_the_rest_as_json():
     content = [{"type": "image"}, {"type": "text", "text": "How many?"}]
     messages = [{"role": "user", "content": content}, {"role": "tool", "content": None, "id": 7}]
@@ -255,8 +272,9 @@ def test_messages_of_parts_show_their_text_and_the_rest_as_json():
     assert shown[:2] == ["[image]\nHow many?", 'null\n{"id": 7}']
 
 
-def test_the_newest_step_is_shown_unless_one_or_a_range_is_named(run):
-    assert [show([f"run={run}", *step])[0].name for step in ([], ["step=2"], ["step=2..12"])] == [
+def test_the_newest_step_is_shown_by_its_number_or_a_range(run):
+    asked = ("step=latest", "step=2", "step=2..12")
+    assert [show([f"run={run}", step])[0].name for step in asked] == [
         "step_000012.html",
         "step_000002.html",
         "step_000002-000012.html",
@@ -288,14 +306,14 @@ def test_no_later_group_fills_the_gap_of_one_that_did_not_fit():
 
 def test_a_step_without_trajectories_is_an_empty_page(run):
     write_step(run / "ledger", 13, [])
-    path, shown = show([f"run={run}"])
+    path, shown = show([f"run={run}", "step=latest"])
     assert (shown.extent, shown.cards) == ("step 13", ())
     assert "Trajectories: 0." in line_of(parsed(path.read_text("utf-8")))
 
 
 def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(run, tmp_path, capsys):
     out = tmp_path / "new" / "page.html"
-    assert main([f"run={run}", f"out={out}"]) == 0
+    assert main([f"run={run}", f"out={out}", "step=latest"]) == 0
     assert capsys.readouterr().out == f"6 of 6 trajectories of step 12 in {out}\n"
     assert main([f"run={run}", f"out={out}", "step=1"]) == 0
     assert [path.name for path in out.parent.iterdir()] == ["page.html"]
@@ -308,11 +326,16 @@ def test_a_page_replaces_the_one_before_and_leaves_nothing_beside_it(run, tmp_pa
         (["step=13"], "no step 13 can be shown; there are 1..2, 12"),
         (["step=3..11"], "no step 3..11 can be shown; there are 1..2, 12"),
         (["step=9..2"], "ends before it begins"),
-        (["step=new"], "a number or a range such as 10..20, got 'new'"),
+        (["step=new"], "a number, latest, or a range such as 10..20, got 'new'"),
         (["limit=0"], "limit: must be greater than 0"),
-        (["steps=1"], "steps: no such key; did you mean step? rl.show takes run, step, limit, out"),
+        (["steps=1"], "steps: no such key; did you mean step? rl.show takes run, step, watch,"),
         (["out=page.txt"], "ends with .html, got page.txt"),
-        (["out={run}/config.yaml/page.html"], "config.yaml"),
+        (["step=12", "out={run}/config.yaml/page.html"], "config.yaml"),
+        (["watch=true", "step=12"], "serves the whole run and writes nothing"),
+        (["watch=true", "out=page.html"], "leave out step= and out="),
+        (["port=8000"], "set watch=true, or leave it out"),
+        (["watch=true", "port=65536"], "port: must be less than 65536"),
+        ([], "config.yaml does not say how many steps the run takes"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(run, capsys, arguments, error):
@@ -328,16 +351,23 @@ def test_no_run_and_no_ledger_are_told_apart(tmp_path, capsys):
     assert main([f"run={tmp_path}"]) == 2
     assert "is no run directory" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("")
-    assert main([f"run={tmp_path}"]) == 2
+    assert main([f"run={tmp_path}", "step=latest"]) == 2
     assert "log.ledger=true" in capsys.readouterr().err
     assert not (tmp_path / "samples").exists()
+
+
+def test_a_sweep_is_no_run_and_its_arms_are(tmp_path, capsys):
+    (tmp_path / "arms" / "long_50_seed_0").mkdir(parents=True)
+    (tmp_path / "sweep.yaml").write_text("")
+    assert main([f"run={tmp_path}"]) == 2
+    assert f"name one, such as run={tmp_path}/arms/long_50_seed_0\n" in capsys.readouterr().err
 
 
 def shown_media(run, *media, digests=()):
     """The figures of a page with one group, and the bytes of the page."""
     rows = [row("a", media=to_json(media), media_digests=tuple(digests)) for _ in range(2)]
     write_step(run / "ledger", 13, rows)
-    out, _ = show([f"run={run}"])
+    out, _ = show([f"run={run}", "step=latest"])
     return list(within(parsed(out.read_text("utf-8")), "figure")), out.stat().st_size
 
 
@@ -397,7 +427,7 @@ def test_a_run_whose_data_are_not_known_is_one_line(run, capsys):
     write_step(run / "ledger", 13, [row(media=to_json([MediaFile("image", "/a.png")]))])
     for text in ("", "data: 7", "data: {colour: red}", "data: ["):
         (run / "config.yaml").write_text(text)
-        assert main([f"run={run}"]) == 2
+        assert main([f"run={run}", "step=latest"]) == 2
         assert "does not say where the media of the run are" in capsys.readouterr().err
 
 

@@ -225,6 +225,11 @@ def test_the_limit_keeps_all_pairs_of_a_prompt_and_what_is_left_out_is_said(alig
     )
 
 
+def test_a_pass_is_not_watched(aligned, capsys):
+    assert main([f"run={aligned}", "watch=true"]) == 2
+    assert "is an RLAIF-V pass, and watch=true is for runs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("step", [0, 3, 7])
 def test_an_iteration_without_pairs_is_refused(aligned, capsys, step):
     assert main([f"run={aligned}", f"step={step}"]) == 2
@@ -234,7 +239,7 @@ def test_an_iteration_without_pairs_is_refused(aligned, capsys, step):
 
 def test_a_pass_that_has_no_pairs_yet_is_told_from_a_run_without_ledger(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("")
-    assert main([f"run={tmp_path}"]) == 2
+    assert main([f"run={tmp_path}", "step=latest"]) == 2
     assert "log.ledger=true" in capsys.readouterr().err
     (tmp_path / "iteration_1").mkdir()
     assert main([f"run={tmp_path}"]) == 2
