@@ -4,6 +4,7 @@ Every rank takes its share of a plan that is the same for all of them (shares.py
 who forwards what without talking. A plain class; policy/learner/learner.py makes Ray actors of it.
 """
 
+import gc
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -113,6 +114,9 @@ class LearnerRank(Watched):
 
             self._gate = StepGate(self._engine.optimizer)
         self._engine.train()
+        # As often as Python does by itself (rl/system/worker_logs.py): tensors of a step that are
+        # garbage would wait in the GPU's memory.
+        gc.set_threshold(700, 10, 10)
 
     def update(self, batch: TrainBatch | SharedBatch) -> RankUpdate:
         """Take the optimizer steps of one batch; all ranks are given the same batch."""

@@ -7,6 +7,7 @@ stands on the command line is a setting, which the function hands to the reader 
 
 import asyncio
 import errno
+import gc
 import re
 import sys
 import textwrap
@@ -66,6 +67,8 @@ class Command(Generic[K]):
         0 is success, 1 a process that failed or a run that ended itself, 2 an error that a user can
         mend, and 130 Ctrl-C. Of all these errors the message is printed and no traceback.
         """
+        # As in a worker process (rl/system/worker_logs.py): much is loaded, and stays.
+        gc.set_threshold(50_000, 10, 10)
         # Before anything is checked: who asks for help need not have the rest right.
         asks_help = [a for a in arguments if re.fullmatch("-h|--help|help|--help=.*", a)]
         try:

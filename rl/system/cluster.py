@@ -106,6 +106,9 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
     if resources.ray_address is None:
         # Ray runs its workers at nice 15 by default, so that any other program starves the run.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # It would start a process for each core ahead. No actor of a run can use one, as each has
+        # an environment of its own.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # Ray gives itself half a minute, which a machine that is busy for a moment may not have.
         for tries_left in reversed(range(START_TRIES)):
             try:
