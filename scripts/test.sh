@@ -12,12 +12,13 @@ step() { printf '\n\033[1m[test]\033[0m %s\n' "$*"; }
 step "lint"
 ruff check .
 ruff format --check .
-step "types"
-pyright
 step "import contracts"
 lint-imports
-step "unit tests"
+step "unit tests, and types beside them: pyright takes a core"
+pyright &
+types=$!
 python -m pytest tests/unit -q -m "not slow"
+wait "$types"
 step "integration tests: Ray, vLLM and DeepSpeed on CPU"
 # Most of a file's time is the start of its engines, on one core each; a file's tests share them.
 python -m pytest tests/integration tests/gpu -q -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder

@@ -1,4 +1,4 @@
-"""The audit tool end to end, as the command a user runs."""
+"""The audit tool end to end, also as the command a user runs."""
 
 import json
 import subprocess
@@ -11,22 +11,27 @@ from rl.run.command import read
 
 
 @pytest.fixture
-def audit(tmp_path):
-    """Write rows, run the command on them, and return its result and what it wrote."""
+def audit(tmp_path, capsys):
+    """Write rows, run the command on them, and return what it printed and what it wrote."""
 
     def run(rows, *arguments):
-        source = tmp_path / "rows.jsonl"
-        source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        command = [sys.executable, "-m", "rewards.audit", f"in={source}", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        written = source.with_suffix(".audit.jsonl")
-        lines = written.read_text().splitlines() if written.is_file() else []
-        return done, [json.loads(line) for line in lines]
+        assert main([f"in={written_to(tmp_path, rows)}", *arguments]) == 0
+        return capsys.readouterr().out, verdicts(tmp_path)
 
     return run
 
 
-def test_every_kind_of_row_in_order(audit):
+def written_to(directory, rows):
+    source = directory / "rows.jsonl"
+    source.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return source
+
+
+def verdicts(directory):
+    return [json.loads(line) for line in (directory / "rows.audit.jsonl").read_text().splitlines()]
+
+
+def test_every_kind_of_row_in_order(tmp_path):
     loop = "wait, " * 100
     rows = [
         {"reference": "11", "response": r"so \boxed{11}"},
@@ -40,8 +45,9 @@ def test_every_kind_of_row_in_order(audit):
         {"reference": "", "response": "3", "question": None},
         {"reference": "11", "response": "\ud800\x00", "task": "number"},
     ]
-    done, written = audit(rows)
-    assert done.returncode == 0
+    command = [sys.executable, "-m", "rewards.audit", f"in={written_to(tmp_path, rows)}"]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
+    written = verdicts(tmp_path)
     assert [row["id"] for row in written] == [0, "mine", *range(2, 10)]
     assert all(
         list(row) == "id parts route claimed how why failure seconds".split() for row in written
@@ -76,22 +82,21 @@ def test_labels_make_a_table(audit):
         {"domain": "words", "reference": "Paris", "response": "Paris"},
         {"domain": "words", "mode": "short", "text": "Paris", "correct": True},
     ]
-    done, written = audit(rows)
-    table = [line.split() for line in done.stdout.splitlines()]
+    printed, written = audit(rows)
+    table = [line.split() for line in printed.splitlines()]
     cells = {row[1]: row[2:] for row in table if row and row[0] == "│"}
     assert len(written) == 8
     # n, accuracy, false accepts, false rejects, unverifiable, failures
     assert [cell for cell in cells["sums"] if cell != "│"] == "4 75.00 % 1 0 0 0".split()
     assert [cell for cell in cells["words"] if cell != "│"] == "2 0.00 % 0 1 0 1".split()
     assert [cell for cell in cells["all"] if cell != "│"] == "6 50.00 % 1 1 0 1".split()
-    assert audit(rows[6:7])[0].stdout == ""
+    assert audit(rows[6:7])[0] == ""
 
 
 def test_a_bomb_is_wrong_alone_in_its_place_and_in_its_time(audit):
     bomb = {"reference": "x+1", "response": r"\boxed{10^{10^{10^{10}}}+x}"}
     rows = [{"reference": "x+1", "response": "1+x"}, bomb] * 2
-    done, written = audit(rows, "timeout_s=3", "memory_mib=512", "workers=2")
-    assert done.returncode == 0
+    _, written = audit(rows, "timeout_s=3", "memory_mib=512", "workers=2")
     assert [row["parts"].get("accuracy") for row in written] == [1.0, 0.0] * 2
     assert {row["why"].partition(": ")[0] for row in written[1::2]} == {"unverifiable"}
     assert all(row["failure"] is None for row in written)
@@ -102,8 +107,7 @@ def test_a_long_file_streams_through(audit):
     """Many times the rows that may be in flight."""
     number = 8 * MAX_ROWS_IN_FLIGHT
     rows = [{"reference": str(n), "response": str(n + n % 2)} for n in range(number)]
-    done, written = audit(rows)
-    assert done.returncode == 0
+    _, written = audit(rows)
     assert [row["parts"]["accuracy"] for row in written] == [1.0, 0.0] * (number // 2)
     assert [row["id"] for row in written] == list(range(number))
 
@@ -189,10 +193,10 @@ def test_rows_where_bare_math_verify_differs_are_listed(audit):
         {"id": "other", "reference": "12", "response": "twelve", "correct": True},
         {"reference": ["8", "12"], "response": r"\boxed{8}"},
     ]
-    done, written = audit(rows, "against=math_verify", "workers=1")
+    printed, written = audit(rows, "against=math_verify", "workers=1")
     assert [row["math_verify"] for row in written] == [1.0, 0.0, 1.0]
-    assert "other" in done.stdout
-    assert "same" not in done.stdout
+    assert "other" in printed
+    assert "same" not in printed
 
 
 def test_ctrl_c_keeps_the_rows_that_are_done(tmp_path, capsys, monkeypatch):

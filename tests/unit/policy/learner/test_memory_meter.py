@@ -45,8 +45,15 @@ def measured_peak(learner: LogprobModel, rows: int, time: int) -> int:
     return peak
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [None, {"rank": 8}])
+@pytest.mark.parametrize(
+    ("gradient_checkpointing", "lora"),
+    [
+        (False, None),
+        (True, {"rank": 8}),
+        pytest.param(True, None, marks=pytest.mark.slow),
+        pytest.param(False, {"rank": 8}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_meter_is_within_ten_percent_of_the_memory_that_a_small_model_takes(
     tmp_path, gradient_checkpointing, lora
 ):

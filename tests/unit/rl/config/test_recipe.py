@@ -44,6 +44,12 @@ def test_every_shipped_recipe_loads_at_every_scale_and_dumps_to_itself(recipe, s
     assert launch.notes == ()
     write("again.yaml", dump(launch.config))
     assert load(["config=again.yaml"]).config == launch.config
+    # Engines with GPUs of their own sample ahead.
+    resources = launch.config.resources
+    is_split = resources.gpus > 0 and not resources.colocate
+    assert launch.config.rollout.max_staleness == int(is_split)
+    # Pictures are decoded, and an optimizer may be offloaded to, on more than one core.
+    assert min(resources.rank_cpus, resources.engine_cpus) == (4 if resources.gpus else 1)
 
 
 def test_the_shipped_files_are_the_documented_ones():
@@ -85,17 +91,6 @@ def test_scientific_notation_is_a_number_and_run_may_look_like_one():
     config = load([HYBRID, "policy.optimizer.learning_rate=3e-7", "run=2024"]).config
     assert config.policy.optimizer.learning_rate == 3e-7
     assert config.run == "2024"
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("scale", SCALE_NAMES)
-def test_engines_with_gpus_of_their_own_sample_ahead_and_gpus_come_with_cores(recipe, scale):
-    config = load([f"config={recipe}", f"scale={scale}"]).config
-    resources = config.resources
-    is_split = resources.gpus > 0 and not resources.colocate
-    assert config.rollout.max_staleness == int(is_split)
-    # Pictures are decoded, and an optimizer may be offloaded to, on more than one core.
-    assert min(resources.rank_cpus, resources.engine_cpus) == (4 if resources.gpus else 1)
 
 
 def test_paper_settings_at_the_largest_scale():
