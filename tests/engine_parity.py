@@ -19,12 +19,14 @@ from rollout.engines.worker import RolloutWorker, WorkerSettings
 
 @contextmanager
 def open_worker(
-    directory: Path, dtype: str = "float32", **engine: Any
+    directory: Path, dtype: str = "float32", max_model_length: int = 2048, **engine: Any
 ) -> Iterator[tuple[RolloutWorker, asyncio.Runner]]:
     """A worker of a tiny model, and the event loop that it runs in; engine: vLLM's arguments."""
     engine = {
         "enforce_eager": True,
         "max_num_batched_tokens": 2048,
+        # A gibibyte of keys and values takes a second to make.
+        "num_gpu_blocks_override": 256,
         # As configs/scale/cpu_tiny.yaml: one process less to start.
         "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
         **engine,
@@ -32,10 +34,10 @@ def open_worker(
     settings = WorkerSettings(
         str(directory),
         dtype,
-        max_model_length=2048,
+        max_model_length=max_model_length,
         tensor_parallel=1,
         transport="host",
-        thinking={"short": False},
+        thinking={"short": False, "long": True, "ask": False},
         scores_references=True,
         engine=engine,
     )

@@ -6,7 +6,6 @@ import json
 import shutil
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,18 +16,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policy.builtin.names import builtin_policy
+from rl.align import __main__ as align_command
 from rl.align.claims.files import read_stage, write_stage
 from rl.align.claims.types import JudgedResponse, Label, PreferencePair, Response
 from rl.align.gate import as_measurement, refusals
 from rl.align.judging import LEAST_MASS
 from rl.align.pairing import select_pairs
 from rl.config.data import SourceConfig
+from rl.export import __main__ as export_command
 from rl.export.transformers_answers import score_responses
 from rl.loop.stages import ReferenceRequest
 from rl.run.directory import RunDirectory
 from rl.run.sinks import read_metrics
 from rollout.chat import ChatTemplate
-from tests.integration.command import HANGS_S, finish, kill, start
+from tests.integration.command import finish, kill, start
 
 # The first test waits for a labeller to be made, on a new machine, and for three passes.
 pytestmark = pytest.mark.timeout(1200)
@@ -52,6 +53,11 @@ SETTINGS = [
 
 def align(run: Path, *settings: str) -> subprocess.Popen[str]:
     return start("rl.align", *SETTINGS, f"run={run}", *settings)
+
+
+def align_here(run: Path, *settings: str) -> int:
+    """The same in this process, which has loaded what a command would load; its exit code."""
+    return align_command.main([*SETTINGS, f"run={run}", *settings])
 
 
 def lines(path: Path) -> int:
@@ -217,7 +223,7 @@ def test_the_pass_moves_the_policy_towards_what_its_own_pairs_prefer(aligned):
     assert sum(margins) / len(margins) > 0
 
 
-def test_given_better_figures_the_policy_is_accepted_and_exported(aligned, tmp_path):
+def test_given_better_figures_the_policy_is_accepted_and_exported(aligned, tmp_path, capsys):
     """The gate goes by figures alone, so they are given here: after the pass no claim is wrong."""
     run, out = tmp_path / "run", tmp_path / "exported"
     shutil.copytree(aligned, run)
@@ -230,26 +236,23 @@ def test_given_better_figures_the_policy_is_accepted_and_exported(aligned, tmp_p
     judged = read_stage(files / "after" / "labels.parquet", JudgedResponse)
     right = [replace(each, labels=(Label(1.0, 0.0),) * len(each.claims)) for each in judged]
     write_stage(files / "after" / "labels.parquet", JudgedResponse, right)
-    output = finish(align(run))
+    assert align_here(run) == 0
+    output = capsys.readouterr().out
     assert "prompts sampled" not in output and "held-out responses" not in output
     assert json.loads((files / "gate.json").read_text())["is_accepted"]
-    subprocess.run(
-        [sys.executable, "-m", "rl.export", f"run={root}", f"out={out}", "prove=false"],
-        check=True,
-        timeout=HANGS_S,
-    )
+    assert export_command.main([f"run={root}", f"out={out}", "prove=false"]) == 0
     card = (out / "README.md").read_text()
     assert "after 1 iteration of alignment on AI feedback (RLAIF-V, DPO)" in card
     assert "| wrong claims a response before |" in card
 
 
-def test_the_same_command_does_nothing_again_and_another_is_refused(aligned):
+def test_the_same_command_does_nothing_again_and_another_is_refused(aligned, capsys):
     written = {path: path.stat().st_mtime_ns for path in iteration(aligned).rglob("*.parquet")}
-    output = finish(align(aligned))
-    assert "starting" not in output
+    assert align_here(aligned) == 0
+    assert "starting" not in capsys.readouterr().out
     assert written == {path: path.stat().st_mtime_ns for path in written}
-    refused = finish(align(aligned, "align.responses=5"), code=2)
-    assert "align.responses was 4, is 5" in refused
+    assert align_here(aligned, "align.responses=5") == 2
+    assert "align.responses was 4, is 5" in capsys.readouterr().err
 
 
 def test_pairs_are_a_function_of_what_was_judged(aligned):

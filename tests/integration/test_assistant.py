@@ -1,6 +1,6 @@
 """A model in an engine as labeller and divider: what it says is what transformers says alone.
 
-One tiny Qwen2.5-VL whose tokenizer has some spellings of yes and no, in an engine on Ray.
+One tiny Qwen2.5-VL whose tokenizer has some spellings of yes and no, in one engine.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from rl.data.media.names import MediaFile
 from rl.export.transformers_answers import score_responses
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import Prompt, ReferenceRequest, RolloutRequest
-from rl.system.cluster import open_cluster
 from rollout.chat import ChatTemplate
-from rollout.engines.pool import EnginePool
-from rollout.engines.worker import WorkerSettings
-from tests.fakes import config
+from rollout.engines.worker import RolloutWorker
+from tests.engine_parity import open_worker
 from tests.minicpmv_tiny import noise_image
 from tests.qwen_vl_tiny import VISION_TOKENS, save_tiny
 
@@ -45,7 +43,7 @@ TOLERANCE = 1e-5
 class Served:
     directory: Path
     chat: ChatTemplate
-    engine: EnginePool
+    engine: RolloutWorker
     assistant: EngineAssistant
     reply: Sequence[int]
     """The likeliest reply to DIVIDED by transformers; its last token ends a sequence."""
@@ -109,26 +107,10 @@ def end_of_reply(directory: Path, tokenizer: Any, model: Any) -> Sequence[int]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("labeller") / "model"
     reply = save_labeller(directory)
-    engine = {
-        "enforce_eager": True,
-        "max_num_batched_tokens": 2048,
-        "distributed_executor_backend": "vllm.v1.executor.uniproc_executor.UniProcExecutor",
-    }
-    settings = WorkerSettings(
-        str(directory), "float32", MAX_LENGTH, 1, "host", {ASK: False}, engine=engine
-    )
-    cfg = config()
-    cluster = open_cluster(cfg)
-    try:
-        pool = EnginePool.of_run(cfg, settings, cluster.group, cluster.placement.engine_bundles)
-        chat = ChatTemplate(str(directory))
-        with asyncio.Runner() as runner:
-            runner.run(pool.start())
-            assistant = EngineAssistant("tiny", pool, chat)
-            yield Served(directory, chat, pool, assistant, reply, runner)
-            runner.run(pool.close())
-    finally:
-        cluster.close()
+    chat = ChatTemplate(str(directory))
+    with open_worker(directory, max_model_length=MAX_LENGTH) as (worker, runner):
+        assistant = EngineAssistant("tiny", worker, chat)
+        yield Served(directory, chat, worker, assistant, reply, runner)
 
 
 @pytest.fixture(scope="module")

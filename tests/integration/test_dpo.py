@@ -169,11 +169,11 @@ LORA = {"lora": {"rank": 4}, "gradient_checkpointing": True}
     ("family", "policy"),
     [
         ("qwen3", {}),
-        ("minicpmv", {}),
-        ("qwen2_5_vl", {}),
-        ("qwen3", {"ranks": 2, "zero_stage": 3}),
-        ("minicpmv", {"ranks": 2, "zero_stage": 3} | LORA),
-        ("qwen2_5_vl", {"ranks": 2, "zero_stage": 2} | LORA),
+        pytest.param("minicpmv", {}, marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", {}, marks=pytest.mark.slow),
+        pytest.param("qwen3", {"ranks": 2, "zero_stage": 3}, marks=pytest.mark.slow),
+        pytest.param("minicpmv", {"ranks": 2, "zero_stage": 2} | LORA, marks=pytest.mark.slow),
+        ("qwen2_5_vl", {"ranks": 2, "zero_stage": 3} | LORA),
     ],
     ids=str,
 )
@@ -220,7 +220,9 @@ def check_layout(source: Path, model: Path, is_adapted: bool) -> None:
         assert not any(part in name for name in changed for part in ("vpm", "visual", "resampler"))
 
 
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(
+    ("num_ranks", "stage"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)]
+)
 def test_the_weights_are_those_of_a_plain_loop(
     num_ranks: int, stage: int, sources: dict[str, Path], tmp_path: Path
 ):

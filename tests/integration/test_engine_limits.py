@@ -34,3 +34,16 @@ def test_an_engine_has_the_limits_of_its_device_and_not_vllms_smallest(
     # The policy's engine has one sequence more, which the canary alone may take.
     admitted = scheduler.max_num_active_seqs or scheduler.max_num_seqs
     assert (scheduler.max_num_batched_tokens, admitted) == (4096, 256)
+
+
+def test_an_engine_that_cannot_start_says_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_qwen3(64).save_pretrained(tmp_path)
+    engine = {"block_size": -1, "enforce_eager": True}
+    settings = WorkerSettings(str(tmp_path), "float32", 64, 1, "host", {}, engine=engine)
+    said = "^engine 0: its vLLM engine died; vLLM says:\nInput should be greater than 0$"
+    with pytest.raises(WorkerFailed, match=said):
+        asyncio.run(RolloutWorker("engine 0", settings).start())
+    # The whole of it is where the worker prints.
+    assert "block_size" in capsys.readouterr().err

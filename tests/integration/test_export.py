@@ -21,9 +21,8 @@ from rl.export.proof import PROOF_PROMPTS, ModeProof
 from rl.export.transformers_answers import score_responses
 from rl.loop.stages import Prompt, ReferenceRequest
 from rl.run.directory import RunDirectory
-from tests.integration.test_learner import ask, close, make_batch, open_ranks
-
-pytestmark = pytest.mark.usefixtures("local_ray")
+from tests.integration.ranks import ask, close, open_ranks
+from tests.integration.test_learner import make_batch
 
 PROMPT = Prompt("export", ({"role": "user", "content": "?"},), "0")
 # In float32, between what is served and the learner: half of it between learner and checkpoint
@@ -66,18 +65,18 @@ def train(root: Path, settings: Sequence[str]) -> Trained:
         ]
     ).config
     directory = RunDirectory(root)
-    actors = open_ranks(config, ensure_tiny_policy())
-    ask(actors, "update", make_batch(1))
+    ranks = open_ranks(config, ensure_tiny_policy())
+    ask(ranks, "update", make_batch(1))
     progress = {"progress": {"trained_tokens": {"short": 1, "long": 2}}, "before": {}}
     with (
         directory.open(config),
         directory.checkpoints.writer(1, progress, keep_last=1) as path,
     ):
-        ask(actors, "save", path)
+        ask(ranks, "save", path)
     sequences = [sample.trajectory.token_ids.tolist() for sample in make_batch(2).samples]
-    answers = ChainMap(*ask(actors, "reference_logprobs", requests(sequences)))
+    answers = ChainMap(*ask(ranks, "reference_logprobs", requests(sequences)))
     logprobs = [answers[place] for place in range(len(sequences))]
-    close(actors)
+    close(ranks)
     return Trained(root, sequences, logprobs)
 
 

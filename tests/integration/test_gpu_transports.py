@@ -31,7 +31,6 @@ SETTINGS = [
     "rollout.engine.worker_extension_cls=tests.doubles.extension.DoubledExtension",
     "policy.optimizer.warmup_steps=0",
 ]
-MP = "rollout.engine.distributed_executor_backend=mp"
 
 
 @dataclass(frozen=True)
@@ -70,19 +69,21 @@ def open_system(root: Path, transport: str, *settings: str) -> Iterator[System]:
         runner.run(opened.__aexit__(None, None, None))
 
 
+RANKS = ["policy.ranks=2", "policy.zero_stage=3"]
+TP = ["rollout.tensor_parallel=2", "rollout.engine.distributed_executor_backend=mp"]
 KINDS = {
-    # Two ranks under ZeRO-3, of which one sends, and two engines.
-    "nccl": ("nccl", ["policy.ranks=2", "policy.zero_stage=3", "rollout.workers=2"]),
+    # Two ranks under ZeRO-3, of which one sends, and both processes of an engine.
+    "nccl_tp2": ("nccl", [*RANKS, *TP]),
     "ipc": ("ipc", []),
-    "nccl_tp2": ("nccl", ["rollout.workers=2", "rollout.tensor_parallel=2", MP]),
-    "host_tp2": ("host", ["rollout.tensor_parallel=2", MP]),
+    "nccl": ("nccl", [*RANKS, "rollout.workers=2"]),
+    "host_tp2": ("host", TP),
 }
+SLOW = ("nccl", "host_tp2")
 
 
 @pytest.fixture(
     scope="module",
-    # A tensor-parallel engine is three processes that import vLLM one after the other.
-    params=[pytest.param(k, marks=pytest.mark.slow if k == "nccl_tp2" else ()) for k in KINDS],
+    params=[pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in KINDS],
 )
 def system(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from rl.config.recipe import CONFIGS
+from rl.launch import __main__ as launch_command
 from tests.bpe_policy import make_policy
 from tests.integration.command import finish, start
-
-OWN_LINE = re.compile(r"\[(\d+ [smh] ?)+\] |note: |step \d|error: |\d+ steps, ")
+from tests.integration.test_run import OWN_LINE
 
 
 def readme_recipe() -> str:
@@ -32,6 +32,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_readmes_recipe_may_train_a_small_model_on_own_rows(here, capsys):
+    make_policy(here / "model", 2048)
+    arguments = ["config=mine.yaml", "scale=cpu", "policy.model=model", "dry_run=true"]
+    assert launch_command.main(arguments) == 0, capsys.readouterr()
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.slow
 def test_the_readmes_recipe_trains_a_small_model_on_own_rows(here):
     make_policy(here / "model", 2048)
     settings = ["steps=1", "rollout.prompts_per_step=2", "rollout.group_size=2", "eval.prompts=2"]
@@ -40,14 +48,6 @@ def test_the_readmes_recipe_trains_a_small_model_on_own_rows(here):
     output = finish(start("rl.launch", *arguments))
     assert "starting 1 vLLM engine, 1 rank\n" in output
     assert (here / "runs" / "mine" / "summary.json").is_file()
-    # Nothing of vLLM, Ray or torch stands between the run's own lines; a table ends it.
-    lines = output.partition("held-out prompts, before and after")[0].splitlines()
-    assert [line for line in lines if not OWN_LINE.match(line)] == []
-    assert {path.name for path in (here / "runs/mine/logs").iterdir()} >= {
-        "engine_0.log",
-        "rank_0.log",
-        "rewards_0.log",
-    }
 
 
 def test_an_engine_that_dies_says_vllms_own_reason_in_the_last_line(here):
@@ -69,12 +69,3 @@ def test_an_engine_that_dies_says_vllms_own_reason_in_the_last_line(here):
     log = here / "runs" / "mine" / "logs" / "engine_0.log"
     assert str(log) in error
     assert "Traceback" in log.read_text() and reason in log.read_text()
-
-
-def test_an_engine_that_cannot_start_says_why(here):
-    make_policy(here / "model", 2048)
-    arguments = ["config=mine.yaml", "scale=cpu", "policy.model=model"]
-    output = finish(start("rl.launch", *arguments, "rollout.engine.block_size=-1"), code=1)
-    _, _, error = output.partition("error: ")
-    assert error.startswith("engine 0: its vLLM engine died") and len(error.splitlines()) <= 10
-    assert "block_size" in (here / "runs" / "mine" / "logs" / "engine_0.log").read_text()

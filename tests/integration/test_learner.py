@@ -1,4 +1,4 @@
-"""The learner on real DeepSpeed and Ray, against plain PyTorch on the whole batch."""
+"""The learner on real DeepSpeed, and on Ray, against plain PyTorch on the whole batch."""
 
 import asyncio
 import dataclasses
@@ -18,74 +18,16 @@ from transformers import AutoModelForCausalLM
 
 from policy.learner.learner import RayLearner
 from policy.learner.learning_rate import learning_rate_at
-from policy.learner.rank import LearnerRank, RankUpdate, load_trained
-from policy.models.loading import load_policy
+from policy.learner.rank import load_trained
 from policy.weights.engine_client import EngineClient
-from rl.config.policy import GuardConfig
 from rl.config.run import Config
 from rl.loop.stages import TrainBatch, TrainSample, Trajectory
 from rl.system.cluster import Cluster
 from rl.system.placement import place
+from tests.integration.ranks import DEADLINE_S, ONE_MICRO_BATCH, Rank, ask, close, open_ranks
 from tests.qwen3_tiny import tiny_qwen3
 
-pytestmark = pytest.mark.usefixtures("local_ray")
-
 VOCABULARY = 64
-ONE_MICRO_BATCH = 1000
-START_DEADLINE_S = 300
-"""For ranks that start while others have the cores; what hangs is ended all the same."""
-
-
-class InspectedRank(LearnerRank):
-    """A rank whose gradients and weights a test can read."""
-
-    def gradients(self, batch: TrainBatch, micro_batch_tokens: int) -> dict[str, torch.Tensor]:
-        """The full gradient of the batch by parameter name; the weights stay as they are."""
-        from deepspeed.utils import safe_get_full_grad
-
-        whole_config = self._config
-        policy = whole_config.policy.model_copy(update={"micro_batch_tokens": micro_batch_tokens})
-        self._config = self._config.model_copy(update={"policy": policy})
-        (update,) = self.plan(batch.samples)
-        assert (len(update.micro_batches) == 1) == (micro_batch_tokens == ONE_MICRO_BATCH)
-        self.accumulate(update, None)
-        is_whole = policy.zero_stage == 0
-        found = {
-            name: (parameter.grad if is_whole else safe_get_full_grad(parameter)).clone()
-            for name, parameter in self._engine.module.named_parameters()
-        }
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = 0.0
-        self._engine.step()
-        self._config = whole_config
-        return found
-
-    def update_within(self, batch: TrainBatch, limits: dict[str, float]) -> RankUpdate:
-        """An update under these limits of `guard`."""
-        whole_config = self._config
-        self._config = self._config.model_copy(update={"guard": GuardConfig(**limits)})
-        updated = self.update(batch)
-        self._config = whole_config
-        return updated
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self._weights}
-
-    def merged_by_peft(self) -> dict[str, torch.Tensor]:
-        """What peft itself makes of the adapter, in a second copy of the policy."""
-        import deepspeed
-
-        policy = load_policy(self._source, self._config.policy)
-        adapters = {
-            name.removeprefix("backbone."): parameter
-            for name, parameter in self._engine.module.named_parameters()
-            if "lora_" in name
-        }
-        with torch.no_grad(), deepspeed.zero.GatheredParameters(list(adapters.values())):
-            for name, parameter in policy.named_parameters():
-                if "lora_" in name:
-                    parameter.copy_(adapters[name.removeprefix("base_model.model.model.")])
-        return dict(policy.merge_and_unload().state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -163,33 +105,6 @@ def plain_loss(
     return loss
 
 
-def open_ranks(
-    config: Config, model: Path, kind: type[LearnerRank] = InspectedRank, **variables: str
-) -> list:
-    """Ranks as Ray actors that have loaded the model. variables: more of their environment."""
-    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **variables}
-    actors = [
-        ray.remote(kind)
-        .options(num_cpus=0, runtime_env={"env_vars": environment})
-        .remote(config, model, rank)
-        for rank in range(config.policy.ranks)
-    ]
-    address, port = ray.get(actors[0].free_address.remote(), timeout=START_DEADLINE_S)
-    ray.get([actor.start.remote(address, port) for actor in actors], timeout=START_DEADLINE_S)
-    return actors
-
-
-def ask(actors: list, method: str, *arguments: object) -> list:
-    return ray.get(
-        [getattr(a, method).remote(*arguments) for a in actors], timeout=START_DEADLINE_S
-    )
-
-
-def close(actors: list) -> None:
-    for actor in actors:
-        ray.kill(actor)
-
-
 def to_rank_name(name: str) -> str:
     return name.replace("model.", "backbone.", 1) if name[0] == "m" else f"head.{name}"
 
@@ -202,12 +117,12 @@ def reference_gradients(model_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def zero3_pair(model_dir: Path) -> Iterator[list]:
+def zero3_pair(model_dir: Path) -> Iterator[list[Rank]]:
     """Two ranks under ZeRO-3, started once: most of a test's time is the start of its ranks."""
     config = make_config(ranks=2, zero_stage=3, gradient_checkpointing=True)
-    actors = open_ranks(config, model_dir)
-    yield actors
-    close(actors)
+    ranks = open_ranks(config, model_dir)
+    yield ranks
+    close(ranks)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +144,9 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(
     model_dir: Path,
     reference_gradients: dict[str, torch.Tensor],
 ):
-    actors = open_ranks(make_config(ranks=num_ranks, zero_stage=stage, **settings), model_dir)
-    check_gradients(actors, reference_gradients)
-    close(actors)
+    ranks = open_ranks(make_config(ranks=num_ranks, zero_stage=stage, **settings), model_dir)
+    check_gradients(ranks, reference_gradients)
+    close(ranks)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +159,10 @@ def test_ranks_that_share_sequences_compute_what_one_process_does(
     config = make_config(
         ranks=num_ranks, zero_stage=stage, sequence_parallel=2, gradient_checkpointing=True
     )
-    actors = open_ranks(config, model_dir)
-    check_gradients(actors, reference_gradients)
-    results = ask(actors, "update", make_batch())
-    close(actors)
+    ranks = open_ranks(config, model_dir)
+    check_gradients(ranks, reference_gradients)
+    results = ask(ranks, "update", make_batch())
+    close(ranks)
     for first, second in zip(results[::2], results[1::2], strict=True):
         assert first.sums == second.sums
         assert first.mismatches == second.mismatches
@@ -260,15 +175,15 @@ def test_ranks_that_share_sequences_compute_what_one_process_does(
 
 
 def test_the_gradient_is_the_same_on_two_zero3_ranks(
-    zero3_pair: list, reference_gradients: dict[str, torch.Tensor]
+    zero3_pair: list[Rank], reference_gradients: dict[str, torch.Tensor]
 ):
     check_gradients(zero3_pair, reference_gradients)
 
 
-def check_gradients(actors: list, reference_gradients: dict[str, torch.Tensor]) -> None:
+def check_gradients(ranks: list[Rank], reference_gradients: dict[str, torch.Tensor]) -> None:
     """Every rank holds the reference gradient, forwarding the batch at once or in parts."""
     for micro_batch_tokens in (ONE_MICRO_BATCH, 30):
-        for gradients in ask(actors, "gradients", make_batch(), micro_batch_tokens):
+        for gradients in ask(ranks, "gradients", make_batch(), micro_batch_tokens):
             assert gradients.keys() == reference_gradients.keys()
             for name, expected in reference_gradients.items():
                 assert expected.abs().max() > 1e-3, name
@@ -291,10 +206,10 @@ def test_two_updates_per_batch_equal_a_hand_written_loop(model_dir: Path):
         optimizer.step()
     assert learning_rate_at(optimizer_config, 1, config.steps) == 1e-2
 
-    actors = open_ranks(config, model_dir)
-    (result,) = ask(actors, "update", make_batch())
-    (weights,) = ask(actors, "weights")
-    close(actors)
+    ranks = open_ranks(config, model_dir)
+    (result,) = ask(ranks, "update", make_batch())
+    (weights,) = ask(ranks, "weights")
+    close(ranks)
     assert result.num_updates == 2
     for index, sample in enumerate(samples):
         rollout = torch.tensor(sample.trajectory.rollout_logprobs[sample.trajectory.loss_mask])
@@ -314,13 +229,13 @@ def test_a_step_that_went_wrong_is_taken_by_no_rank_and_leaves_no_trace(
     model_dir: Path, tmp_path: Path, dtype: str, stage: int, num_ranks: int
 ):
     """Neither in the weights nor in the moments, by which the next step goes."""
-    actors = open_ranks(make_config(dtype=dtype, zero_stage=stage, ranks=num_ranks), model_dir)
-    ask(actors, "update", make_batch(1))
-    ask(actors, "save", tmp_path)
-    (before, *_) = ask(actors, "weights")
-    ask(actors, "update", make_batch(3))
-    (straight, *_) = ask(actors, "weights")
-    ask(actors, "load", tmp_path)
+    ranks = open_ranks(make_config(dtype=dtype, zero_stage=stage, ranks=num_ranks), model_dir)
+    ask(ranks, "update", make_batch(1))
+    ask(ranks, "save", tmp_path)
+    (before, *_) = ask(ranks, "weights")
+    ask(ranks, "update", make_batch(3))
+    (straight, *_) = ask(ranks, "weights")
+    ask(ranks, "load", tmp_path)
     batch = make_batch(2)
     (first, *rest) = batch.samples
     broken = TrainBatch(2, (dataclasses.replace(first, advantage=math.nan), *rest))
@@ -329,14 +244,14 @@ def test_a_step_that_went_wrong_is_taken_by_no_rank_and_leaves_no_trace(
         (batch, {"grad_norm": 1e-3}, "gradient norm"),
         (batch, {"mismatch_kl": 1e-6}, "mismatch KL"),
     ):
-        results = ask(actors, "update_within", given, limits)
+        results = ask(ranks, "update_within", given, limits)
         assert len({result.skipped for result in results}) == 1
         assert why in results[0].skipped
-        (after, *_) = ask(actors, "weights")
+        (after, *_) = ask(ranks, "weights")
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), why
-    assert ask(actors, "update", make_batch(3))[0].skipped is None
-    (resumed, *_) = ask(actors, "weights")
-    close(actors)
+    assert ask(ranks, "update", make_batch(3))[0].skipped is None
+    (resumed, *_) = ask(ranks, "weights")
+    close(ranks)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
 
 
@@ -371,10 +286,10 @@ def test_gspo_without_truncated_answers_equals_a_hand_written_loop(model_dir: Pa
         parameter.grad.zero_()
     optimizer.step()
 
-    actors = open_ranks(config, model_dir)
-    (result,) = ask(actors, "update", TrainBatch(1, samples))
-    (weights,) = ask(actors, "weights")
-    close(actors)
+    ranks = open_ranks(config, model_dir)
+    (result,) = ask(ranks, "update", TrainBatch(1, samples))
+    (weights,) = ask(ranks, "weights")
+    close(ranks)
     assert result.mismatches.keys() == {0, 2}
     assert result.grad_norm == pytest.approx(norm / 2, rel=1e-4)
     for name, expected in model.named_parameters():
@@ -386,13 +301,13 @@ def test_gspo_without_truncated_answers_equals_a_hand_written_loop(model_dir: Pa
 
 def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path, tmp_path: Path):
     lora = {"rank": 4, "alpha": 8}
-    actors = open_ranks(make_config(lora=lora, zero_stage=3), model_dir)
+    ranks = open_ranks(make_config(lora=lora, zero_stage=3), model_dir)
     for step in (1, 2):
-        ask(actors, "update", make_batch(step))
-    (weights,) = ask(actors, "weights")
-    (expected,) = ask(actors, "merged_by_peft")
-    ask(actors, "save", tmp_path)
-    close(actors)
+        ask(ranks, "update", make_batch(step))
+    (weights,) = ask(ranks, "weights")
+    (expected,) = ask(ranks, "merged_by_peft")
+    ask(ranks, "save", tmp_path)
+    close(ranks)
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
     for name, tensor in adapted.state_dict().items():
@@ -409,14 +324,14 @@ def test_lora_trains_and_its_merged_weights_are_those_of_peft(model_dir: Path, t
 def test_bfloat16_keeps_float32_master_weights(model_dir: Path, stage: int):
     """Steps of 1e-4 on weights near 0.3 round to nothing in bfloat16, one by one, but add up."""
     optimizer = {"learning_rate": 1e-4, "weight_decay": 0.0}
-    actors = open_ranks(
+    ranks = open_ranks(
         make_config(dtype="bfloat16", zero_stage=stage, optimizer=optimizer), model_dir
     )
-    (before,) = ask(actors, "weights")
+    (before,) = ask(ranks, "weights")
     for _ in range(20):
-        ask(actors, "update", make_batch())
-    (after,) = ask(actors, "weights")
-    close(actors)
+        ask(ranks, "update", make_batch())
+    (after,) = ask(ranks, "weights")
+    close(ranks)
     assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
     name = "model.layers.0.mlp.down_proj.weight"
     large = before[name].abs() > 0.26
@@ -451,7 +366,10 @@ async def resume_and_lose_a_rank(config: Config, model_dir: Path, first: Path, e
     remove_placement_group(cluster.group)
 
 
-def test_a_resumed_learner_continues_bit_for_bit(zero3_pair: list, model_dir: Path, tmp_path: Path):
+@pytest.mark.usefixtures("local_ray")
+def test_a_resumed_learner_continues_bit_for_bit(
+    zero3_pair: list[Rank], model_dir: Path, tmp_path: Path
+):
     first, straight, resumed = (tmp_path / name for name in ("first", "straight", "resumed"))
     for directory in (first, straight, resumed):
         directory.mkdir()
@@ -479,22 +397,22 @@ def test_an_adapter_resumes_bit_for_bit_from_a_checkpoint_without_its_base(
     model_dir: Path, tmp_path: Path, dtype: str, stage: int
 ):
     config = make_config(lora={"rank": 4, "alpha": 8}, dtype=dtype, zero_stage=stage)
-    actors = open_ranks(config, model_dir)
-    ask(actors, "update", make_batch(1))
-    ask(actors, "save", tmp_path)
-    ask(actors, "update", make_batch(2))
-    (straight,) = ask(actors, "weights")
-    close(actors)
+    ranks = open_ranks(config, model_dir)
+    ask(ranks, "update", make_batch(1))
+    ask(ranks, "save", tmp_path)
+    ask(ranks, "update", make_batch(2))
+    (straight,) = ask(ranks, "weights")
+    close(ranks)
     states = [torch.load(path, weights_only=False) for path in tmp_path.rglob("*model_states.pt")]
     assert all("lora_" in name for state in states for name in state["module"])
     assert not any(state.get("frozen_param_fragments") for state in states)
 
-    actors = open_ranks(config, model_dir)
-    ask(actors, "load", tmp_path)
-    (first,) = ask(actors, "weights")
-    ask(actors, "update", make_batch(2))
-    (resumed,) = ask(actors, "weights")
-    close(actors)
+    ranks = open_ranks(config, model_dir)
+    ask(ranks, "load", tmp_path)
+    (first,) = ask(ranks, "weights")
+    ask(ranks, "update", make_batch(2))
+    (resumed,) = ask(ranks, "weights")
+    close(ranks)
     assert all(torch.equal(resumed[name], tensor) for name, tensor in straight.items())
     assert any(not torch.equal(first[name], tensor) for name, tensor in straight.items())
 
@@ -529,6 +447,7 @@ class RecordingWorker:
         return self._init_info
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_every_vllm_process_of_every_engine_gets_an_nccl_rank_of_its_own() -> None:
     workers = [RecordingWorker.remote() for _ in range(3)]
     EngineClient(workers, 30, processes_per_worker=2).init_weight_transfer_engine(
@@ -538,9 +457,10 @@ def test_every_vllm_process_of_every_engine_gets_an_nccl_rank_of_its_own() -> No
     assert [info["rank_offset"] for info in told] == [1, 3, 5]
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_worker_that_does_not_answer_a_publish_is_named_in_time() -> None:
     workers = [RecordingWorker.remote(), RecordingWorker.remote(seconds=600)]
-    ray.get([worker.__ray_ready__.remote() for worker in workers], timeout=START_DEADLINE_S)
+    ray.get([worker.__ray_ready__.remote() for worker in workers], timeout=DEADLINE_S)
     client = EngineClient(workers, deadline_s=6, processes_per_worker=1)
     with pytest.raises(TimeoutError, match=r"rollout workers \[1\] did not finish start_weight"):
         client.start_weight_update()

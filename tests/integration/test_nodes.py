@@ -129,8 +129,8 @@ def places_of(actors: list) -> list[dict]:
 
 SCALES = [
     ("cluster", ["resources.rank_cpus=1"], 4),
-    ("node_8gpu", [], 1),
-    ("one_gpu", [], 1),
+    pytest.param("node_8gpu", [], 1, marks=pytest.mark.slow),
+    pytest.param("one_gpu", [], 1, marks=pytest.mark.slow),
     # A recipe of one's own over two nodes, in which an engine shares its GPUs with two ranks.
     (
         "one_gpu",
@@ -263,9 +263,8 @@ def test_a_node_finds_or_makes_a_model_that_it_does_not_have(nodes: RayNodes, tm
 def test_a_node_without_the_code_gets_it_from_the_drivers_working_directory(nodes: RayNodes):
     config = config_of(nodes, "cluster", f"resources.working_dir={ROOT}")
     start_ray(config.resources, cpus=1)
-    # One after the other: nodes of one machine unpack it in the same place, all at once.
-    for node in ids().values():
-        check_nodes(NodeNeeds(stack_versions()), {node: 0})
+    # Alone: nodes of one machine unpack it in the same place, all at once.
+    check_nodes(NodeNeeds(stack_versions()), {ids()[LACKING]: 0})
 
 
 @pytest.mark.usefixtures("with_old_code")

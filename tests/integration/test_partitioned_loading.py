@@ -1,5 +1,6 @@
 """Under ZeRO-3 the policy is divided over the ranks as it is loaded, and no rank has all of it."""
 
+import ctypes
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ from policy.learner import rank as rank_module
 from policy.learner.logprobs import LogprobModel
 from policy.models.loading import load_policy
 from tests import minicpmv_tiny, qwen_vl_tiny
-from tests.integration.test_learner import InspectedRank, ask, close, make_config, open_ranks
+from tests.integration.ranks import InspectedRank, ask, close, open_ranks
+from tests.integration.test_learner import make_config
 from tests.qwen3_tiny import tiny_qwen3
 
 SIZES = {
@@ -23,8 +25,8 @@ SIZES = {
     "num_key_value_heads": 12,
     "head_dim": 64,
 }
-# So that the C library gives back at once what a tensor no longer takes.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+M_MMAP_THRESHOLD = -3
+"""Of the C library's mallopt."""
 
 
 def own_bytes() -> int:
@@ -51,6 +53,8 @@ class MeasuredRank(InspectedRank):
 
         tiny = Path(self._source).parent / "tiny"
         load_policy(tiny, *arguments[1:])
+        # So that the C library gives back at once what a tensor no longer takes.
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
         before = own_bytes()
         peak, is_done = [before], threading.Event()
 
@@ -81,7 +85,7 @@ class MeasuredRank(InspectedRank):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_rank_ever_holds_the_whole_policy(dtype: str, tmp_path: Path, local_ray: None):
+def test_no_rank_ever_holds_the_whole_policy(dtype: str, tmp_path: Path):
     directory = tmp_path / "model"
     policy = tiny_qwen3(1024, **SIZES)
     policy.to(getattr(torch, dtype)).save_pretrained(directory)
@@ -89,12 +93,10 @@ def test_no_rank_ever_holds_the_whole_policy(dtype: str, tmp_path: Path, local_r
     stored = load_file(directory / "model.safetensors")
     whole = sum(tensor.nbytes for tensor in stored.values())
     largest = max(tensor.nbytes for tensor in stored.values())
-    actors = open_ranks(
-        make_config(ranks=2, zero_stage=3, dtype=dtype), directory, MeasuredRank, **MALLOC
-    )
-    measured = ask(actors, "loading")
-    both = ask(actors, "weights")
-    close(actors)
+    ranks = open_ranks(make_config(ranks=2, zero_stage=3, dtype=dtype), directory, MeasuredRank)
+    measured = ask(ranks, "loading")
+    both = ask(ranks, "weights")
+    close(ranks)
     for peak, held in measured:
         for name, (in_hand, part, size) in held.items():
             assert in_hand == 0, name
@@ -107,9 +109,7 @@ def test_no_rank_ever_holds_the_whole_policy(dtype: str, tmp_path: Path, local_r
 
 
 @pytest.mark.parametrize("family", ["text", "minicpmv", "qwen2_5_vl"])
-def test_rotary_frequencies_keep_32_bits_beside_weights_of_16(
-    family: str, tmp_path: Path, local_ray: None
-):
+def test_rotary_frequencies_keep_32_bits_beside_weights_of_16(family: str, tmp_path: Path):
     """They are computed while the policy is made, among weights that get their type from DeepSpeed.
     In bfloat16 a frequency is off by up to 1 in 256: by a whole turn after two thousand tokens."""
     directory = tmp_path / "model"
@@ -122,9 +122,9 @@ def test_rotary_frequencies_keep_32_bits_beside_weights_of_16(
         qwen_vl_tiny.save_tiny(directory, family)
     tiny_qwen3(64).save_pretrained(tmp_path / "tiny")
     config = make_config(zero_stage=3, dtype="bfloat16")
-    actors = open_ranks(config, directory, MeasuredRank, **MALLOC)
-    (found,) = ask(actors, "buffers")
-    close(actors)
+    ranks = open_ranks(config, directory, MeasuredRank)
+    (found,) = ask(ranks, "buffers")
+    close(ranks)
     expected = dict(LogprobModel(load_policy(directory, config.policy), 16).named_buffers())
     assert any("inv_freq" in name for name in expected)
     assert found.keys() == expected.keys()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
+from rewards.preference import actors
 from rewards.preference.actors import RewardModelClient
 from rewards.preference.judge import Judge, JudgePrompt
 from rewards.preference.preference import PreferenceInput
@@ -111,16 +112,8 @@ def test_groups_in_flight_get_their_own_scores_from_either_actor(loop, directory
         twice = await client.score([asked("11"), asked("12"), asked("11"), asked("1" * 2100)])
         assert twice[0] == twice[2] != twice[1]
         assert twice[3] is None
-        await client.close()
-
-    loop.run(body())
-
-
-def test_a_bad_question_fails_alone(loop, directory: Path) -> None:
-    picture = PreferenceInput(({"role": "user", "content": "?"},), "11", ("a.png",))
-
-    async def body() -> None:
-        client = await start(directory, actors=1)
+        # A question at fault fails alone.
+        picture = PreferenceInput(({"role": "user", "content": "?"},), "11", ("a.png",))
         bad, good = await asyncio.gather(
             client.score([asked("11"), picture]), client.score([asked("11")]),
             return_exceptions=True,
@@ -152,11 +145,13 @@ def test_what_cannot_be_loaded_is_refused_at_the_start(loop, tmp_path: Path) -> 
     make_random_model(tmp_path, Qwen3ForCausalLM)
     with pytest.raises(ValueError, match=r"^the reward model .* without a classification head"):
         loop.run(start(tmp_path, actors=1))
-    with pytest.raises(ValueError, match=r"without a config\.json"):
-        loop.run(start(tmp_path / "absent", actors=1))
 
 
-def test_a_start_that_takes_too_long_is_an_error(loop, directory: Path) -> None:
+def test_a_start_that_takes_too_long_is_an_error(
+    loop, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An actor that is still loading does not answer a request to close either.
+    monkeypatch.setattr(actors, "CLOSE_TIMEOUT_S", 0.1)
     with pytest.raises(TimeoutError, match=r"did not finish load within 0\.01 s"):
         loop.run(start(directory, actors=1, deadline_s=0.01))
 

@@ -6,18 +6,29 @@ import asyncio
 import dataclasses
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from rewards.probability import ProbabilityReward
-from rl.assembly import gather_inputs, open_training
+from rl.assembly import gather_inputs
 from rl.config.recipe import load
 from rl.config.reward import ProbabilityConfig
 from rl.loop.loop import train_request
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory, split_response
+from rl.loop.stages import (
+    Prompt,
+    ReferenceRequest,
+    RolloutGroup,
+    RolloutRequest,
+    Trajectory,
+    split_response,
+)
+from rollout.engines.worker import RolloutWorker
 from rollout.splice import Splice
 from tests.bpe_policy import make_policy
+from tests.engine_parity import open_worker
+from tests.integration.ranks import Rank, ask, close, open_ranks
 
 MAX_LENGTH = 1536
 REFERENCES = ["Paris", "42", "the answer is Paris, not London", "四十二", "🙂🙃", " x", "{4", "é"]
@@ -34,10 +45,22 @@ ANSWERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def loop():
-    with asyncio.Runner() as runner:
-        yield runner
+class RankScorer:
+    """Implements ReferenceScorer by a single rank."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+
+    async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
+        (answers,) = ask([self._rank], "reference_logprobs", [request])
+        return answers[0]
+
+
+@dataclass(frozen=True)
+class System:
+    engine: RolloutWorker
+    learner: RankScorer
+    runner: asyncio.Runner
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +85,18 @@ def material(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def system(loop, material):
-    opened = open_training(material, print)
-    yield loop.run(opened.__aenter__())
-    loop.run(opened.__aexit__(None, None, None))
+def system(material):
+    (rank,) = open_ranks(material.config, material.model)
+    # On CPU vLLM cannot rewind a seeded generator, which it does for prompts cut in chunks.
+    engine = {"max_model_length": MAX_LENGTH, "enable_chunked_prefill": False}
+    with open_worker(material.model, **engine) as (worker, runner):
+        yield System(worker, RankScorer(rank), runner)
+    close([rank])
+
+
+@pytest.fixture(scope="module")
+def loop(system):
+    return system.runner
 
 
 def group(material, mode, texts, reference, name="0"):

@@ -24,6 +24,7 @@ import pytest
 from policy.builtin.text_policy import ensure_tiny_policy
 from rl.config.recipe import load
 from rl.config.run import Config
+from rl.evaluate import __main__ as evaluate_command
 from rl.export.card import serve_command
 from rl.export.directory import serving_template, write_serving_directory
 from rl.loop.stages import Prompt, split_response
@@ -249,13 +250,13 @@ def over_http(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_an_endpoint_answers_as_its_directory_and_as_the_checkpoint(
-    served: Served, over_http: Path, tmp_path: Path
-):
+@pytest.mark.slow
+def test_an_endpoint_answers_as_its_directory(served: Served, over_http: Path, tmp_path: Path):
     finish(evaluation(f"model={served.directory}", f"out={tmp_path / 'engines'}"))
     assert_same_answers_but_for_rounding(over_http, tmp_path / "engines")
-    assert (over_http / "accuracy.png").stat().st_size > 10_000
-    # Of a checkpoint the engines are given these weights and these prompt tokens.
+
+
+def test_an_exported_directory_has_the_weights_and_the_prompts_of_its_checkpoint(served: Served):
     for weights in served.checkpoint.glob("*.safetensors"):
         assert (served.directory / weights.name).read_bytes() == weights.read_bytes()
     exported = ChatTemplate(str(served.directory))
@@ -294,15 +295,20 @@ def wait_for_samples(out: Path, count: int) -> None:
     raise TimeoutError(f"{path} did not reach {count} samples")
 
 
-def test_prompts_rewarded_by_probability_are_unscored_over_http(served: Served, tmp_path: Path):
+def test_prompts_rewarded_by_probability_are_unscored_over_http(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """One training prompt in eight is; none of the others is touched by that."""
     command = (f"endpoint={served.url}", "split=train", f"out={tmp_path}")
-    output = finish(evaluation(*command))
+    assert evaluate_command.main([*GREEDY, *command]) == 0
+    printed, noted = capsys.readouterr()
+    assert "endpoint_exported_train_greedy" in printed
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
     rows = list(samples_of(tmp_path).values())
     probable = [row for row in rows if row["route"] == "probability"]
     prompts = {row["prompt_id"] for row in probable}
     assert 0 < len(prompts) == len(probable) / 2 < 24
-    assert output.count(f"note: {len(prompts)} of 48 prompts count as unscored") == 1
+    assert noted.count(f"note: {len(prompts)} of 48 prompts count as unscored") == 1
     assert {row["accuracy"] for row in probable} == {None}
     figures = result_of(tmp_path)["modes"]
     assert [found["unscored"] for found in figures.values()] == [len(prompts)] * 2
@@ -311,10 +317,10 @@ def test_prompts_rewarded_by_probability_are_unscored_over_http(served: Served, 
 
 
 def test_a_server_of_another_model_is_refused_before_anything_is_asked(
-    served: Served, tmp_path: Path
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "evaluation"
-    process = evaluation(f"endpoint={served.url}", "served_name=qwen", f"out={out}")
-    output = finish(process, code=2)
-    assert "serves ./exported, not qwen" in output
+    command = (f"endpoint={served.url}", "served_name=qwen", f"out={out}")
+    assert evaluate_command.main([*GREEDY, *command]) == 2
+    assert "serves ./exported, not qwen" in capsys.readouterr().err
     assert not out.exists()

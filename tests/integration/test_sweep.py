@@ -8,14 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.command import HANGS_S, finish, kill, start
-from tests.integration.test_run import (
-    assert_same_texts_but_for_rounding,
-    metrics_of,
-    texts_of,
-)
+from tests.integration.test_run import metrics_of
 
 # The first test waits for a sweep that is killed, and for the next one.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -40,6 +37,26 @@ def points_of(root: Path) -> dict[str, Any]:
 def trained_steps(root: Path, arm: str) -> list[int]:
     run = root / "arms" / arm
     return [int(s["step"]) for s in metrics_of(run)] if (run / "metrics.jsonl").exists() else []
+
+
+def texts_of(run: Path) -> list[list[str]]:
+    """The texts of every step."""
+    paths = sorted((run / "ledger").glob("step_*.parquet"))
+    return [pq.read_table(path, columns=["text"])["text"].to_pylist() for path in paths]
+
+
+def assert_same_texts_but_for_rounding(ours: Path, theirs: Path) -> None:
+    """A step's texts follow from its weights and seeds, whatever happened between two steps.
+
+    But for a token at a tie that rounding decides: the last bits of a probability depend on what
+    else is in an engine's batch, and so on timing. The update after such a step is another one,
+    and so may be every text after it. So only the first step that differs says anything: there
+    may be few other texts in it, where a lost optimizer state or seed changes most of them.
+    """
+    for own, other in zip(texts_of(ours), texts_of(theirs), strict=True):
+        if num_different := sum(a != b for a, b in zip(own, other, strict=True)):
+            assert num_different <= 2
+            return
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,9 @@ def test_engine_and_learner_agree_on_images_at_every_step(run: Path):
     assert max(abs(step["rollout/mismatch_kl"]) for step in steps) <= 1e-5
     # The canary shows an image too: its prompt is the first held-out one.
     assert max(step["sync/canary_max_abs_diff"] for step in steps) <= 1e-4
+    # Engines sample responses together, which those of tests/integration/test_run.py do not.
+    assert min(step["engine/running"] for step in steps) > 1
+    assert all(0 <= step["engine/prefix_hits"] <= 1 for step in steps)
 
 
 def test_bad_rows_are_counted_and_named_and_the_run_goes_on(run: Path):

@@ -1,4 +1,4 @@
-"""The learner on images, on real DeepSpeed and Ray: ranks of which only some have any, against
+"""The learner on images, on real DeepSpeed: ranks of which only some have any, against
 plain PyTorch, one sample at a time."""
 
 from __future__ import annotations
@@ -18,15 +18,8 @@ from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt, TrainBatch, TrainSample, Trajectory
 from rollout.chat import ChatTemplate
 from tests import minicpmv_tiny, qwen_vl_tiny
-from tests.integration.test_learner import (
-    ONE_MICRO_BATCH,
-    ask,
-    close,
-    make_config,
-    open_ranks,
-)
-
-pytestmark = pytest.mark.usefixtures("local_ray")
+from tests.integration.ranks import ONE_MICRO_BATCH, ask, close, open_ranks
+from tests.integration.test_learner import make_config
 
 FAMILIES = ("minicpmv", "qwen2_5_vl")
 
@@ -99,22 +92,24 @@ def plain_logprobs(
     return torch.log_softmax(logits, dim=-1)[:-1].gather(1, ids[1:, None])[:, 0][mask[1:]]
 
 
-@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize(
+    ("num_ranks", "stage"), [pytest.param(1, 0, marks=pytest.mark.slow), (2, 3)]
+)
 def test_ranks_with_and_without_images_hold_the_plain_gradient(
     directory: Path, batch: TrainBatch, num_ranks: int, stage: int
 ):
     expected = plain_gradients(directory, batch)
     config = make_config(ranks=num_ranks, zero_stage=stage, gradient_checkpointing=stage == 3)
-    actors = open_ranks(config, directory)
+    ranks = open_ranks(config, directory)
     for micro_batch_tokens in (ONE_MICRO_BATCH, 60):
-        for gradients in ask(actors, "gradients", batch, micro_batch_tokens):
+        for gradients in ask(ranks, "gradients", batch, micro_batch_tokens):
             found = {name.partition(".")[2]: gradient for name, gradient in gradients.items()}
             for name, gradient in expected.items():
                 own = found[inner_name(name)]
                 assert (own - gradient).abs().max() < 1e-5 * max(1.0, gradient.abs().max()), name
             towers = [name for name in found if name.startswith(("vpm.", "visual."))]
             assert max(found[name].abs().max() for name in towers) > 1e-3
-    close(actors)
+    close(ranks)
 
 
 def inner_name(name: str) -> str:
