@@ -28,7 +28,7 @@ LATEST = "latest"
 _STEP_NAME = re.compile(r"step_(\d{6,})")
 # Hashing releases the GIL; more threads than this only compete for the disk.
 _DIGEST_THREADS = 8
-# With less room than this, a full disk is the cause of an error.
+# Where no more than this can be written, a full disk is the cause of an error.
 _FULL_DISK_BYTES = 16 * 2**20
 
 
@@ -79,10 +79,9 @@ class Checkpoints:
             # The rename itself must survive a power cut before older checkpoints are deleted.
             sync_to_disk(self.directory)
         except BaseException as error:
-            # Asked before the partial one is removed, which makes room again. safetensors, torch
-            # and DeepSpeed each wrap the system's error of a full disk in one of their own.
-            is_full = shutil.disk_usage(self.directory).free < _FULL_DISK_BYTES
-            is_full = is_full or (isinstance(error, OSError) and error.errno in FULL_DISK)
+            # Asked before the partial one is removed, which makes room again.
+            is_full = isinstance(error, OSError) and error.errno in FULL_DISK
+            is_full = is_full or _is_full(partial)
             shutil.rmtree(partial, ignore_errors=True)
             # An interrupt on a nearly full disk is still an interrupt.
             if is_full and isinstance(error, Exception):
@@ -202,6 +201,23 @@ def find_damage(checkpoint: Path) -> str | None:
     stored = _digests(checkpoint, list(expected))
     changed = [name for name, (_, digest) in expected.items() if stored[name] != digest]
     return f"{changed[0]} has other content than was written" if changed else None
+
+
+def _is_full(directory: Path) -> bool:
+    """Whether little more can be written into the directory.
+
+    safetensors, torch and DeepSpeed each wrap the system's error in one of their own, and free
+    space says nothing of a quota. So it is tried.
+    """
+    probe = directory / ".probe"
+    try:
+        probe.write_bytes(bytes(_FULL_DISK_BYTES))
+        sync_to_disk(probe)
+    except OSError as error:
+        return error.errno in FULL_DISK
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
 
 
 def _write_manifest(directory: Path, step: int) -> None:

@@ -91,7 +91,9 @@ class Command(Generic[K]):
         except OSError as error:
             advice = "the same command goes on" if self.goes_on else "run the command again"
             if error.errno in FULL_DISK:
-                print(f"error: {error}; make room, {advice}", file=sys.stderr)
+                is_limit = error.errno == errno.EFBIG
+                cure = "raise the limit of its size (ulimit -f)" if is_limit else "make room"
+                print(f"error: {error}; {cure}, {advice}", file=sys.stderr)
             elif error.errno in BAD_PATH and error.filename is not None:
                 print(f"error: {error}; name another path, or mend this one", file=sys.stderr)
             else:

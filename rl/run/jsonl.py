@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rl.run.files import atomic_write
+from rl.run.files import atomic_write, full_disk_named
 
 Record = dict[str, Any]
 
@@ -50,8 +50,9 @@ class Journal(AbstractContextManager):
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append a record; once this returns, the record outlives the process."""
-        self._file.write(_line(record))
-        self._file.flush()
+        with full_disk_named(self.path):
+            self._file.write(_line(record))
+            self._file.flush()
 
     @property
     def is_closed(self) -> bool:
@@ -63,7 +64,9 @@ class Journal(AbstractContextManager):
         self.path.unlink()
 
     def close(self) -> None:
-        self._file.close()
+        # What the disk had no room for is tried once more.
+        with full_disk_named(self.path):
+            self._file.close()
 
     def __exit__(self, *error: object) -> None:
         self.close()

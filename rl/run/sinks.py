@@ -15,7 +15,11 @@ from rl.run.jsonl import Journal, read_records
 
 
 class Sinks:
-    """All sinks of a run. One that fails is reported once and dropped; training goes on."""
+    """All sinks of a run. One that fails is reported once and dropped; training goes on.
+
+    Not so metrics.jsonl: a step that it lacked would be lost for good, so its error ends the run,
+    which makes the step again.
+    """
 
     def __init__(
         self,
@@ -26,7 +30,8 @@ class Sinks:
     ) -> None:
         """Open what `log` asks for beside `more`; raises ValueError where it cannot be had."""
         self._note = note
-        self._sinks: list[MetricSink] = [JsonlSink(directory.metrics_path)]
+        self._jsonl = JsonlSink(directory.metrics_path)
+        self._sinks: list[MetricSink] = []
         if log.tensorboard:
             # What comes after the last step of metrics.jsonl is taken as not yet made.
             next_step = max(read_metrics(directory.metrics_path), default=-1) + 1
@@ -36,11 +41,13 @@ class Sinks:
         self._sinks += more
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._jsonl.write(step, metrics)
         self._each("no longer written", lambda sink: sink.write(step, metrics))
 
     def close(self) -> None:
         self._each("not closed", lambda sink: sink.close())
         self._sinks = []
+        self._jsonl.close()
 
     def _each(self, consequence: str, action: Callable[[MetricSink], None]) -> None:
         for sink in list(self._sinks):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +19,10 @@ from rl.launch import memory_growth, run_state, training
 from rl.loop.interfaces import LearnerLost, WorkerFailed
 from rl.loop.loop import StepResult
 from rl.loop.stages import BatchUpdate, Prompt, TrainBatch, WeightProof
+from rl.run.files import FULL_DISK
 from rl.run.jsonl import read_records
 from tests.fakes import FakeEngine, FakeLearner, FakePrompts, FakeScorer, config
+from tests.full_disk import full_disk
 
 
 class MortalLearner(FakeLearner):
@@ -151,6 +153,30 @@ def test_a_learner_that_is_lost_too_often_ends_the_run(monkeypatch, tmp_path):
     learner = MortalLearner({"update 3"})
     with pytest.raises(WorkerFailed, match="learner failed; the last time:\nlearner rank 0 died"):
         trained(monkeypatch, tmp_path / "run", learner, recovery={"restarts_per_hour": 0})
+
+
+@pytest.mark.parametrize("full_at", [3, 4, 6])
+def test_a_full_disk_ends_the_run_and_the_same_command_makes_the_steps_it_lost(
+    monkeypatch, tmp_path, full_at
+):
+    """At the ends of steps with and without a checkpoint, and of the last one."""
+    with ExitStack() as disk:
+
+        class FillsTheDisk(MortalLearner):
+            async def update(self, batch: TrainBatch) -> BatchUpdate:
+                if batch.step == full_at:
+                    disk.enter_context(full_disk())
+                return await super().update(batch)
+
+        with pytest.raises(OSError) as caught:
+            trained(monkeypatch, tmp_path / "run", FillsTheDisk(set()))
+    assert caught.value.errno in FULL_DISK
+    assert str(tmp_path / "run") in str(caught.value)
+    learner = MortalLearner(set())
+    steps, _, said = trained(monkeypatch, tmp_path / "run", learner)
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert f"continuing from step {(full_at - 1) // 2 * 2}" in said
+    assert learner.weights == 6
 
 
 def test_ranks_that_have_grown_start_anew_after_a_checkpoint_and_no_step_is_made_twice(

@@ -115,6 +115,9 @@ def test_what_a_user_can_mend_is_one_line(capsys):
     assert code == 2 and said.endswith("make room, the same command goes on\n")
     code, said = ended(capsys, full)
     assert code == 2 and said.endswith("make room, run the command again\n")
+    large = OSError(errno.EFBIG, "File too large", "pot/a")
+    code, said = ended(capsys, large, goes_on=True)
+    assert code == 2 and "'pot/a'; raise the limit" in said
     code, said = ended(capsys, PermissionError(errno.EACCES, "Permission denied", "/pot"))
     assert code == 2 and "Permission denied: '/pot'" in said
 
