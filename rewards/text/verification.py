@@ -17,8 +17,8 @@ def verify_slowly(
 
     Raises NotScorable for a reference that sympy cannot read, SampleFailed if the machine failed.
     """
-    # A crash may be the machine's, which kills what it has no memory for: it counts when it happens
-    # twice.
+    # A crash may be the machine's, which kills what it has no memory for, and a timeout that of a
+    # worker which was stopped: either counts when it happens twice.
     for may_be_machine in (True, False):
         try:
             accuracy = workers.call(symbolic, reference, answer, task, question)
@@ -32,6 +32,6 @@ def verify_slowly(
                 # else this raises, and the sample has no score.
                 workers.call(check_reference, reference, task, question)
             verdict = replace(verdict, accuracy=0.0, why=f"{UNVERIFIABLE}: {reason}")
-            if reason != "crash":
+            if reason == "memory":
                 break
     return verdict
