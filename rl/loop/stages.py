@@ -2,8 +2,8 @@
 
     Prompt -> RolloutRequest -> RolloutGroup -> ScoredGroup -> TrainSample -> TrainBatch
 
-Each stage wraps the one before it; no field is ever filled in later. Arrays are numpy so that
-they cross Ray without a copy and so that this module loads without torch.
+Each stage wraps the one before it; no field is ever filled in later. Arrays are numpy so that this
+module loads without torch.
 """
 
 from __future__ import annotations
@@ -128,6 +128,9 @@ class RolloutRequest:
     top_p: float = 1.0
 
 
+_ARRAYS = {"token_ids": np.int32, "loss_mask": np.bool_, "rollout_logprobs": np.float32}
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One completion, with everything the learner and the rewards need.
@@ -152,14 +155,23 @@ class Trajectory:
     is not known."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle: the text once, of which reasoning and answer are the two ends."""
+        """For pickle: the text once, of which reasoning and answer are the two ends.
+
+        Arrays as bytes. In Ray's object store each would be a view of it, two objects that the
+        driver's garbage collector looks through again and again: half a second for a thousand
+        groups, in which nothing else goes on.
+        """
         state, text = dict(self.__dict__), self.text
+        for name, kind in _ARRAYS.items():
+            state[name] = state[name].astype(kind, copy=False).tobytes()
         for name, holds in (("reasoning", text.startswith), ("answer", text.endswith)):
             if state[name] and holds(state[name]):
                 state[name] = len(state[name])
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, kind in _ARRAYS.items():
+            state[name] = np.frombuffer(state[name], kind)
         text = state["text"]
         if isinstance(length := state["reasoning"], int):
             state["reasoning"] = text[:length]

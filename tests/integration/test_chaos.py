@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,9 +45,9 @@ def test_wrong_accounts_are_found(tmp_path):
     write(1, groups(1))
     write(2, groups(2))
     write_records(tmp_path / "metrics.jsonl", [{"step": 1}, {"step": 2}])
-    counts = {"drawn": 2 * chaos.PROMPTS + 1, "trained": 2 * chaos.PROMPTS, "in_flight": 0}
-    summary = {"groups": counts | {"dropped": {"low_spread": 1}}}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    counts: dict[str, Any] = {"drawn": 2 * chaos.PROMPTS + 1, "dropped": {"low_spread": 1}}
+    counts |= {"trained": 2 * chaos.PROMPTS, "in_flight": 0}
+    (tmp_path / "summary.json").write_text(json.dumps({"groups": counts}))
     assert chaos.accounts(tmp_path, 2) == []
     assert chaos.accounts(tmp_path, 3) != []
     write(2, groups(1))
@@ -58,7 +59,7 @@ def test_wrong_accounts_are_found(tmp_path):
     assert "metrics.jsonl" in chaos.accounts(tmp_path, 2)[0]
     write_records(tmp_path / "metrics.jsonl", [{"step": 1}, {"step": 2}])
     counts["trained"] -= 1
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "summary.json").write_text(json.dumps({"groups": counts}))
     assert "do not add up" in chaos.accounts(tmp_path, 2)[0]
 
 

@@ -70,9 +70,16 @@ def test_every_invariant_has_a_test_that_exists_and_is_not_left_out_of_the_test_
         assert "pytest.mark.slow" not in map(ast.unparse, test.decorator_list)
 
 
-def test_every_path_of_a_gpu_has_a_test_that_exists():
-    text = (ROOT / "BENCHMARKS.md").read_text()
-    _, _, table = text.partition("## Every path of a GPU")
+@pytest.mark.parametrize(
+    ("document", "heading"),
+    [
+        ("BENCHMARKS.md", "## Every path of a GPU"),
+        ("CONTRIBUTING.md", "Which test fails without the recovery"),
+    ],
+)
+def test_every_path_of_a_gpu_and_every_fault_has_a_test_that_exists(document, heading):
+    _, _, after = (ROOT / document).read_text().partition(heading)
+    table, _, _ = after.partition("\n#")
     _header, _line, *rows = re.findall(r"^\|.*\|$", table, re.MULTILINE)
     assert len(rows) > 10
     for row in rows:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rl.config.run import RecoveryConfig
-from rl.loop.interfaces import WorkerFailed
+from rl.loop.interfaces import GenerationFailed, WorkerFailed
 from rl.loop.loop import Parts, TrainingLoop
 from rl.loop.publish import CanaryCheck, publish
 from rl.loop.stages import Prompt, RolloutRequest, WeightProof
@@ -236,6 +236,20 @@ def test_a_stopped_engine_is_noticed_within_its_heartbeat_killed_and_replaced(mo
             assert lost["who"] == "engine 1"
             assert "answered nothing for 0.2 s" in lost["why"]
             assert found.pool.actors[1] is found.actors[2]
+
+    run(body())
+
+
+def test_a_group_that_an_engine_is_too_slow_for_fails_alone_and_the_engine_stays(monkeypatch):
+    async def body() -> None:
+        deadline = Deadline(0.1, "rollout.group_timeout_s")
+        async with engines(monkeypatch, num=1, deadline=deadline) as found:
+            found.actors[0].held.clear()
+            with pytest.raises(GenerationFailed, match=r"timeout: rollout\.group_timeout_s passed"):
+                await found.pool.generate(request())
+            found.actors[0].held.set()
+            await found.pool.generate(request())
+            assert found.kinds() == []
 
     run(body())
 
