@@ -21,8 +21,16 @@ def test_a_trajectory_comes_back_from_pickle_as_it_was(text, reasoning, answer):
     before = trajectory(text=text, reasoning=reasoning, answer=answer)
     after = pickle.loads(pickle.dumps(before))
     assert (after.text, after.reasoning, after.answer) == (text, reasoning, answer)
-    assert np.array_equal(after.token_ids, before.token_ids)
+    for name in ("token_ids", "loss_mask", "rollout_logprobs"):
+        ours, theirs = getattr(before, name), getattr(after, name)
+        assert theirs.dtype == ours.dtype and np.array_equal(theirs, ours)
     assert after.versions == before.versions
+
+
+def test_what_comes_from_rays_object_store_is_little_work_for_the_garbage_collector():
+    views: list[pickle.PickleBuffer] = []
+    pickle.dumps(trajectory(), protocol=5, buffer_callback=views.append)
+    assert not views
 
 
 def test_a_long_text_is_pickled_once():
