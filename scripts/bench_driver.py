@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import resource
 import tempfile
 import time
@@ -32,7 +31,7 @@ from rl.loop.loop import Parts, StepResult, TrainingLoop
 from rl.loop.losses import MAX_KEY
 from rl.loop.stages import Canary, Prompt, RolloutGroup, Route, Trajectory, WeightProof
 from rl.run.ledger import ledger_rows, write_step
-from rl.run.threads import in_thread
+from rl.run.threads import in_thread, shorten_stalls
 from rl.system.actors import ActorPlaces
 from rl.system.supervision import Supervisor
 from rollout.engines.pool import Deadline, Deadlines, EnginePool
@@ -206,9 +205,7 @@ async def bench_driver(config: Config) -> dict[str, float]:
             marks.append((time.monotonic(), time.process_time()))
             return True
 
-        # As rl/launch/training.py does.
-        gc.collect()
-        gc.freeze()
+        shorten_stalls()
         watching = asyncio.create_task(longest_stall(stalls))
         await TrainingLoop(config, parts).run(on_step)
         watching.cancel()

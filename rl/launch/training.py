@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import json
 import signal
 from collections import Counter
@@ -43,7 +42,7 @@ from rl.run.finished import FinishedGroups, write_skipped
 from rl.run.jsonl import Journal, write_records
 from rl.run.ledger import ledger_rows, write_step
 from rl.run.sinks import Sinks, read_metrics
-from rl.run.threads import in_thread
+from rl.run.threads import in_thread, shorten_stalls
 from rl.system.memory_estimate import checkpoint_bytes
 from rl.system.stacks import write_stacks
 from rl.system.supervision import Supervisor
@@ -92,10 +91,7 @@ async def train(
         supervisor = Supervisor(config.recovery, console.note, events.add)
         services = await stack.enter_async_context(open_training(inputs, console.phase, supervisor))
         stack.enter_context(_watched(supervisor, directory.root / "logs"))
-        # What is loaded by now stays. To look through it for garbage again and again would hold up
-        # the event loop for half a second each time.
-        gc.collect()
-        gc.freeze()
+        shorten_stalls()
         scorer_at_start, done = services.scorer.state, False
         try:
             while not done:

@@ -1,12 +1,27 @@
 """Work that would hold up the event loop, such as writing large files, in a thread of its own."""
 
 import asyncio
+import gc
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+SWITCH_S = 0.0005
+"""How long a thread that computes keeps Python's lock from one that waits for it."""
+
+
+def shorten_stalls() -> None:
+    """Call this once all that stays is loaded: less holds up the event loop from then on."""
+    # To look through what is loaded for garbage again and again would take half a second each time.
+    gc.collect()
+    gc.freeze()
+    # A call to an actor gives the lock up for a moment. While a thread packs a batch or writes the
+    # ledger, each of the hundreds of calls of a step would wait for it as long as this: 5 ms, by
+    # Python's own setting, which add up to seconds.
+    sys.setswitchinterval(SWITCH_S)
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
