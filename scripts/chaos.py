@@ -20,7 +20,7 @@ They are dealt so that each kind comes before any kind comes twice. Other settin
     slow             an engine that stands still for two seconds and goes on
     driver           the driver and all that it started in its group, with SIGKILL
     preempt          SIGTERM, as a scheduler sends it
-    checkpoint       the newest checkpoint loses its last byte, and the driver is killed
+    damage           the newest checkpoint loses its last byte, and driver or rank are killed
     full disk        the driver's files can grow no more, by a limit of the kernel
     hang             a reward plug-in that never returns, once
 """
@@ -84,7 +84,7 @@ def score(prompt, mode, answer):
 """
 QUIET_S = 600.0
 """For as long a run may show no new step before it counts as stuck."""
-DRIVER_ENDS = ("driver", "preempt", "checkpoint", "full disk")
+DRIVER_ENDS = ("driver", "preempt", "damage driver", "full disk")
 FULL_BYTES = (0, 2**14)
 """What a file may grow to on a full disk: it has no room at all, or for small files only."""
 STANDARD_ERRORS = 3.0
@@ -101,7 +101,7 @@ WORKERS = {
 """How a role's log and its command line begin."""
 KINDS = (
     *(f"{how} {role}" for how in ("kill", "stop") for role in WORKERS),
-    *("slow vllm", "hang plugin", *DRIVER_ENDS),
+    *("slow vllm", "hang plugin", "damage rank", *DRIVER_ENDS),
 )
 
 
@@ -164,41 +164,46 @@ class Chaos:
 
     def strike(self, kind: str) -> bool:
         """Do it, if what it needs is there."""
-        assert self.driver is not None
         how, _, role = kind.partition(" ")
+        victims = self.victims(role) if role in WORKERS else []
+        if (role in WORKERS and not victims) or (how == "damage" and not self.damage()):
+            return False
         if kind == "hang plugin":
             self.bait.touch()
         elif kind in DRIVER_ENDS:
-            if kind == "checkpoint":
-                files = sorted(self.run.glob("checkpoints/step_*/model/model.safetensors"))
-                # The only one is left alone: without any checkpoint a run refuses to go on.
-                if len(files) < 2:
-                    return False
-                content = files[-1].read_bytes()
-                files[-1].write_bytes(content[:-1])
-            if kind == "preempt":
-                self.driver.send_signal(signal.SIGTERM)
-            elif kind == "full disk":
-                limit = resource.RLIMIT_FSIZE
-                _, most = resource.prlimit(self.driver.pid, limit)
-                resource.prlimit(self.driver.pid, limit, (self.rng.choice(FULL_BYTES), most))
-            else:
-                os.killpg(self.driver.pid, signal.SIGKILL)
-            code = self.driver.wait(QUIET_S)
-            if kind == "full disk" and code != 2:
-                self.wrong.append(f"a full disk ended the driver with {code}")
+            self.end_driver(kind)
         else:
-            victims = self.victims(role)
-            if not victims:
-                return False
             pid = self.rng.choice(victims)
-            os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+            os.kill(pid, signal.SIGSTOP if how in ("stop", "slow") else signal.SIGKILL)
             if how == "slow":
                 time.sleep(2)
                 os.kill(pid, signal.SIGCONT)
         self.struck.append((self.step(), kind))
         print(f"after step {self.step()}: {kind}", flush=True)
         return True
+
+    def damage(self) -> bool:
+        """Cut the newest checkpoint short; False where it is the only one."""
+        files = sorted(self.run.glob("checkpoints/step_*/model/model.safetensors"))
+        # Without any checkpoint a run refuses to go on.
+        if len(files) < 2:
+            return False
+        os.truncate(files[-1], files[-1].stat().st_size - 1)
+        return True
+
+    def end_driver(self, kind: str) -> None:
+        assert self.driver is not None
+        if kind == "preempt":
+            self.driver.send_signal(signal.SIGTERM)
+        elif kind == "full disk":
+            limit = resource.RLIMIT_FSIZE
+            _, most = resource.prlimit(self.driver.pid, limit)
+            resource.prlimit(self.driver.pid, limit, (self.rng.choice(FULL_BYTES), most))
+        else:
+            os.killpg(self.driver.pid, signal.SIGKILL)
+        code = self.driver.wait(QUIET_S)
+        if kind == "full disk" and code != 2:
+            self.wrong.append(f"a full disk ended the driver with {code}")
 
 
 def unleash(chaos: Chaos, faults: list[str]) -> None:
