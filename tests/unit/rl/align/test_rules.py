@@ -134,7 +134,7 @@ def test_a_response_is_divided_by_its_answer_and_last_question():
 ALPHABET = st.text(st.sampled_from("aT .,:;!?\n-*|#`\"'()是。1=[]{}\\it and"), max_size=60)
 
 
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(st.one_of(st.text(max_size=60), ALPHABET))
 def test_any_text_gives_distinct_claims_and_questions(answer):
     found = claims("q?", answer)

@@ -159,7 +159,7 @@ def test_hostile_text_in_every_field_stays_text():
     assert texts(document)[1:] == [HOSTILE] * 4
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(max_size=30), min_size=4, max_size=4))
 def test_any_text_comes_back_and_leaves_the_markup_as_it_is(values):
     names = ("reference", "reasoning", "preference_answer", "prompt_id")

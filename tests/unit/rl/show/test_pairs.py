@@ -184,7 +184,7 @@ def test_hostile_text_in_every_field_stays_text(tmp_path):
     assert (claim, question) == (f"{HOSTILE} 0", f"Is it {HOSTILE} 0?")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=60)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_claim_and_question_come_back_and_leave_the_markup_as_it_is(text, question):
     document, plain = (document_of_claim(Claim(*texts)) for texts in ((text, question), "xx"))

@@ -210,7 +210,7 @@ def test_sizes_are_refused_before_anything_is_decoded(tmp_path, monkeypatch):
     store().check(MediaFile("image", str(tmp_path / "just.png")))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=150)
 @given(
     st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]),
     st.integers(0, 400),

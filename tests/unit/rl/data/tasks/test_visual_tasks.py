@@ -104,7 +104,7 @@ def test_pages_of_two_tasks_are_held_out_alike():
     assert damaged.identity == damaged.page.identity
 
 
-@settings(max_examples=25)
+@settings(max_examples=60)
 @given(tasks, seeds, indices)
 def test_the_route_takes_the_answer_and_refuses_another(task, seed, index):
     made = render(task, DEFAULTS[task], seed, index, False)
