@@ -12,6 +12,7 @@ import torch
 from rl.loop.weight_digest import tensor_digest
 from rl.run.ledger import read_rows
 from tests.gpu.requirements import needs
+from tests.gpu.training import train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,9 +62,9 @@ def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport, set
     from policy.learner.usage import peak_tflops
 
     run = tmp_path / "run"
-    command = [
-        *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50.yaml", "scale=one_gpu"),
-        *(f"run={run}", "policy.model=builtin:tiny", "data.kind=chain_sum", "steps=4"),
+    settings = [
+        *("config=hybrid_50_50.yaml", "scale=one_gpu"),
+        *("policy.model=builtin:tiny", "data.kind=chain_sum"),
         *("modes.short.max_tokens=8", "modes.long.max_tokens=72", "rollout.max_model_length=128"),
         *("rollout.prompts_per_step=16", "eval.prompts=16", f"sync.transport={transport}"),
         "rollout.engine.gpu_memory_utilization=0.2",
@@ -71,11 +72,7 @@ def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport, set
         "data.settings.probability_share=0.5",
         *settings,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == 4
-    assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
+    steps = train(run, 4, 500, *settings)
     is_known = peak_tflops(torch.cuda.get_device_name()) is not None
     for step in steps:
         assert 0 < step["perf/mfu"] < 1 if is_known else "perf/mfu" not in step
@@ -93,21 +90,16 @@ def test_a_colocated_run_in_bfloat16_proves_its_weights(tmp_path, transport, set
 @needs_engines
 @pytest.mark.parametrize("model", ["tiny_qwen_vl", "tiny_minicpmv"])
 def test_a_policy_that_sees_trains_in_bfloat16(tmp_path, model):
-    run = tmp_path / "run"
-    command = [
-        *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50_vision.yaml", "scale=one_gpu"),
-        *(f"run={run}", f"policy.model=builtin:{model}", "policy.lora=null", "steps=4"),
+    settings = [
+        *("config=hybrid_50_50_vision.yaml", "scale=one_gpu"),
+        *(f"policy.model=builtin:{model}", "policy.lora=null"),
         *("data.kind=visual", "data.path=digits", "data.settings.wording=terse"),
         *("data.settings.width=84", "data.settings.height=28"),
         *("modes.short.max_tokens=6", "modes.long.max_tokens=32", "rollout.max_model_length=128"),
         *("rollout.prompts_per_step=16", "eval.prompts=16"),
         "rollout.engine.gpu_memory_utilization=0.2",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == 4
-    assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
+    train(tmp_path / "run", 4, 500, *settings)
 
 
 @needs_engines

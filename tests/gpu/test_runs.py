@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.gpu.requirements import QWEN3_VOCABULARY, needs
+from tests.gpu.training import train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,21 +39,14 @@ def wide_model(directory: Path) -> Path:
     return directory
 
 
-def run_steps(run: Path, model: Path | str, *settings: str) -> list[dict]:
+def run_steps(run: Path, model: Path | str, *settings: str) -> list[dict[str, Any]]:
     """The metrics of a run of three steps on the built-in task."""
-    command = [
-        *(sys.executable, "-m", "rl.launch", "config=hybrid_50_50.yaml", f"run={run}"),
-        *(f"policy.model={model}", "data.kind=chain_sum", "steps=3", "eval.prompts=16"),
+    common = [
+        *("config=hybrid_50_50.yaml", f"policy.model={model}", "data.kind=chain_sum"),
         *("modes.short.max_tokens=8", "modes.long.max_tokens=72", "rollout.max_model_length=128"),
-        "rollout.prompts_per_step=16",
-        *settings,
+        *("eval.prompts=16", "rollout.prompts_per_step=16"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(steps) == 3
-    assert max(step["rollout/mismatch_kl"] for step in steps) <= 0.01
-    return steps
+    return train(run, 3, 900, *common, *settings)
 
 
 @needs("vllm", "ray", "deepspeed")
