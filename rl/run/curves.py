@@ -38,6 +38,9 @@ class Course:
     heldout: dict[str, pd.Series]
     """Every mode's held-out accuracy by step, with its start at 0 where that is known; the modes
     are in the config's order."""
+    before: dict[str, dict[str, Any]]
+    """Every mode's held-out figures from before the first step; empty before the first
+    checkpoint."""
 
     @property
     def last(self) -> int:
@@ -122,16 +125,16 @@ def read_course(directory: RunDirectory) -> Course:
     rewards = [key for key in logged.columns if key.startswith("reward/")]
     # What is standardised within a group has the mean 0, and what differs from it is rounding.
     logged[rewards] = logged[rewards].round(9)
-    course = Course(logged, {mode: pd.Series(dtype=float) for mode in directory.modes()})
-    before = read_before(directory)
+    # A run that goes on has no summary yet; its checkpoints know the start too.
+    kept = read_json(directory.summary_path) or directory.checkpoints.newest_progress()
+    before = kept.get("before", {})
+    heldout = {mode: pd.Series(dtype=float) for mode in directory.modes()}
+    course = Course(logged, heldout, before)
     for area, _, rest in (key.partition("/") for key in logged.columns):
         mode, _, figure = rest.partition("/")
         # Other keys of three parts, such as rollout/dropped/crash, name no mode.
-        if area in ("rollout", "reward", "eval") and figure in (
-            "groups",
-            "tokens_mean",
-            "accuracy",
-        ):
+        is_mode = area in ("rollout", "reward", "eval")
+        if is_mode and figure in ("groups", "tokens_mean", "accuracy"):
             course.heldout[mode] = course.known(f"eval/{mode}/accuracy")
     for mode, measured in course.heldout.items():
         # Where the start was logged as step 0, too, it is there already.
@@ -139,15 +142,6 @@ def read_course(directory: RunDirectory) -> Course:
             start = pd.Series({0: before[mode]["accuracy"]})
             course.heldout[mode] = pd.concat([start, measured]) if len(measured) else start
     return course
-
-
-def read_before(directory: RunDirectory) -> dict[str, dict[str, Any]]:
-    """Every mode's held-out figures from before the first step; empty before the first checkpoint.
-
-    A run that goes on has no summary yet; its checkpoints know them too.
-    """
-    kept = read_json(directory.summary_path) or directory.checkpoints.newest_progress()
-    return kept.get("before", {})
 
 
 def part_panels(course: Course) -> list[Panel]:

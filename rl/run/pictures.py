@@ -27,21 +27,23 @@ def mode_colors(modes: Iterable[str]) -> dict[str, str]:
 
 def sheet(*pieces: str) -> Figure:
     """Return a picture for two rows of panels; pieces: of its title, what it is of and facts."""
-    # Pages and the terminal need the colours without waiting for matplotlib.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(16, 10), dpi=100, facecolor="white")
+    margins = {"left": 0.045, "right": 0.98, "top": 0.87, "bottom": 0.07}
+    figure = _blank((16, 10), **margins, wspace=0.12, hspace=0.34)
     figure.suptitle("  ·  ".join(pieces), x=0.045, y=0.97, ha="left", fontsize=20, color=INK)
-    figure.subplots_adjust(left=0.045, right=0.98, top=0.87, bottom=0.07, wspace=0.12, hspace=0.34)
     return figure
 
 
 def single() -> Figure:
     """Return a picture for one panel, which stands among others on a page."""
+    return _blank((6, 3.4), left=0.13, right=0.97, top=0.79, bottom=0.18)
+
+
+def _blank(inches: tuple[float, float], **margins: float) -> Figure:
+    # Pages and the terminal need the colours without waiting for matplotlib.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.4), facecolor="white")
-    figure.subplots_adjust(left=0.13, right=0.97, top=0.79, bottom=0.18)
+    figure = Figure(figsize=inches, dpi=100, facecolor="white")
+    figure.subplots_adjust(**margins)
     return figure
 
 

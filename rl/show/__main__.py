@@ -69,35 +69,30 @@ class ShowKeys(Keys):
 
 
 def show(keys: ShowKeys) -> None:
+    """Write a page, or serve it; one that was there is replaced once the new one is complete."""
     run = RunDirectory(keys.run)
     if _is_pass(run) and keys.watch:
         raise ValueError(f"{run.root} is an RLAIF-V pass, and watch=true is for runs; leave it out")
-    if _is_pass(run) or keys.step is not None:
-        write_page(keys)
-        return
-    # pandas and matplotlib, which they need, load slowly; a mistyped key is answered without them.
+    # pandas and matplotlib, which all need, load slowly; a mistyped key is answered without them.
     if keys.watch:
         from rl.show.watch import serve
 
         serve(run, keys.port or 0, lambda step: as_html(page_of_steps(keys, str(step))[1]))
         return
-    from rl.show import run as whole
+    if _is_pass(run) or keys.step is not None:
+        path, page = page_of_steps(keys, keys.step or LATEST)
+        html, counts = as_html(page), f"{len(page.shown):,} of {page.num_items:,} {page.items}"
+        told = f"{counts} of {page.extent} in {path}"
+    else:
+        from rl.show import run as whole
 
-    path = keys.out or run.root / "run.html"
-    page = whole.read_run(run, path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, whole.as_html(page))
-    print(f"{page.title}: {path}")
-
-
-def write_page(keys: ShowKeys) -> None:
-    """Write the page of steps; one that was there is replaced once the new one is complete."""
-    path, page = page_of_steps(keys, keys.step or LATEST)
+        path = keys.out or run.root / "run.html"
+        page = whole.read_run(run, path.parent)
+        html, told = whole.as_html(page), f"{page.title}: {path}"
     path.parent.mkdir(parents=True, exist_ok=True)
     # Complete or not at all: a browser may reload the page while it is written.
-    write_text(path, as_html(page))
-    counts = f"{len(page.shown):,} of {page.num_items:,} {page.items}"
-    print(f"{counts} of {page.extent} in {path}")
+    write_text(path, html)
+    print(told)
 
 
 def page_of_steps(keys: ShowKeys, wanted: str) -> tuple[Path, Page]:

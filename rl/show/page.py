@@ -11,7 +11,7 @@ its hash, and nothing else.
 import base64
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -113,11 +113,6 @@ def render(template: str, title: str, images: str = "data:", **values: Any) -> s
         num_colors=len(MODE_COLORS),
         **values,
     )
-
-
-def in_order(found: Iterable[str], modes: Sequence[str]) -> tuple[str, ...]:
-    """All modes: the config's in its order, which is that of their colours, and then others."""
-    return tuple(dict.fromkeys([*modes, *found]))
 
 
 def as_ranges(numbers: Sequence[int]) -> str:

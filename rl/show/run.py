@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote
 
 from rl.config.recipe import COMMAND_LINE, read_tree
@@ -24,7 +24,6 @@ from rl.run.curves import (
     Course,
     part_panels,
     picture_of,
-    read_before,
     read_course,
 )
 from rl.run.directory import RunDirectory
@@ -157,7 +156,7 @@ def read_run(run: RunDirectory, place: Path, is_served: bool = False) -> RunPage
         learning=drawn.learning,
         parts=drawn.parts,
         diagnostics=drawn.diagnostics,
-        gains=gains_of(course, read_before(run), evaluated),
+        gains=gains_of(course, evaluated),
         evaluated=evaluated,
         groups=groups_of(run),
         groups_of_modes=groups_of_modes(course),
@@ -293,11 +292,11 @@ def modes_now(course: Course) -> tuple[ModeNow, ...]:
     return tuple(modes)
 
 
-def gains_of(course: Course, before: Mapping[str, Mapping[str, Any]], evaluated: int) -> Table:
+def gains_of(course: Course, evaluated: int) -> Table:
     """Held-out figures of every mode before training, and of the evaluation at a step."""
     lines = []
     for mode in course.heldout:
-        start = before.get(mode, {})
+        start = course.before.get(mode, {})
         now = {
             key: by_step[evaluated]
             for key in ("accuracy", "half_width", "tokens_mean", "truncated", "leak")

@@ -19,7 +19,7 @@ from rl.align.claims.files import read_stage
 from rl.align.claims.types import JudgedResponse, PreferencePair
 from rl.data.media.names import Medium, from_json
 from rl.run.ledger import PART_PREFIX, LedgerRow, read_rows
-from rl.show.page import Card, Page, Picture, as_number, as_ranges, in_order
+from rl.show.page import Card, Page, Picture, as_number, as_ranges
 
 PicturesOf = Callable[[Sequence[Medium], Sequence[str]], tuple[Picture, ...]]
 """The pictures of media, given the digests of the pixels that the policy saw, if known."""
@@ -61,10 +61,9 @@ def page_of_ledger(
         read.append(pq.read_table(path, columns=of_step).to_pandas())
     figures = pd.concat(read)
     parts = sorted(name for name in figures.columns if name.startswith(PART_PREFIX))
-    by_mode = {str(mode): of_mode for mode, of_mode in figures.groupby("mode")}
-    modes = in_order(by_mode, modes)
+    modes, by_mode = _by_mode(figures, modes)
     lines: list[tuple[str, ...]] = []
-    for mode, of_mode in ((mode, by_mode[mode]) for mode in modes if mode in by_mode):
+    for mode, of_mode in by_mode.items():
         line = (
             mode,
             f"{of_mode.groupby(['step', 'group_id']).ngroups:,}",
@@ -134,10 +133,9 @@ def page_of_pairs(
         for role in ("chosen", "rejected")
     }
     whose = {"mode": [p.mode for _, p in pairs], "prompt": [p.prompt.id for _, p in pairs]}
-    by_mode = {str(mode): of for mode, of in pd.DataFrame(whose | measures).groupby("mode")}
-    modes = in_order(by_mode, modes)
+    modes, by_mode = _by_mode(pd.DataFrame(whose | measures), modes)
     lines: list[tuple[str, ...]] = []
-    for mode, of_mode in ((mode, by_mode[mode]) for mode in modes if mode in by_mode):
+    for mode, of_mode in by_mode.items():
         counts = (f"{of_mode.prompt.nunique():,}", f"{len(of_mode):,}")
         lines.append((mode, *counts, *(_mean(of_mode[name]) for name in measures)))
     cards: list[Card] = []
@@ -165,6 +163,16 @@ def page_of_pairs(
         num_items=len(pairs),
         cards=tuple(cards),
     )
+
+
+def _by_mode(
+    table: pd.DataFrame, modes: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, pd.DataFrame]]:
+    """All modes, the config's first and in its order, which is that of their colours, and then
+    others; and the rows of those that have any."""
+    rows = {str(mode): of_mode for mode, of_mode in table.groupby("mode")}
+    every = tuple(dict.fromkeys([*modes, *rows]))
+    return every, {mode: rows[mode] for mode in every if mode in rows}
 
 
 def _first_that_fit(groups: Iterable[_Group], limit: int) -> Iterator[_Group]:

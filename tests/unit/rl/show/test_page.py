@@ -72,7 +72,7 @@ def texts(document):
 
 def show(arguments: Sequence[str]) -> tuple[Path, Page]:
     keys = read(command.main, arguments)
-    command.write_page(keys)
+    command.show(keys)
     return command.page_of_steps(keys, keys.step or "latest")
 
 
@@ -295,7 +295,7 @@ def test_the_limit_keeps_whole_groups_and_what_is_left_out_is_said(run):
     )
     (table,) = within(document, "table")
     assert [text_of(cell) for cell in within(table, "td")][:3] == ["long", "6", "12"]
-    _, one = show([f"run={run}", "limit=1"])
+    _, one = show([f"run={run}", "step=latest", "limit=1"])
     assert [len(card.items) for card in one.cards] == [2]
 
 
