@@ -27,6 +27,7 @@ from rl.loop.stages import (
     Prompt,
     ReferenceRequest,
     RolloutGroup,
+    RolloutRequest,
     Route,
     Trajectory,
     not_scorable,
@@ -94,6 +95,15 @@ class ProbabilityReward:
     def load(self, state: Mapping[str, Any]) -> None:
         self._baselines = dict(state["baselines"])
 
+    def learnt(self, request: RolloutRequest) -> Mapping[str, float]:
+        """The baseline of a group's prompt, if it was asked."""
+        name = _baseline_name(request)
+        return {name: self._baselines[name]} if name in self._baselines else {}
+
+    def recall(self, learnt: Mapping[str, float]) -> None:
+        """Take over baselines that an earlier process asked for."""
+        self._baselines |= learnt
+
     def _request(
         self, group: RolloutGroup, index: int, reference: str, thinking: bool
     ) -> ReferenceRequest | Accuracy:
@@ -126,8 +136,7 @@ class ProbabilityReward:
     async def _baseline(self, group: RolloutGroup, reference: str) -> float | Failure:
         """r' of a prompt, asked once in a run, or why it has none."""
         prompt, temperature = group.request.prompt, group.request.temperature
-        # By temperature too, because it divides the logits that the probabilities come from.
-        name = f"{prompt.id}@{temperature:g}"
+        name = _baseline_name(group.request)
         # Groups of one prompt ask at the same time: the first asks the engine, and all wait for it.
         async with self._locks[name]:
             if name not in self._baselines:
@@ -139,6 +148,11 @@ class ProbabilityReward:
                     return mean
                 self._baselines[name] = mean
             return self._baselines[name]
+
+
+def _baseline_name(request: RolloutRequest) -> str:
+    # By temperature too, because it divides the logits that the probabilities come from.
+    return f"{request.prompt.id}@{request.temperature:g}"
 
 
 def unanswered(

@@ -23,7 +23,16 @@ from rewards.text.text_rewards import question_text
 from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import RewardConfig
 from rl.config.rollout import ModeConfig
-from rl.loop.stages import PROBABILITY, Failure, Prompt, RolloutGroup, Route, Score, not_scorable
+from rl.loop.stages import (
+    PROBABILITY,
+    Failure,
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    Route,
+    Score,
+    not_scorable,
+)
 
 
 class TextSource(Protocol):
@@ -92,6 +101,15 @@ class RewardService:
         return compose_group(
             self.config, request.prompt, request.mode, accuracies, texts, preferences
         )
+
+    def learnt(self, request: RolloutRequest) -> Mapping[str, float]:
+        """The baseline of the group's prompt; empty where none was asked for."""
+        own = self.probability
+        return own.learnt(request) if isinstance(own, ProbabilityReward) else {}
+
+    def recall(self, learnt: Mapping[str, float]) -> None:
+        if isinstance(self.probability, ProbabilityReward):
+            self.probability.recall(learnt)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -153,6 +153,12 @@ class FakeScorer:
             for r in self._rewards(group)
         )
 
+    def learnt(self, request: RolloutRequest) -> Mapping[str, float]:
+        return {}
+
+    def recall(self, learnt: Mapping[str, float]) -> None:
+        assert not learnt
+
 
 class FakeLearner:
     """Keeps the batches it is given; an update takes `update_seconds`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rl.loop.stages import RolloutRequest, ScoredGroup
@@ -32,6 +32,8 @@ class FinishedPlace:
     """Reasons, in the order of the attempts."""
     spreads: tuple[float, ...] = ()
     """Of all attempts that have one, for the running mean of GroupFilter."""
+    learnt: Mapping[str, float] = field(default_factory=dict)
+    """What the scorer learnt from all attempts (Scorer.learnt)."""
 
     @property
     def group_ids(self) -> list[str]:

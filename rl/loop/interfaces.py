@@ -100,6 +100,14 @@ class Scorer(Protocol):
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]: ...
 
+    def learnt(self, request: RolloutRequest) -> Mapping[str, float]:
+        """What scoring this group left behind for groups to come, by name."""
+        ...
+
+    def recall(self, learnt: Mapping[str, float]) -> None:
+        """Take over what an earlier process learnt from groups that are not scored again."""
+        ...
+
 
 class Learner(Protocol):
     """Updates the policy and gives its weights away."""

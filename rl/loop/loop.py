@@ -338,9 +338,11 @@ class TrainingLoop:
 
         if self._finished and (kept := self._finished.take(step, place, request)):
             self.accounting.restore(kept)
+            self._parts.scorer.recall(kept.learnt)
             return kept
         dropped: list[str] = []
         spreads: list[float] = []
+        learnt: dict[str, float] = {}
         for attempt in range(MAX_ATTEMPTS):
             asked = request(attempt)
             self.accounting.draw(step, asked.group_id)
@@ -353,6 +355,7 @@ class TrainingLoop:
             else:
                 with self._activity.at("scoring"):
                     scores = await self._parts.scorer.score(group)
+                learnt |= self._parts.scorer.learnt(asked)
                 self._failures.update(score.failure for score in scores if score.failure)
                 reason = self.group_filter.reason(step + 1, mode, scores)
                 if (spread := self.group_filter.spread(mode, scores)) is not None:
@@ -362,7 +365,9 @@ class TrainingLoop:
                 is_last = attempt == MAX_ATTEMPTS - 1
                 if reason is None or (is_last and reason is not DropReason.UNSCORED):
                     scored = ScoredGroup(group, scores)
-                    finished = FinishedPlace(step, place, scored, tuple(dropped), tuple(spreads))
+                    finished = FinishedPlace(
+                        step, place, scored, tuple(dropped), tuple(spreads), learnt
+                    )
                     if self._finished is not None:
                         await self._finished.add(finished)
                     return finished

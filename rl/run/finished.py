@@ -166,6 +166,7 @@ def to_record(finished: FinishedPlace) -> Record:
         "tokens": list(group.request.prompt_token_ids),
         "dropped": list(finished.dropped),
         "spreads": list(finished.spreads),
+        "learnt": dict(finished.learnt),
         "engine": group.engine,
         "media_digests": list(group.media_digests),
         "trajectories": [_trajectory_record(trajectory) for trajectory in group.trajectories],
@@ -183,7 +184,9 @@ def from_record(record: Record, request: RolloutRequest) -> FinishedPlace:
     )
     scored = ScoredGroup(group, tuple(_score(stored) for stored in record["scores"]))
     dropped, spreads = tuple(record["dropped"]), tuple(record["spreads"])
-    return FinishedPlace(record["step"], record["place"], scored, dropped, spreads)
+    # Files that older versions began have no "learnt".
+    learnt = record.get("learnt", {})
+    return FinishedPlace(record["step"], record["place"], scored, dropped, spreads, learnt)
 
 
 def _trajectory_record(trajectory: Trajectory) -> dict[str, Any]:

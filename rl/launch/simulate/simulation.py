@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,15 @@ from rl.launch.simulate.engines import CANARY_LOGPROBS, SimulatedEngines
 from rl.launch.simulate.hardware import EngineSpeed, LearnerSpeed
 from rl.launch.simulate.lengths import Lengths
 from rl.loop.loop import Parts, StepResult, TrainingLoop
-from rl.loop.stages import BatchUpdate, Prompt, RolloutGroup, Score, TrainBatch, WeightProof
+from rl.loop.stages import (
+    BatchUpdate,
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    Score,
+    TrainBatch,
+    WeightProof,
+)
 
 PROMPT_TOKENS = 256
 """Of every prompt, or a third of the room for it where that is less; no ledger tells."""
@@ -103,6 +111,12 @@ class _Scorer:
 
     async def score(self, group: RolloutGroup) -> tuple[Score, ...]:
         return self._scores
+
+    def learnt(self, request: RolloutRequest) -> Mapping[str, float]:
+        return {}
+
+    def recall(self, learnt: Mapping[str, float]) -> None:
+        """No response of a simulation outlives its process."""
 
 
 def simulate(

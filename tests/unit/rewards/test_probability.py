@@ -115,6 +115,21 @@ def test_the_baseline_is_asked_once_per_prompt_and_survives_a_resume():
     assert scorer.asked.count("prompt:") == 1
 
 
+def test_a_baseline_that_an_earlier_process_asked_for_is_not_asked_again():
+    first = ProbabilityReward(ProbabilityConfig(), Scorer(by_context), Letters())
+    asked = group([long("right")])
+    assert first.learnt(asked.request) == {}
+    accuracies(first, asked)
+    learnt = first.learnt(asked.request)
+    assert [*learnt.values()] == pytest.approx([0.1])
+    scorer = Scorer(lambda context: (math.log(0.5),))
+    second = ProbabilityReward(ProbabilityConfig(), scorer, Letters())
+    second.recall(learnt)
+    (scored,) = accuracies(second, asked)
+    assert scored.made_of["baseline"] == pytest.approx(0.1)
+    assert "prompt:" not in scorer.asked
+
+
 @pytest.mark.parametrize(
     "broken",
     [

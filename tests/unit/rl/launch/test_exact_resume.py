@@ -73,16 +73,29 @@ class Engine(FakeEngine):
 class Scorer(FakeScorer):
     def __init__(self, death):
         super().__init__()
-        self.death, self.state = death, {"scored": 0}
+        self.death, self.baselines = death, {}
+
+    @property
+    def state(self):
+        return dict(self.baselines)
 
     def load(self, state):
-        self.state = dict(state)
+        self.baselines = dict(state)
+
+    def learnt(self, request):
+        return {request.prompt.id: self.baselines[request.prompt.id]}
+
+    def recall(self, learnt):
+        self.baselines |= learnt
 
     async def score(self, group):
         if group.request.group_id[0].isdigit():
             self.death.at("scoring", int(group.request.group_id.split("/")[0]) + 1)
         await asyncio.sleep(0)
         values = [int(t.text) / 1000 for t in group.trajectories]
+        # Of the first answer to a prompt, as the probability reward keeps one.
+        baseline = self.baselines.setdefault(group.request.prompt.id, values[0])
+        values = [abs(value - baseline) for value in values]
         # Groups of hardly any spread, some of which the filter drops.
         if group.request.seed % 3 == 0:
             values = [0.5 + 0.01 * value for value in values]

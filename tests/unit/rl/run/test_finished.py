@@ -44,7 +44,9 @@ def finished(step=3, place=1, versions=(2, 2)):
         Score(None, failure=Failure("timeout", "slow")),
     )
     group = RolloutGroup(request(step, place), (sampled, odd), engine=1, media_digests=("d",))
-    return FinishedPlace(step, place, ScoredGroup(group, scores), ("timeout",), (0.25,))
+    return FinishedPlace(
+        step, place, ScoredGroup(group, scores), ("timeout",), (0.25,), {"p": 1 / 3}
+    )
 
 
 def fields(place):
