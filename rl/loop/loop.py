@@ -21,7 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from rl.config.run import Config
 from rl.data.fingerprint import stable_hash
@@ -45,9 +45,10 @@ from rl.loop.step_guard import wrong_credit
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 20
-PREPARED_AT_ONCE = 32
-"""Requests that are prepared before anything else gets its turn: each has a prompt to be rendered
-and tokenised, and those of a large step together would keep the event loop for seconds."""
+GROUPS_A_TURN = 32
+"""Groups that may go on in one turn of the event loop. Each has a prompt to be rendered and
+tokenised, and later responses to be sent to the rewards; those of a large step together would keep
+everything else waiting for seconds."""
 SHOWN_FAILURES = 3
 
 
@@ -153,6 +154,7 @@ class TrainingLoop:
         self._stop = asyncio.Event()
         self._failures: Counter[Failure] = Counter()
         self._activity = _Activity()
+        self._turns = _Turns(GROUPS_A_TURN)
         self._published_at: float | None = None
         self._learner_holds_version = asyncio.Lock()
         """Held by whoever changes that, or relies on it."""
@@ -304,26 +306,12 @@ class TrainingLoop:
             budgets = [self._config.modes[mode].max_tokens for mode in modes]
             order = sorted(range(len(prompts)), key=lambda place: -budgets[place])
             tasks: dict[int, asyncio.Task[FinishedPlace]] = {}
-            gate = asyncio.Event()
-            gate.set()
-            for turn, place in enumerate(order, 1):
-                opened = asyncio.Event() if turn % PREPARED_AT_ONCE == 0 else None
+            for place in order:
                 tasks[place] = asyncio.create_task(
-                    self._produce_in_turn(gate, opened, step, place, prompts[place], modes[place])
+                    self._produce(step, place, prompts[place], modes[place])
                 )
-                gate = opened or gate
             self._asked_for[step] = [tasks[place] for place in range(len(prompts))]
             self._next_to_ask += 1
-
-    async def _produce_in_turn(
-        self, gate: asyncio.Event, opened: asyncio.Event | None, *of_group: Any
-    ) -> FinishedPlace:
-        """`_produce` as soon as the gate is open; it opens the next one, if there is one."""
-        await gate.wait()
-        if opened is not None:
-            # Not at once: whoever comes to a gate that is open goes on without giving up its turn.
-            asyncio.get_running_loop().call_soon(opened.set)
-        return await self._produce(*of_group)
 
     async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> FinishedPlace:
         """One group, from the first prompt of this place whose group is not dropped."""
@@ -344,6 +332,7 @@ class TrainingLoop:
         spreads: list[float] = []
         learnt: dict[str, float] = {}
         for attempt in range(MAX_ATTEMPTS):
+            await self._turns.take()
             asked = request(attempt)
             self.accounting.draw(step, asked.group_id)
             try:
@@ -353,6 +342,7 @@ class TrainingLoop:
                 self._failures[failed.failure] += 1
                 reason = failed.failure.reason
             else:
+                await self._turns.take()
                 with self._activity.at("scoring"):
                     scores = await self._parts.scorer.score(group)
                 learnt |= self._parts.scorer.learnt(asked)
@@ -418,6 +408,17 @@ class TrainingLoop:
                 if advantage is not None
             ]
         return TrainBatch(self._version + 1, tuple(samples)), advantages
+
+
+class _Turns:
+    """Lets few callers go on in each turn of the event loop, who came first goes first."""
+
+    def __init__(self, count: int) -> None:
+        self._free = asyncio.Semaphore(count)
+
+    async def take(self) -> None:
+        await self._free.acquire()
+        asyncio.get_running_loop().call_soon(self._free.release)
 
 
 async def unless_stopped(work: Awaitable[T], stop: asyncio.Event) -> T | None:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from rl.loop.loop import MAX_ATTEMPTS, PREPARED_AT_ONCE, Parts, TrainingLoop, sampling_seed
+from rl.loop.loop import GROUPS_A_TURN, MAX_ATTEMPTS, Parts, TrainingLoop, sampling_seed
 from rl.loop.modes import draw_step, shares_at
 from tests.fakes import FakeEngine, FakeLearner, FakePrompts, FakeScorer, config
 
@@ -90,9 +90,9 @@ def test_long_prompts_of_a_step_are_dispatched_first():
     assert [r.mode for r in engine.requests] == ["long", "long", "short", "short"]
 
 
-def test_a_large_step_is_prepared_in_batches_between_which_others_have_their_turn():
-    cfg = config(steps=1, rollout__prompts_per_step=5 * PREPARED_AT_ONCE + 1)
-    turns, prepared = 0, Counter()
+def test_a_large_step_is_prepared_and_scored_in_batches_between_which_others_have_their_turn():
+    cfg = config(steps=1, rollout__prompts_per_step=5 * GROUPS_A_TURN + 1)
+    turns, prepared, scored = 0, Counter(), Counter()
 
     async def main():
         nonlocal turns
@@ -107,14 +107,27 @@ def test_a_large_step_is_prepared_in_batches_between_which_others_have_their_tur
             prepared[turns] += 1
             return (1, 2, 3)
 
+        class Scorer(FakeScorer):
+            async def score(self, group):
+                scored[turns] += 1
+                return await super().score(group)
+
+        class Engine(FakeEngine):
+            async def generate(self, request):
+                await everything_is_asked.wait()
+                return await super().generate(request)
+
+        everything_is_asked = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.2, everything_is_asked.set)
         waiting = asyncio.create_task(others())
         prompts = FakePrompts(cfg.rollout.prompts_per_step)
-        parts = Parts(prompts, counted, FakeEngine(), FakeScorer(), FakeLearner())
+        parts = Parts(prompts, counted, Engine(), Scorer(), FakeLearner())
         await TrainingLoop(cfg, parts).step()
         waiting.cancel()
 
     asyncio.run(main())
-    assert list(prepared.values()) == [PREPARED_AT_ONCE] * 5 + [1]
+    assert list(prepared.values()) == [GROUPS_A_TURN] * 5 + [1]
+    assert list(scored.values()) == [GROUPS_A_TURN] * 5 + [1]
 
 
 def test_a_failed_group_is_replaced_by_another_prompt_of_the_same_mode():
