@@ -4,6 +4,7 @@ Pages that processes share, such as libraries and Ray's object store, count in e
 """
 
 import ctypes
+import gc
 import resource
 import sys
 
@@ -35,9 +36,12 @@ def peak_resident_bytes() -> int:
 
 
 def give_back_freed_memory() -> None:
-    """Return to the system what the process has freed and its C library keeps for later.
+    """Return to the system what the process no longer uses and still holds.
 
-    Only glibc keeps much of it, and has a call for it; elsewhere this does nothing.
+    A picture is a web of objects that refer to one another, which only the garbage collector frees;
+    by itself it looks through all objects too seldom for a process that makes few. What is freed
+    the C library keeps for later: glibc has a call for it, others keep little.
     """
+    gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

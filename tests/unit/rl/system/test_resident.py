@@ -1,5 +1,6 @@
 """Resident sizes of a process and its children."""
 
+import gc
 import subprocess
 import sys
 
@@ -47,3 +48,17 @@ def test_what_is_freed_between_blocks_in_use_is_given_back():
     give_back_freed_memory()
     assert resident_bytes(with_children=False) <= held - 64 * MIB
     assert len(last) == 4096
+
+
+def test_what_only_refers_to_itself_is_given_back_too():
+    class Web:
+        pass
+
+    web = Web()
+    web.itself, web.block = web, bytearray(b"x") * (96 * MIB)
+    held = resident_bytes(with_children=False)
+    gc.disable()
+    del web
+    give_back_freed_memory()
+    gc.enable()
+    assert resident_bytes(with_children=False) <= held - 64 * MIB
