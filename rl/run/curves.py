@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rl.run.directory import RunDirectory
 from rl.run.files import read_json
 from rl.run.pictures import BLUES, GREY, legend_above, mode_colors, panel, save, sheet, single
-from rl.run.sinks import read_metrics
+from rl.run.sinks import read_columns
 
 MODE = "{mode}"
 _TIME_PARTS = {
@@ -120,8 +120,8 @@ def picture_of(one: Panel, course: Course) -> bytes | None:
 
 def read_course(directory: RunDirectory) -> Course:
     """Read metrics.jsonl, and the held-out start from where the run keeps it."""
-    by_step = read_metrics(directory.metrics_path)
-    logged = pd.DataFrame(list(by_step.values()), index=pd.Index(list(by_step), dtype=int))
+    steps, columns = read_columns(directory.metrics_path)
+    logged = pd.DataFrame(columns, index=pd.Index(steps, dtype=int)).sort_index()
     rewards = [key for key in logged.columns if key.startswith("reward/")]
     # What is standardised within a group has the mean 0, and what differs from it is rounding.
     logged[rewards] = logged[rewards].round(9)

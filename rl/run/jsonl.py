@@ -6,7 +6,7 @@ off.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ Record = dict[str, Any]
 
 def read_records(path: Path) -> list[Record]:
     """The records of a file, none if it is not there; raises ValueError for a line that is none."""
-    return _records(path, _whole_lines(path)) if path.exists() else []
+    return list(each_record(path))
+
+
+def each_record(path: Path) -> Iterator[Record]:
+    """`read_records` of a file of which no more than a line is to be held at a time."""
+    if path.exists():
+        with path.open("rb") as lines:
+            yield from _records(path, (line for line in lines if line.endswith(b"\n")))
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -40,7 +47,9 @@ class Journal(AbstractContextManager):
         self._file = path.open("ab")
         try:
             whole = _whole_lines(path)
-            self.records = _records(path, whole)
+            # As bytes: str.splitlines would also split at characters such as U+2028, which answers
+            # hold.
+            self.records = list(_records(path, whole.splitlines()))
             """What the file held when it was opened."""
             # A new line added behind a torn one would join it, and both would be lost.
             self._file.truncate(len(whole))
@@ -84,10 +93,8 @@ def _whole_lines(path: Path) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def _records(path: Path, lines: bytes) -> list[Record]:
-    records = []
-    # As bytes: str.splitlines would also split at characters such as U+2028, which answers hold.
-    for number, line in enumerate(lines.splitlines(), 1):
+def _records(path: Path, lines: Iterable[bytes]) -> Iterator[Record]:
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
@@ -97,5 +104,4 @@ def _records(path: Path, lines: bytes) -> list[Record]:
                 f"{path}, line {number} is no JSON object ({error}); something else changed the "
                 "file: remove the line, and what it stood for is done again"
             ) from error
-        records.append(record)
-    return records
+        yield record

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import math
 import secrets
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rl.config.run import LogConfig
 from rl.loop.interfaces import MetricSink
 from rl.run.directory import RunDirectory
 from rl.run.files import write_text
-from rl.run.jsonl import Journal, read_records
+from rl.run.jsonl import Journal, each_record
 
 
 class Sinks:
@@ -63,10 +64,30 @@ class Sinks:
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
     """Metrics by step, ascending; lines of the same step are merged and nulls left out."""
     by_step: dict[int, dict[str, float]] = {}
-    for record in read_records(path):
+    for record in each_record(path):
         known = {key: value for key, value in record.items() if value is not None}
         by_step.setdefault(known.pop("step"), {}).update(known)
     return dict(sorted(by_step.items()))
+
+
+def read_columns(path: Path) -> tuple[list[int], dict[str, Sequence[float]]]:
+    """The same by metric: the steps, and of each metric a value a step, NaN where there is none.
+
+    As bare doubles: a long run has millions of values, and as many objects would leave the memory
+    of a process that reads them again and again in pieces.
+    """
+    rows: dict[int, int] = {}
+    columns: dict[str, array] = {}
+    for record in each_record(path):
+        row = rows.setdefault(record.pop("step"), len(rows))
+        for key, value in record.items():
+            if value is not None:
+                column = columns.setdefault(key, array("d"))
+                column.extend([math.nan] * (row + 1 - len(column)))
+                column[row] = value
+    for column in columns.values():
+        column.extend([math.nan] * (len(rows) - len(column)))
+    return list(rows), dict(columns)
 
 
 class JsonlSink:

@@ -7,7 +7,7 @@ import pytest
 
 from rl.config.run import LogConfig
 from rl.run.directory import RunDirectory
-from rl.run.sinks import JsonlSink, Sinks, TensorBoardSink, read_metrics
+from rl.run.sinks import JsonlSink, Sinks, TensorBoardSink, read_columns, read_metrics
 
 
 class BrokenSink:
@@ -40,6 +40,22 @@ def test_metrics_are_read_by_step_without_nulls_and_without_a_torn_line(tmp_path
     )
     assert read_metrics(path) == {1: {}, 2: {"a": 1.0, "b": 3}}
     assert read_metrics(tmp_path / "absent") == {}
+
+
+def test_metrics_are_read_by_column_too(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        '{"step": 2, "a": 1.0}\n{"step": 1, "a": null, "b": 0}\n{"step": 2, "c": 3}\n'
+        '{"step": 4, "a": 5}\n{"step": 5, "a'
+    )
+    steps, columns = read_columns(path)
+    assert steps == [2, 1, 4]
+    nan = math.nan
+    expected = {"a": [1.0, nan, 5.0], "b": [nan, 0.0, nan], "c": [3.0, nan, nan]}
+    assert columns.keys() == expected.keys()
+    for key, values in expected.items():
+        assert list(columns[key]) == pytest.approx(values, nan_ok=True)
+    assert read_columns(tmp_path / "absent") == ([], {})
 
 
 def test_a_sink_that_fails_is_reported_once_and_the_others_go_on(tmp_path):
