@@ -132,6 +132,9 @@ def start_ray(resources: ResourcesConfig, cpus: float) -> None:
         if resources.working_dir is not None:
             sent = str(Path(resources.working_dir).absolute())
             quiet["runtime_env"] |= {"working_dir": sent, "excludes": NOT_SENT}
+        # One try, of 41 s. By itself Ray makes twenty where nothing answers, such as at the address
+        # of a cluster that has ended, or that serves its own machine alone.
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
         try:
             ray.init(address=address, **quiet)
         except ConnectionError as error:

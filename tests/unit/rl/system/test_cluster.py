@@ -7,7 +7,7 @@ import ray
 from ray._private.services import get_node_ip_address
 
 from rl.config.run import ResourcesConfig
-from rl.system.cluster import refuse_unplaceable, start_ray
+from rl.system.cluster import NoCluster, refuse_unplaceable, start_ray
 from rl.system.placement import place
 from tests.fakes import config
 
@@ -41,6 +41,22 @@ def test_a_ray_of_our_own_takes_the_address_of_the_loopback_and_a_joined_one_doe
     start_ray(ResourcesConfig(gpus=1), cpus=4)
     start_ray(ResourcesConfig(ray_address="auto", gpus=1), cpus=4)
     assert taken == ["127.0.0.1", get_node_ip_address()]
+
+
+def test_a_cluster_that_does_not_answer_is_waited_for_once(monkeypatch):
+    """Ray tries as often as it is told; one try of its own client ends after 41 s."""
+    monkeypatch.delenv("RAY_gcs_server_port_wait_time_s", raising=False)
+    tries = []
+
+    class Client:
+        def __init__(self, **asked):
+            tries.append(asked["address"])
+            raise RuntimeError("timed out")
+
+    monkeypatch.setattr("ray._private.node.GcsClient", Client)
+    with pytest.raises(NoCluster, match=r"127\.0\.0\.1:1: no Ray cluster answers"):
+        start_ray(ResourcesConfig(ray_address="127.0.0.1:1"), cpus=4)
+    assert len(tries) == 1
 
 
 def test_a_run_that_fits_on_two_nodes_alone_is_unplaceable_on_one(monkeypatch):
