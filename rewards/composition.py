@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from rewards.preference.preference import group_preferences
 from rl.config.reward import RewardConfig
+from rl.loop.advantages import within_kinds
 from rl.loop.stages import Claimed, Failure, Prompt, Route, Score, not_scorable
 
 
@@ -52,15 +53,18 @@ def compose_group(
     accuracies: Sequence[Accuracy],
     texts: Sequence[TextParts],
     preferences: Sequence[Preference] | None,
+    kinds: Sequence[bool | None] | None = None,
 ) -> tuple[Score, ...]:
     """One score per trajectory. A part that failed leaves no reward; the other parts are kept.
 
-    preferences: None where no preference model is configured.
+    preferences: None where no preference model is configured. kinds: of a group in which the policy
+    chose (RolloutGroup.kinds), whose preferences are standardised within each kind.
     """
     shown = preferences or [Preference(None, None)] * len(accuracies)
     ranked: Sequence[float | None] = [None] * len(shown)
     if preferences:
-        ranked = group_preferences([preference.raw for preference in preferences])
+        raw = [preference.raw for preference in preferences]
+        ranked = within_kinds(kinds or [None] * len(raw), raw, group_preferences)
     scores = []
     for accuracy, text, preference, z in zip(accuracies, texts, shown, ranked, strict=True):
         parts = {**text.parts, **accuracy.made_of}

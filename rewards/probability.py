@@ -4,7 +4,8 @@
     r' = the same without reasoning, once per prompt
     accuracy = clip(r - r', 0, 1)            (https://arxiv.org/abs/2506.18254, 2.2 and 2.3)
 
-In a mode without reasoning r' would be the same context again, so r stands alone there.
+In a mode without reasoning r' would be the same context again, so r stands alone there; where the
+policy chooses, so it does for responses that answer at once.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from rewards.rules.verifier import NotScorable, reference_answer
 from rewards.text.format import format_reward
 from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import ProbabilityConfig
+from rl.config.rollout import Thinking
 from rl.data.references import accepted_answers
 from rl.loop.interfaces import GenerationFailed, ReferenceScorer
 from rl.loop.stages import (
@@ -31,6 +33,7 @@ from rl.loop.stages import (
     Route,
     Trajectory,
     not_scorable,
+    reasons,
 )
 
 ROUTE = Route(PROBABILITY, version=1)
@@ -65,7 +68,7 @@ class ProbabilityReward:
         self._baselines: dict[str, float] = {}
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
+    async def accuracies(self, group: RolloutGroup, thinking: Thinking) -> list[Accuracy]:
         """One result per trajectory, in order; raises only for a scorer that is gone."""
         try:
             reference = reference_answer(accepted_answers(group.request.prompt.reference)[0])
@@ -77,14 +80,17 @@ class ProbabilityReward:
         distinct = {r.context_token_ids: r for r in requests if isinstance(r, ReferenceRequest)}
         scored = await asyncio.gather(*map(self._mean, distinct.values()))
         means = dict(zip(distinct, scored, strict=True))
+        reasoned = [reasons(thinking, trajectory) for trajectory in group.trajectories]
         baseline: float | Failure | None = None
-        if thinking and self._config.debias and means:
+        if any(reasoned) and self._config.debias and means:
             baseline = await self._baseline(group, reference)
         return [
             r
             if isinstance(r, Accuracy)
-            else probability_accuracy(means[r.context_token_ids], baseline)
-            for r in requests
+            else probability_accuracy(
+                means[r.context_token_ids], baseline if has_reasoned else None
+            )
+            for r, has_reasoned in zip(requests, reasoned, strict=True)
         ]
 
     @property
@@ -105,7 +111,7 @@ class ProbabilityReward:
         self._baselines |= learnt
 
     def _request(
-        self, group: RolloutGroup, index: int, reference: str, thinking: bool
+        self, group: RolloutGroup, index: int, reference: str, thinking: Thinking
     ) -> ReferenceRequest | Accuracy:
         """The splice of one trajectory, or what it gets where there is no answer to replace."""
         trajectory = group.trajectories[index]
@@ -158,7 +164,7 @@ def _baseline_name(request: RolloutRequest) -> str:
 def unanswered(
     config: ProbabilityConfig,
     trajectory: Trajectory,
-    thinking: bool,
+    thinking: Thinking,
     tags: ThinkTags = THINK_TAGS,
 ) -> Accuracy | None:
     """What a trajectory gets that has no well-formed answer to replace; None where it has one."""

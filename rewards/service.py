@@ -22,7 +22,7 @@ from rewards.rules.verifier import NotScorable, route_of
 from rewards.text.text_rewards import question_text
 from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import RewardConfig
-from rl.config.rollout import ModeConfig
+from rl.config.rollout import ModeConfig, Thinking
 from rl.loop.stages import (
     PROBABILITY,
     Failure,
@@ -42,8 +42,8 @@ class TextSource(Protocol):
 
 
 class ProbabilitySource(Protocol):
-    async def accuracies(self, group: RolloutGroup, thinking: bool) -> Sequence[Accuracy]:
-        """One accuracy per trajectory; thinking: whether the group's mode reasons."""
+    async def accuracies(self, group: RolloutGroup, thinking: Thinking) -> Sequence[Accuracy]:
+        """One accuracy per trajectory; thinking: that of the group's mode."""
         ...
 
 
@@ -88,7 +88,7 @@ class RewardService:
         # One response has no group to be preferred in.
         if len(group.trajectories) == 1:
             preference = None
-        thinking = probability is not None and self.modes[request.mode].thinking
+        thinking = self.modes[request.mode].thinking
         # Side by side, because they wait for different things: worker processes, engines and a
         # model.
         texts, accuracies, preferences = await asyncio.gather(
@@ -99,7 +99,7 @@ class RewardService:
         if accuracies is None:
             accuracies = [text.accuracy for text in texts if text.accuracy is not None]
         return compose_group(
-            self.config, request.prompt, request.mode, accuracies, texts, preferences
+            self.config, request.prompt, request.mode, accuracies, texts, preferences, group.kinds
         )
 
     def learnt(self, request: RolloutRequest) -> Mapping[str, float]:

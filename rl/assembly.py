@@ -411,7 +411,12 @@ async def _start_sampling(
         max_model_length=config.rollout.max_model_length,
         tensor_parallel=config.rollout.tensor_parallel,
         transport=config.transport,
-        thinking={name: mode.thinking for name, mode in config.modes.items()},
+        thinking={
+            name: inputs.chat.choice_tokens(mode.chat_template_kwargs)
+            if mode.thinking == "auto"
+            else mode.thinking
+            for name, mode in config.modes.items()
+        },
         tags=tags,
         seed=config.seed,
         keep_kv_cache=config.rollout.keep_kv_cache,

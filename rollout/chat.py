@@ -3,13 +3,15 @@
 A mode that reasons ends its prompt with an open think tag, so the sampled text has only the
 closing one; a mode that answers at once ends it with an empty think block. Where the chat template
 has endings of its own for the two, they stay as they are, because the model was taught with them.
+A mode that leaves the choice to the policy ends it where these two part, so that whatever is chosen
+is followed by the very tokens that follow the prompt of the one or the other.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from rl.config.policy import THINK_TAGS, ThinkTags
-from rl.config.rollout import ModeConfig
+from rl.config.rollout import ModeConfig, Thinking
 from rl.config.run import Config
 from rl.data.media.families import unsampled_token_ids, vision_family
 from rl.data.media.names import shortened
-from rl.loop.stages import Prompt
+from rl.loop.stages import ChoiceTokens, Prompt
 from rl.run.files import read_json
 from rollout.prompts.stream import PromptStream
 
@@ -66,6 +68,7 @@ class ChatTemplate:
         opening, closing = re.escape(tags.open), re.escape(tags.close)
         self._opened = re.compile(rf"{opening}\s*\Z")
         self._closed = re.compile(rf"(?:{opening}\s*)?{closing}\s*\Z")
+        self._choices: dict[str, ChoiceTokens] = {}
         # Found out by asking: a template may name a variable and do nothing with it.
         self.switch: str | None = None
         try:
@@ -114,6 +117,9 @@ class ChatTemplate:
                     f"{key}.{self.switch} is {variables[self.switch]} and modes.{name}.thinking is "
                     f"{mode.thinking}; leave the former out, it follows the latter"
                 )
+            if mode.thinking == "auto":
+                self.choice_tokens(variables)
+                continue
             # First as a prompt, which says what the template refuses.
             self._render(SAMPLE, mode.thinking, variables)
             text = rendered[name] = self._apply(SAMPLE, self._variables(mode.thinking, variables))
@@ -123,8 +129,8 @@ class ChatTemplate:
                     f"reasons, with {text[-40:]!r}; set the variable that makes it reason in {key}"
                 )
         said, tags = [], self._tags
-        reasoning = {rendered[name] for name, mode in modes.items() if mode.thinking}
-        if any(rendered[name] in reasoning for name, mode in modes.items() if not mode.thinking):
+        reasoning = {text for name, text in rendered.items() if modes[name].thinking}
+        if any(t in reasoning for name, t in rendered.items() if not modes[name].thinking):
             said.append(
                 f"the chat template of {self._path} has no switch for reasoning, so both kinds of "
                 f"modes share it: a mode that reasons opens {tags.open} at the end of the prompt, "
@@ -151,8 +157,46 @@ class ChatTemplate:
             )
         return said
 
+    def choice_tokens(self, variables: Mapping[str, Any] = NO_VARIABLES) -> ChoiceTokens:
+        """What follows the prompts of a mode that chooses; the same behind every prompt.
+
+        Raises ValueError for a policy that cannot be asked to choose.
+        """
+        key = repr(sorted(variables.items()))
+        if key not in self._choices:
+            _, self._choices[key] = self._parted(SAMPLE, variables)
+        return self._choices[key]
+
+    def _parted(
+        self, prompt: Prompt, variables: Mapping[str, Any]
+    ) -> tuple[tuple[int, ...], ChoiceTokens]:
+        """What a prompt begins with in both ways to answer, and what each goes on with."""
+        long, short = (self.prompt_token_ids(prompt, on, variables) for on in (True, False))
+        alike = takewhile(lambda two: two[0] == two[1], zip(long, short, strict=False))
+        count = len([*alike])
+        tokens = ChoiceTokens(long[count:], short[count:])
+        ends = [self.raw_text(tail) for tail in (tokens.long, tokens.short)]
+        if not tokens.long or not tokens.short:
+            # It would be one prompt for two modes: whoever learns not to choose reasoning there
+            # also learns to break it off where it was asked for.
+            raise ValueError(
+                f"a policy cannot be asked to choose where one prompt begins with the other: "
+                f"{self._path} puts {ends[0]!r} behind what both have when it reasons, and "
+                f"{ends[1]!r} when it answers at once; both must go on, with different tokens"
+            )
+        tags = self._tags
+        allowed = (tags.open, tags.open + tags.close)
+        for end, whole in zip(ends, allowed, strict=True):
+            if not whole.endswith("".join(end.split())):
+                raise ValueError(
+                    f"a policy cannot be asked to choose where its prompts differ before "
+                    f"{tags.open}: {self._path} puts {shortened(end, 200)!r} behind what both "
+                    "begin with; set chat_template_kwargs so that they are equal up to there"
+                )
+        return long[:count], tokens
+
     def prompt_token_ids(
-        self, prompt: Prompt, thinking: bool, variables: Mapping[str, Any] = NO_VARIABLES
+        self, prompt: Prompt, thinking: Thinking, variables: Mapping[str, Any] = NO_VARIABLES
     ) -> tuple[int, ...]:
         """Return the prompt's tokens up to where sampling starts; ends as the module says.
 
@@ -160,6 +204,14 @@ class ChatTemplate:
         Raises ValueError if the template refuses the messages, and for markers that do not match
         the prompt's media.
         """
+        if thinking == "auto":
+            shared, tokens = self._parted(prompt, variables)
+            if tokens != self.choice_tokens(variables):
+                raise ValueError(
+                    f"prompt {prompt.id} goes on with other tokens than others do where the policy "
+                    f"chooses, {tokens} and not {self.choice_tokens(variables)}; remove it"
+                )
+            return shared
         text = self._render(prompt, thinking, variables)
         if self._family is None:
             ids = self.token_ids(text)
@@ -215,7 +267,7 @@ class ChatTemplate:
     def length_above(
         self,
         prompt: Prompt,
-        thinking: bool,
+        thinking: Thinking,
         limit: int,
         variables: Mapping[str, Any] = NO_VARIABLES,
     ) -> int | None:
@@ -224,7 +276,7 @@ class ChatTemplate:
         Quick for most prompts: a text has no more tokens than UTF-8 bytes, so one whose bytes
         fit need not be tokenised. Media count as their markers.
         """
-        text = self._render(prompt, thinking, variables)
+        text = self._render(prompt, bool(thinking), variables)
         if not prompt.media and len(text.encode()) <= limit:
             return None
         length = len(self.prompt_token_ids(prompt, thinking, variables))

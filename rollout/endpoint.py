@@ -24,10 +24,12 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from rl.config.policy import THINK_TAGS, ThinkTags
+from rl.config.rollout import Thinking
 from rl.data.media.names import MediaError, StillImage
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed
 from rl.loop.stages import (
+    Choice,
     Prompt,
     RolloutGroup,
     RolloutRequest,
@@ -87,7 +89,7 @@ async def served_model(url: str, wanted: str | None, max_tokens: int) -> str:
 async def open_endpoint(
     url: str,
     served_name: str,
-    thinking: Mapping[str, bool],
+    thinking: Mapping[str, Thinking],
     deadline_s: float,
     media: MediaStore,
     variables: Mapping[str, Mapping[str, Any]] = {},
@@ -95,7 +97,7 @@ async def open_endpoint(
 ) -> AsyncIterator[Endpoint]:
     """An endpoint that can be asked; raises ValueError if it refuses what every request has in it.
 
-    thinking: whether each mode reasons. deadline_s: of one response, its retries included. media:
+    thinking: of each mode. deadline_s: of one response, its retries included. media:
     reads the images of prompts. variables: of the chat template by mode, beside enable_thinking.
     tags: around reasoning.
     """
@@ -103,7 +105,7 @@ async def open_endpoint(
         endpoint = Endpoint(client, served_name, thinking, deadline_s, media, variables, tags)
         # One token, of reasoning if any mode has it, tells whether a parser sends that apart: it
         # then comes as reasoning, and the content stays empty.
-        mode = max(thinking, key=thinking.__getitem__)
+        mode = max(thinking, key=lambda name: (thinking[name] is True, bool(thinking[name])))
         try:
             reply = await endpoint.reply(RolloutRequest("probe", PROBE, mode, (), 1, 1, 0.0, None))
         except GenerationFailed as failure:
@@ -124,7 +126,7 @@ class Endpoint:
 
     client: openai.AsyncOpenAI
     served_name: str
-    thinking: Mapping[str, bool]
+    thinking: Mapping[str, Thinking]
     deadline_s: float
     media: MediaStore
     variables: Mapping[str, Mapping[str, Any]]
@@ -168,6 +170,10 @@ class Endpoint:
         # A parser gives no reasoning where the text begins with the closing tag.
         if choice.message.content and (said is not None or (thinking and self.splits_reasoning)):
             text = f"{said or ''}{self.tags.close}{text}"
+        chosen = None
+        if thinking == "auto":
+            chosen, text = self._chosen(text)
+            thinking = chosen.thinking
         reasoning, answer = split_response(text, thinking, self.tags)
         trajectory = Trajectory(
             token_ids=token_ids,
@@ -179,8 +185,21 @@ class Endpoint:
             text=text,
             reasoning=reasoning,
             answer=answer,
+            choice=chosen,
         )
         return RolloutGroup(request, (trajectory,))
+
+    def _chosen(self, text: str) -> tuple[Choice, str]:
+        """What a response chose, and its text behind the choice.
+
+        By its text, because a server tells no tokens of its template: a blank that is closed at
+        once is no reasoning. Engines read token ids, and differ where reasoning was begun and
+        closed without a word; there both count a leak or no reasoning, and neither is right.
+        """
+        begun, closed, rest = text.partition(self.tags.close)
+        if closed and not begun.strip():
+            return Choice(False, 1), rest.removeprefix("\n\n")
+        return Choice(True, 1), text.removeprefix("\n")
 
     async def next_token_logprobs(self, prompt: Prompt, mode: str) -> tuple[tuple[str, float], ...]:
         """The likeliest next tokens, 20 at most: the text of each with its log-probability.

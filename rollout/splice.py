@@ -31,8 +31,11 @@ class Splice:
 
         None if context and reference are too long for the engine.
         """
-        request = group.request
-        response = group.trajectories[index].response_token_ids.tolist()
+        request, trajectory = group.request, group.trajectories[index]
+        response = trajectory.response_token_ids.tolist()
+        # The text begins behind the choice, where there was one.
+        num_chosen = trajectory.choice.num_tokens if trajectory.choice else 0
+        asked, response = (*request.prompt_token_ids, *response[:num_chosen]), response[num_chosen:]
         # Tokenizers write a space with the word that follows it, so one closing space goes over to
         # the reference: a token of its own there is something no policy samples.
         moved = " " if kept_text.endswith(" ") else ""
@@ -40,10 +43,10 @@ class Splice:
         kept = self._tokens_within(response, text)
         # What is left of the text after the last whole token has to be tokenised after all.
         rest = text.removeprefix(self._chat.raw_text(response[:kept]))
-        context = (*request.prompt_token_ids, *response[:kept], *self._chat.token_ids(rest))
+        context = (*asked, *response[:kept], *self._chat.token_ids(rest))
         name, reference = f"reference/{request.group_id}/{index}", moved + reference
         spliced = self._request(name, request.prompt, context, reference, request.temperature)
-        version = group.trajectories[index].versions[0]
+        version = trajectory.versions[0]
         return spliced and dataclasses.replace(spliced, engine=group.engine, version=version)
 
     def without_reasoning(

@@ -29,21 +29,29 @@ CHAT_TEMPLATE = (
 )
 
 
+BLANK_LINE = "\n\n"
+
+
 def make_tokenizer(
-    max_length: int, media_tokens: Sequence[str] = (), chat_template: str = CHAT_TEMPLATE
+    max_length: int,
+    media_tokens: Sequence[str] = (),
+    chat_template: str = CHAT_TEMPLATE,
+    has_blank_line: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per printable ASCII character, newline and marker.
 
     The think tags are ordinary added tokens, as in Qwen3, so decoding always keeps them.
-    media_tokens: special tokens of a policy that sees.
+    media_tokens: special tokens of a policy that sees. has_blank_line: whether two newlines are one
+    token, as in Qwen3's vocabulary, which is what a policy chooses by that answers at once.
     """
     # The order decides the token ids, and so the weights of every model that is made.
     markers = [PAD, EOS, UNKNOWN, USER, ASSISTANT, OPEN_THINK, CLOSE_THINK]
-    words = [*markers, *CHARACTERS, *media_tokens]
+    words = [*markers, *CHARACTERS, *media_tokens, *([BLANK_LINE] if has_blank_line else [])]
     vocabulary = {token: place for place, token in enumerate(words)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     # Each character is a word of its own, so no digit ever hides inside a longer token.
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    words_of_text = r"\n\n|[\s\S]" if has_blank_line else r"[\s\S]"
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(words_of_text), "isolated")
     core.decoder = decoders.Fuse()
     special = [*markers[:5], *media_tokens]
     core.add_special_tokens([AddedToken(marker, special=True) for marker in special])

@@ -35,6 +35,7 @@ from rl.config.run import Config
 from rl.loop.batching import MicroBatch, collate, reference_sample
 from rl.loop.losses import (
     LossInputs,
+    choice_loss,
     mean_log_ratios,
     policy_loss,
     reduce_sums,
@@ -174,24 +175,34 @@ class LearnerRank(Watched):
         Returns the metric sums of each micro-batch, and the mismatch of each sample of this rank.
         old_logprobs: per micro-batch; None takes the policy's own, for a single update per batch.
         """
-        last = len(update.micro_batches) - 1
+        last, has_choices = len(update.micro_batches) - 1, self._config.has_choices
         parts: list[dict[str, Tensor]] = []
         mismatches: dict[int, float] = {}
         for place, samples in enumerate(update.micro_batches):
             self._engine.set_gradient_accumulation_boundary(place == last)
             micro_batch, logprobs, entropies = self._forward([*samples.values()])
-            mask = micro_batch.loss_mask
+            mask, algorithm = micro_batch.loss_mask, self._config.algorithm
+            old = logprobs.detach() if old_logprobs is None else old_logprobs[place]
+            of_choices = None
+            if has_choices:
+                is_choice = micro_batch.is_choice
+                of_choices = (logprobs[is_choice], old[is_choice], entropies[is_choice])
+                logprobs, old = logprobs[~is_choice], old[~is_choice]
+                entropies = entropies[~is_choice]
             inputs = LossInputs(
                 loss_mask=mask,
                 policy_logprobs=logprobs,
-                old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs[place],
+                old_logprobs=old,
                 rollout_logprobs=micro_batch.rollout_logprobs[mask],
                 advantages=micro_batch.advantages[:, None].expand(mask.shape)[mask],
-                weights=token_weights(mask, update.counts, self._config.algorithm),
+                weights=token_weights(mask, update.counts, algorithm),
                 entropies=entropies,
             )
-            loss, sums = policy_loss(inputs, self._config.algorithm)
-            lengths = [sample.trajectory.num_response_tokens for sample in samples.values()]
+            loss, sums = policy_loss(inputs, algorithm)
+            if of_choices is not None:
+                added, more = choice_loss(*of_choices, micro_batch, update.counts, algorithm)
+                loss, sums = loss + added, sums | more
+            lengths = [sample.num_loss_tokens for sample in samples.values()]
             # Against the log-probabilities from before the first step of the batch: later ones
             # would measure how far the policy has moved, and not how far the engine is off.
             ratios = mean_log_ratios(inputs.old_logprobs, inputs.rollout_logprobs, lengths)
@@ -238,14 +249,14 @@ class LearnerRank(Watched):
     def _forward(
         self, samples: Sequence[TrainSample], is_sampled: bool = True
     ) -> tuple[MicroBatch, Tensor, Tensor]:
-        """The samples as a micro-batch, and logprobs and entropies of its loss tokens."""
+        """The samples as a micro-batch, and logprobs and entropies of loss tokens and choices."""
         micro_batch = collate(samples)
         visual = self._visual_inputs and self._visual_inputs(samples, micro_batch.token_ids)
         # After the visual inputs, which count tokens on the CPU.
         micro_batch = micro_batch.to(self._device)
         logprobs, entropies = self._engine(
             micro_batch.token_ids,
-            micro_batch.loss_mask,
+            micro_batch.scored_mask,
             micro_batch.temperature,
             visual and visual.arguments(self._device, self._dtype),
             is_sampled,

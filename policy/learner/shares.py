@@ -58,7 +58,7 @@ def divide(samples: Sequence[TrainSample], config: Config) -> list[list[Update]]
         part = {index: samples[index] for index in indices}
         # Counts of the whole update and not of one rank: the gradients of ranks and micro-batches
         # then add up to that of one big batch, however it is cut.
-        counts = GlobalCounts.of([sample.trajectory for sample in part.values()], algorithm)
+        counts = GlobalCounts.of([*part.values()], algorithm)
         # A truncated answer is among the longest, and without loss its forward is for nothing.
         places = [index for index in part if is_in_loss(part[index].trajectory, algorithm)]
         plan = plan_rows([part[index].trajectory.num_tokens for index in places], config)

@@ -3,13 +3,15 @@
 A reasoning mode's prompt ends with an open think tag, so the sampled text has exactly one closing
 tag, reasoning before it and an answer after it; a mode without reasoning has no think tag at all
 (rollout/chat.py). In both the text ends by itself and holds no special token and no look-alike of
-a think tag, which a reader would take for one.
+a think tag, which a reader would take for one. Where the policy chooses, a response is held to the
+form of the kind that it chose, and one that strays from what stands in that kind's prompt to both.
 """
 
 import re
 
 from rl.config.policy import THINK_TAGS, ThinkTags
-from rl.loop.stages import Trajectory
+from rl.config.rollout import Thinking
+from rl.loop.stages import Trajectory, reasons
 
 # Bounded gaps keep the search linear in the text.
 _TAG = r"[<\[]\s{0,4}/?\s{0,4}think(?:ing)?(?:\s[^<>\[\]]{0,40})?\s{0,4}/?\s{0,4}[>\]]"
@@ -26,19 +28,22 @@ _SEEN_AS = str.maketrans(
 )
 
 
-def format_reward(trajectory: Trajectory, thinking: bool, tags: ThinkTags = THINK_TAGS) -> float:
+def format_reward(
+    trajectory: Trajectory, thinking: Thinking, tags: ThinkTags = THINK_TAGS
+) -> float:
     """1.0 if nothing of the mode's form is violated, else 0.0."""
     return float(not violations(trajectory, thinking, tags))
 
 
 def violations(
-    trajectory: Trajectory, thinking: bool, tags: ThinkTags = THINK_TAGS
+    trajectory: Trajectory, thinking: Thinking, tags: ThinkTags = THINK_TAGS
 ) -> tuple[str, ...]:
     """Return the names of what is broken, in this order; empty for a response in good form.
 
     `truncated` did not end by itself; `no_answer`; `special_token` inside the text; `spelled_tag`
-    looks like a think tag and is none. In a reasoning mode also `empty_reasoning`, `opening_tag`
-    and `several_closings`; in one without reasoning `leak`, a think tag.
+    looks like a think tag and is none; `strayed` began a kind and did not go on as its prompt does.
+    In a reasoning mode also `empty_reasoning`, `opening_tag` and `several_closings`; in one without
+    reasoning `leak`, a think tag.
     """
     text = trajectory.text
     openings, closings = text.count(tags.open), text.count(tags.close)
@@ -50,8 +55,9 @@ def violations(
         # A look-alike would let a response reason in the short mode without any tag that is
         # counted.
         "spelled_tag": _num_tags(text, tags) > openings + closings,
+        "strayed": _has_strayed(trajectory),
     }
-    if thinking:
+    if reasons(thinking, trajectory):
         broken |= {
             "empty_reasoning": not (trajectory.reasoning or "").strip(),
             "opening_tag": openings > 0,
@@ -62,19 +68,25 @@ def violations(
     return tuple(name for name, is_broken in broken.items() if is_broken)
 
 
-def mode_leak(trajectory: Trajectory, thinking: bool, tags: ThinkTags = THINK_TAGS) -> bool:
+def mode_leak(trajectory: Trajectory, thinking: Thinking, tags: ThinkTags = THINK_TAGS) -> bool:
     """Whether a response does what the other mode does, or never comes to an answer.
 
     In a mode without reasoning: any think tag, however spelled. In one with it: reasoning that is
     empty, or that was closed without an answer after it. A response cut off while reasoning is no
-    leak.
+    leak. Of a mode that chooses also what strays from the kind that it began.
     """
-    if not thinking:
+    if _has_strayed(trajectory):
+        return True
+    if not reasons(thinking, trajectory):
         return _num_tags(trajectory.text, tags) > 0
     # Reasoning that never closed is a leak only if the response ended so by itself.
     if trajectory.answer is None:
         return trajectory.finish_reason == "stop"
     return not (trajectory.reasoning or "").strip() or not trajectory.answer.strip()
+
+
+def _has_strayed(trajectory: Trajectory) -> bool:
+    return trajectory.choice is not None and not trajectory.choice.is_kept
 
 
 def _num_tags(text: str, tags: ThinkTags) -> int:

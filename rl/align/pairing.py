@@ -92,7 +92,9 @@ def mine_pairs(
     candidates: list[PreferencePair] = []
     groups: defaultdict[str, list[LedgerRow]] = defaultdict(list)
     for row in rows:
-        groups[row.group_id].append(row)
+        # Behind a choice that the policy made, a response is that of another mode.
+        if row.choice is None:
+            groups[row.group_id].append(row)
     # Within a group only: the policy changes from step to step, and so do its rewards.
     for group_id, group in groups.items():
         rewarded = []

@@ -28,13 +28,17 @@ def sampling_requests(
     wanted = min(align.prompts, stream.num_train or align.prompts)
     # As many steps of the prompt stream as an iteration uses up, unless prompts repeat.
     num_steps = -(-wanted // config.rollout.prompts_per_step)
-    shares = align.mix or {name: mode.share for name, mode in config.modes.items()}
+    # What a policy chooses goes on as in one of the other modes, where it is aligned.
+    choosing = {name for name, mode in config.modes.items() if mode.thinking == "auto"}
+    shares = align.mix or {
+        name: mode.share for name, mode in config.modes.items() if name not in choosing
+    }
     drawn: dict[str, tuple[Prompt, str]] = {}
     step = config.steps + (iteration - 1) * num_steps
     while len(drawn) < wanted:
         prompts = stream.prompts(step)
         # A row of the data may prescribe its mode, which then counts towards the share.
-        pinned = [prompt.mode for prompt in prompts]
+        pinned = [None if prompt.mode in choosing else prompt.mode for prompt in prompts]
         modes = draw_step(config.seed, step, shares, pinned, "stratified")
         for prompt, mode in zip(prompts, modes, strict=True):
             # A step may draw a prompt that an earlier one has drawn: the first mode stays.

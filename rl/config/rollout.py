@@ -8,14 +8,47 @@ from pydantic import Field, model_validator
 
 from rl.config.section import Section, Share
 
+Thinking = bool | Literal["auto"]
+"""Whether a mode reasons; `auto` leaves that to the policy, response by response."""
+
+
+class PairsConfig(Section):
+    """How often both ways are forced in a mode whose `thinking` is auto: half of a group's
+    responses then reason and half answer at once, so that each is sampled however rarely the policy
+    chooses it."""
+
+    start: Share = 1.0
+    """Share of the mode's groups that are such pairs at the first step; from there it falls on a
+    line."""
+    # Never 0 by default: a policy that always chooses one way learns nothing of the other any more.
+    floor: Share = 0.3
+    """Share of pairs that is reached, and held to the end."""
+    until: Share = 0.35
+    """Share of the run's steps after which the floor is reached."""
+
+    @model_validator(mode="after")
+    def _share_falls(self) -> PairsConfig:
+        if self.floor > self.start:
+            raise ValueError(
+                f"the share of pairs falls from start to floor, got start={self.start:g} and "
+                f"floor={self.floor:g}; raise start, or lower floor"
+            )
+        return self
+
+    def share_at(self, step: int, steps: int) -> float:
+        """The share of pairs at a step (1-based) of a run of `steps`."""
+        fallen = (step - 1) / max(1.0, self.until * steps)
+        return self.start + (self.floor - self.start) * min(1.0, fallen)
+
 
 class ModeConfig(Section):
     """A way to answer, such as with or without reasoning; NAME is yours to choose."""
 
     share: Share
     """Share of the prompts that are asked in this mode; all modes together make 1."""
-    thinking: bool
-    """Whether the model reasons before it answers; decides how the generation prompt ends."""
+    thinking: Thinking
+    """Whether the model reasons before it answers; decides how the generation prompt ends. `auto`:
+    the model itself decides, by the first token of its response."""
     max_tokens: int = Field(gt=0)
     """Token budget of one response, reasoning included."""
     # One number for both sides: with another divisor than the engine's, the importance ratio would
@@ -25,6 +58,26 @@ class ModeConfig(Section):
     # enable_thinking and thinking are found by asking the template, and follow `thinking`.
     chat_template_kwargs: dict[str, Any] = {}
     """Further variables of the chat template in this mode, such as thinking_budget: 512."""
+    price: float = Field(default=0.0, ge=0)
+    """Of `thinking: auto`: accuracy that a response of 1,000 tokens loses where the two ways are
+    compared, as a share of it; it moves the choice alone, and how a way is gone not at all."""
+    # Half a percent is five times what a token of 1,000 weighs: a choice is one token, and all of
+    # a response hangs on it.
+    choice_weight: float = Field(default=0.005, ge=0)
+    """Of `thinking: auto`: weight of the mean loss of the choices beside that of the responses;
+    about 5 / tokens of a response."""
+    pairs: PairsConfig = PairsConfig()
+
+    @model_validator(mode="after")
+    def _only_a_choice_has_a_price(self) -> ModeConfig:
+        fields = ("price", "choice_weight", "pairs")
+        changed = [f for f in fields if getattr(self, f) != type(self).model_fields[f].default]
+        if changed and self.thinking != "auto":
+            raise ValueError(
+                f"{', '.join(changed)} belong to a mode that chooses, got thinking="
+                f"{str(self.thinking).lower()}; set thinking: auto, or leave them out"
+            )
+        return self
 
 
 class SharePoint(Section):

@@ -33,6 +33,7 @@ from rl.config.run import Config
 from rl.config.section import Address
 from rl.evaluate import best_of
 from rl.evaluate.best_of import BestOf, best_of_figures, choices
+from rl.evaluate.choosing import choosing_figures
 from rl.evaluate.directory import EvaluationDirectory, Row, label, open_evaluation
 from rl.evaluate.evaluation import (
     METRICS,
@@ -159,6 +160,8 @@ async def evaluate_policy(keys: EvaluateKeys) -> None:
                 "seconds": round(time.monotonic() - started, 1),
                 "versions": stack_versions(),
             }
+            if chosen_figures := choosing_figures(config.modes, wanted, samples):
+                result["choosing"] = chosen_figures
             if reference is not None:
                 in_order = [samples[question.key] for question in wanted]
                 by_policy, by_reference = (
@@ -313,6 +316,9 @@ def as_table(title: str, results: Mapping[str, ModeResult], best: Mapping[str, B
         "tokens of the best": [f"{one.tokens_mean:.1f}" for one in chosen],
         "truncated": [f"{result.truncated:.1%}" for result in shown],
         "leak": [f"{result.leak:.1%}" for result in shown],
+        "reasons": ["-" if r.reasons is None else f"{r.reasons:.1%}" for r in shown]
+        if any(result.reasons is not None for result in shown)
+        else [],
         "unscored": [str(result.unscored) for result in shown],
         "unrewarded": [str(one.unrewarded) for one in chosen],
     }

@@ -41,8 +41,10 @@ class EvaluationDirectory:
         self.logprobs = _rows(logprobs, ResponseLogprob) if logprobs else []
 
     def add(self, sample: Sample) -> None:
-        # Only a best-of asks for the tokens; elsewhere the key would be null in every line.
-        row = {key: v for key, v in vars(sample).items() if key != "token_ids" or v is not None}
+        # Only a best-of asks for the tokens, and only some modes leave a choice; elsewhere the key
+        # would be null in every line.
+        rare = ("token_ids", "reasons")
+        row = {key: v for key, v in vars(sample).items() if key not in rare or v is not None}
         self._sample_journal.add(row)
         self.samples.append(sample)
 

@@ -41,6 +41,7 @@ METRICS = {
     "tokens_mean": "mean tokens of a response",
     "truncated": "share of responses that ran into their budget",
     "leak": "share of responses that do what the other mode does",
+    "reasons": "share of responses that reason, in a mode that leaves the policy to choose",
     "unscored": "responses that failed, or whose verification failed",
     "count": "prompts",
     "samples": "responses per prompt (k)",
@@ -88,6 +89,8 @@ class Sample(_Keyed):
     """Digest of the prompt and its reference: a row of the data may have been edited since."""
     token_ids: tuple[int, ...] | None = None
     """The sampled tokens, end of sequence included; only where they are asked for."""
+    reasons: bool | None = None
+    """Whether it reasons, in a mode that leaves the policy to choose; None in other modes."""
 
     @property
     def is_answered(self) -> bool:
@@ -126,10 +129,21 @@ class ModeResult:
     samples: int = 1
     pass_at: Mapping[int, float] = field(default_factory=dict)
     """Empty where rules verify no prompt."""
+    reasons: float | None = None
+    """None in a mode that leaves no choice."""
 
     def as_metrics(self, mode: str) -> dict[str, float]:
-        names = ("accuracy", "half_width", "tokens_mean", "truncated", "leak", "unscored")
-        return {f"eval/{mode}/{name}": float(getattr(self, name)) for name in names}
+        names = (
+            "accuracy",
+            "half_width",
+            "tokens_mean",
+            "truncated",
+            "leak",
+            "unscored",
+            "reasons",
+        )
+        values = ((name, getattr(self, name)) for name in names)
+        return {f"eval/{mode}/{name}": float(v) for name, v in values if v is not None}
 
 
 @dataclass(frozen=True)
@@ -213,6 +227,7 @@ async def evaluate(
                 leak=score.parts.get("leak"),
                 asked=question.digest,
                 token_ids=sampled if token_ids else None,
+                reasons=trajectory.choice and trajectory.choice.thinking,
             )
         samples[question.key] = sample
         keep(sample)
@@ -343,6 +358,7 @@ def summarize(samples: Sequence[Sample]) -> ModeResult:
         for k in ks
         if num_right
     }
+    kinds = [sample.reasons for sample in answered if sample.reasons is not None]
     return ModeResult(
         accuracy=mean(means),
         half_width=half_width(means),
@@ -353,6 +369,7 @@ def summarize(samples: Sequence[Sample]) -> ModeResult:
         leak=mean([sample.leak or 0.0 for sample in answered]),
         samples=n,
         pass_at=pass_at,
+        reasons=mean(kinds) if kinds else None,
     )
 
 

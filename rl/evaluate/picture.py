@@ -1,5 +1,8 @@
 """accuracy.png of an evaluation: accuracy against length, a point per mode.
 
+Where the policy chooses in some mode, also what can be had between the two ways to answer: by an
+oracle that lets the prompts reason that gain most, and by a coin.
+
 Other evaluations beside it that asked the same prompts the same way, of other steps or models, are
 shown fainter: before and after in one picture.
 """
@@ -42,6 +45,15 @@ def draw_accuracy(root: Path) -> Path:
             strokes = {"color": color, "alpha": 0.6, "markersize": 16}
             axes.plot([x] * len(ladder), list(ladder.values()), "_", **strokes)
             _label(axes, x, top, f"pass@{max(ladder)}", color, above=True)
+    if points := own.get("choosing", {}).get("frontier"):
+        tokens, accuracy = ([point[key] for point in points] for key in ("tokens", "accuracy"))
+        style = {"color": GREY, "linewidth": 1.4, "zorder": 2}
+        axes.plot(tokens, accuracy, label="oracle: the hardest x % reason", **style)
+        mixed = [
+            [(1 - point["share"]) * of[0] + point["share"] * of[-1] for point in points]
+            for of in (tokens, accuracy)
+        ]
+        axes.plot(*mixed, linestyle=(0, (2, 2)), label="coin: any x % reason", **style)
     _finish(axes, own)
     return save(figure, root / "accuracy.png")
 

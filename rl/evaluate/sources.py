@@ -21,6 +21,7 @@ from rewards.service import RewardService, accuracy_route
 from rewards.text.plugins import with_checked_plugins
 from rewards.text.text_rewards import TextRewards
 from rl.assembly import gather_inputs, open_engines, resolve_reference
+from rl.config.rollout import Thinking
 from rl.config.run import Config
 from rl.data.fingerprint import stamp, stamp_of_model
 from rl.data.media.families import vision_family
@@ -188,7 +189,7 @@ async def endpoint_sources(
     @asynccontextmanager
     async def server() -> AsyncIterator[Session]:
         reward, modes, media = config.reward, config.modes, MediaStore(config.data)
-        thinking = {mode: settings.thinking for mode, settings in modes.items()}
+        thinking: dict[str, Thinking] = {m: settings.thinking for m, settings in modes.items()}
         variables = {mode: settings.chat_template_kwargs for mode, settings in modes.items()}
         tags = config.policy.think_tags
         with closing(TextRewards(reward, modes, tags)) as text:
@@ -207,7 +208,7 @@ async def endpoint_sources(
 class NoProbability:
     """Implements rewards.service.ProbabilitySource where no log-probabilities can be had."""
 
-    async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
+    async def accuracies(self, group: RolloutGroup, thinking: Thinking) -> list[Accuracy]:
         return [Accuracy(None, Route(PROBABILITY), NEEDS_ENGINE) for _ in group.trajectories]
 
 

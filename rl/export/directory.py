@@ -1,7 +1,8 @@
 """The directory that a person serves: a checkpoint's model with what each mode needs beside it.
 
 model.safetensors ...    weights, configuration, tokenizer, processor as the checkpoint has them
-chat_template.jinja      takes enable_thinking, and ends each prompt as training did
+chat_template.jinja      takes enable_thinking (also "auto", where the policy may choose), and ends
+                         each prompt as training did
 generation_config.json   the default mode's sampling settings, which vLLM and transformers read
 modes.json               every mode's settings, as fields of a chat completion request
 
@@ -20,7 +21,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from rl.config.policy import THINK_TAGS, ThinkTags
-from rl.config.rollout import ModeConfig
+from rl.config.rollout import ModeConfig, Thinking
 from rl.loop.stages import Prompt
 from rl.run.files import read_json
 from rollout.chat import ChatTemplate, stored_end_tokens
@@ -29,14 +30,20 @@ _PROBE = Prompt("probe", ({"role": "user", "content": "2+2?"},), "4")
 
 
 def default_mode(modes: Mapping[str, ModeConfig]) -> str:
-    """The mode of a request that names none: one that reasons, if any, with the largest budget."""
-    return max(modes, key=lambda name: (modes[name].thinking, modes[name].max_tokens))
+    """The mode of a request that names none: one that chooses, if any, else one that reasons; of
+    these the one with the largest budget."""
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        mode = modes[name]
+        return mode.thinking == "auto", bool(mode.thinking), mode.max_tokens
+
+    return max(modes, key=rank)
 
 
 def serving_template(
     directory: Path, modes: Mapping[str, ModeConfig], tags: ThinkTags = THINK_TAGS
 ) -> str:
-    """Return a chat template that renders, in both modes, the prompts the policy was trained on.
+    """Return a chat template that renders, in every mode, the prompts the policy was trained on.
 
     It takes `enable_thinking`, and a request that leaves it out gets that of the default mode; the
     template's other variables are those of the mode that is the default among its kind. A template
@@ -45,31 +52,45 @@ def serving_template(
     """
     chat = ChatTemplate(str(directory), tags)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    variables: dict[bool, Mapping[str, Any]] = {True: {}, False: {}}
-    endings = {True: "", False: ""}
-    for on in (True, False):
-        of_kind = {name: mode for name, mode in modes.items() if mode.thinking is on}
+    variables: dict[Thinking, Mapping[str, Any]] = {True: {}, False: {}}
+    endings: dict[Thinking, str] = {True: "", False: ""}
+    if any(mode.thinking == "auto" for mode in modes.values()):
+        variables["auto"], endings["auto"] = {}, ""
+    for on in endings:
+        of_kind = {name: mode for name, mode in modes.items() if mode.thinking == on}
         if of_kind:
             variables[on] = of_kind[default_mode(of_kind)].chat_template_kwargs
         # What no mode was trained for is served as far as the template allows.
         with nullcontext() if of_kind else suppress(ValueError):
-            endings[on] = _missing_ending(chat, tokenizer, tags, on, variables[on])
+            endings[on] = _missing_ending(chat, tokenizer, tags, bool(on), variables[on])
     default = modes[default_mode(modes)].thinking
     # Without the keyword, the template must behave as with the default's value.
     is_default = _rendered(tokenizer) == _rendered(tokenizer, enable_thinking=default)
     template = str(tokenizer.get_chat_template())
     # Servers and their reasoning parsers know the switch by one name.
     is_renamed = chat.switch not in (None, "enable_thinking")
-    is_complete = not any((*endings.values(), *variables.values()))
+    # No template of a model is known to leave a choice.
+    is_complete = not any((*endings.values(), *variables.values(), "auto" in endings))
     if is_complete and is_default and not is_renamed:
         return template
+    # As Jinja writes them: true and false in small letters.
+    default = repr(default) if default == "auto" else str(default).lower()
     lines = [
         "{% set enable_thinking = enable_thinking if enable_thinking is defined "
-        f"and enable_thinking is not none else {str(default).lower()} %}}"
+        f"and enable_thinking is not none else {default} %}}"
     ]
+    conditions: dict[Thinking, str] = {True: "enable_thinking", False: "not enable_thinking"}
+    if "auto" in endings:
+        # To the model's own template it is the prompt of a mode that reasons, of which the end is
+        # cut off again.
+        lines += [
+            "{% set chooses = enable_thinking == 'auto' %}",
+            "{% set enable_thinking = true if chooses else enable_thinking %}",
+        ]
+        conditions |= {"auto": "chooses", True: "enable_thinking and not chooses"}
     if is_renamed:
         lines.append(f"{{% set {chat.switch} = enable_thinking %}}")
-    for on, condition in ((True, "enable_thinking"), (False, "not enable_thinking")):
+    for on, condition in conditions.items():
         # Python writes these values, and the texts below, as Jinja reads them.
         lines += [
             f"{{% if {condition} and {name} is not defined %}}"
@@ -77,12 +98,33 @@ def serving_template(
             for name, value in variables[on].items()
         ]
     # Jinja leaves out one newline at the end of a template, and the one after a block.
-    return (
-        "".join(f"{line}\n" for line in lines)
-        + template.removesuffix("\n")
-        + f"{{{{ ({endings[True]!r} if enable_thinking else {endings[False]!r}) "
-        "if add_generation_prompt else '' }}"
+    begun, template = "".join(f"{line}\n" for line in lines), template.removesuffix("\n")
+    ending = f"{endings[True]!r} if enable_thinking else {endings[False]!r}"
+    if "auto" not in endings:
+        return f"{begun}{template}{{{{ ({ending}) if add_generation_prompt else '' }}}}"
+    ending = f"({endings['auto']!r} if chooses else {ending}) if add_generation_prompt else ''"
+    asked = f"{begun}{{% set asked %}}\n{template}{{{{ {ending} }}}}{{% endset %}}"
+    return _cut_for_choice(chat, tokenizer, asked, variables["auto"])
+
+
+def _cut_for_choice(
+    chat: ChatTemplate, tokenizer: Any, asked: str, variables: Mapping[str, Any]
+) -> str:
+    """Complete a template that sets `asked` to the prompt of a mode that reasons: where the policy
+    chooses, it then ends where the prompts of the two kinds part."""
+    length = len(chat.raw_text(chat.choice_tokens(variables).long))
+    completed = (
+        f"{asked}{{{{ asked[:-{length}] if chooses and add_generation_prompt else asked }}}}"
     )
+    rendered = _rendered(tokenizer, chat_template=completed, enable_thinking="auto")
+    trained = chat.prompt_token_ids(_PROBE, "auto", variables)
+    if chat.token_ids(rendered) != trained:
+        raise ValueError(
+            f"the chat template cannot be completed for serving: where the policy chooses it "
+            f"renders {rendered!r}, whose tokens are not those of {chat.raw_text(trained)!r}, as "
+            "training asked; export a run without that mode"
+        )
+    return completed
 
 
 def _missing_ending(

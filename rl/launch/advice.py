@@ -1,8 +1,11 @@
-"""What a run notes about itself: another split of its GPUs is better, a role's memory grows."""
+"""What a run notes about itself: another split of its GPUs is better, a role's memory grows, the
+policy chooses one way only."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from statistics import fmean
 
 from rl.config.run import Config
 from rl.launch.memory_growth import MemoryGrowth
@@ -15,6 +18,8 @@ WORTH_IT = 0.9
 """A split that makes steps less than a tenth shorter is none worth starting a run again for."""
 EVERY_STEPS = 20
 """Steps over which the shares are taken, and between two looks at them."""
+COLLAPSED = 0.05
+"""Probability of one of the two choices, as a mean over prompts, below which nothing is chosen."""
 
 
 def idle_shares(seconds: dict[str, float]) -> tuple[float, float]:
@@ -99,6 +104,8 @@ class Advice:
         self._said: str | None = None
         self._is_first, self._device = True, None
         self._growth, self._grown = MemoryGrowth(resources.memory_growth), set[str]()
+        self._reasons: deque[float] = deque(maxlen=EVERY_STEPS)
+        self._has_collapsed = False
 
     def after(self, result: StepResult, device: str | None, metrics: Mapping[str, float]) -> None:
         """Note what there is to say after a step; device: the GPU of the ranks, if any.
@@ -117,6 +124,8 @@ class Advice:
                     "with new processes"
                 )
                 self._grown.add(role)
+        if "choice/reasons" in metrics:
+            self._watch_choice(metrics["choice/reasons"])
         if device != self._device and "perf/mfu" not in result.learner_metrics:
             self._note(f"perf/mfu is left out: the peak of {device} is not known")
         self._device = device
@@ -131,6 +140,22 @@ class Advice:
     def at_end(self) -> None:
         """Note what there is to say of the whole run."""
         self._propose(self._steps)
+
+    def _watch_choice(self, reasons: float) -> None:
+        """reasons: mean probability of the choice to reason."""
+        self._reasons.append(reasons)
+        if len(self._reasons) < EVERY_STEPS:
+            return
+        mean = fmean(self._reasons)
+        has_collapsed = not COLLAPSED < mean < 1 - COLLAPSED
+        if has_collapsed and not self._has_collapsed:
+            what, other = ("reason", "raise") if mean > 0.5 else ("answer at once", "lower")
+            self._note(
+                f"the choice has collapsed: over {EVERY_STEPS} steps the policy chooses to {what} "
+                f"with probability {max(mean, 1 - mean):.1%}, whatever it is asked; {other} "
+                "modes.NAME.price, or force more pairs by modes.NAME.pairs.floor"
+            )
+        self._has_collapsed = has_collapsed
 
     def _propose(self, steps: list[dict[str, float]]) -> None:
         if not self._may_split or not steps:

@@ -29,6 +29,7 @@ _MODE_ROWS = (
     ("tokens", "rollout/{mode}/tokens_mean", "{:.1f}"),
     ("truncated", "rollout/{mode}/truncated", "{:.1%}"),
     ("mode leak", "rollout/{mode}/leak", "{:.1%}"),
+    ("reasons", "rollout/{mode}/reasons", "{:.1%}"),
     ("held-out accuracy", "eval/{mode}/accuracy", "{:.3f}"),
 )
 _RUN_FIELDS = (
@@ -39,6 +40,7 @@ _RUN_FIELDS = (
     ("idle/learner", "learner waits {:.0%}"),
     ("idle/engines", "engines wait {:.0%}"),
     ("staleness/max", "staleness {:.0f}"),
+    ("choice/reasons", "chooses to reason {:.0%}"),
     ("rollout/mismatch_kl", "mismatch KL {:.0e}"),
     ("sync/canary_max_abs_diff", "canary {:.0e}"),
 )

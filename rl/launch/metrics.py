@@ -1,16 +1,19 @@
 """The metrics of one step, per mode, from its groups. Sums over counts, never means of means."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rl.config.run import Config
 from rl.launch.advice import idle_shares
-from rl.loop.advantages import has_zero_variance
+from rl.loop.advantages import has_zero_variance, within_kinds
 from rl.loop.loop import StepResult
 from rl.loop.stages import Score, ScoredGroup, Trajectory
 
 # What a score says of a response without rewarding it, which is shown beside lengths.
 UNREWARDED = ("leak", "unverifiable")
+THIRDS = ("easy", "middle", "hard")
+"""Of the prompts of a step, by the difficulty that their task tells."""
 
 
 @dataclass
@@ -46,13 +49,20 @@ def step_metrics(result: StepResult, config: Config, progress: Progress) -> dict
     everything = _pairs(result.groups)
     metrics: dict[str, float] = {"step": float(result.step)}
     metrics |= _mean("reward/mean", [score.reward for _, score in everything])
-    for mode in config.modes:
+    for mode, settings in config.modes.items():
         groups = [scored for scored in result.groups if scored.group.request.mode == mode]
+        choices = [
+            of_group
+            for scored, of_group in zip(result.groups, result.choices, strict=True)
+            if scored.group.request.mode == mode
+        ]
         metrics[f"rollout/{mode}/groups"] = len(groups)
         metrics[f"rollout/{mode}/share"] = len(groups) / config.rollout.prompts_per_step
         # A mode that was not drawn has no figures: a zero would look like a policy that fails.
         if groups:
-            metrics |= _mode_metrics(mode, groups)
+            metrics |= _mode_metrics(mode, groups, choices)
+        if groups and settings.thinking == "auto":
+            metrics |= _choice_metrics(mode, groups, choices)
         metrics[f"progress/{mode}/trained_tokens"] = progress.trained_tokens.get(mode, 0)
     for (_, reason), count in result.dropped.items():
         metrics[f"rollout/dropped/{reason}"] = metrics.get(f"rollout/dropped/{reason}", 0) + count
@@ -75,7 +85,9 @@ def _pairs(groups: Sequence[ScoredGroup]) -> list[tuple[Trajectory, Score]]:
     return [pair for g in groups for pair in zip(g.group.trajectories, g.scores, strict=True)]
 
 
-def _mode_metrics(mode: str, groups: Sequence[ScoredGroup]) -> dict[str, float]:
+def _mode_metrics(
+    mode: str, groups: Sequence[ScoredGroup], choices: Sequence[Sequence[float | None]]
+) -> dict[str, float]:
     pairs = _pairs(groups)
     scores = [score for _, score in pairs]
     metrics = _mean(f"reward/{mode}/mean", [score.reward for score in scores])
@@ -88,8 +100,49 @@ def _mode_metrics(mode: str, groups: Sequence[ScoredGroup]) -> dict[str, float]:
         **{part: sum(score.parts.get(part, 0.0) for score in scores) for part in UNREWARDED},
     }
     metrics |= {f"rollout/{mode}/{name}": total / len(pairs) for name, total in totals.items()}
-    silent = sum(has_zero_variance([score.reward for score in g.scores]) for g in groups)
+    silent = 0
+    for scored, of_group in zip(groups, choices, strict=True):
+        # Neither responses of one kind differ, nor kinds.
+        rewards = [score.reward for score in scored.scores]
+        of_kinds = within_kinds(
+            scored.group.kinds, rewards, lambda of_kind: [has_zero_variance(of_kind)] * len(of_kind)
+        )
+        silent += all(of_kinds) and not any(of_group)
     return metrics | {f"rollout/{mode}/zero_variance": silent / len(groups)}
+
+
+def _choice_metrics(
+    mode: str, groups: Sequence[ScoredGroup], choices: Sequence[Sequence[float | None]]
+) -> dict[str, float]:
+    """What the policy chose where it was left to it, in all, by difficulty and by source."""
+    free = [scored for scored in groups if not scored.group.request.is_pair]
+    metrics = {f"rollout/{mode}/pairs": 1 - len(free) / len(groups)}
+    gaps = []
+    for scored, of_group in zip(groups, choices, strict=True):
+        # All choices of a kind have one credit, and those of both differ by what the kinds do.
+        by_kind = dict(zip(scored.group.kinds, of_group, strict=True))
+        if True in by_kind and False in by_kind:
+            gaps.append((by_kind[True] or 0.0) - (by_kind[False] or 0.0))
+    metrics |= _mean(f"rollout/{mode}/gap", gaps)
+    strays = [t.choice and not t.choice.is_kept for g in free for t in g.group.trajectories]
+    metrics |= _mean(f"rollout/{mode}/strayed", [float(bool(stray)) for stray in strays])
+    parts = {"reasons": free}
+    known = sorted(
+        (g for g in free if g.group.request.prompt.difficulty is not None),
+        key=lambda g: g.group.request.prompt.difficulty or 0.0,
+    )
+    for number, name in enumerate(THIRDS):
+        edges = (len(known) * end // len(THIRDS) for end in (number, number + 1))
+        parts[f"reasons_{name}"] = known[slice(*edges)]
+    sources = defaultdict(list)
+    for scored in free:
+        sources[scored.group.request.prompt.id.partition("/")[0]].append(scored)
+    if len(sources) > 1:
+        parts |= {f"reasons_of_{source}": of_source for source, of_source in sources.items()}
+    for name, part in parts.items():
+        kinds = [float(kind or False) for scored in part for kind in scored.group.kinds]
+        metrics |= _mean(f"rollout/{mode}/{name}", kinds)
+    return metrics
 
 
 def _mean(key: str, values: Sequence[float | None]) -> dict[str, float]:

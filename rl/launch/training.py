@@ -270,7 +270,7 @@ async def _keep_trajectories(
     step, groups, advantages = result.step, result.groups, result.advantages
     if config.log.ledger:
         is_skipped = result.skipped is not None
-        trained = groups, advantages, result.mismatches
+        trained = groups, advantages, result.mismatches, result.choices
         rows = await in_thread(ledger_rows, step, *trained, is_skipped)
         await in_thread(write_step, directory.ledger_path, step, rows)
     if result.skipped is not None:

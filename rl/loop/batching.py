@@ -29,10 +29,27 @@ class MicroBatch:
 
     token_ids: Int[Tensor, "batch time"]
     loss_mask: Bool[Tensor, "batch time"]
-    """True on sampled tokens; False on prompt and padding."""
+    """True on sampled tokens; False on prompt and padding, and on a choice."""
     rollout_logprobs: Float[Tensor, "batch time"]
     advantages: Float[Tensor, " batch"]
     temperature: Float[Tensor, " batch"]
+    choice_mask: Bool[Tensor, "batch time"]
+    """True on the token by which a row chose its kind, if it did."""
+    choice_advantages: Float[Tensor, " batch"]
+    choice_weights: Float[Tensor, " batch"]
+    choice_reasons: Bool[Tensor, " batch"]
+    """Whether the row chose to reason."""
+    choice_is_forced: Bool[Tensor, " batch"]
+
+    @property
+    def scored_mask(self) -> Bool[Tensor, "batch time"]:
+        """True where a log-probability is needed: on loss tokens and choices."""
+        return self.loss_mask | self.choice_mask
+
+    @property
+    def is_choice(self) -> Bool[Tensor, " n"]:
+        """Of each scored token, in row order."""
+        return self.choice_mask[self.scored_mask]
 
     def to(self, device: torch.device) -> MicroBatch:
         moved = {f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
@@ -125,6 +142,9 @@ def collate(samples: Sequence[TrainSample]) -> MicroBatch:
     rollout_logprobs = torch.zeros(num_rows, time)
     advantages = torch.zeros(num_rows)
     temperature = torch.ones(num_rows)
+    choice_mask = torch.zeros(num_rows, time, dtype=torch.bool)
+    choice_advantages, choice_weights = torch.zeros(num_rows), torch.zeros(num_rows)
+    choice_reasons, choice_is_forced = (torch.zeros(num_rows, dtype=torch.bool) for _ in range(2))
     for row, sample in enumerate(samples):
         trajectory = sample.trajectory
         if trajectory.loss_mask[0]:
@@ -138,7 +158,25 @@ def collate(samples: Sequence[TrainSample]) -> MicroBatch:
         rollout_logprobs[row, :length] = torch.tensor(trajectory.rollout_logprobs)
         advantages[row] = sample.advantage
         temperature[row] = sample.temperature
-    return MicroBatch(token_ids, loss_mask, rollout_logprobs, advantages, temperature)
+        if (credit := sample.choice) is not None:
+            first = int(trajectory.loss_mask.argmax())
+            loss_mask[row, first : first + credit.num_tokens] = False
+            choice_mask[row, first] = True
+            choice_advantages[row], choice_weights[row] = credit.advantage, credit.weight
+            choice_reasons[row] = credit.choice.thinking
+            choice_is_forced[row] = credit.choice.is_forced
+    return MicroBatch(
+        token_ids,
+        loss_mask,
+        rollout_logprobs,
+        advantages,
+        temperature,
+        choice_mask,
+        choice_advantages,
+        choice_weights,
+        choice_reasons,
+        choice_is_forced,
+    )
 
 
 def reference_sample(request: ReferenceRequest, context: Sequence[int]) -> TrainSample:

@@ -39,7 +39,9 @@ class GroupFilter:
         self._algorithm = config.algorithm
         probability = config.reward.probability
         self._beta = probability.filter_beta if probability else None
-        self._reasoning = {name for name, mode in config.modes.items() if mode.thinking}
+        self._reasoning = {name for name, m in config.modes.items() if m.thinking is True}
+        # Rewards that are equal say nothing of a choice, which tokens and the other kind decide.
+        self._choosing = {name for name, m in config.modes.items() if m.thinking == "auto"}
         # Groups of step k may be asked for once step k - 1 - max_staleness is over.
         self._lag = 1 + config.rollout.max_staleness
         self._warmup: list[float] = []
@@ -72,7 +74,8 @@ class GroupFilter:
         if spread is not None and spread < self.threshold(step):
             return DropReason.LOW_SPREAD
         rewards = [score.reward for score in scores]
-        if self._algorithm.drop_zero_variance and has_zero_variance(rewards):
+        is_judged = self._algorithm.drop_zero_variance and mode not in self._choosing
+        if is_judged and has_zero_variance(rewards):
             return DropReason.ZERO_VARIANCE
         return None
 

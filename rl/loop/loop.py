@@ -21,19 +21,21 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from rl.config.run import Config
 from rl.data.fingerprint import stable_hash
 from rl.loop.accounting import Accounting, FinishedPlace, FinishedStore
-from rl.loop.advantages import group_advantages
+from rl.loop.advantages import choice_advantages, group_advantages, utilities, within_kinds
 from rl.loop.group_filter import DropReason, GroupFilter
 from rl.loop.interfaces import Engine, GenerationFailed, Learner, LearnerLost, Scorer
-from rl.loop.modes import draw_step, shares_at
+from rl.loop.modes import draw_pairs, draw_step, shares_at
 from rl.loop.publish import CanaryCheck, JoinedEngine, admit, publish
 from rl.loop.race import first_of
 from rl.loop.stages import (
     BatchUpdate,
+    ChoiceCredit,
     Failure,
     Prompt,
     RolloutRequest,
@@ -44,6 +46,8 @@ from rl.loop.stages import (
 from rl.loop.step_guard import wrong_credit
 
 T = TypeVar("T")
+Advantages = tuple[tuple[float | None, ...], ...]
+"""By group and trajectory; None where there is none."""
 MAX_ATTEMPTS = 20
 GROUPS_A_TURN = 32
 """Groups that may go on in one turn of the event loop. Each has a prompt to be rendered and
@@ -80,6 +84,8 @@ class StepResult:
     """Steps done, 1-based: the policy version after this step."""
     groups: tuple[ScoredGroup, ...]
     advantages: tuple[tuple[float | None, ...], ...]
+    choices: tuple[tuple[float | None, ...], ...]
+    """Advantages of choices, by group and trajectory; None in modes that leave no choice."""
     mismatches: tuple[tuple[float | None, ...], ...]
     """`BatchUpdate.mismatches` by group and trajectory; None where it was left out."""
     dropped: Counter[tuple[str, str]]
@@ -223,11 +229,10 @@ class TrainingLoop:
             return None
         taken = time.monotonic()
         groups = [finished.scored for finished in places]
-        # Only between steps: within one, the order in which groups finish would decide who is
-        # dropped.
+        # Only between steps: within one, who finishes first would decide who is dropped.
         spreads = [spread for finished in places for spread in finished.spreads]
         self.group_filter.end_step(self._version + 1, spreads)
-        batch, advantages = self._credit(groups)
+        batch, advantages, choices = self._credit(groups)
         if self._config.rollout.deterministic:
             # Which version samples a token is then a function of its step, and not of how long the
             # update takes. Before the update, after which no lost engine could be given the version
@@ -269,6 +274,7 @@ class TrainingLoop:
             step=self._version,
             groups=tuple(groups),
             advantages=advantages,
+            choices=choices,
             mismatches=mismatches,
             dropped=dropped,
             learner_metrics=dict(update.metrics),
@@ -302,18 +308,21 @@ class TrainingLoop:
                 [prompt.mode for prompt in prompts],
                 self._config.rollout.draw,
             )
+            pairs = draw_pairs(self._config, step, modes)
             # Long prompts go out first: they are the tail that everyone waits for.
             budgets = [self._config.modes[mode].max_tokens for mode in modes]
             order = sorted(range(len(prompts)), key=lambda place: -budgets[place])
             tasks: dict[int, asyncio.Task[FinishedPlace]] = {}
             for place in order:
                 tasks[place] = asyncio.create_task(
-                    self._produce(step, place, prompts[place], modes[place])
+                    self._produce(step, place, prompts[place], modes[place], pairs[place])
                 )
             self._asked_for[step] = [tasks[place] for place in range(len(prompts))]
             self._next_to_ask += 1
 
-    async def _produce(self, step: int, place: int, prompt: Prompt, mode: str) -> FinishedPlace:
+    async def _produce(
+        self, step: int, place: int, prompt: Prompt, mode: str, is_pair: bool
+    ) -> FinishedPlace:
         """One group, from the first prompt of this place whose group is not dropped."""
 
         def request(attempt: int) -> RolloutRequest:
@@ -322,7 +331,7 @@ class TrainingLoop:
             replaced = self._parts.prompts.replacement
             asked = replaced(step, place, attempt, mode) if attempt else prompt
             group_id = f"{step}/{place}/{attempt}"
-            return train_request(self._config, self._parts.encode, group_id, asked, mode)
+            return train_request(self._config, self._parts.encode, group_id, asked, mode, is_pair)
 
         if self._finished and (kept := self._finished.take(step, place, request)):
             self.accounting.restore(kept)
@@ -371,10 +380,11 @@ class TrainingLoop:
 
     # Trainer
 
-    def _credit(
-        self, groups: Sequence[ScoredGroup]
-    ) -> tuple[TrainBatch, tuple[tuple[float | None, ...], ...]]:
-        """Return the batch and every advantage; raises RuntimeError for an unproven version."""
+    def _credit(self, groups: Sequence[ScoredGroup]) -> tuple[TrainBatch, Advantages, Advantages]:
+        """Return the batch and every advantage, of responses and of choices.
+
+        Raises RuntimeError for an unproven version.
+        """
         max_staleness = self._config.rollout.max_staleness
         for scored in groups:
             for trajectory in scored.group.trajectories:
@@ -385,29 +395,40 @@ class TrainingLoop:
                         f"{last}, outside what may be trained at version {self._version} with "
                         f"rollout.max_staleness {max_staleness}"
                     )
+        compare = partial(
+            group_advantages, normalize_by_std=self._config.algorithm.normalize_by_std
+        )
         advantages = tuple(
-            group_advantages(
-                [score.reward for score in scored.scores], self._config.algorithm.normalize_by_std
-            )
-            for scored in groups
+            tuple(within_kinds(s.group.kinds, [score.reward for score in s.scores], compare))
+            for s in groups
         )
         samples: list[TrainSample] = []
+        choices: list[tuple[float | None, ...]] = []
         for scored, of_group in zip(groups, advantages, strict=True):
-            request = scored.group.request
-            samples += [
-                TrainSample(
+            request, mode = scored.group.request, self._config.modes[scored.group.request.mode]
+            of_choices: tuple[float | None, ...] = (None,) * len(of_group)
+            if mode.thinking == "auto":
+                worth = utilities(scored, mode.price)
+                of_choices = choice_advantages(scored.group.kinds, worth)
+            choices.append(of_choices)
+            for place, (trajectory, advantage, chosen) in enumerate(
+                zip(scored.group.trajectories, of_group, of_choices, strict=True)
+            ):
+                if advantage is None:
+                    continue
+                credit = None
+                if chosen is not None and trajectory.choice is not None:
+                    credit = ChoiceCredit(chosen, mode.choice_weight, trajectory.choice)
+                sample = TrainSample(
                     trajectory=trajectory,
                     advantage=advantage,
                     temperature=request.temperature,
                     id=f"{request.group_id}/{place}",
                     media=request.prompt.media,
+                    choice=credit,
                 )
-                for place, (trajectory, advantage) in enumerate(
-                    zip(scored.group.trajectories, of_group, strict=True)
-                )
-                if advantage is not None
-            ]
-        return TrainBatch(self._version + 1, tuple(samples)), advantages
+                samples.append(sample)
+        return TrainBatch(self._version + 1, tuple(samples)), advantages, tuple(choices)
 
 
 class _Turns:
@@ -433,6 +454,7 @@ def train_request(
     group_id: str,
     prompt: Prompt,
     mode: str,
+    is_pair: bool = False,
 ) -> RolloutRequest:
     """The request for one group of training; its seed depends on the run's seed and the group."""
     settings = config.modes[mode]
@@ -447,6 +469,7 @@ def train_request(
         # Tied to the group and not to a counter: a retry or a resumed run samples the same
         # responses.
         seed=sampling_seed(config.seed, group_id) if config.rollout.seed_requests else None,
+        is_pair=is_pair,
     )
 
 

@@ -4,6 +4,9 @@ Everything is over the n loss tokens of a micro-batch, in row order. Normalisati
 the whole batch over all ranks, so that micro-batch gradients add up to the gradient of one big
 batch. A sequence is always whole in its micro-batch, so what is taken over sequences does not
 depend on how the batch is cut either.
+
+A choice, the one token by which a response decides whether to reason, is no loss token: it has a
+loss of its own (`choice_loss`), normalised by the number of choices.
 """
 
 from __future__ import annotations
@@ -18,10 +21,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rl.config.policy import AlgorithmConfig
-from rl.loop.stages import Trajectory
+from rl.loop.batching import MicroBatch
+from rl.loop.stages import TrainSample, Trajectory
 
 MAX_KEY = "max_abs_log_ratio"
 """The one entry of the metric sums that is a maximum."""
+SETTLED = 0.98
+"""A choice that is as probable as this, or as improbable as the rest, is pushed no further that
+way: a forced choice has the same gradient however sure the policy is, and would never stop."""
 
 
 def is_in_loss(trajectory: Trajectory, algorithm: AlgorithmConfig) -> bool:
@@ -38,13 +45,16 @@ class GlobalCounts:
     """Of the sequences that are in the loss."""
     num_sequences: int
     """Of all, also of those that `mask_truncated` leaves out of the loss."""
+    num_choices: int = 0
+    """Choices of the sequences that are in the loss."""
 
     @classmethod
-    def of(cls, trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig) -> GlobalCounts:
+    def of(cls, samples: Sequence[TrainSample], algorithm: AlgorithmConfig) -> GlobalCounts:
         # As in TRL: a truncated answer is a sequence without tokens, so it makes a mean over
         # sequences smaller and leaves a mean over tokens as it is.
-        in_loss = [t for t in trajectories if is_in_loss(t, algorithm)]
-        return cls(sum(t.num_response_tokens for t in in_loss), len(trajectories))
+        in_loss = [s for s in samples if is_in_loss(s.trajectory, algorithm)]
+        num_choices = sum(sample.choice is not None for sample in in_loss)
+        return cls(sum(s.num_loss_tokens for s in in_loss), len(samples), num_choices)
 
 
 def token_weights(
@@ -217,6 +227,52 @@ def policy_loss(
     return loss, sums
 
 
+def choice_loss(
+    policy_logprobs: Float[Tensor, " c"],
+    old_logprobs: Float[Tensor, " c"],
+    entropies: Float[Tensor, " c"],
+    micro_batch: MicroBatch,
+    counts: GlobalCounts,
+    algorithm: AlgorithmConfig,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Return this micro-batch's share of the loss of the choices, and metric sums.
+
+    It is `policy_loss` over one token a sequence, weighed by the mode's `choice_weight` over the
+    number of choices. So its part of the gradient does not depend on how long responses are: in a
+    mean over all tokens a choice would weigh the less the longer they grow (DeGRPO,
+    https://arxiv.org/abs/2505.13379). A forced choice has no probability under the engine, and none
+    that would say how often it comes; it is taken as if the policy of the batch's start had sampled
+    it.
+
+    policy_logprobs, old_logprobs, entropies: as in LossInputs, of the c choices in row order.
+    """
+    is_chosen = micro_batch.choice_mask.any(dim=1)  # [B]
+    advantages = micro_batch.choice_advantages[is_chosen]
+    old_logprobs = old_logprobs.detach()
+    probability = old_logprobs.exp()
+    is_settled = torch.where(advantages > 0, probability > SETTLED, probability < 1 - SETTLED)
+    is_forced = micro_batch.choice_is_forced[is_chosen]
+    rollout_logprobs = micro_batch.rollout_logprobs[micro_batch.choice_mask]
+    inputs = LossInputs(
+        loss_mask=is_chosen[is_chosen, None],
+        policy_logprobs=policy_logprobs,
+        old_logprobs=old_logprobs,
+        rollout_logprobs=torch.where(is_forced, old_logprobs, rollout_logprobs),
+        advantages=advantages.masked_fill(is_settled, 0.0),
+        weights=micro_batch.choice_weights[is_chosen] / max(counts.num_choices, 1),
+        entropies=entropies,
+    )
+    loss, sums = policy_loss(inputs, algorithm)
+    does_reason = micro_batch.choice_reasons[is_chosen]
+    return loss, {
+        "choice_loss": sums["loss"],
+        "num_choices": is_chosen.sum(),
+        "choice_entropy": sums["entropy"],
+        "choice_reasons": torch.where(does_reason, probability, 1 - probability).sum(),
+        "choice_settled": is_settled.sum(),
+    }
+
+
 def mean_log_ratios(
     old_logprobs: Float[Tensor, " n"],
     rollout_logprobs: Float[Tensor, " n"],
@@ -229,7 +285,8 @@ def mean_log_ratios(
     Example: mean_log_ratios([-1, -2, -3], [-1.5, -2, -4], [2, 1]) == [0.25, 1.0]
     """
     differences = (old_logprobs.detach() - rollout_logprobs).split(list(num_tokens))
-    return [difference.mean().item() for difference in differences]
+    # A response may end with its choice, and then has none.
+    return [each.mean().item() if len(each) else 0.0 for each in differences]
 
 
 def reduce_sums(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -256,4 +313,8 @@ def loss_metrics(sums: Mapping[str, float], num_updates: int) -> dict[str, float
     if "masked_sequences" in sums:
         share = sums["masked_sequences"] / max(sums["num_sequences"], 1.0)
         metrics["rollout/masked_sequences"] = share
+    if num_choices := sums.get("num_choices"):
+        metrics["loss/choice"] = sums["choice_loss"] / num_updates
+        for name in ("entropy", "reasons", "settled"):
+            metrics[f"choice/{name}"] = sums[f"choice_{name}"] / num_choices
     return metrics

@@ -13,8 +13,8 @@ import numpy as np
 
 from rl.config.run import Config
 
-# Third word of the generator's key, so that no other draw of the run shares its numbers.
-_STREAM = 101
+# Third words of the generators' keys, so that no two draws of the run share their numbers.
+_STREAM, _PAIR_STREAM = 101, 102
 
 
 def shares_at(config: Config, step: int) -> dict[str, float]:
@@ -38,6 +38,7 @@ def draw_step(
     shares: Mapping[str, float],
     pinned: Sequence[str | None],
     draw: Literal["stratified", "bernoulli"],
+    stream: int = _STREAM,
 ) -> list[str]:
     """Return the mode of each place of a step; a pinned place keeps its mode.
 
@@ -46,14 +47,15 @@ def draw_step(
     places; where pins exceed a share, the other modes divide what is left in proportion.
     bernoulli: every unpinned place draws for itself.
 
-    Raises ValueError for a place pinned to a mode that does not exist.
+    Raises ValueError for a place pinned to a mode that does not exist. stream: tells draws for
+    other purposes apart.
     """
     if unknown := sorted({mode for mode in pinned if mode is not None} - set(shares)):
         raise ValueError(f"prompts are pinned to {unknown}, the modes are {sorted(shares)}")
     names = sorted(shares)  # the order in which a file lists its modes must not matter
     # Keyed by seed and step and never advanced: a resumed run, a retry and a run with other workers
     # draw the same modes.
-    rng = np.random.default_rng((seed, step, _STREAM))
+    rng = np.random.default_rng((seed, step, stream))
     modes = list(pinned)
     free = [place for place, mode in enumerate(modes) if mode is None]
     if draw == "bernoulli":
@@ -69,6 +71,29 @@ def draw_step(
         for place, mode in zip(rng.permutation(free), dealt, strict=True):
             modes[place] = mode
     return [mode for mode in modes if mode is not None]
+
+
+def draw_pairs(config: Config, step: int, modes: Sequence[str]) -> list[bool]:
+    """Return for each place of a step (0-based) whether both ways to answer are forced there.
+
+    modes: of the places. That falls by the step alone: what the groups of a step come to must not
+    decide how many of each kind there are, or the mean of what was chosen would be off.
+    """
+    is_pair = [False] * len(modes)
+    # One after the other in the order of their names, as for the modes themselves.
+    for number, name in enumerate(sorted(set(modes))):
+        settings = config.modes[name]
+        if settings.thinking == "auto":
+            share = settings.pairs.share_at(step + 1, config.steps)
+            places = [place for place, mode in enumerate(modes) if mode == name]
+            kinds = {"free": 1 - share, "pair": share}
+            stream = _PAIR_STREAM + number
+            drawn = draw_step(
+                config.seed, step, kinds, [None] * len(places), config.rollout.draw, stream
+            )
+            for place, kind in zip(places, drawn, strict=True):
+                is_pair[place] = kind == "pair"
+    return is_pair
 
 
 def _counts(

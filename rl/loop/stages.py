@@ -8,7 +8,7 @@ module loads without torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl.config.policy import THINK_TAGS, ThinkTags
+from rl.config.rollout import Thinking
 from rl.data.media.names import Medium
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -89,6 +90,45 @@ def split_response(
 
 
 @dataclass(frozen=True)
+class Choice:
+    """How a response began in a mode that leaves the policy to choose; read from its token ids."""
+
+    thinking: bool
+    """Whether it reasons."""
+    num_tokens: int
+    """Tokens of the response, from the first, that say so: its text begins behind them, as after
+    the prompt of a mode that leaves no choice. 0 where the first token is no kind's."""
+    is_kept: bool = True
+    """Whether they are all that stands in such a prompt; a response that strays from it is a leak.
+    """
+    is_forced: bool = False
+    """Whether they were set, and not sampled."""
+
+
+@dataclass(frozen=True)
+class ChoiceTokens:
+    """What follows the prompt of a mode that chooses, up to where each kind's own prompt ends.
+
+    Neither is empty, and their first tokens differ: the first token is the choice.
+    """
+
+    long: tuple[int, ...]
+    short: tuple[int, ...]
+
+    def read(self, response: Sequence[int], is_forced: bool = False) -> Choice:
+        """How a response, of one token at least, began.
+
+        Example: ChoiceTokens((7,), (8, 9)).read([8, 9, 4]) == Choice(False, 2)
+        """
+        for thinking, tokens in ((True, self.long), (False, self.short)):
+            if response[0] == tokens[0]:
+                is_kept = tuple(response[: len(tokens)]) == tokens
+                return Choice(thinking, len(tokens) if is_kept else 1, is_kept, is_forced)
+        # After an open tag any text is reasoning.
+        return Choice(True, 0, is_kept=False)
+
+
+@dataclass(frozen=True)
 class Prompt:
     """One dataset row the policy is asked.
 
@@ -106,6 +146,8 @@ class Prompt:
     """A mode that the dataset pins this row to; None leaves it to the draw."""
     media: tuple[Medium, ...] = ()
     """Its images and videos, in the order in which the messages show them."""
+    difficulty: float | None = None
+    """How hard the task says it is, in units of its own; None where it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +168,9 @@ class RolloutRequest:
     seed: int | None
     """Seed of this request alone; None samples from the engine's own stream."""
     top_p: float = 1.0
+    is_pair: bool = False
+    """In a mode that chooses: the first half of the trajectories is to reason, the other to answer
+    at once. Not a question of chance then, so both kinds are there to be compared."""
 
 
 _ARRAYS = {"token_ids": np.int32, "loss_mask": np.bool_, "rollout_logprobs": np.float32}
@@ -139,13 +184,14 @@ class Trajectory:
     """
 
     token_ids: NDArray[np.int32]  # [L]
-    loss_mask: NDArray[np.bool_]  # [L], True on sampled tokens
-    rollout_logprobs: NDArray[np.float32]  # [L], 0 on the prompt
+    loss_mask: NDArray[np.bool_]  # [L], True on the response: what is sampled, or a forced choice
+    rollout_logprobs: NDArray[np.float32]  # [L], 0 on the prompt and on a forced choice
     versions: tuple[int, int]
     """Policy version when the request entered the engine and when its last token was sampled."""
     finish_reason: FinishReason
     text: str
-    """The sampled text with special tokens kept, the end-of-sequence token dropped."""
+    """The sampled text with special tokens kept, the end-of-sequence token dropped; of a mode that
+    chooses, what stands behind the choice."""
     reasoning: str | None
     """What stands before the closing think tag; None where the mode has no reasoning."""
     answer: str | None
@@ -153,6 +199,8 @@ class Trajectory:
     end_token: int | None = None
     """The sampled end of sequence, which `text` leaves out; None where there is none, and where it
     is not known."""
+    choice: Choice | None = None
+    """None in a mode that leaves no choice."""
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle: the text once, of which reasoning and answer are the two ends.
@@ -193,6 +241,14 @@ class Trajectory:
         return len(self.token_ids)
 
 
+def reasons(thinking: Thinking, trajectory: Trajectory) -> bool:
+    """Whether a trajectory of a mode with this `thinking` is one that reasons."""
+    if thinking != "auto":
+        return thinking
+    assert trajectory.choice is not None, "a trajectory of a mode that chooses tells its choice"
+    return trajectory.choice.thinking
+
+
 @dataclass(frozen=True)
 class RolloutGroup:
     """The n trajectories of one prompt in one mode, so advantages compare like with like."""
@@ -203,6 +259,11 @@ class RolloutGroup:
     """Place of the engine that sampled it; its prefix cache holds the trajectories for a while."""
     media_digests: tuple[str, ...] = ()
     """Of the prompt's media as the engine read them."""
+
+    @property
+    def kinds(self) -> tuple[bool | None, ...]:
+        """Of each trajectory, whether it chose to reason; None in a mode that leaves no choice."""
+        return tuple(t.choice and t.choice.thinking for t in self.trajectories)
 
 
 @dataclass(frozen=True)
@@ -276,17 +337,42 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True)
+class ChoiceCredit:
+    """Of the token by which a response chose its kind, which has a loss of its own."""
+
+    advantage: float
+    """What the kind has over the whole group (rl/loop/advantages.py)."""
+    weight: float
+    """Of the mean over all choices in the loss."""
+    choice: Choice
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens, from the first, that are out of the response's own loss."""
+        return max(1, self.choice.num_tokens) if self.choice.is_forced else 1
+
+
+@dataclass(frozen=True)
 class TrainSample:
     """A trajectory with its credit."""
 
     trajectory: Trajectory
     advantage: float
+    """Of its tokens; of a mode that chooses, of those behind the choice."""
     temperature: float
     """The temperature it was sampled at; the learner divides its logits by it."""
     id: str = ""
     """Group and place in it, for errors."""
     media: tuple[Medium, ...] = ()
     """The prompt's images and videos."""
+    choice: ChoiceCredit | None = None
+    """None in a mode that leaves no choice."""
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Response tokens that have its advantage."""
+        num_chosen = self.choice.num_tokens if self.choice else 0
+        return self.trajectory.num_response_tokens - num_chosen
 
 
 @dataclass(frozen=True)

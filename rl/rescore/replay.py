@@ -28,6 +28,7 @@ from rewards.service import PreferredAnswers, RewardService, TextSource
 from rewards.text.text_rewards import TextRewards
 from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import ProbabilityConfig
+from rl.config.rollout import Thinking
 from rl.config.run import Config
 from rl.data.media.names import from_json
 from rl.loop.advantages import group_advantages
@@ -41,6 +42,7 @@ from rl.loop.stages import (
     ScoredGroup,
     Trajectory,
     not_scorable,
+    reasons,
 )
 from rl.run.ledger import LedgerRow, ledger_rows, read_rows, write_step
 
@@ -140,14 +142,14 @@ class RecordedScores:
         self._tags = tags
         self._probability = probability
 
-    async def accuracies(self, group: RolloutGroup, thinking: bool) -> list[Accuracy]:
+    async def accuracies(self, group: RolloutGroup, thinking: Thinking) -> list[Accuracy]:
         assert self._probability is not None, "asked only where the reward is configured"
-        debias = thinking and self._probability.debias
         accuracies = []
         for row, trajectory in zip(
             self._rows[group.request.group_id], group.trajectories, strict=True
         ):
             probability, baseline = row.parts.get("probability"), row.parts.get("baseline")
+            debias = reasons(thinking, trajectory) and self._probability.debias
             if invalid := unanswered(self._probability, trajectory, thinking, self._tags):
                 accuracies.append(invalid)
             # A run whose reward had no probability, or was not debiased, did not measure them.
@@ -186,6 +188,7 @@ def _as_group(rows: Sequence[LedgerRow]) -> RolloutGroup:
             reasoning=row.reasoning,
             answer=row.answer,
             end_token=row.end_token,
+            choice=row.as_choice,
         )
         for row in rows
     ]

@@ -1,7 +1,8 @@
-"""The curves of a run: panels of what it logged by step, and curves.png with the first four."""
+"""The curves of a run: panels of what it logged by step, curves.png with the first four, and
+choice.png where the policy chooses whether to reason."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ class Panel:
     more: Callable[[Axes, Course], None] | None = None
     """Draws what is no line over steps."""
 
+    @property
+    def _shades(self) -> dict[str, str]:
+        """The colours of lines that are no modes: blues, as far as these can be told apart."""
+        if len(self.lines) > len(BLUES):
+            return mode_colors(self.lines)
+        return dict(zip(self.lines, BLUES[::-1], strict=False))
+
     def draw(self, axes: Axes, course: Course) -> bool:
         """Draw it; False if nothing of it was logged, which the panel then says."""
         panel(axes, self.title, "step")
@@ -81,8 +89,7 @@ class Panel:
                     series = course.known(key.replace(MODE, mode))
                     _draw_smoothed(axes, series, label.replace(MODE, mode), color)
             else:
-                color = BLUES[::-1][list(self.lines).index(label)]
-                _draw_smoothed(axes, course.known(key), label, color)
+                _draw_smoothed(axes, course.known(key), label, self._shades[label])
         if self.more is not None:
             self.more(axes, course)
         is_drawn = axes.has_data()
@@ -94,17 +101,27 @@ class Panel:
         return is_drawn
 
 
-def draw_curves(directory: RunDirectory) -> Path:
-    """Draw curves.png: reward, accuracy, length and the seconds of a step."""
+def draw_curves(directory: RunDirectory) -> list[Path]:
+    """Draw curves.png: reward, accuracy, length and the seconds of a step.
+
+    Where the policy chooses whether to reason, also choice.png: the first four of `choice_panels`.
+    """
     course = read_course(directory)
     steps = sum(step > 0 for step in course.logged.index)
     pieces = [directory.name, "1 step" if steps == 1 else f"{steps} steps"]
     if len(throughput := course.known("perf/tokens_per_second")):
         pieces.append(f"median {throughput.median():,.0f} tokens/s")
-    figure = sheet(*pieces)
-    for axes, one in zip(figure.subplots(2, 2).flat, LEARNING, strict=True):
-        one.draw(axes, course)
-    return save(figure, directory.root / "curves.png")
+    pictures: list[tuple[str, list[str], Sequence[Panel]]] = [("curves.png", pieces, LEARNING)]
+    if of_choice := choice_panels(course):
+        pieces = [directory.name, "the choice whether to reason"]
+        pictures.append(("choice.png", pieces, of_choice[:4]))
+    drawn = []
+    for name, title, panels in pictures:
+        figure = sheet(*title)
+        for axes, one in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            one.draw(axes, course)
+        drawn.append(save(figure, directory.root / name))
+    return drawn
 
 
 def picture_of(one: Panel, course: Course) -> bytes | None:
@@ -152,6 +169,29 @@ def part_panels(course: Course) -> list[Panel]:
         if area == "reward" and mode in course.heldout and part not in ("mean", "accuracy"):
             parts[part] = None
     return [Panel(part, {MODE: f"reward/{MODE}/{part}"}) for part in parts]
+
+
+def choice_panels(course: Course) -> list[Panel]:
+    """What the policy chooses, and how surely; none of a run in which it never chose."""
+    if not len(course.known("choice/reasons")):
+        return []
+    by_difficulty, by_source = {"probability": "choice/reasons"}, dict[str, str]()
+    for key in map(str, course.logged.columns):
+        mode, is_share, part = key.removeprefix("rollout/").partition("/reasons_")
+        source = part.removeprefix("of_")
+        if is_share:
+            (by_difficulty if source == part else by_source)[f"{mode} {source}"] = key
+    shares = [
+        Panel(f"Share that reasons, by {what}", lines, is_share=True, limits=(0, 1))
+        for what, lines in (("difficulty", by_difficulty), ("source", by_source))
+        if lines
+    ]
+    return [
+        *shares,
+        Panel("Entropy of the choice, nats", {"": "choice/entropy"}, limits=(0, None)),
+        Panel("Gain in worth by reasoning, over pairs", {MODE: "rollout/{mode}/gap"}),
+        Panel("Pairs", {MODE: "rollout/{mode}/pairs"}, is_share=True, limits=(0, 1)),
+    ]
 
 
 def _draw_smoothed(axes: Axes, series: pd.Series, label: str, color: str) -> None:

@@ -4,7 +4,7 @@ config.yaml     the resolved config            checkpoints/    rl/run/checkpoint
 metrics.jsonl   one object a step              ledger/         rl/run/ledger.py
 summary.json    before and after               tensorboard/    rl/run/sinks.py
 recipe.json     what the config came from      events.jsonl    faults and what became of them
-curves.png      rl/run/curves.py               run.html        the page of rl/show
+curves.png      (choice.png) rl/run/curves.py  run.html        the page of rl/show
 evaluations/    rl/evaluate                    samples/        its pages of steps
 finished/       rl/run/finished.py             logs/           what the run's processes print
 skipped/        rl/run/finished.py             .lock           held by the driver

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from rl.loop.accounting import FinishedPlace
 from rl.loop.stages import (
+    Choice,
     Claimed,
     Failure,
     RolloutGroup,
@@ -200,6 +201,7 @@ def _trajectory_record(trajectory: Trajectory) -> dict[str, Any]:
         "reasoning": trajectory.reasoning,
         "answer": trajectory.answer,
         "end_token": trajectory.end_token,
+        "choice": None if trajectory.choice is None else vars(trajectory.choice),
     }
 
 
@@ -217,6 +219,8 @@ def _trajectory(record: Record) -> Trajectory:
         reasoning=record["reasoning"],
         answer=record["answer"],
         end_token=record["end_token"],
+        # Older versions had no mode that chooses.
+        choice=Choice(**record["choice"]) if record.get("choice") else None,
     )
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl.data.media.names import to_json
-from rl.loop.stages import ScoredGroup
+from rl.loop.stages import Choice, ScoredGroup
 from rl.run.files import atomic_write
 
 PART_PREFIX = "part/"
@@ -48,6 +48,15 @@ class LedgerRow:
     older version wrote the row."""
     num_tokens: int
     """Response tokens."""
+    choice: str | None = None
+    """What a response chose where the mode leaves that to the policy: `long`, to reason, or
+    `short`. None in other modes."""
+    choice_by: str | None = None
+    """`policy`; `pair` where it was set; `stray` where it did not go on as what it chose does."""
+    choice_tokens: int | None = None
+    """How many of its tokens say so, which `text` leaves out."""
+    choice_advantage: float | None = None
+    """What its choice was trained on; `advantage` is that of the tokens behind it."""
     reward: float | None
     parts: Mapping[str, float]
     """Reward parts before weighting; a column `part/NAME` each."""
@@ -69,6 +78,13 @@ class LedgerRow:
     state: str = "trained"
     """`skipped` where the update of the step was not taken (rl/loop/step_guard.py)."""
 
+    @property
+    def as_choice(self) -> Choice | None:
+        if self.choice is None or self.choice_tokens is None:
+            return None
+        by = self.choice_by
+        return Choice(self.choice == "long", self.choice_tokens, by != "stray", by == "pair")
+
 
 # The columns are those of LedgerRow, so the type alone says what a file holds.
 _ARROW_TYPES = {
@@ -86,16 +102,30 @@ def ledger_rows(
     scored_groups: Sequence[ScoredGroup],
     advantages: Sequence[Sequence[float | None]],
     mismatches: Sequence[Sequence[float | None]],
+    choices: Sequence[Sequence[float | None]] | None = None,
     is_skipped: bool = False,
 ) -> list[LedgerRow]:
-    """The rows of a step (1-based); advantages and mismatches are per group and trajectory."""
+    """The rows of a step (1-based); advantages and mismatches are per group and trajectory.
+
+    choices: advantages of choices (StepResult.choices).
+    """
     rows = []
-    for scored, *per_trajectory in zip(scored_groups, advantages, mismatches, strict=True):
+    choices = choices or [[None] * len(scored.scores) for scored in scored_groups]
+    for scored, *per_trajectory in zip(scored_groups, advantages, mismatches, choices, strict=True):
         group, request, prompt = scored.group, scored.group.request, scored.group.request.prompt
         messages = json.dumps(prompt.messages, default=dict, ensure_ascii=False)
-        for trajectory, score, advantage, mismatch in zip(
+        for trajectory, score, advantage, mismatch, choice_advantage in zip(
             group.trajectories, scored.scores, *per_trajectory, strict=True
         ):
+            choice, chosen = trajectory.choice, {}
+            if choice is not None:
+                by = "pair" if choice.is_forced else "policy" if choice.is_kept else "stray"
+                chosen = {
+                    "choice": "long" if choice.thinking else "short",
+                    "choice_by": by,
+                    "choice_tokens": choice.num_tokens,
+                    "choice_advantage": choice_advantage,
+                }
             rows.append(
                 LedgerRow(
                     step=step,
@@ -115,6 +145,7 @@ def ledger_rows(
                     finish_reason=trajectory.finish_reason,
                     end_token=trajectory.end_token,
                     num_tokens=trajectory.num_response_tokens,
+                    **chosen,
                     reward=score.reward,
                     parts=score.parts,
                     route=str(score.route or ""),
@@ -164,8 +195,10 @@ def read_rows(path: Path) -> list[LedgerRow]:
     table = pq.read_table(path)
     present = set(table.column_names)
     names = {field.name for field in dataclasses.fields(LedgerRow)} - {"parts"}
-    # Runs that older versions began have no word of what the rules read, nor of how it ended.
+    # Runs that older versions began have no word of what the rules read, nor of how it began and
+    # ended.
     names -= {"claimed", "claimed_how", "why", "end_token", "state"} - present
+    names -= {name for name in names if name.startswith("choice")} - present
     if missing := sorted(names - present):
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; another version wrote it")
     rows = []

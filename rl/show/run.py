@@ -22,6 +22,7 @@ from rl.run.curves import (
     DIAGNOSTICS,
     LEARNING,
     Course,
+    choice_panels,
     part_panels,
     picture_of,
     read_course,
@@ -69,8 +70,10 @@ class RunPage:
     alarms: tuple[str, ...]
     modes: tuple[ModeNow, ...]
     learning: Mapping[str, str]
-    """Pictures by title, as data URIs; so are the next two."""
+    """Pictures by title, as data URIs; so are the next three."""
     parts: Mapping[str, str]
+    choice: Mapping[str, str]
+    """Of the policy's choice whether to reason; empty where it has none."""
     diagnostics: Mapping[str, str]
     gains: Table
     evaluated: int
@@ -105,6 +108,7 @@ class _Drawn:
     course: Course
     learning: Mapping[str, str]
     parts: Mapping[str, str]
+    choice: Mapping[str, str]
     diagnostics: Mapping[str, str]
 
 
@@ -155,6 +159,7 @@ def read_run(run: RunDirectory, place: Path, is_served: bool = False) -> RunPage
         modes=modes_now(course),
         learning=drawn.learning,
         parts=drawn.parts,
+        choice=drawn.choice,
         diagnostics=drawn.diagnostics,
         gains=gains_of(course, evaluated),
         evaluated=evaluated,
@@ -193,7 +198,7 @@ def _stamp(run: RunDirectory) -> tuple[tuple[int, int] | None, ...]:
 def _drawn(run: RunDirectory, stamp: tuple[tuple[int, int] | None, ...]) -> _Drawn:
     course = read_course(run)
     drawn: list[dict[str, str]] = []
-    for panels in (LEARNING, part_panels(course), DIAGNOSTICS):
+    for panels in (LEARNING, part_panels(course), choice_panels(course), DIAGNOSTICS):
         pictures = {panel.title: picture_of(panel, course) for panel in panels}
         drawn.append(
             {
@@ -267,6 +272,7 @@ def modes_now(course: Course) -> tuple[ModeNow, ...]:
             ("accuracy", f"reward/{mode}/accuracy", ".1%"),
             ("reward", f"reward/{mode}/mean", ".3g"),
             ("tokens", f"rollout/{mode}/tokens_mean", ",.1f"),
+            ("reasons", f"rollout/{mode}/reasons", ".1%"),
         )
         recent = {
             name: f"{name} {series.tail(PACE_STEPS).mean():{form}}"
@@ -294,12 +300,17 @@ def modes_now(course: Course) -> tuple[ModeNow, ...]:
 
 def gains_of(course: Course, evaluated: int) -> Table:
     """Held-out figures of every mode before training, and of the evaluation at a step."""
+    columns = {"tokens_mean": ",.1f", "truncated": ".1%", "leak": ".1%"}
+    header = ["mode", "accuracy before", "after", "points", "tokens", "truncated", "mode leaks"]
+    if any(len(course.known(f"eval/{mode}/reasons")) for mode in course.heldout):
+        columns["reasons"] = ".1%"
+        header.append("reasons")
     lines = []
     for mode in course.heldout:
         start = course.before.get(mode, {})
         now = {
             key: by_step[evaluated]
-            for key in ("accuracy", "half_width", "tokens_mean", "truncated", "leak")
+            for key in ("accuracy", "half_width", "tokens_mean", "truncated", "leak", "reasons")
             if evaluated in (by_step := course.known(f"eval/{mode}/{key}").to_dict())
         }
         accuracies = [
@@ -311,13 +322,14 @@ def gains_of(course: Course, evaluated: int) -> Table:
         is_known = "accuracy" in start and "accuracy" in now
         points = f"{100 * (now['accuracy'] - start['accuracy']):+.1f}" if is_known else NONE
         others = [
-            " → ".join(format(some[key], form) if key in some else NONE for some in (start, now))
-            for key, form in (("tokens_mean", ",.1f"), ("truncated", ".1%"), ("leak", ".1%"))
+            " → ".join(
+                NONE if some.get(key) is None else f"{some[key]:{form}}" for some in (start, now)
+            )
+            for key, form in columns.items()
         ]
         if start or now:
             lines.append((mode, *accuracies, points, *others))
-    header = ("mode", "accuracy before", "after", "points", "tokens", "truncated", "mode leaks")
-    return Table(header, tuple(lines))
+    return Table(tuple(header), tuple(lines))
 
 
 def groups_of(run: RunDirectory) -> str | None:

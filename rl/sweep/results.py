@@ -156,7 +156,7 @@ def is_finished(arm: Arm) -> bool:
 def read_results(finished: Sequence[Arm], failures: Mapping[str, str]) -> SweepResults:
     """Compare the finished arms."""
     modes = finished[0].config.modes
-    thinking = [name for name, mode in modes.items() if mode.thinking]
+    thinking = [name for name, mode in modes.items() if mode.thinking is True]
     points = []
     # The seeds of a point stand together. By name, since what an arm varies may be a list.
     for _, of_point in groupby(finished, key=lambda arm: arm.point.name):

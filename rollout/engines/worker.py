@@ -27,6 +27,7 @@ from rl.data.media.store import MediaStore
 from rl.loop.interfaces import GenerationFailed, WorkerFailed
 from rl.loop.stages import (
     Canary,
+    ChoiceTokens,
     NextTokenRequest,
     ReferenceRequest,
     RolloutGroup,
@@ -69,8 +70,9 @@ class WorkerSettings:
     tensor_parallel: int
     transport: str | None
     """How it receives the learner's weights; None for a model that no learner trains."""
-    thinking: Mapping[str, bool]
-    """Whether each mode reasons, which decides how its text is split."""
+    thinking: Mapping[str, bool | ChoiceTokens]
+    """Whether each mode reasons, which decides how its text is split; or by which tokens a response
+    of a mode that chooses says so."""
     tags: ThinkTags = THINK_TAGS
     """Around the reasoning."""
     comes_back: bool = False
@@ -227,42 +229,60 @@ class RolloutWorker(Watched):
         """Return the group; raises GenerationFailed if the request, not the engine, is at fault."""
         # A publish may come while this request is in flight; the loop refuses what is too stale.
         first_version = self._version
+        thinking = self._settings.thinking[request.mode]
+        # Which of them are to begin with which tokens: with none, unless both kinds are forced.
+        parts: list[tuple[range, tuple[int, ...]]] = [(range(request.n), ())]
+        if request.is_pair:
+            assert isinstance(thinking, ChoiceTokens), f"mode {request.mode} leaves no choice"
+            half = request.n // 2
+            parts = [(range(half), thinking.long), (range(half, request.n), thinking.short)]
         with self._failures():
-            sampling = self._vllm.SamplingParams(
-                n=request.n,
-                max_tokens=request.max_tokens,
-                temperature=request.temperature,
-                top_p=request.top_p,
-                seed=request.seed,
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
-                logit_bias=self._never_sampled or None,
-                # vLLM itself stops at those of generation_config.json alone, where there is one.
-                stop_token_ids=sorted(self._chat.end_tokens),
+            sampled = await asyncio.gather(
+                *(self._sampled(request, *part, first_version) for part in parts)
             )
-            output, shown = await self._final_output(
-                request.prompt_token_ids,
-                request.prompt.media,
-                sampling,
-                request.group_id,
-                first_version,
-            )
-        if len(output.outputs) != request.n or not all(c.token_ids for c in output.outputs):
-            raise GenerationFailed("empty", "the engine returned no tokens for a trajectory")
-        # A group with a part missing has no fair baseline, so the whole group fails.
-        if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
-            raise GenerationFailed("aborted", "the engine gave a trajectory up")
-        versions = (first_version, self._version)
+        versions, trajectories = (first_version, self._version), []
+        for (places, forced), (output, _) in zip(parts, sampled, strict=True):
+            if len(output.outputs) != len(places) or not all(c.token_ids for c in output.outputs):
+                raise GenerationFailed("empty", "the engine returned no tokens for a trajectory")
+            # A group with a part missing has no fair baseline, so the whole group fails.
+            if any(c.finish_reason not in ("stop", "length") for c in output.outputs):
+                raise GenerationFailed("aborted", "the engine gave a trajectory up")
+            trajectories += [
+                self._trajectory(thinking, output.prompt_token_ids, len(forced), c, versions)
+                for c in output.outputs
+            ]
+        _, shown = sampled[0]
         return RolloutGroup(
             request,
-            tuple(
-                self._trajectory(request.mode, output.prompt_token_ids, c, versions)
-                for c in output.outputs
-            ),
+            tuple(trajectories),
             media_digests=tuple(medium.digest for medium in shown),
         )
+
+    async def _sampled(
+        self, request: RolloutRequest, places: range, forced: tuple[int, ...], version: int
+    ) -> tuple[Any, list[StillImage | Video]]:
+        """The engine's output for these of a group's responses, all of which begin as `forced`
+        says, and the prompt's media as they were shown to it."""
+        sampling = self._vllm.SamplingParams(
+            n=len(places),
+            # What is forced counts as sampled, so that both kinds may write as much.
+            max_tokens=request.max_tokens - len(forced),
+            temperature=request.temperature,
+            top_p=request.top_p,
+            # vLLM gives the n responses this seed and those that follow it.
+            seed=None if request.seed is None else request.seed + places.start,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
+            logit_bias=self._never_sampled or None,
+            # vLLM itself stops at those of generation_config.json alone, where there is one.
+            stop_token_ids=sorted(self._chat.end_tokens),
+        )
+        # The two kinds of a pair differ in what is forced first.
+        name = f"{request.group_id}/{forced[0]}" if forced else request.group_id
+        asked = (*request.prompt_token_ids, *forced)
+        return await self._final_output(asked, request.prompt.media, sampling, name, version)
 
     async def reference_logprobs(self, request: ReferenceRequest) -> tuple[float, ...]:
         """Log-probability of each reference token after the context; raises GenerationFailed."""
@@ -374,22 +394,26 @@ class RolloutWorker(Watched):
 
     def _trajectory(
         self,
-        mode: str,
+        thinking: bool | ChoiceTokens,
         prompt_token_ids: Sequence[int],
+        num_forced: int,
         completion: Any,
         versions: tuple[int, int],
     ) -> Trajectory:
-        """prompt_token_ids: with every token of the prompt's media."""
+        """prompt_token_ids: with every token of the prompt's media, and those that were forced."""
         ids = [np.asarray(part, np.int32) for part in (prompt_token_ids, completion.token_ids)]
         token_ids = np.concatenate(ids)
-        loss_mask = np.arange(len(token_ids)) >= len(prompt_token_ids)
+        loss_mask = np.arange(len(token_ids)) >= len(prompt_token_ids) - num_forced
         logprobs = np.zeros(len(token_ids), dtype=np.float32)
-        logprobs[loss_mask] = completion.logprobs.logprobs
+        logprobs[len(prompt_token_ids) :] = completion.logprobs.logprobs
+        choice, response = None, token_ids[loss_mask].tolist()
+        if isinstance(thinking, ChoiceTokens):
+            choice = thinking.read(response, is_forced=num_forced > 0)
+            thinking, response = choice.thinking, response[choice.num_tokens :]
         # Decoded here and not by vLLM, which would drop the special tokens that the format reward
         # looks for.
-        text = self._chat.text(completion.token_ids)
-        thinking, tags = self._settings.thinking[mode], self._settings.tags
-        reasoning, answer = split_response(text, thinking, tags)
+        text = self._chat.text(response)
+        reasoning, answer = split_response(text, thinking, self._settings.tags)
         is_ended = completion.finish_reason == "stop"
         return Trajectory(
             token_ids=token_ids,
@@ -401,6 +425,7 @@ class RolloutWorker(Watched):
             reasoning=reasoning,
             answer=answer,
             end_token=int(completion.token_ids[-1]) if is_ended else None,
+            choice=choice,
         )
 
     # A publish: pause, vLLM's weight-transfer calls (driven by the learner), resume, prove. Before

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from rl.config.policy import AlgorithmConfig
 from rl.loop.advantages import group_advantages
 from rl.loop.losses import GlobalCounts, LossInputs, is_in_loss, policy_loss, token_weights
-from rl.loop.stages import Trajectory
+from rl.loop.stages import TrainSample, Trajectory
 
 PAD, END, OTHER = 0, 1, 2
 LENGTHS = (9, 3, 6, 1, 4)
@@ -140,7 +140,7 @@ def our_loss(
     ]
     advantages = torch.tensor(group_advantages(REWARDS, normalize_by_std=True))
     mask = case.mask & torch.tensor([is_in_loss(t, algorithm) for t in trajectories])[:, None]
-    counts = GlobalCounts.of(trajectories, algorithm)
+    counts = GlobalCounts.of([TrainSample(t, 0.0, 1.0) for t in trajectories], algorithm)
     inputs = LossInputs(
         loss_mask=mask,
         policy_logprobs=case.policy[mask],

@@ -2,13 +2,14 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
 from rewards.probability import ProbabilityReward, probability_accuracy
 from rl.config.reward import ProbabilityConfig
 from rl.loop.interfaces import GenerationFailed
-from rl.loop.stages import Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
+from rl.loop.stages import Choice, Prompt, ReferenceRequest, RolloutGroup, RolloutRequest
 from tests.fakes import trajectory
 
 REFERENCE = "because the sky scatters blue light more than it scatters red light"
@@ -194,3 +195,14 @@ def test_an_empty_reference_cannot_be_scored():
     reward = ProbabilityReward(ProbabilityConfig(), Scorer(), Letters())
     (scored,) = accuracies(reward, group([long("right")], prompt))
     assert str(scored.failure) == "not_scorable: the reference is empty"
+
+
+def test_only_a_response_that_chose_to_reason_is_compared_with_the_baseline():
+    reward = ProbabilityReward(ProbabilityConfig(), Scorer(by_context), Letters())
+    reasoned = replace(long("right"), choice=Choice(True, 1))
+    at_once = trajectory(text="right it is", answer="right it is")
+    at_once = replace(at_once, choice=Choice(False, 3))
+    first, second = accuracies(reward, group([reasoned, at_once], mode="auto"), "auto")
+    assert first.made_of["baseline"] == pytest.approx(0.1)
+    assert "baseline" not in second.made_of
+    assert second.value == second.made_of["probability"]

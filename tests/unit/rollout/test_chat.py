@@ -12,6 +12,7 @@ from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt, split_response
 from rollout.chat import ChatTemplate, leave_out_oversized
 from rollout.prompts.stream import PromptStream
+from tests import bpe_policy
 from tests.fakes import config
 from tests.minicpmv_tiny import tiny_tokenizer
 
@@ -438,3 +439,71 @@ def test_what_media_take_counts_against_the_engines_length(tmp_path):
     leave_out_oversized(settings, stream, chat, no_media)
     with pytest.raises(ValueError, match="too long for mode"):
         leave_out_oversized(settings, stream, chat, lambda prompt: 60)
+
+
+# A mode in which the policy chooses.
+
+AUTO = {"auto": ModeConfig(share=1.0, thinking="auto", max_tokens=9)}
+
+
+def open_choosing(directory, template: str) -> ChatTemplate:
+    """With a tokenizer of which two line ends are one token."""
+    tokenizer = make_tokenizer(512, has_blank_line=True)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    return ChatTemplate(str(directory))
+
+
+def open_bpe(directory) -> ChatTemplate:
+    bpe_policy.make_tokenizer().save_pretrained(directory)
+    return ChatTemplate(str(directory))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "minicpm", "plain", "always opens the tag", "bpe"])
+def test_what_follows_a_choice_has_the_tokens_of_the_mode_that_was_chosen(tmp_path, name):
+    is_bpe = name == "bpe"
+    chat = open_bpe(tmp_path) if is_bpe else open_choosing(tmp_path, ENDINGS[name][0])
+    assert chat.check_policy(AUTO) == []
+    kinds = chat.choice_tokens()
+    for prompt in (ASKED, Prompt("p/2", ({"role": "user", "content": "so\n\n"},), "4")):
+        auto, long, short = (chat.prompt_token_ids(prompt, on) for on in ("auto", True, False))
+        assert (*auto, *kinds.long) == long
+        assert (*auto, *kinds.short) == short
+        assert chat.length_above(prompt, "auto", len(auto) - 1) == len(auto)
+    assert kinds.long[0] != kinds.short[0]
+    assert chat.raw_text(kinds.long) == "\n"
+    assert chat.raw_text(kinds.short) == "\n\n</think>\n\n"
+
+
+def test_a_switch_that_is_two_tags_is_a_choice_between_them(tmp_path):
+    chat = open_choosing(tmp_path, ENDINGS["another keyword"][0])
+    kinds = chat.choice_tokens()
+    assert [chat.raw_text(tail) for tail in (kinds.long, kinds.short)] == ["<think>", "</think>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        # Here the prompt of the one mode is how that of the other begins.
+        ("qwen3", "one prompt begins with the other"),
+        ("... without a line end", "one prompt begins with the other"),
+        ("another keyword, no tags", "one prompt begins with the other"),
+    ],
+)
+def test_a_policy_that_cannot_be_asked_to_choose_is_refused(tmp_path, name, why):
+    with pytest.raises(ValueError, match=why):
+        open_chat(tmp_path, ENDINGS[name][0]).check_policy(AUTO)
+
+
+def test_prompts_that_differ_before_the_tag_leave_no_choice(tmp_path):
+    told = "{{ 'Think. ' if enable_thinking else 'Be quick. ' }}" + QWEN3
+    with pytest.raises(ValueError, match="its prompts differ before <think>"):
+        open_choosing(tmp_path, told).check_policy(AUTO)
+
+
+def test_the_switch_of_a_mode_that_chooses_is_not_set_beside_it(tmp_path):
+    chat = open_choosing(tmp_path, QWEN3)
+    settings = {"share": 0.0, "thinking": "auto", "max_tokens": 9, "chat_template_kwargs": {}}
+    switched = settings | {"chat_template_kwargs": {"enable_thinking": True}}
+    with pytest.raises(ValueError, match=r"enable_thinking is True and modes\.auto"):
+        chat.check_policy({"auto": ModeConfig(**switched)})

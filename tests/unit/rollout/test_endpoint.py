@@ -404,3 +404,25 @@ def test_a_server_that_refuses_every_request_is_told_before_the_first(serve):
 def test_what_is_no_chat_server_is_refused(serve):
     with pytest.raises(ValueError, match="sends no chat completions"):
         ask(serve(lambda body: {"hello": "there"}).url)
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("\n1+2=3\n</think>\n\n3", "1+2=3\n", "\n\n3"),
+        ("\n\n</think>\n\n3", None, "3"),
+    ],
+)
+@pytest.mark.parametrize("is_parsed", [True, False])
+def test_a_server_is_left_the_choice_and_what_it_chose_is_read_from_its_text(
+    serve, monkeypatch, text, reasoning, answer, is_parsed
+):
+    monkeypatch.setitem(THINKING, "auto", "auto")
+    said, _, content = text.partition("</think>")
+    whole = completion(content, reasoning=said) if is_parsed else completion(text)
+    server = serve(lambda body: whole)
+    only = trajectory(server, "auto")
+    assert (only.reasoning, only.answer) == (reasoning, answer)
+    assert only.choice is not None and only.choice.thinking is (reasoning is not None)
+    assert only.num_response_tokens == 3
+    assert server.asked[-1]["chat_template_kwargs"] == {"enable_thinking": "auto"}

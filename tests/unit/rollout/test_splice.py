@@ -1,11 +1,13 @@
 """Where context ends and reference begins, over a byte-level BPE that merges across the answer."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.loop.stages import Prompt, RolloutGroup, RolloutRequest, Trajectory
+from rl.loop.stages import Choice, Prompt, RolloutGroup, RolloutRequest, Trajectory
 from rollout.chat import ChatTemplate
 from rollout.splice import Splice
 from tests.bpe_policy import make_tokenizer
@@ -93,3 +95,25 @@ def test_what_does_not_fit_is_not_asked(chat):
     assert spliced(chat, text, "Answer: ", "Paris", fits) is not None
     assert spliced(chat, text, "Answer: ", "Paris", fits - 1) is None
     assert spliced(chat, text, text, "") is None
+
+
+def test_behind_a_choice_the_context_is_that_of_the_mode_that_was_chosen(chat):
+    """The text begins behind the choice, and the reference stands where it would there."""
+    kinds = chat.choice_tokens()
+    for thinking, tokens in ((True, kinds.long), (False, kinds.short)):
+        forced = group(chat, "so Paris, not London", thinking)
+        asked = chat.prompt_token_ids(PROMPT, "auto")
+        (one,) = forced.trajectories
+        chosen = dataclasses.replace(
+            one,
+            loss_mask=np.arange(len(one.token_ids)) >= len(asked),
+            choice=Choice(thinking, len(tokens)),
+        )
+        free = dataclasses.replace(
+            forced,
+            request=dataclasses.replace(forced.request, prompt_token_ids=asked),
+            trajectories=(chosen,),
+        )
+        splice = Splice(chat, 4096)
+        expected = splice.after_reasoning(forced, 0, "so ", "Paris")
+        assert splice.after_reasoning(free, 0, "so ", "Paris") == expected

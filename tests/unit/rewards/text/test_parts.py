@@ -1,5 +1,6 @@
 """Format, repetition and length by hand-made texts and hand-computed numbers."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from rewards.text.repetition import repetition_penalty
 from rewards.text.text_rewards import overlong_penalty
 from rl.config.policy import ThinkTags
 from rl.data.tasks.chain_sum import question, worked_example
-from rl.loop.stages import split_response
+from rl.loop.stages import Choice, split_response
 from tests.fakes import trajectory
 
 
@@ -288,3 +289,22 @@ def test_rules_and_text_parts_load_without_torch_ray_or_sympy():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert printed.stdout.decode().strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "choice", "broken", "leak"),
+    [
+        ("so\n</think>2", Choice(True, 1), (), False),
+        ("2", Choice(False, 3), (), False),
+        ("</think>2", Choice(True, 1), ("empty_reasoning",), True),
+        ("so</think>2", Choice(False, 3), ("leak",), True),
+        # A blank line, and then reasoning all the same; or neither kind's token.
+        ("so</think>2", Choice(False, 1, is_kept=False), ("strayed", "leak"), True),
+        ("so, 2", Choice(False, 1, is_kept=False), ("strayed",), True),
+        ("so</think>2", Choice(True, 0, is_kept=False), ("strayed",), True),
+    ],
+)
+def test_a_response_is_held_to_the_form_of_what_it_chose(text, choice, broken, leak):
+    one = dataclasses.replace(said(text, choice.thinking), choice=choice)
+    assert violations(one, "auto") == broken
+    assert mode_leak(one, "auto") is leak

@@ -547,3 +547,44 @@ def test_the_card_of_an_aligned_policy_says_how_often_it_is_wrong(run):
         assert said in card, said
     # The long mode was not judged after the pass, so it has no row.
     assert "| long | 0.500" not in card
+
+
+# What a policy is asked that may choose; the tokenizer has a token for two line ends.
+
+CHOOSING = BOTH_MODES | {"auto": ModeConfig(share=0.0, thinking="auto", max_tokens=9)}
+
+
+def save_choosing(directory: Path, template: str) -> Path:
+    tokenizer = make_tokenizer(512, has_blank_line=True)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TEMPLATES if "no newline" not in name and "two newlines" not in name]
+)
+def test_a_served_template_leaves_the_choice_as_training_did(tmp_path, name):
+    source = save_choosing(tmp_path / "source", TEMPLATES[name])
+    target = save_choosing(tmp_path / "target", serving_template(source, CHOOSING))
+    chat = ChatTemplate(str(source))
+    for prompt in (asked("2+2?"), asked("1+1?", "<think>\n1+1=2</think>\n\n2", "and 3+3?")):
+        for thinking in (True, False, "auto"):
+            trained = chat.prompt_token_ids(prompt, thinking)
+            assert served_ids(target, prompt, enable_thinking=thinking) == trained
+        # A request that names no mode leaves the choice to the policy.
+        assert served_ids(target, prompt) == chat.prompt_token_ids(prompt, "auto")
+    assert default_mode(CHOOSING) == "auto"
+    assert request_fields(CHOOSING["auto"])["chat_template_kwargs"] == {"enable_thinking": "auto"}
+
+
+def test_a_conversation_without_a_generation_prompt_is_rendered_whole(tmp_path):
+    name = "leaves the tag to the model"
+    source = save_choosing(tmp_path / "source", TEMPLATES[name])
+    target = save_choosing(tmp_path / "target", serving_template(source, CHOOSING))
+    told = [{"role": "user", "content": "2+2?"}]
+    plain, served = (
+        AutoTokenizer.from_pretrained(path).apply_chat_template(told, tokenize=False)
+        for path in (source, target)
+    )
+    assert served == plain == "<u>2+2?"

@@ -141,3 +141,20 @@ def test_a_role_that_can_be_started_anew_is_and_settles_again():
     assert recycled.count("driver") == 1
     assert recycled.count("engine") == 2
     assert sum("its processes are replaced" in note for note in notes) == 2
+
+
+def test_a_choice_that_has_collapsed_is_told_once_and_again_if_it_comes_back():
+    notes: list[str] = []
+    advice = Advice(config(), notes.append)
+
+    def follow(reasons: float, count: int) -> None:
+        for _ in range(count):
+            advice.after(step(0.0), None, {"choice/reasons": reasons})
+
+    follow(0.5, EVERY_STEPS)
+    follow(0.999, EVERY_STEPS)
+    assert ["to reason with probability" in note for note in notes] == [True]
+    assert "raise modes.NAME.price" in notes[0]
+    follow(0.5, EVERY_STEPS)
+    follow(0.0, EVERY_STEPS + 1)
+    assert len(notes) == 2 and "to answer at once with probability" in notes[1]

@@ -1,10 +1,20 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from rl.launch.metrics import Progress, step_metrics
 from rl.loop.loop import StepResult
-from rl.loop.stages import Failure, Prompt, RolloutGroup, RolloutRequest, Route, Score, ScoredGroup
+from rl.loop.stages import (
+    Choice,
+    Failure,
+    Prompt,
+    RolloutGroup,
+    RolloutRequest,
+    Route,
+    Score,
+    ScoredGroup,
+)
 from tests.fakes import config, trajectory
 
 
@@ -24,11 +34,12 @@ def scored(mode, lengths, rewards, versions=(0, 0), finish_reason="stop"):
     return ScoredGroup(RolloutGroup(request, trajectories), scores)
 
 
-def result(*groups, step=3, advantages=None, dropped=None):
+def result(*groups, step=3, advantages=None, dropped=None, choices=None):
     return StepResult(
         step=step,
         groups=groups,
         advantages=advantages or tuple(tuple(0.0 for _ in g.scores) for g in groups),
+        choices=choices or tuple((None,) * len(g.scores) for g in groups),
         mismatches=(),
         dropped=Counter(dropped or {}),
         learner_metrics={"loss/policy": 0.5},
@@ -102,3 +113,35 @@ def test_drops_add_up_over_modes_by_reason():
     assert metrics["rollout/dropped/timeout"] == 3
     assert metrics["rollout/dropped/empty"] == 1
     assert metrics["rollout/short/groups"] == 0
+
+
+def test_what_was_chosen_is_told_of_free_groups_by_difficulty_and_source():
+    cfg = config(modes={"auto": {"share": 1.0, "thinking": "auto", "max_tokens": 16}})
+
+    def chosen(name: str, difficulty: float, kinds: list[bool], is_pair: bool = False):
+        one = scored("auto", [5] * len(kinds), [1.0] * len(kinds))
+        prompt = Prompt(name, (), "12", difficulty=difficulty)
+        request = replace(one.group.request, prompt=prompt, is_pair=is_pair)
+        trajectories = tuple(
+            replace(t, choice=Choice(kind, 1))
+            for t, kind in zip(one.group.trajectories, kinds, strict=True)
+        )
+        return replace(one, group=replace(one.group, request=request, trajectories=trajectories))
+
+    groups = [
+        chosen("sums/1", 2.0, [False, False]),
+        chosen("sums/2", 3.0, [True, False]),
+        chosen("maths/1", 6.0, [True, True]),
+        chosen("sums/3", 6.0, [True, False], is_pair=True),
+    ]
+    choices = ((0.0, 0.0), (0.1, -0.1), (0.0, 0.0), (0.25, -0.25))
+    metrics = step_metrics(result(*groups, choices=choices), cfg, Progress())
+    of_mode = {key.rpartition("/")[2]: value for key, value in metrics.items() if "auto" in key}
+    assert of_mode["pairs"] == 0.25
+    assert of_mode["reasons"] == 0.5
+    thirds = [of_mode[f"reasons_{third}"] for third in ("easy", "middle", "hard")]
+    assert thirds == [0.0, 0.5, 1.0]
+    assert (of_mode["reasons_of_sums"], of_mode["reasons_of_maths"]) == (0.25, 1.0)
+    assert of_mode["gap"] == pytest.approx((0.2 + 0.5) / 2)
+    # All are right; where the kinds differ in worth there is something to learn all the same.
+    assert of_mode["zero_variance"] == 0.5

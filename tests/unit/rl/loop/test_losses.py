@@ -16,6 +16,7 @@ from rl.loop.losses import (
     reduce_sums,
     token_weights,
 )
+from rl.loop.stages import TrainSample
 from tests.fakes import trajectory
 
 
@@ -378,8 +379,9 @@ def test_truncated_answers_count_as_sequences_without_tokens():
         trajectory(num_response=5, finish_reason="length"),
         trajectory(num_response=3),
     ]
+    samples = [TrainSample(each, 0.0, 1.0) for each in trajectories]
     counts = [
-        GlobalCounts.of(trajectories, AlgorithmConfig(mask_truncated=mask_truncated))
+        GlobalCounts.of(samples, AlgorithmConfig(mask_truncated=mask_truncated))
         for mask_truncated in (False, True)
     ]
     assert counts == [GlobalCounts(8, 2), GlobalCounts(3, 2)]

@@ -1,8 +1,10 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from rl.loop.stages import Choice
 from tests.fakes import trajectory
 
 
@@ -18,13 +20,17 @@ from tests.fakes import trajectory
     ],
 )
 def test_a_trajectory_comes_back_from_pickle_as_it_was(text, reasoning, answer):
-    before = trajectory(text=text, reasoning=reasoning, answer=answer)
+    before = replace(
+        trajectory(text=text, reasoning=reasoning, answer=answer),
+        choice=Choice(True, 1, is_forced=True),
+    )
     after = pickle.loads(pickle.dumps(before))
     assert (after.text, after.reasoning, after.answer) == (text, reasoning, answer)
     for name in ("token_ids", "loss_mask", "rollout_logprobs"):
         ours, theirs = getattr(before, name), getattr(after, name)
         assert theirs.dtype == ours.dtype and np.array_equal(theirs, ours)
     assert after.versions == before.versions
+    assert after.choice == before.choice == Choice(True, 1, is_forced=True)
 
 
 def test_what_comes_from_rays_object_store_is_little_work_for_the_garbage_collector():

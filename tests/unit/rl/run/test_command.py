@@ -169,7 +169,7 @@ def test_help_says_what_a_command_does_and_lists_its_keys_and_the_sections(capsy
         ),
         ("policy.optimizer", ["policy.optimizer.betas=[0.9, 0.999]   [number, number]"]),
         ("modes", ["modes.NAME.share   number at least 0 and at most 1, required"]),
-        ("modes.long", ["modes.NAME.thinking   true or false, required"]),
+        ("modes.long", ["modes.NAME.thinking   true or false or auto, required"]),
         ("eval.every", ["eval.every=null   whole number above 0, or null"]),
         ("share_schedule", ["share_schedule.N.step   whole number at least 1, required"]),
         ("data", ["data.path=null   text or list of text, or null", "data.columns   section"]),

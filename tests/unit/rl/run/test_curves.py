@@ -5,7 +5,15 @@ import struct
 import pytest
 from matplotlib.figure import Figure
 
-from rl.run.curves import LEARNING, Panel, draw_curves, part_panels, picture_of, read_course
+from rl.run.curves import (
+    LEARNING,
+    Panel,
+    choice_panels,
+    draw_curves,
+    part_panels,
+    picture_of,
+    read_course,
+)
 from rl.run.directory import RunDirectory
 from rl.run.sinks import JsonlSink
 
@@ -42,12 +50,12 @@ def step(number):
 @pytest.mark.parametrize("count", [0, 1, 170])
 def test_curves_are_drawn_for_any_number_of_steps(tmp_path, count):
     directory = logged(tmp_path, {number: step(number) for number in range(1, count + 1)})
-    assert size(draw_curves(directory)) == (1600, 1000)
+    assert [size(path) for path in draw_curves(directory)] == [(1600, 1000)]
 
 
 def test_missing_metrics_leave_their_panel_empty(tmp_path):
     directory = logged(tmp_path, {1: {"rollout/long/groups": 2}, 2: {"time/update": 1.0}})
-    assert size(draw_curves(directory)) == (1600, 1000)
+    assert [size(path) for path in draw_curves(directory)] == [(1600, 1000)]
 
 
 def test_modes_keep_the_order_of_the_log_and_values_that_are_no_number_are_left_out(tmp_path):
@@ -106,3 +114,32 @@ def test_a_long_run_is_drawn_with_its_peak_and_few_points(tmp_path):
     points, mean = axes.get_lines()
     assert dict(zip(points.get_xdata(), points.get_ydata(), strict=True))[1234] == 90.0
     assert 400 < len(points.get_xdata()) == len(mean.get_xdata()) <= 800
+
+
+CHOSEN = {"choice/reasons": 0.5, "choice/entropy": 0.6, "rollout/auto/gap": 0.1}
+CHOSEN |= {f"rollout/auto/reasons_{third}": 0.3 for third in ("easy", "middle", "hard")}
+CHOSEN |= {"rollout/auto/groups": 2, "rollout/auto/pairs": 0.5}
+
+
+def test_a_run_in_which_the_policy_chooses_has_a_picture_of_that(tmp_path):
+    directory = logged(tmp_path, {number: step(number) | CHOSEN for number in (1, 2)})
+    drawn = draw_curves(directory)
+    assert [path.name for path in drawn] == ["curves.png", "choice.png"]
+    assert size(drawn[1]) == (1600, 1000)
+
+
+def test_the_choice_is_shown_by_difficulty_and_where_there_are_several_by_source(tmp_path):
+    assert choice_panels(read_course(logged(tmp_path / "plain", {1: step(1)}))) == []
+    course = read_course(logged(tmp_path / "one", {1: CHOSEN}))
+    by_difficulty, entropy, gap, pairs = choice_panels(course)
+    lines = ["probability", "auto easy", "auto middle", "auto hard"]
+    assert list(by_difficulty.lines) == lines
+    assert "Entropy" in entropy.title and "Gain" in gap.title and pairs.title == "Pairs"
+    assert all(picture_of(panel, course) for panel in (by_difficulty, entropy, gap, pairs))
+    sources = {f"rollout/auto/reasons_of_{source}": 0.2 for source in ("sums", "legs")}
+    several = choice_panels(read_course(logged(tmp_path / "two", {1: CHOSEN | sources})))
+    assert list(several[0].lines) == lines
+    assert several[1].lines == {
+        "auto sums": "rollout/auto/reasons_of_sums",
+        "auto legs": "rollout/auto/reasons_of_legs",
+    }

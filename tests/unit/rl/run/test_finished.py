@@ -6,6 +6,7 @@ import numpy as np
 
 from rl.loop.accounting import FinishedPlace
 from rl.loop.stages import (
+    Choice,
     Claimed,
     Failure,
     Prompt,
@@ -36,6 +37,7 @@ def finished(step=3, place=1, versions=(2, 2)):
         rollout_logprobs=rows,
         answer=None,
         finish_reason="length",
+        choice=Choice(False, 3, is_forced=True),
     )
     scores = (
         Score(

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 
 from rl.data.media.names import MediaFile, RenderedImage, from_json
 from rl.loop.stages import (
+    Choice,
     Claimed,
     Failure,
     Prompt,
@@ -68,6 +69,10 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
         "finish_reason": "stop",
         "end_token": 151645,
         "num_tokens": 5,
+        "choice": None,
+        "choice_by": None,
+        "choice_tokens": None,
+        "choice_advantage": None,
     }
     scored = {
         "reward": 1.1,
@@ -132,3 +137,22 @@ def test_half_surrogates_of_any_column_are_stored_as_question_marks(tmp_path):
     rows = ledger_rows(1, [broken, FIRST], [(0.5,), (0.5, None)], [(0.0,), (0.0, None)])
     texts = pq.read_table(write_step(tmp_path, 1, rows), columns=["text", "answer"]).to_pydict()
     assert texts == {"text": ["a?", "12", "12"], "answer": [None, "12", "12"]}
+
+
+def test_a_choice_comes_back_with_what_it_was_trained_on(tmp_path):
+    choices = [Choice(True, 1), Choice(False, 3, is_forced=True), Choice(True, 0, is_kept=False)]
+    scored = group("0/0/0", "auto", [Score(1.0, {})] * 3)
+    chosen = [
+        dataclasses.replace(t, choice=c)
+        for t, c in zip(scored.group.trajectories, choices, strict=True)
+    ]
+    scored = dataclasses.replace(
+        scored, group=dataclasses.replace(scored.group, trajectories=tuple(chosen))
+    )
+    given = [(0.5,) * 3], [(0.0,) * 3], [(0.25, -0.25, 0.0)]
+    back = read_rows(write_step(tmp_path, 1, ledger_rows(1, [scored], *given)))
+    assert [row.as_choice for row in back] == choices
+    assert [row.choice_by for row in back] == ["policy", "pair", "stray"]
+    assert [row.choice_advantage for row in back] == [0.25, -0.25, 0.0]
+    assert FIRST.group.trajectories[0].choice is None
+    assert ledger_rows(1, [FIRST], [(0.5, None)], [(0.0, None)])[0].as_choice is None

@@ -154,6 +154,29 @@ def test_the_curves_are_embedded_under_their_headings(run):
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
 
 
+def test_a_mode_that_chooses_stands_beside_the_others_with_what_it_chose(run):
+    chosen = {"rollout/auto/groups": 2, "rollout/auto/reasons": 0.375, "choice/reasons": 0.4}
+    chosen |= {"choice/entropy": 0.6, "reward/auto/accuracy": 0.5}
+    held_out = {"eval/auto/accuracy": 0.625, "eval/auto/reasons": 0.25}
+    assert shown(run)[0].choice == {}
+    assert "choice" not in [element.get("id") for element in shown(run)[1].iter()]
+    write_records(run.metrics_path, [metrics(1) | chosen, metrics(2, 0.75) | chosen | held_out])
+    progress(run, before={"auto": BEFORE | {"reasons": 0.5}, "long": BEFORE | {"reasons": None}})
+    page, document = shown(run)
+    assert [mode.name for mode in page.modes] == ["short", "long", "auto"]
+    assert page.modes[2].accuracy == "62.5%"
+    assert page.modes[2].facts[-1] == "last 2 steps: accuracy 50.0%, reasons 37.5%"
+    titles = ["Share that reasons, by difficulty", "Entropy of the choice, nats"]
+    assert list(page.choice) == titles
+    assert "left to the policy" in section(document, "choice")[0]
+    _, (table,) = section(document, "gains")
+    assert [(line[0], line[-1]) for line in table] == [
+        ("mode", "reasons"),
+        ("long", "– → –"),
+        ("auto", "50.0% → 25.0%"),
+    ]
+
+
 def test_a_page_is_drawn_anew_only_after_a_step(run):
     first, again = shown(run)[0], shown(run)[0]
     assert again.learning is first.learning
