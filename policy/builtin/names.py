@@ -25,6 +25,7 @@ class Size(NamedTuple):
 
 POLICY_SIZES: Mapping[str, Size] = {
     "builtin:tiny": Size(90_000, 110),
+    "builtin:tiny_auto": Size(90_000, 110),
     "builtin:tiny_qwen_vl": Size(560_000, 110),
     "builtin:tiny_minicpmv": Size(560_000, 110),
 }
@@ -41,6 +42,7 @@ def builtin_policy(name: str) -> str:
     vision, label = vision_policy.ensure_tiny_vision_policy, labeller.ensure_tiny_labeller
     makers = {
         "builtin:tiny": text_policy.ensure_tiny_policy,
+        "builtin:tiny_auto": text_policy.ensure_tiny_choosing_policy,
         "builtin:tiny_qwen_vl": partial(vision, "tiny_qwen_vl"),
         "builtin:tiny_minicpmv": partial(vision, "tiny_minicpmv"),
         "builtin:tiny_labeller": partial(label, "tiny_labeller"),

@@ -5,7 +5,7 @@ DeepSpeed, rewards) works on a laptop CPU in minutes and has something to learn:
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from policy.builtin.warmup import (
     shown_warmup,
 )
 from policy.models.cache import default_cache_dir, digest, made_once
-from rl.data.tasks.chain_sum import Slips, worked_example
+from rl.data.tasks.chain_sum import LENGTHS, Slips, worked_example
 from rl.data.tasks.chain_sum import question as sum_question
 
 SIZES = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text("utf-8"))["tiny"]
@@ -51,6 +51,21 @@ class WarmupRecipe(ImitationRecipe):
     """How often worked examples err (rl/data/tasks/chain_sum.py)."""
 
 
+# Fewer slips, because all of its examples have as many lines as the longest of the other's, and
+# more examples that are short, so that easy questions are easy at once from the start.
+CHOOSING_WARMUP = WarmupRecipe(
+    min_steps=1300,
+    max_steps=1600,
+    short_share=0.45,
+    enough_short=0.5,
+    addition_slips=0.1,
+    answer_slips=0.1,
+)
+CHOOSING_LENGTHS = (6,)
+CHOOSING_NONZERO = (2, 2, 3, 5, 6, 6)
+"""What is asked of the policy that chooses: half of it easy, half of it hard (chain_sum.py)."""
+
+
 def ensure_tiny_policy(
     cache_dir: Path | None = None, seed: int | None = None, recipe: WarmupRecipe | None = None
 ) -> Path:
@@ -58,29 +73,57 @@ def ensure_tiny_policy(
 
     The first use takes about a minute on one core. `warmup.json` in it says how it ended.
     """
-    recipe, seed = recipe or WarmupRecipe(), DEFAULT_SEED if seed is None else seed
+    return _made(cache_dir, seed, recipe or WarmupRecipe(), chooses=False)
+
+
+def ensure_tiny_choosing_policy(
+    cache_dir: Path | None = None, seed: int | None = None, recipe: WarmupRecipe | None = None
+) -> Path:
+    """The same of the policy that may choose: of sums in which addends are 0, and of both choices,
+    made in proportion and without regard to the question."""
+    return _made(cache_dir, seed, recipe or CHOOSING_WARMUP, chooses=True)
+
+
+def _made(cache_dir: Path | None, seed: int | None, recipe: WarmupRecipe, *, chooses: bool) -> Path:
+    seed = DEFAULT_SEED if seed is None else seed
 
     def write(directory: Path) -> None:
-        tokenizer = make_tokenizer(SIZES["max_position_embeddings"])
+        tokenizer = make_tokenizer(SIZES["max_position_embeddings"], has_blank_line=chooses)
         slips = Slips(np.random.default_rng(seed), recipe.addition_slips, recipe.answer_slips)
         task = SumTask(tokenizer, seed=seed, slips=slips)
+        if chooses:
+            own = {"lengths": CHOOSING_LENGTHS, "nonzero": CHOOSING_NONZERO}
+            task = replace(task, **own, teaches_choice=True)
         with reproducible(seed), shown_warmup(recipe.min_steps) as show:
             config = Qwen3Config(**SIZES, **token_settings(tokenizer), dtype="float32")
             model = Qwen3ForCausalLM(config)
             report = imitate(model, task, task, seed, recipe, show)
         save_warmed(directory, model, tokenizer, report)
 
-    name = f"tiny-{digest([asdict(recipe), SIZES, CHARACTERS, CHAT_TEMPLATE, seed])}"
+    deciding = [asdict(recipe), SIZES, CHARACTERS, CHAT_TEMPLATE, seed]
+    if chooses:
+        deciding += [CHOOSING_LENGTHS, CHOOSING_NONZERO]
+    name = f"{'tiny_auto' if chooses else 'tiny'}-{digest(deciding)}"
     return made_once((cache_dir or default_cache_dir()) / name, write)
 
 
+@dataclass(frozen=True)
 class SumTask(Task):
     """Sums that are written out."""
 
+    lengths: tuple[int, ...] = LENGTHS
+    nonzero: tuple[int, ...] = ()
+    teaches_choice: bool = False
+    """Whether examples also teach how a mode's prompt ends, as a policy writes it that chooses."""
+
     def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
         numbers, seed = range(first, first + count), 0 if heldout else self.seed
-        sums = [sum_question(seed, number, heldout) for number in numbers]
+        sums = [sum_question(seed, n, heldout, self.lengths, self.nonzero) for n in numbers]
         return [Question(each.text, each.answer, each.numbers) for each in sums]
+
+    def num_taught(self, thinking: bool) -> int:
+        # A line end, or a blank line with a closed tag and another blank line (tokenizer.py).
+        return (1 if thinking else 3) if self.teaches_choice else 0
 
     def worked_example(self, question: Question, thinking: bool) -> str:
         return worked_example(question.addends, thinking, self.slips)

@@ -126,6 +126,10 @@ class Task(ABC):
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
         """Token ids up to where sampling starts; as many where there are as many addends."""
 
+    def num_taught(self, thinking: bool) -> int:
+        """How many of a prompt's last tokens are imitated too."""
+        return 0
+
     @abstractmethod
     def sampled(
         self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool
@@ -203,7 +207,8 @@ def example_rows(
     responses = task.tokenizer(texts)["input_ids"]
     for prompt, response in zip(task.prompts(questions, thinking), responses, strict=True):
         rows.append([*prompt, *response])
-        targets.append(torch.tensor([*[IGNORED] * len(prompt), *response]))
+        given = len(prompt) - task.num_taught(thinking)
+        targets.append(torch.tensor([*[IGNORED] * given, *prompt[given:], *response]))
     token_ids, visual = laid_out(task, questions, rows)
     return token_ids, pad_sequence(targets, batch_first=True, padding_value=IGNORED), visual
 

@@ -205,7 +205,10 @@ def find_scale(name: str, folder: str = "", mine: Sequence[Layer] = ()) -> Path:
     visible = count_visible_gpus()
     own = dotted_leaves(_join(*(layer.tree for layer in mine)))
     fitting: dict[tuple[int, bool, bool], Path] = {}
-    for path in sorted((SCALES / folder).glob("*.yaml")):
+    found = {
+        path.name: path for place in (SCALES, SCALES / folder) for path in place.glob("*.yaml")
+    }
+    for path in (found[name] for name in sorted(found)):
         leaves = dotted_leaves(_merge(_read_chain(path)))
         gpus = int(leaves.get("resources.gpus", 0))
         if leaves.get("resources.nodes", 1) == 1 and gpus <= visible:

@@ -53,7 +53,9 @@ class Procedural(ABC):
 class ChainSumSource(Procedural):
     """The built-in addition task (rl/data/tasks/chain_sum.py).
 
-    `settings` takes `lengths`, and `probability_share`: the share of training prompts whose answer
+    `settings` takes `lengths`, `nonzero` and `probability_share`: how many addends there are, how
+    many of them are not 0 (without it, all; a number that is listed twice comes twice as often),
+    and the share of training prompts whose answer
     is rewarded by its probability instead of by rules, as an answer in words would be. It has no
     effect where that reward is turned off.
     """
@@ -61,35 +63,39 @@ class ChainSumSource(Procedural):
     def __init__(self, config: PromptsConfig, seed: int, unrewarded: Collection[str] = ()) -> None:
         super().__init__(config, seed)
         settings = dict(config.settings)
-        lengths = settings.pop("lengths", list(LENGTHS))
+        counts = {"lengths": settings.pop("lengths", list(LENGTHS))}
+        counts["nonzero"] = settings.pop("nonzero", [])
         share = settings.pop("probability_share", 0.0)
         if settings:
             raise ValueError(
-                "data.settings of chain_sum takes only lengths and probability_share, got "
-                f"{sorted(settings)}"
+                "data.settings of chain_sum takes only lengths, nonzero and probability_share, "
+                f"got {sorted(settings)}"
             )
-        if not isinstance(lengths, list) or not all(isinstance(n, int) for n in lengths):
-            raise ValueError(
-                f"data.settings.lengths must be a list of whole numbers, got {lengths!r}"
-            )
+        for name, listed in counts.items():
+            if not isinstance(listed, list) or not all(isinstance(n, int) for n in listed):
+                raise ValueError(
+                    f"data.settings.{name} must be a list of whole numbers, got {listed!r}"
+                )
         if not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(
                 f"data.settings.probability_share must be between 0 and 1, got {share!r}"
             )
-        self._lengths = tuple(lengths)
+        self._counts = tuple(counts["lengths"]), tuple(counts["nonzero"])
         # Rules can score every sum, so where the other reward is off they score all of them.
         self._probability_share = 0.0 if PROBABILITY in unrewarded else share
-        # Asked once here, because it refuses lengths that are out of range.
-        chain_sum_question(seed, 0, False, self._lengths)
+        # Asked once here, because it refuses numbers that are out of range.
+        chain_sum_question(seed, 0, False, *self._counts)
 
     def _prompt(self, split: str, seed: int, index: int) -> Prompt:
-        asked = chain_sum_question(seed, index, split == "heldout", self._lengths)
+        asked = chain_sum_question(seed, index, split == "heldout", *self._counts)
         # By hash and not from a generator, so that a resumed run draws the same for each prompt.
         drawn = stable_hash(f"probability/{seed}/{index}") / 2**64
         by_chance = split == "train" and drawn < self._probability_share
         task = PROBABILITY if by_chance else self._task
         messages = conversation(asked.text, self._system_prompt)
-        return Prompt(f"chain_sum/{split}/{index}", messages, asked.answer, task)
+        difficulty = float(sum(number > 0 for number in asked.numbers))
+        prompt_id = f"chain_sum/{split}/{index}"
+        return Prompt(prompt_id, messages, asked.answer, task, difficulty=difficulty)
 
 
 class VisualSource(Procedural):

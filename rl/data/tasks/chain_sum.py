@@ -2,6 +2,10 @@
 
 Short answers must add in one go; long ones can carry a running sum from line to line. The task is
 procedural, so any number of questions exists without a data set, and importing it needs no torch.
+
+Where most addends are 0, such as in `a0b7c0d0e6f0?`, a sum is added in one go as well, while its
+reasoning is as many lines as that of a hard one: how hard a question is then does not show in how
+long it takes to reason about it.
 """
 
 from collections.abc import Sequence
@@ -26,7 +30,7 @@ class ChainSumQuestion(NamedTuple):
     answer: str
     """The sum, always two digits."""
     numbers: tuple[int, ...]
-    """The addends, each 1 to 9, in the order of the text."""
+    """The addends, each 1 to 9 or, where it is asked for, 0, in the order of the text."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +53,42 @@ class Slips:
 
 
 def question(
-    seed: int, index: int, heldout: bool, lengths: tuple[int, ...] = LENGTHS
+    seed: int,
+    index: int,
+    heldout: bool,
+    lengths: tuple[int, ...] = LENGTHS,
+    nonzero: tuple[int, ...] = (),
 ) -> ChainSumQuestion:
     """Return question `index` of a split: the same for the same arguments in every process.
 
     Whether a question is held out depends on the question alone, so no choice of seeds lets the
-    splits overlap. Held-out questions cycle over `lengths`; the others draw their length.
+    splits overlap. Held-out questions cycle over `lengths` and `nonzero`; the others draw from
+    them. nonzero: how many addends are not 0; without any, none is 0.
     """
     if not lengths or not all(2 <= length <= len(LABELS) for length in lengths):
         raise ValueError(
             f"chain_sum lengths must be between 2 and {len(LABELS)} numbers, got {lengths}"
         )
+    # Two at least: no single digit makes a sum of two digits.
+    if not all(2 <= count <= min(lengths) for count in nonzero):
+        raise ValueError(
+            f"chain_sum nonzero must be between 2 and the shortest of lengths {lengths}, got "
+            f"{nonzero}"
+        )
     # A generator of its own for every question, so that any can be asked without the ones before.
     rng = np.random.default_rng((seed, index, int(heldout)))
     # Held-out questions cycle, so that a small evaluation has as many of every length.
     length = lengths[index % len(lengths)] if heldout else int(rng.choice(lengths))
+    count = length
+    if nonzero:
+        # Every length with every count, in turn.
+        turn = index // len(lengths) % len(nonzero)
+        count = nonzero[turn] if heldout else int(rng.choice(nonzero))
     while True:
         numbers = tuple(rng.integers(1, 10, size=length).tolist())
+        if count < length:
+            kept = {*rng.permutation(length)[:count].tolist()}
+            numbers = tuple(n if place in kept else 0 for place, n in enumerate(numbers))
         labelled = (f"{label}{number}" for label, number in zip(LABELS, numbers, strict=False))
         text = "".join(labelled) + "?"
         # Two digits always: an answer's length then says nothing about it.

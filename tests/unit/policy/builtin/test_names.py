@@ -31,9 +31,10 @@ def test_the_usual_models_keep_their_places_in_the_cache(made: list[Path]):
     """A name changes only with what decides the weights: everyone then makes the model anew."""
     for name in names.POLICY_SIZES:
         builtin_policy(name)
-    assert [directory.parent for directory in made] == [default_cache_dir()] * 3
+    assert [directory.parent for directory in made] == [default_cache_dir()] * 4
     assert [directory.name for directory in made] == [
         "tiny-a7060a12d12b",
+        "tiny_auto-7a5374a6ccfd",
         "tiny_qwen_vl-ae917762adc7",
         "tiny_minicpmv-1f47f7e32493",
     ]

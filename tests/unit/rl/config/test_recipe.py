@@ -58,11 +58,12 @@ def test_the_shipped_files_are_the_documented_ones():
         "hybrid_50_50.yaml",
         "hybrid_50_50_minicpm_v.yaml",
         "hybrid_50_50_vision.yaml",
+        "hybrid_auto.yaml",
         "long_only.yaml",
         "rlaif_v.yaml",
         "short_only.yaml",
     ]
-    assert SWEEPS == ["sweep_ratio.yaml", "sweep_vision.yaml"]
+    assert SWEEPS == ["sweep_auto.yaml", "sweep_ratio.yaml", "sweep_vision.yaml"]
     with_gpus = ["four_gpus", "node_8gpu", "one_gpu", "two_gpus"]
     assert set(SCALE_NAMES) == {"cluster", "cpu", "cpu_tiny", *with_gpus}
 

@@ -116,3 +116,30 @@ def test_slips_come_at_the_asked_rate() -> None:
     lines = [line for _ in range(500) for line in _lines(worked_example(TWENTY_SEVEN, True, slips))]
     wrong = sum(before + number != after for number, before, after in lines)
     assert wrong / len(lines) == pytest.approx(0.15, abs=0.03)  # 2000 lines, 3.7 deviations
+
+
+@given(seeds, indices, st.booleans())
+def test_how_many_addends_are_zero_does_not_show_in_the_length(
+    seed: int, index: int, heldout: bool
+) -> None:
+    asked = question(seed, index, heldout, (6,), (2, 5))
+    assert sum(number > 0 for number in asked.numbers) in (2, 5)
+    assert len(asked.text) == 13
+    assert len(asked.answer) == 2 and int(asked.answer) == sum(asked.numbers)
+    assert worked_example(asked.numbers, thinking=True).count("\n") == 6 + 2
+
+
+def test_zeros_come_as_often_as_they_are_listed_and_at_any_place() -> None:
+    drawn = [question(5, index, False, (6,), (2, 2, 6)).numbers for index in range(300)]
+    easy = [numbers for numbers in drawn if 0 in numbers]
+    assert len(easy) / len(drawn) == pytest.approx(2 / 3, abs=0.1)  # 3.7 standard deviations
+    at_place = [sum(numbers[place] > 0 for numbers in easy) for place in range(6)]
+    assert min(at_place) > 40
+    heldout = [question(5, index, True, (6,), (2, 2, 6)).numbers.count(0) for index in range(6)]
+    assert heldout == [4, 4, 0, 4, 4, 0]
+
+
+@pytest.mark.parametrize("nonzero", [(1,), (2, 7)])
+def test_numbers_of_addends_out_of_range_are_refused(nonzero: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="nonzero must be between 2 and the shortest"):
+        question(0, 0, False, (6,), nonzero)
