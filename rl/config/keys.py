@@ -94,7 +94,7 @@ def problems(
     for finding in error.errors():
         # A union adds the name of the member that it tried, which is no key of the recipe.
         parts = [str(p) for p in finding["loc"] if isinstance(p, int) or "[" not in p]
-        key = ".".join(parts).removesuffix(".str")
+        key = re.sub(r"\.(str|bool|constrained-float)$", "", ".".join(parts))
         setters = [name for set_key, name in origins.items() if f"{set_key}.".startswith(f"{key}.")]
         where = f" ({setters[-1]})" if key and setters else ""
         got = repr(finding["input"])

@@ -106,6 +106,7 @@ class Advice:
         self._growth, self._grown = MemoryGrowth(resources.memory_growth), set[str]()
         self._reasons: deque[float] = deque(maxlen=EVERY_STEPS)
         self._has_collapsed = False
+        self._price_adapts = any(mode.price == "target" for mode in config.modes.values())
 
     def after(self, result: StepResult, device: str | None, metrics: Mapping[str, float]) -> None:
         """Note what there is to say after a step; device: the GPU of the ranks, if any.
@@ -150,10 +151,11 @@ class Advice:
         has_collapsed = not COLLAPSED < mean < 1 - COLLAPSED
         if has_collapsed and not self._has_collapsed:
             what, other = ("reason", "raise") if mean > 0.5 else ("answer at once", "lower")
+            by_price = "" if self._price_adapts else f"{other} modes.NAME.price, or "
             self._note(
                 f"the choice has collapsed: over {EVERY_STEPS} steps the policy chooses to {what} "
-                f"with probability {max(mean, 1 - mean):.1%}, whatever it is asked; {other} "
-                "modes.NAME.price, or force more pairs by modes.NAME.pairs.floor"
+                f"with probability {max(mean, 1 - mean):.1%}, whatever it is asked; {by_price}"
+                "force more pairs by modes.NAME.pairs.floor"
             )
         self._has_collapsed = has_collapsed
 

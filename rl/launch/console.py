@@ -41,6 +41,7 @@ _RUN_FIELDS = (
     ("idle/engines", "engines wait {:.0%}"),
     ("staleness/max", "staleness {:.0f}"),
     ("choice/reasons", "chooses to reason {:.0%}"),
+    ("choice/price", "1,000 tokens cost {:.2g}"),
     ("rollout/mismatch_kl", "mismatch KL {:.0e}"),
     ("sync/canary_max_abs_diff", "canary {:.0e}"),
 )

@@ -64,6 +64,10 @@ def step_metrics(result: StepResult, config: Config, progress: Progress) -> dict
         if groups and settings.thinking == "auto":
             metrics |= _choice_metrics(mode, groups, choices)
         metrics[f"progress/{mode}/trained_tokens"] = progress.trained_tokens.get(mode, 0)
+    # As other figures of choices, a mean over all of the step, where several modes choose.
+    modes_of_groups = [scored.group.request.mode for scored in result.groups]
+    prices = [result.prices[mode] for mode in modes_of_groups if mode in result.prices]
+    metrics |= _mean("choice/price", prices)
     for (_, reason), count in result.dropped.items():
         metrics[f"rollout/dropped/{reason}"] = metrics.get(f"rollout/dropped/{reason}", 0) + count
     # The step's update was made from this version, so that is what staleness is counted against.

@@ -40,7 +40,8 @@ class RunState:
         """Go on from what `save` wrote; `progress` and `before` were read before this was made."""
         self.scorer.load(stored["scorer"])
         self.loop.group_filter.load(stored["group_filter"])
-        # Runs that older versions began have none, and count from here.
+        # Runs that older versions began have neither, and count from here.
+        self.loop.choice_prices.load(stored.get("choice_prices", self.loop.choice_prices.state))
         self.loop.accounting.load(stored.get("accounting", self.loop.accounting.state))
 
     async def save(self, step: int) -> dict[str, Any]:
@@ -59,6 +60,7 @@ class RunState:
             "before": self.before,
             "scorer": self.scorer.state,
             "group_filter": self.loop.group_filter.state,
+            "choice_prices": self.loop.choice_prices.state,
             "accounting": self.loop.accounting.state,
         }
         checkpoints = self.directory.checkpoints

@@ -8,16 +8,24 @@ https://arxiv.org/abs/2505.13379, part them too).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
-from rl.loop.stages import ScoredGroup
+from rl.config.run import Config
+from rl.loop.stages import ScoredGroup, reasons
 
 # Keeps a group with a tiny spread from blowing up; the value TRL and the GRPO reference use.
 STD_FLOOR = 1e-4
 MOST_PAID = 0.2
 """The largest share of its accuracy that a response pays for its length. A right answer, however
 long, stays worth more than a wrong one."""
+MARGIN = 0.02
+"""Accuracy that a price which adapts gives away for fewer tokens."""
+PRICE_STEP = 0.005
+"""The most that the share which it takes changes in a step: from nothing to MOST_PAID in 40."""
+KEPT = 0.95
+"""Of what it has seen so far, at every step: a step alone has few pairs."""
 
 T = TypeVar("T")
 
@@ -129,3 +137,83 @@ def choice_advantages(
             math.fsum(same) / len(same) - math.fsum(known) / len(known) if is_credited else 0.0
         )
     return tuple(credit)
+
+
+@dataclass
+class TargetPrice:
+    """A price that adapts: the fewest tokens at which choosing is as good as reasoning always."""
+
+    share: float = 0.0
+    """Of its accuracy, what a response that reasons pays if it is as long as most."""
+    seen: dict[str, list[float]] = field(
+        default_factory=lambda: {"long": [0.0] * 3, "auto": [0.0] * 3}
+    )
+    """Responses, their summed accuracy and their tokens, the older the less: `long` of pairs, those
+    that reason; `auto` where the policy chose."""
+
+    @property
+    def price(self) -> float:
+        """Per 1,000 tokens; 0 before the first pair."""
+        num_long, _, tokens = self.seen["long"]
+        return 1000 * self.share * num_long / tokens if tokens else 0.0
+
+    def learn(self, groups: Sequence[ScoredGroup]) -> None:
+        """Take a step of the price after the groups of the mode that were trained in one.
+
+            lag = accuracy of pairs where they reason - accuracy of what was chosen freely
+            share <- share + PRICE_STEP clip((MARGIN - lag) / MARGIN, -1, 1),  0 to MOST_PAID
+            price = 1000 share / mean tokens of pairs where they reason
+
+        So it rises while nothing is lost, falls where more than MARGIN is, and stands where the lag
+        is MARGIN: the multiplier of that constraint, found by dual ascent. In units of a usual
+        response it needs no scale of its own. It stands still until both are known.
+        """
+        if not groups:
+            return
+        for known in self.seen.values():
+            known[:] = [KEPT * total for total in known]
+        for scored in groups:
+            is_pair, of_group = scored.group.request.is_pair, scored.group.trajectories
+            known = self.seen["long" if is_pair else "auto"]
+            for trajectory, accuracy in zip(of_group, utilities(scored, price=0.0), strict=True):
+                # One that is not finite would stay in the sums for good.
+                if accuracy is None or not math.isfinite(accuracy):
+                    continue
+                if not is_pair or reasons("auto", trajectory):
+                    known[0] += 1
+                    known[1] += accuracy
+                    known[2] += trajectory.num_response_tokens
+        (num_long, long, _), (num_auto, auto, _) = self.seen["long"], self.seen["auto"]
+        if num_long and num_auto:
+            lag = long / num_long - auto / num_auto
+            moved = self.share + PRICE_STEP * max(-1.0, min(1.0, (MARGIN - lag) / MARGIN))
+            self.share = max(0.0, min(MOST_PAID, moved))
+
+
+class ChoicePrices:
+    """What 1,000 tokens cost in each mode that chooses."""
+
+    def __init__(self, config: Config) -> None:
+        choosing = {name: m.price for name, m in config.modes.items() if m.thinking == "auto"}
+        self._fixed: dict[str, float] = {
+            name: price for name, price in choosing.items() if not isinstance(price, str)
+        }
+        self._adapting = {name: TargetPrice() for name in choosing.keys() - self._fixed.keys()}
+
+    @property
+    def now(self) -> dict[str, float]:
+        """By mode, for the groups of the step that comes next."""
+        return self._fixed | {name: target.price for name, target in self._adapting.items()}
+
+    def end_step(self, groups: Sequence[ScoredGroup]) -> None:
+        """Let prices follow a step; it moves between steps only, so that one step has one price."""
+        for name, target in self._adapting.items():
+            target.learn([scored for scored in groups if scored.group.request.mode == name])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Of the prices that adapt, for a checkpoint."""
+        return {name: asdict(target) for name, target in self._adapting.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._adapting = {name: TargetPrice(**target) for name, target in state.items()}

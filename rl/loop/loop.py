@@ -27,7 +27,13 @@ from typing import Protocol, TypeVar
 from rl.config.run import Config
 from rl.data.fingerprint import stable_hash
 from rl.loop.accounting import Accounting, FinishedPlace, FinishedStore
-from rl.loop.advantages import choice_advantages, group_advantages, utilities, within_kinds
+from rl.loop.advantages import (
+    ChoicePrices,
+    choice_advantages,
+    group_advantages,
+    utilities,
+    within_kinds,
+)
 from rl.loop.group_filter import DropReason, GroupFilter
 from rl.loop.interfaces import Engine, GenerationFailed, Learner, LearnerLost, Scorer
 from rl.loop.modes import draw_pairs, draw_step, shares_at
@@ -86,6 +92,8 @@ class StepResult:
     advantages: tuple[tuple[float | None, ...], ...]
     choices: tuple[tuple[float | None, ...], ...]
     """Advantages of choices, by group and trajectory; None in modes that leave no choice."""
+    prices: Mapping[str, float]
+    """Of 1,000 tokens, in each mode that chooses, as these choices were credited."""
     mismatches: tuple[tuple[float | None, ...], ...]
     """`BatchUpdate.mismatches` by group and trajectory; None where it was left out."""
     dropped: Counter[tuple[str, str]]
@@ -152,8 +160,9 @@ class TrainingLoop:
         self.canary = canary or CanaryCheck.of(config)
         """Judges every publish; the first one teaches it how far engine and learner may differ."""
         self.group_filter = GroupFilter(config)
+        self.choice_prices = ChoicePrices(config)
         self.accounting = Accounting()
-        """The state of both belongs into a checkpoint."""
+        """The state of all three belongs into a checkpoint."""
         self._finished = finished
         self._asked_for: dict[int, list[asyncio.Task[FinishedPlace]]] = {}
         self._next_to_ask = version
@@ -232,11 +241,12 @@ class TrainingLoop:
         # Only between steps: within one, who finishes first would decide who is dropped.
         spreads = [spread for finished in places for spread in finished.spreads]
         self.group_filter.end_step(self._version + 1, spreads)
-        batch, advantages, choices = self._credit(groups)
+        prices = self.choice_prices.now
+        batch, advantages, choices = self._credit(groups, prices)
+        self.choice_prices.end_step(groups)
         if self._config.rollout.deterministic:
-            # Which version samples a token is then a function of its step, and not of how long the
-            # update takes. Before the update, after which no lost engine could be given the version
-            # that these groups wait for.
+            # Which version samples a token is then a function of its step alone. Before the update,
+            # after which no lost engine could be given the version that these groups wait for.
             await asyncio.gather(*(task for tasks in self._asked_for.values() for task in tasks))
         learner, engine = self._parts.learner, self._parts.engine
         async with self._learner_holds_version:
@@ -250,8 +260,7 @@ class TrainingLoop:
                 update = await learner.update(batch)
             updated = time.monotonic()
             sync_metrics = await publish(learner, engine, self._version + 1, self.canary)
-            # Only after the proof: a slot that is given back earlier could be filled by an engine
-            # whose weights nobody has checked.
+            # Only after the proof: no engine whose weights nobody has checked may fill the slots.
             del self._asked_for[self._version]
             trained = [scored.group.request.group_id for scored in groups]
             is_skipped = update.skipped is not None
@@ -267,14 +276,14 @@ class TrainingLoop:
             tuple(None if advantage is None else next(of_samples) for advantage in of_group)
             for of_group in advantages
         )
-        # Now and not at the start of the next step: the engines would be idle while the caller
-        # writes this step down, evaluates it and saves a checkpoint.
+        # Now and not in the next step: engines would idle while the caller evaluates and saves.
         self._ask_for_groups()
         return StepResult(
             step=self._version,
             groups=tuple(groups),
             advantages=advantages,
             choices=choices,
+            prices=prices,
             mismatches=mismatches,
             dropped=dropped,
             learner_metrics=dict(update.metrics),
@@ -380,7 +389,9 @@ class TrainingLoop:
 
     # Trainer
 
-    def _credit(self, groups: Sequence[ScoredGroup]) -> tuple[TrainBatch, Advantages, Advantages]:
+    def _credit(
+        self, groups: Sequence[ScoredGroup], prices: Mapping[str, float]
+    ) -> tuple[TrainBatch, Advantages, Advantages]:
         """Return the batch and every advantage, of responses and of choices.
 
         Raises RuntimeError for an unproven version.
@@ -408,7 +419,7 @@ class TrainingLoop:
             request, mode = scored.group.request, self._config.modes[scored.group.request.mode]
             of_choices: tuple[float | None, ...] = (None,) * len(of_group)
             if mode.thinking == "auto":
-                worth = utilities(scored, mode.price)
+                worth = utilities(scored, prices[request.mode])
                 of_choices = choice_advantages(scored.group.kinds, worth)
             choices.append(of_choices)
             for place, (trajectory, advantage, chosen) in enumerate(

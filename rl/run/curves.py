@@ -190,6 +190,7 @@ def choice_panels(course: Course) -> list[Panel]:
         *shares,
         Panel("Entropy of the choice, nats", {"": "choice/entropy"}, limits=(0, None)),
         Panel("Gain in worth by reasoning, over pairs", {MODE: "rollout/{mode}/gap"}),
+        Panel("Price of 1,000 tokens", {"": "choice/price"}, limits=(0, None)),
         Panel("Pairs", {MODE: "rollout/{mode}/pairs"}, is_share=True, limits=(0, 1)),
     ]
 

@@ -287,6 +287,9 @@ def test_unknown_keys_name_the_nearest(argument, nearest):
         ("rollout=5", "rollout: must be a valid dictionary"),
         ("scale=node_8gpus", "did you mean node_8gpu.yaml?"),
         ("seed=-1", "seed: must be greater than or equal to 0, got -1 (the command line)"),
+        # Of a union: the key alone, and not which of its types was tried.
+        ("modes.long.thinking=maybe", "\nmodes.long.thinking: must be 'auto', got 'maybe'"),
+        ("modes.long.price=-1", "modes.long.price: must be greater than or equal to 0, got -1"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(argument, message):

@@ -158,3 +158,12 @@ def test_a_choice_that_has_collapsed_is_told_once_and_again_if_it_comes_back():
     follow(0.5, EVERY_STEPS)
     follow(0.0, EVERY_STEPS + 1)
     assert len(notes) == 2 and "to answer at once with probability" in notes[1]
+
+
+def test_who_lets_the_price_adapt_is_not_told_to_change_it():
+    notes: list[str] = []
+    auto = {"share": 1.0, "thinking": "auto", "max_tokens": 16, "price": "target"}
+    advice = Advice(config(modes={"auto": auto}), notes.append)
+    for _ in range(EVERY_STEPS):
+        advice.after(step(0.0), None, {"choice/reasons": 0.0})
+    assert "modes.NAME.pairs.floor" in notes[0] and "NAME.price" not in notes[0]

@@ -19,7 +19,7 @@ from rl.launch.console import Console
 from rl.launch.stopping import Stop
 from rl.loop import publish
 from rl.loop.interfaces import GenerationFailed
-from rl.loop.stages import BatchUpdate, Prompt, RolloutGroup, Route, Score
+from rl.loop.stages import BatchUpdate, Choice, Prompt, RolloutGroup, Route, Score
 from rl.run.directory import RunDirectory
 from rl.run.ledger import read_rows
 from rl.run.sinks import read_metrics
@@ -64,10 +64,14 @@ class Engine(FakeEngine):
             self.death_of_run.at("sampling", int(request.group_id.split("/")[0]) + 1)
         if request.seed % 11 == 0:
             raise GenerationFailed("timeout")
-        texts = [str(rng.integers(1000)) for _ in range(request.n)]
-        return RolloutGroup(
-            request, tuple(trajectory(versions=(first, self.version), text=t) for t in texts)
-        )
+        trajectories = []
+        for place in range(request.n):
+            one = trajectory(versions=(first, self.version), text=str(rng.integers(1000)))
+            if request.mode == "auto":
+                choice = Choice(place < request.n / 2, 1, is_forced=request.is_pair)
+                one = dataclasses.replace(one, choice=choice)
+            trajectories.append(one)
+        return RolloutGroup(request, tuple(trajectories))
 
 
 class Scorer(FakeScorer):
@@ -237,3 +241,20 @@ def test_what_was_finished_at_a_crash_is_not_sampled_again(tmp_path, staleness):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["groups"]["trained"] == STEPS * PROMPTS
     assert summary["groups"]["in_flight"] == 0
+
+
+def test_a_price_that_adapts_goes_on_from_where_it_was(tmp_path):
+    """Killed after a checkpoint, and once more before the next; the ledger has what it credited."""
+    short = {"share": 0.0, "thinking": False, "max_tokens": 4}
+    auto = {"share": 1.0, "thinking": "auto", "max_tokens": 16, "price": "target"}
+    auto["pairs"] = {"start": 0.5, "floor": 0.5}
+    changes = {"modes": {"short": short, "auto": auto}, "rollout__deterministic": True}
+    train(settings(tmp_path / "whole", **changes))
+    whole = left_by(tmp_path / "whole")
+    prices = [metrics["choice/price"] for metrics in whole["metrics"].values()]
+    assert prices[0] == 0.0 and len(set(prices)) > STEPS / 2
+    cfg = settings(tmp_path / "killed", **changes)
+    for step in (11, 12):
+        train(cfg, Death("scoring", step))
+    train(cfg)
+    assert left_by(tmp_path / "killed") == whole

@@ -34,12 +34,13 @@ def scored(mode, lengths, rewards, versions=(0, 0), finish_reason="stop"):
     return ScoredGroup(RolloutGroup(request, trajectories), scores)
 
 
-def result(*groups, step=3, advantages=None, dropped=None, choices=None):
+def result(*groups, step=3, advantages=None, dropped=None, choices=None, prices=None):
     return StepResult(
         step=step,
         groups=groups,
         advantages=advantages or tuple(tuple(0.0 for _ in g.scores) for g in groups),
         choices=choices or tuple((None,) * len(g.scores) for g in groups),
+        prices=prices or {},
         mismatches=(),
         dropped=Counter(dropped or {}),
         learner_metrics={"loss/policy": 0.5},
@@ -135,7 +136,9 @@ def test_what_was_chosen_is_told_of_free_groups_by_difficulty_and_source():
         chosen("sums/3", 6.0, [True, False], is_pair=True),
     ]
     choices = ((0.0, 0.0), (0.1, -0.1), (0.0, 0.0), (0.25, -0.25))
-    metrics = step_metrics(result(*groups, choices=choices), cfg, Progress())
+    step_result = result(*groups, choices=choices, prices={"auto": 0.25})
+    metrics = step_metrics(step_result, cfg, Progress())
+    assert metrics["choice/price"] == 0.25
     of_mode = {key.rpartition("/")[2]: value for key, value in metrics.items() if "auto" in key}
     assert of_mode["pairs"] == 0.25
     assert of_mode["reasons"] == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
@@ -14,7 +15,19 @@ import torch
 from policy.builtin.tokenizer import make_tokenizer
 from rl.config.policy import AlgorithmConfig
 from rl.config.rollout import ModeConfig, PairsConfig
-from rl.loop.advantages import choice_advantages, group_advantages, priced, utilities, within_kinds
+from rl.loop.advantages import (
+    KEPT,
+    MARGIN,
+    MOST_PAID,
+    PRICE_STEP,
+    ChoicePrices,
+    TargetPrice,
+    choice_advantages,
+    group_advantages,
+    priced,
+    utilities,
+    within_kinds,
+)
 from rl.loop.batching import collate
 from rl.loop.loop import Parts, TrainingLoop
 from rl.loop.losses import (
@@ -291,6 +304,108 @@ def test_the_share_that_reasons_is_a_mean_of_probabilities():
     own |= {"truncated": 0.0, "max_abs_log_ratio": 0.0, "num_loss_tokens": 0.0}
     metrics = loss_metrics(reduce_sums([own | sums]), 1)
     assert metrics["choice/reasons"] == pytest.approx((0.25 + 0.5) / 2)
+
+
+# A price that adapts.
+
+
+def pair_of(*of: tuple[Choice | None, int, float | None, str]) -> ScoredGroup:
+    scored = group_of(*of)
+    request = dataclasses.replace(scored.group.request, is_pair=True)
+    return dataclasses.replace(scored, group=dataclasses.replace(scored.group, request=request))
+
+
+RIGHT, WRONG = 1.0, 0.0
+
+
+def seen_by(target: TargetPrice, reasoning: float, chosen: float, steps: int = 1) -> TargetPrice:
+    """After steps in which 100 responses of a pair and 100 free ones were right so often."""
+    for _ in range(steps):
+        groups = []
+        for make, accuracy in ((pair_of, reasoning), (group_of, chosen)):
+            num_right = round(100 * accuracy)
+            outcomes = [RIGHT] * num_right + [WRONG] * (100 - num_right)
+            groups.append(make(*((LONG, 50, outcome, "stop") for outcome in outcomes)))
+        target.learn(groups)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("chosen", "by"),
+    [(0.9, 1.0), (0.99, 1.0), (0.89, 0.5), (0.88, 0.0), (0.87, -0.5), (0.5, -1.0)],
+)
+def test_a_price_rises_within_the_margin_and_falls_beyond_it(chosen, by):
+    target = seen_by(TargetPrice(share=0.1), reasoning=0.9, chosen=chosen)
+    assert MARGIN == 0.02
+    assert target.share == pytest.approx(0.1 + by * PRICE_STEP)
+    # A usual response that reasons, of 50 tokens, pays just that share of its accuracy.
+    assert priced(1.0, 50, target.price) == pytest.approx(1 - target.share)
+
+
+def test_a_price_takes_no_more_than_responses_ever_pay_and_is_never_a_gift():
+    dear = seen_by(TargetPrice(), reasoning=0.9, chosen=0.9, steps=60)
+    assert dear.share == MOST_PAID
+    assert seen_by(dear, reasoning=0.9, chosen=0.1, steps=60).share == dear.price == 0.0
+
+
+def test_only_pairs_that_reason_and_free_choices_decide_about_a_price():
+    target = TargetPrice(share=0.1)
+    target.learn([])
+    target.learn([pair_of((LONG, 40, RIGHT, "stop"), (SHORT, 4, WRONG, "stop"))])
+    # Nothing was chosen yet, so nothing is known that the price could have done.
+    assert target.share == 0.1 and target.seen == {"long": [1.0, 1.0, 40.0], "auto": [0.0] * 3}
+    stray = (Choice(True, 0, is_kept=False), 9, RIGHT, "stop")
+    free = group_of(
+        (LONG, 60, RIGHT, "length"), (SHORT, 6, RIGHT, "stop"), (SHORT, 5, None, "stop"), stray
+    )
+    target.learn([free])
+    # Cut off is wrong; without a score, or a choice that a token made, nothing is known.
+    assert target.seen["long"] == pytest.approx([KEPT, KEPT, 40 * KEPT])
+    assert target.seen["auto"] == [2.0, 1.0, 66.0]
+    assert target.share == pytest.approx(0.1 - PRICE_STEP)
+    target.learn([group_of((SHORT, 5, math.nan, "stop"))])
+    assert math.isfinite(target.price)
+
+
+def test_prices_are_fixed_or_adapt_by_mode_and_come_back_from_a_checkpoint():
+    modes = {
+        name: {"share": 0.25, "thinking": thinking, "max_tokens": 9, **of_mode}
+        for name, thinking, of_mode in (
+            ("short", False, {}),
+            ("long", True, {}),
+            ("fixed", "auto", {"price": 0.5}),
+            ("auto", "auto", {"price": "target"}),
+        )
+    }
+    prices = ChoicePrices(config(modes=modes))
+    assert prices.now == {"fixed": 0.5, "auto": 0.0}
+    prices.end_step([pair_of((LONG, 40, RIGHT, "stop")), group_of((SHORT, 4, RIGHT, "stop"))])
+    assert prices.now == {"fixed": 0.5, "auto": pytest.approx(1000 * PRICE_STEP / 40)}
+    again = ChoicePrices(config(modes=modes))
+    again.load(json.loads(json.dumps(prices.state)))
+    for both in (prices, again):
+        both.end_step([pair_of((LONG, 70, RIGHT, "stop"))])
+    assert again.now == prices.now
+    with pytest.raises(ValueError, match="price"):
+        ModeConfig(share=1.0, thinking="auto", max_tokens=9, price="cheap")
+
+
+def test_a_price_finds_the_fewest_tokens_at_which_choosing_is_as_good_as_reasoning():
+    """Prompts of eight kinds, from easy to hard, and a policy of two tokens for each."""
+    gains, logits, target = [0.0, 0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7], [0.0] * 8, TargetPrice()
+    for _ in range(300):
+        price, chosen = target.price, 0.0
+        for place, gain in enumerate(gains):
+            p = 1 / (1 + math.exp(-logits[place]))
+            chosen += (0.9 - gain * p) / len(gains)
+            worth = [priced(0.9, 50, price), priced(0.9 - gain, 5, price)]
+            logits[place] += 4 * choice_gradient(p, [True, False], worth, True)
+        seen_by(target, 0.9, chosen)
+    shares = [1 / (1 + math.exp(-logit)) for logit in logits]
+    lag = sum(gain * p for gain, p in zip(gains, shares, strict=True)) / len(gains)
+    # Without a price it would be 0.004, and all prompts that gain anything would reason.
+    assert 0.012 < lag < MARGIN + 0.005
+    assert min(shares[:4]) > 0.9 and max(shares[-2:]) < 0.1
 
 
 # Pairs.

@@ -118,7 +118,7 @@ def test_a_long_run_is_drawn_with_its_peak_and_few_points(tmp_path):
 
 CHOSEN = {"choice/reasons": 0.5, "choice/entropy": 0.6, "rollout/auto/gap": 0.1}
 CHOSEN |= {f"rollout/auto/reasons_{third}": 0.3 for third in ("easy", "middle", "hard")}
-CHOSEN |= {"rollout/auto/groups": 2, "rollout/auto/pairs": 0.5}
+CHOSEN |= {"choice/price": 0.25, "rollout/auto/groups": 2, "rollout/auto/pairs": 0.5}
 
 
 def test_a_run_in_which_the_policy_chooses_has_a_picture_of_that(tmp_path):
@@ -131,11 +131,11 @@ def test_a_run_in_which_the_policy_chooses_has_a_picture_of_that(tmp_path):
 def test_the_choice_is_shown_by_difficulty_and_where_there_are_several_by_source(tmp_path):
     assert choice_panels(read_course(logged(tmp_path / "plain", {1: step(1)}))) == []
     course = read_course(logged(tmp_path / "one", {1: CHOSEN}))
-    by_difficulty, entropy, gap, pairs = choice_panels(course)
+    by_difficulty, entropy, gap, price, pairs = choice_panels(course)
     lines = ["probability", "auto easy", "auto middle", "auto hard"]
     assert list(by_difficulty.lines) == lines
     assert "Entropy" in entropy.title and "Gain" in gap.title and pairs.title == "Pairs"
-    assert all(picture_of(panel, course) for panel in (by_difficulty, entropy, gap, pairs))
+    assert all(picture_of(panel, course) for panel in (by_difficulty, entropy, gap, price, pairs))
     sources = {f"rollout/auto/reasons_of_{source}": 0.2 for source in ("sums", "legs")}
     several = choice_panels(read_course(logged(tmp_path / "two", {1: CHOSEN | sources})))
     assert list(several[0].lines) == lines
