@@ -52,18 +52,19 @@ class WarmupRecipe(ImitationRecipe):
 
 
 # Fewer slips, because all of its examples have as many lines as the longest of the other's, and
-# more examples that are short, so that easy questions are easy at once from the start.
+# fewer still in answers at once, so that easy questions are easy at once from the start.
 CHOOSING_WARMUP = WarmupRecipe(
-    min_steps=1300,
-    max_steps=1600,
-    short_share=0.45,
+    min_steps=1500,
+    max_steps=2000,
+    short_share=0.35,
     enough_short=0.5,
-    addition_slips=0.1,
-    answer_slips=0.1,
+    addition_slips=0.05,
+    answer_slips=0.03,
 )
 CHOOSING_LENGTHS = (6,)
-CHOOSING_NONZERO = (2, 2, 3, 5, 6, 6)
-"""What is asked of the policy that chooses: half of it easy, half of it hard (chain_sum.py)."""
+CHOOSING_NONZERO = (1, 1, 2, 2, 4, 6, 6, 6)
+"""What the policy that chooses is taught: sums as easy as a copy, and more of the hardest than are
+asked later, whose reasoning takes the most teaching (chain_sum.py)."""
 
 
 def ensure_tiny_policy(

@@ -90,7 +90,7 @@ def priced(accuracy: float, num_tokens: int, price: float) -> float:
 
 
 def utilities(scored: ScoredGroup, price: float) -> list[float | None]:
-    """What each trajectory is worth where kinds are compared; None without a score, or a kind.
+    """What each trajectory is worth where kinds are compared; None without a score.
 
     Accuracy alone, because the other parts of a reward do not mean the same in both kinds. Of the
     probability reward it is the probability itself: its baseline is what a response without
@@ -99,8 +99,7 @@ def utilities(scored: ScoredGroup, price: float) -> list[float | None]:
     worth: list[float | None] = []
     for trajectory, score in zip(scored.group.trajectories, scored.scores, strict=True):
         accuracy = score.parts.get("probability", score.parts.get("accuracy"))
-        is_kind = trajectory.choice is not None and trajectory.choice.num_tokens > 0
-        if score.reward is None or accuracy is None or not is_kind:
+        if score.reward is None or accuracy is None:
             worth.append(None)
         else:
             accuracy *= trajectory.finish_reason != "length"
@@ -109,9 +108,12 @@ def utilities(scored: ScoredGroup, price: float) -> list[float | None]:
 
 
 def choice_advantages(
-    kinds: Sequence[bool | None], worth: Sequence[float | None]
+    choices: Sequence[bool | None], worth: Sequence[float | None]
 ) -> tuple[float, ...]:
     """Credit each choice with the mean worth of its kind minus that of the group.
+
+    choices: RolloutGroup.choices. First tokens that are neither kind's are a third one, so that
+    what comes of them is unlearned.
 
     Neither is divided by a deviation: where all are right the deviation is the price itself, which
     would then weigh as much as being right. With p = pi(short), z its logit and Q the mean worth of
@@ -130,8 +132,8 @@ def choice_advantages(
     """
     known = [value for value in worth if value is not None]
     credit = []
-    for kind, value in zip(kinds, worth, strict=True):
-        same = [v for k, v in zip(kinds, worth, strict=True) if k == kind and v is not None]
+    for choice, value in zip(choices, worth, strict=True):
+        same = [v for c, v in zip(choices, worth, strict=True) if c == choice and v is not None]
         is_credited = value is not None and len(same) < len(known)
         credit.append(
             math.fsum(same) / len(same) - math.fsum(known) / len(known) if is_credited else 0.0

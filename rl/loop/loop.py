@@ -420,7 +420,7 @@ class TrainingLoop:
             of_choices: tuple[float | None, ...] = (None,) * len(of_group)
             if mode.thinking == "auto":
                 worth = utilities(scored, prices[request.mode])
-                of_choices = choice_advantages(scored.group.kinds, worth)
+                of_choices = choice_advantages(scored.group.choices, worth)
             choices.append(of_choices)
             for place, (trajectory, advantage, chosen) in enumerate(
                 zip(scored.group.trajectories, of_group, of_choices, strict=True)

@@ -27,8 +27,9 @@ from rl.loop.stages import TrainSample, Trajectory
 MAX_KEY = "max_abs_log_ratio"
 """The one entry of the metric sums that is a maximum."""
 SETTLED = 0.98
-"""A choice that is as probable as this, or as improbable as the rest, is pushed no further that
-way: a forced choice has the same gradient however sure the policy is, and would never stop."""
+"""A forced choice that is as probable as this, or as improbable as the rest, is pushed no further
+that way: it has the same gradient however sure the policy is, and would never stop. One that the
+policy made itself has a gradient that fades by itself."""
 
 
 def is_in_loss(trajectory: Trajectory, algorithm: AlgorithmConfig) -> bool:
@@ -250,8 +251,9 @@ def choice_loss(
     advantages = micro_batch.choice_advantages[is_chosen]
     old_logprobs = old_logprobs.detach()
     probability = old_logprobs.exp()
-    is_settled = torch.where(advantages > 0, probability > SETTLED, probability < 1 - SETTLED)
     is_forced = micro_batch.choice_is_forced[is_chosen]
+    is_sure = torch.where(advantages > 0, probability > SETTLED, probability < 1 - SETTLED)
+    is_settled = is_forced & is_sure
     rollout_logprobs = micro_batch.rollout_logprobs[micro_batch.choice_mask]
     inputs = LossInputs(
         loss_mask=is_chosen[is_chosen, None],

@@ -265,6 +265,12 @@ class RolloutGroup:
         """Of each trajectory, whether it chose to reason; None in a mode that leaves no choice."""
         return tuple(t.choice and t.choice.thinking for t in self.trajectories)
 
+    @property
+    def choices(self) -> tuple[bool | None, ...]:
+        """Of each trajectory, which kind's its first token is; None where it is neither's."""
+        of_each = (t.choice for t in self.trajectories)
+        return tuple(one.thinking if one and one.num_tokens else None for one in of_each)
+
 
 @dataclass(frozen=True)
 class ReferenceRequest:

@@ -28,7 +28,7 @@ class ChainSumQuestion(NamedTuple):
 
     text: str
     answer: str
-    """The sum, always two digits."""
+    """The sum, in two digits always: `27`, `07`."""
     numbers: tuple[int, ...]
     """The addends, each 1 to 9 or, where it is asked for, 0, in the order of the text."""
 
@@ -69,10 +69,9 @@ def question(
         raise ValueError(
             f"chain_sum lengths must be between 2 and {len(LABELS)} numbers, got {lengths}"
         )
-    # Two at least: no single digit makes a sum of two digits.
-    if not all(2 <= count <= min(lengths) for count in nonzero):
+    if not all(1 <= count <= min(lengths) for count in nonzero):
         raise ValueError(
-            f"chain_sum nonzero must be between 2 and the shortest of lengths {lengths}, got "
+            f"chain_sum nonzero must be between 1 and the shortest of lengths {lengths}, got "
             f"{nonzero}"
         )
     # A generator of its own for every question, so that any can be asked without the ones before.
@@ -91,9 +90,10 @@ def question(
             numbers = tuple(n if place in kept else 0 for place, n in enumerate(numbers))
         labelled = (f"{label}{number}" for label, number in zip(LABELS, numbers, strict=False))
         text = "".join(labelled) + "?"
-        # Two digits always: an answer's length then says nothing about it.
-        if sum(numbers) >= 10 and is_heldout(text) == heldout:
-            return ChainSumQuestion(text, str(sum(numbers)), numbers)
+        # Two digits always: an answer's length then says nothing about it. Sums of one digit are
+        # left out unless zeros are asked for, with which a single addend makes one.
+        if (nonzero or sum(numbers) >= 10) and is_heldout(text) == heldout:
+            return ChainSumQuestion(text, f"{sum(numbers):02d}", numbers)
 
 
 def is_heldout(text: str) -> bool:

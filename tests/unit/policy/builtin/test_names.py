@@ -34,7 +34,7 @@ def test_the_usual_models_keep_their_places_in_the_cache(made: list[Path]):
     assert [directory.parent for directory in made] == [default_cache_dir()] * 4
     assert [directory.name for directory in made] == [
         "tiny-a7060a12d12b",
-        "tiny_auto-7a5374a6ccfd",
+        "tiny_auto-33f6779f8d93",
         "tiny_qwen_vl-ae917762adc7",
         "tiny_minicpmv-1f47f7e32493",
     ]

@@ -103,7 +103,7 @@ def test_only_accuracy_and_length_are_compared_between_kinds():
         (SHORT, 10, None, "stop"),
         (Choice(True, 0, is_kept=False), 10, 1.0, "stop"),
     )
-    assert utilities(scored, price=0.5) == pytest.approx([0.95, 0.995, 0.8, 0.0, None, None])
+    assert utilities(scored, price=0.5) == pytest.approx([0.95, 0.995, 0.8, 0.0, None, 0.995])
     # The baseline of the probability reward is what answering at once scores.
     (probable,) = scored.scores[:1]
     probable = dataclasses.replace(probable, parts={"accuracy": 0.1, "probability": 0.7})
@@ -126,6 +126,11 @@ def test_responses_are_compared_within_their_kind_and_choices_between_them():
     # One kind alone, or one response of it without a score, has nothing to be compared with.
     assert choice_advantages((True, True), (1.0, 0.0)) == (0.0, 0.0)
     assert choice_advantages((True, False), (1.0, None)) == (0.0, 0.0)
+    # A first token that is neither kind's is answerable for what comes of it.
+    strayed = [SHORT, SHORT, LONG, Choice(True, 0, is_kept=False)]
+    choices = group_of(*((choice, 9, 1.0, "stop") for choice in strayed)).group.choices
+    assert choices == (False, False, True, None)
+    assert choice_advantages(choices, (1.0, 1.0, 1.0, 0.0)) == (0.25, 0.25, 0.25, -0.75)
 
 
 # A policy of two tokens, 0 to answer at once and 1 to reason, with p = pi(0).
@@ -211,6 +216,8 @@ def test_a_settled_choice_is_pushed_no_further_and_may_come_back():
     assert choice_gradient(sure, kinds, better_short, True) == 0.0
     assert choice_gradient(1 - sure, kinds, better_short[::-1], True) == 0.0
     assert choice_gradient(sure, kinds, better_short[::-1], True) == pytest.approx(-0.25)
+    # What the policy chose itself is never left alone.
+    assert choice_gradient(sure, kinds, better_short, False) == pytest.approx(0.25)
 
 
 def test_easy_and_hard_prompts_end_apart_and_stay_there():
