@@ -366,9 +366,9 @@ def test_only_pairs_that_reason_and_free_choices_decide_about_a_price():
         (LONG, 60, RIGHT, "length"), (SHORT, 6, RIGHT, "stop"), (SHORT, 5, None, "stop"), stray
     )
     target.learn([free])
-    # Cut off is wrong; without a score, or a choice that a token made, nothing is known.
+    # Cut off is wrong; without a score nothing is known.
     assert target.seen["long"] == pytest.approx([KEPT, KEPT, 40 * KEPT])
-    assert target.seen["auto"] == [2.0, 1.0, 66.0]
+    assert target.seen["auto"] == [3.0, 2.0, 75.0]
     assert target.share == pytest.approx(0.1 - PRICE_STEP)
     target.learn([group_of((SHORT, 5, math.nan, "stop"))])
     assert math.isfinite(target.price)
