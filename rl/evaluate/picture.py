@@ -97,7 +97,9 @@ def _finish(axes: Axes, own: Mapping[str, Any]) -> None:
     sampling = f"temperature {settings['temperature']:g}" if settings["temperature"] else "greedy"
     panel(axes, _name(own["policy"]), "tokens per response", ticks="both")
     subtitle = f"{own['n']} {split} prompts, {responses} each, {sampling}"
-    axes.text(0, 1.03, subtitle, transform=axes.transAxes, fontsize=12, color=GREY)
+    # At the height of the title: the legend below them may be as wide as the panel.
+    at = {"transform": axes.transAxes, "ha": "right"}
+    axes.text(1, 1.085, subtitle, fontsize=12, color=GREY, **at)
     # Lengths of modes differ by a factor of ten and more.
     axes.set_xscale("log")
     axes.margins(x=0.25)
