@@ -107,6 +107,10 @@ class Advice:
         self._reasons: deque[float] = deque(maxlen=EVERY_STEPS)
         self._has_collapsed = False
         self._price_adapts = any(mode.price == "target" for mode in config.modes.values())
+        # While more and more choices are left to the policy it may well lean to one side for a
+        # while, and come back: by then both ways are still forced often.
+        falls = [m.pairs for m in config.modes.values() if m.pairs.start > m.pairs.floor]
+        self._chooses_from = max((pairs.until for pairs in falls), default=0.0) * config.steps
 
     def after(self, result: StepResult, device: str | None, metrics: Mapping[str, float]) -> None:
         """Note what there is to say after a step; device: the GPU of the ranks, if any.
@@ -125,7 +129,7 @@ class Advice:
                     "with new processes"
                 )
                 self._grown.add(role)
-        if "choice/reasons" in metrics:
+        if "choice/reasons" in metrics and result.step > self._chooses_from:
             self._watch_choice(metrics["choice/reasons"])
         if device != self._device and "perf/mfu" not in result.learner_metrics:
             self._note(f"perf/mfu is left out: the peak of {device} is not known")

@@ -45,7 +45,7 @@ def test_the_words_say_who_waits_and_what_another_split_would_gain():
 
 def step(waits=0.5, **learner_metrics):
     seconds = {"step": 1.0, "wait_for_groups": waits, "scoring": 0.0, "engines_idle": 0.0}
-    return SimpleNamespace(seconds=seconds, learner_metrics=learner_metrics)
+    return SimpleNamespace(step=10**6, seconds=seconds, learner_metrics=learner_metrics)
 
 
 def begun(**settings):
@@ -158,6 +158,19 @@ def test_a_choice_that_has_collapsed_is_told_once_and_again_if_it_comes_back():
     follow(0.5, EVERY_STEPS)
     follow(0.0, EVERY_STEPS + 1)
     assert len(notes) == 2 and "to answer at once with probability" in notes[1]
+
+
+def test_a_choice_is_watched_once_pairs_are_as_rare_as_they_become():
+    auto = {"share": 1.0, "thinking": "auto", "max_tokens": 16}
+    for until, has_note in ((0.5, False), (0.25, True)):
+        notes: list[str] = []
+        auto["pairs"] = {"until": until}
+        advice = Advice(config(modes={"auto": auto}, steps=4 * EVERY_STEPS), notes.append)
+        for number in range(1, 2 * EVERY_STEPS + 1):
+            of_step = step(0.0)
+            of_step.step = number
+            advice.after(of_step, None, {"choice/reasons": 1.0})
+        assert bool(notes) == has_note
 
 
 def test_who_lets_the_price_adapt_is_not_told_to_change_it():
