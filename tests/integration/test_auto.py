@@ -7,11 +7,13 @@ import os
 import signal
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from policy.builtin.text_policy import CHOOSING_WARMUP, ensure_tiny_choosing_policy
 from rl.run.ledger import LedgerRow, read_rows
 from tests.integration.command import finish, start
 from tests.integration.test_serving import start_server, wait_until_healthy
@@ -31,9 +33,12 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("auto") / "run"
-    finish(start("rl.launch", *SETTINGS, f"run={directory}"))
-    return directory
+    root = tmp_path_factory.mktemp("auto")
+    # Nothing here needs right answers, and the usual warm-up takes two minutes.
+    brief = replace(CHOOSING_WARMUP, min_steps=200, max_steps=200)
+    policy = ensure_tiny_choosing_policy(root / "models", recipe=brief)
+    finish(start("rl.launch", *SETTINGS, f"policy.model={policy}", f"run={root / 'run'}"))
+    return root / "run"
 
 
 def auto_groups(run: Path) -> list[list[LedgerRow]]:
