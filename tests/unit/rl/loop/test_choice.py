@@ -224,11 +224,11 @@ def test_easy_and_hard_prompts_end_apart_and_stay_there():
     """Pairs on two prompts of a policy of two tokens, without KL and without entropy."""
     logits = {"easy": 0.0, "hard": 0.0}
     right = {"easy": {True: 1.0, False: 1.0}, "hard": {True: 0.9, False: 0.2}}
-    for _ in range(400):
+    for _ in range(200):
         for name, of_kind in right.items():
             p = 1 / (1 + math.exp(-logits[name]))
             worth = [priced(of_kind[kind], 50 if kind else 5, 2.0) for kind in (True, False)]
-            logits[name] += 4 * choice_gradient(p, [True, False], worth, True)
+            logits[name] += 8 * choice_gradient(p, [True, False], worth, True)
     shares = {name: 1 / (1 + math.exp(-logit)) for name, logit in logits.items()}
     assert shares["easy"] > 0.9
     assert shares["hard"] < 0.1
@@ -400,13 +400,13 @@ def test_prices_are_fixed_or_adapt_by_mode_and_come_back_from_a_checkpoint():
 def test_a_price_finds_the_fewest_tokens_at_which_choosing_is_as_good_as_reasoning():
     """Prompts of eight kinds, from easy to hard, and a policy of two tokens for each."""
     gains, logits, target = [0.0, 0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7], [0.0] * 8, TargetPrice()
-    for _ in range(300):
+    for _ in range(120):
         price, chosen = target.price, 0.0
         for place, gain in enumerate(gains):
             p = 1 / (1 + math.exp(-logits[place]))
             chosen += (0.9 - gain * p) / len(gains)
             worth = [priced(0.9, 50, price), priced(0.9 - gain, 5, price)]
-            logits[place] += 4 * choice_gradient(p, [True, False], worth, True)
+            logits[place] += 8 * choice_gradient(p, [True, False], worth, True)
         seen_by(target, 0.9, chosen)
     shares = [1 / (1 + math.exp(-logit)) for logit in logits]
     lag = sum(gain * p for gain, p in zip(gains, shares, strict=True)) / len(gains)
