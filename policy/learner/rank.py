@@ -175,7 +175,7 @@ class LearnerRank(Watched):
         Returns the metric sums of each micro-batch, and the mismatch of each sample of this rank.
         old_logprobs: per micro-batch; None takes the policy's own, for a single update per batch.
         """
-        last, has_choices = len(update.micro_batches) - 1, self._config.has_choices
+        last, has_choices = len(update.micro_batches) - 1, bool(self._config.choosing)
         parts: list[dict[str, Tensor]] = []
         mismatches: dict[int, float] = {}
         for place, samples in enumerate(update.micro_batches):

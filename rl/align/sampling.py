@@ -29,7 +29,7 @@ def sampling_requests(
     # As many steps of the prompt stream as an iteration uses up, unless prompts repeat.
     num_steps = -(-wanted // config.rollout.prompts_per_step)
     # What a policy chooses goes on as in one of the other modes, where it is aligned.
-    choosing = {name for name, mode in config.modes.items() if mode.thinking == "auto"}
+    choosing = config.choosing
     shares = align.mix or {
         name: mode.share for name, mode in config.modes.items() if name not in choosing
     }

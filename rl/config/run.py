@@ -197,13 +197,12 @@ class Config(Section):
     def _sections_fit(self) -> Config:
         """What one section asks for, the others allow."""
         align, probability = self.align, self.reward.probability
-        choosing = {name for name, mode in self.modes.items() if mode.thinking == "auto"}
-        if taken := sorted(choosing & {name for name, share in align.mix.items() if share}):
+        if taken := sorted(self.choosing & {name for name, share in align.mix.items() if share}):
             raise ValueError(
                 f"align.mix takes {taken}, in which the policy chooses how to answer, and a pass "
                 "aligns answers alone; give the shares to the modes that it chooses between"
             )
-        if align.enabled and choosing == set(self.modes):
+        if align.enabled and self.choosing == set(self.modes):
             raise ValueError(
                 "align.enabled needs a mode whose thinking is true or false, because a pass aligns "
                 "answers and not the choice between two ways to answer; add one, of share 0"
@@ -352,9 +351,9 @@ class Config(Section):
         return self.model_copy(update={"reward": reward})
 
     @property
-    def has_choices(self) -> bool:
-        """Whether the policy chooses in some mode whether to reason."""
-        return any(mode.thinking == "auto" for mode in self.modes.values())
+    def choosing(self) -> set[str]:
+        """The modes in which the policy chooses whether to reason."""
+        return {name for name, mode in self.modes.items() if mode.thinking == "auto"}
 
     @property
     def num_gpus_taken(self) -> int:

@@ -6,16 +6,20 @@ by the prompt alone can do better, for the accuracy of these very responses.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean as mean
-from typing import Any
+from typing import Any, TypeVar
 
 from rl.config.rollout import ModeConfig
 from rl.evaluate.evaluation import Key, Question, Sample
 
 THIRDS = ("easy", "middle", "hard")
+"""Of prompts, by the difficulty that their task tells."""
 FRONTIER_POINTS = 21
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,21 +52,29 @@ def choosing_figures(
     hardness = told or {prompt: -each.accuracy for prompt, each in (direct or {}).items()}
     by_difficulty: dict[str, dict[str, dict[str, float]]] = {}
     for name in choosing:
-        in_order = sorted((p for p in table[name] if p in hardness), key=lambda p: hardness[p])
-        thirds = {}
-        for number, third in enumerate(THIRDS):
-            first, last = (len(in_order) * end // len(THIRDS) for end in (number, number + 1))
-            part = [table[name][prompt] for prompt in in_order[first:last]]
-            if part:
-                thirds[third] = {
-                    figure: mean([getattr(each, figure) for each in part])
-                    for figure in ("reasons", "accuracy", "tokens")
-                }
-        by_difficulty[name] = thirds
+        known = {prompt: each for prompt, each in table[name].items() if prompt in hardness}
+        by_difficulty[name] = {
+            third: {
+                figure: mean([getattr(known[prompt], figure) for prompt in part])
+                for figure in ("reasons", "accuracy", "tokens")
+            }
+            for third, part in thirds(known, hardness.__getitem__).items()
+            if part
+        }
     figures: dict[str, Any] = {"by_difficulty": by_difficulty}
     if direct and thinking:
         figures["frontier"] = frontier(direct, thinking)
     return figures
+
+
+def thirds(items: Iterable[T], hardness: Callable[[T], float]) -> dict[str, list[T]]:
+    """The items by how hard they are, as many in each of THIRDS as can be."""
+    in_order = sorted(items, key=hardness)
+    edges = [len(in_order) * end // len(THIRDS) for end in range(len(THIRDS) + 1)]
+    return {
+        name: in_order[first:last]
+        for name, (first, last) in zip(THIRDS, pairwise(edges), strict=True)
+    }
 
 
 def frontier(direct: Mapping[str, Asked], thinking: Mapping[str, Asked]) -> list[dict[str, float]]:

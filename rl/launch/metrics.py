@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rl.config.run import Config
+from rl.evaluate.choosing import thirds
 from rl.launch.advice import idle_shares
 from rl.loop.advantages import has_zero_variance, within_kinds
 from rl.loop.loop import StepResult
@@ -12,8 +13,6 @@ from rl.loop.stages import Score, ScoredGroup, Trajectory
 
 # What a score says of a response without rewarding it, which is shown beside lengths.
 UNREWARDED = ("leak", "unverifiable")
-THIRDS = ("easy", "middle", "hard")
-"""Of the prompts of a step, by the difficulty that their task tells."""
 
 
 @dataclass
@@ -131,13 +130,9 @@ def _choice_metrics(
     strays = [t.choice and not t.choice.is_kept for g in free for t in g.group.trajectories]
     metrics |= _mean(f"rollout/{mode}/strayed", [float(bool(stray)) for stray in strays])
     parts = {"reasons": free}
-    known = sorted(
-        (g for g in free if g.group.request.prompt.difficulty is not None),
-        key=lambda g: g.group.request.prompt.difficulty or 0.0,
-    )
-    for number, name in enumerate(THIRDS):
-        edges = (len(known) * end // len(THIRDS) for end in (number, number + 1))
-        parts[f"reasons_{name}"] = known[slice(*edges)]
+    known = (g for g in free if g.group.request.prompt.difficulty is not None)
+    by_difficulty = thirds(known, lambda g: g.group.request.prompt.difficulty or 0.0)
+    parts |= {f"reasons_{third}": part for third, part in by_difficulty.items()}
     sources = defaultdict(list)
     for scored in free:
         sources[scored.group.request.prompt.id.partition("/")[0]].append(scored)

@@ -28,6 +28,7 @@ KEPT = 0.95
 """Of what it has seen so far, at every step: a step alone has few pairs."""
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def group_advantages(
@@ -62,19 +63,18 @@ def has_zero_variance(rewards: Sequence[float | None]) -> bool:
 def within_kinds(
     kinds: Sequence[bool | None],
     values: Sequence[T],
-    compare: Callable[[Sequence[T]], Sequence[T]],
-) -> list[T]:
+    compare: Callable[[Sequence[T]], Sequence[U]],
+) -> list[U]:
     """Compare the values of each kind (RolloutGroup.kinds) with one another alone.
 
     Example: within_kinds([True, False, True], [3, 9, 1], sorted) == [1, 9, 3]
     """
-    compared = list(values)
+    compared: dict[int, U] = {}
     for kind in dict.fromkeys(kinds):
         places = [place for place, other in enumerate(kinds) if other == kind]
         results = compare([values[place] for place in places])
-        for place, result in zip(places, results, strict=True):
-            compared[place] = result
-    return compared
+        compared |= zip(places, results, strict=True)
+    return [compared[place] for place in range(len(kinds))]
 
 
 def priced(accuracy: float, num_tokens: int, price: float) -> float:
@@ -131,14 +131,15 @@ def choice_advantages(
     Example: choice_advantages([True, True, False], [1.0, 0.5, 0.0]) == (0.25, 0.25, -0.5)
     """
     known = [value for value in worth if value is not None]
-    credit = []
-    for choice, value in zip(choices, worth, strict=True):
-        same = [v for c, v in zip(choices, worth, strict=True) if c == choice and v is not None]
-        is_credited = value is not None and len(same) < len(known)
-        credit.append(
-            math.fsum(same) / len(same) - math.fsum(known) / len(known) if is_credited else 0.0
-        )
-    return tuple(credit)
+
+    def credit(of_kind: Sequence[float | None]) -> list[float]:
+        same = [value for value in of_kind if value is not None]
+        if not same or len(same) == len(known):
+            return [0.0] * len(of_kind)
+        gap = math.fsum(same) / len(same) - math.fsum(known) / len(known)
+        return [0.0 if value is None else gap for value in of_kind]
+
+    return tuple(within_kinds(choices, worth, credit))
 
 
 @dataclass
@@ -196,7 +197,7 @@ class ChoicePrices:
     """What 1,000 tokens cost in each mode that chooses."""
 
     def __init__(self, config: Config) -> None:
-        choosing = {name: m.price for name, m in config.modes.items() if m.thinking == "auto"}
+        choosing = {name: config.modes[name].price for name in config.choosing}
         self._fixed: dict[str, float] = {
             name: price for name, price in choosing.items() if not isinstance(price, str)
         }

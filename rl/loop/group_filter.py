@@ -41,7 +41,7 @@ class GroupFilter:
         self._beta = probability.filter_beta if probability else None
         self._reasoning = {name for name, m in config.modes.items() if m.thinking is True}
         # Rewards that are equal say nothing of a choice, which tokens and the other kind decide.
-        self._choosing = {name for name, m in config.modes.items() if m.thinking == "auto"}
+        self._choosing = config.choosing
         # Groups of step k may be asked for once step k - 1 - max_staleness is over.
         self._lag = 1 + config.rollout.max_staleness
         self._warmup: list[float] = []

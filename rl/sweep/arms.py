@@ -170,7 +170,7 @@ def _planned(config: SweepConfig, root: Path) -> Sweep:
 def _shares(config: Config, long_share: float) -> dict[str, float]:
     thinking = [name for name, mode in config.modes.items() if mode.thinking is True]
     direct = [name for name, mode in config.modes.items() if not mode.thinking]
-    is_pair = len(thinking) == len(direct) == 1 and not config.has_choices
+    is_pair = len(thinking) == len(direct) == 1 and not config.choosing
     if not is_pair or config.share_schedule:
         raise RecipeError(
             "long_share needs one mode that thinks, one that does not and no share_schedule; got "
