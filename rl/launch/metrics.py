@@ -123,7 +123,7 @@ def _choice_metrics(
     gaps = []
     for scored, of_group in zip(groups, choices, strict=True):
         # All choices of a kind have one credit, and those of both differ by what the kinds do.
-        by_kind = dict(zip(scored.group.kinds, of_group, strict=True))
+        by_kind = dict(zip(scored.group.choices, of_group, strict=True))
         if True in by_kind and False in by_kind:
             gaps.append((by_kind[True] or 0.0) - (by_kind[False] or 0.0))
     metrics |= _mean(f"rollout/{mode}/gap", gaps)

@@ -148,3 +148,16 @@ def test_what_was_chosen_is_told_of_free_groups_by_difficulty_and_source():
     assert of_mode["gap"] == pytest.approx((0.2 + 0.5) / 2)
     # All are right; where the kinds differ in worth there is something to learn all the same.
     assert of_mode["zero_variance"] == 0.5
+
+
+def test_a_first_token_of_neither_kind_is_no_part_of_the_gap_between_the_kinds():
+    cfg = config(modes={"auto": {"share": 1.0, "thinking": "auto", "max_tokens": 16}})
+    one = scored("auto", [5] * 3, [1.0, 1.0, 0.0])
+    choices = (Choice(True, 1), Choice(False, 1), Choice(True, 0, is_kept=False))
+    trajectories = tuple(
+        replace(t, choice=choice) for t, choice in zip(one.group.trajectories, choices, strict=True)
+    )
+    one = replace(one, group=replace(one.group, trajectories=trajectories))
+    step_result = result(one, choices=((0.3, 0.1, -0.4),), prices={"auto": 0.0})
+    metrics = step_metrics(step_result, cfg, Progress())
+    assert metrics["rollout/auto/gap"] == pytest.approx(0.2)
