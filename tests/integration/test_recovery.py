@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -170,7 +171,9 @@ def test_an_engine_that_is_lost_is_replaced_and_the_run_goes_on(running, victim,
     lost, joined = running.events[since:]
     assert (lost["event"], lost["who"], joined["event"]) == ("lost", "engine 1", "joined")
     if number == signal.SIGSTOP:
-        assert "answered nothing" in lost["why"]
+        # On a busy machine the stop may come while weights are sent, where the publish has its own
+        # deadline, as `recovery.heartbeat_s` says.
+        assert re.search(r"answered nothing for|did not finish \w+ within", lost["why"])
     assert running.services.engine.actors[1] is not old
     assert len(running.services.engine.receivers) == 2
     assert_ended(*processes)
