@@ -22,22 +22,22 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from policy.builtin.picture_task import TASK, PictureTask
 from policy.builtin.text_policy import SumTask, ensure_tiny_policy
-from policy.builtin.vision_policy import TASK, PictureTask, ensure_tiny_vision_policy
+from policy.builtin.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import (
     LabellerRecipe,
-    OnStep,
     Question,
     Task,
     laid_out,
     reproducible,
     save_warmed,
     shown_warmup,
-    train_in_rounds,
 )
 from policy.models.cache import default_cache_dir, digest, made_once
 from policy.models.checks import read_config
 from policy.models.family import model_family
+from policy.models.stages import OnStep, train_in_rounds
 from rl.data.media.families import vision_family
 
 TinyLabellerName = Literal["tiny_labeller", "tiny_vision_labeller"]
@@ -164,7 +164,9 @@ def train(
         share = balanced(accuracy, recipe.shares)
         return {"balanced": round(share, 4), "accuracy": accuracy}, share >= recipe.enough
 
-    return {"seed": recipe.seed} | train_in_rounds(model, recipe, loss_of, measure, on_step)
+    return {"seed": recipe.seed} | train_in_rounds(
+        model.parameters(), recipe, loss_of, measure, on_step
+    )
 
 
 def labelling_loss(

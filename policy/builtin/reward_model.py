@@ -32,8 +32,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from policy.builtin.text_policy import ensure_tiny_policy
-from policy.builtin.warmup import OnStep, shown_warmup
+from policy.builtin.warmup import shown_warmup
 from policy.models.cache import default_cache_dir, digest, made_once
+from policy.models.stages import OnStep
 from rl.data.tasks.chain_sum import question
 
 MISTAKES = ("off_by_one", "off_by_more", "ill_formed")

@@ -9,9 +9,8 @@ so a held-out accuracy ends the warm-up and not a number of steps. What is asked
 
 import json
 import os
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import eq
@@ -29,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from policy.builtin.tokenizer import EOS
 from policy.models.family import VisualInputs
+from policy.models.stages import OnStep, train_in_rounds
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import Slips
 from rl.loop.batching import reference_sample
@@ -36,8 +36,6 @@ from rl.loop.stages import CLOSE_THINK, Prompt, ReferenceRequest
 
 # The target of a token that is not learned: the one that cross_entropy leaves out by default.
 IGNORED = -100
-OnStep = Callable[[int, float], None]
-"""Hears each step, counted from 1, and its loss."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def imitate(
         enough = {"short": recipe.enough_short, "long": recipe.enough_long}
         return {"heldout": accuracy}, all(accuracy[mode] >= enough[mode] for mode in enough)
 
-    return {"seed": seed} | train_in_rounds(model, recipe, loss_of, measure, on_step)
+    return {"seed": seed} | train_in_rounds(model.parameters(), recipe, loss_of, measure, on_step)
 
 
 def imitation_loss(
@@ -227,49 +225,6 @@ def heldout_accuracy(model: PreTrainedModel, task: Task, num_questions: int) -> 
             answers = [text.rpartition(CLOSE_THINK)[2].strip() for text in texts]
             right[mode] += sum(map(eq, answers, (question.answer for question in alike)))
     return {mode: count / num_questions for mode, count in right.items()}
-
-
-def train_in_rounds(
-    model: PreTrainedModel,
-    recipe: ImitationRecipe | LabellerRecipe,
-    loss_of: Callable[[int], Tensor],
-    measure: Callable[[], tuple[dict[str, Any], bool]],
-    on_step: OnStep,
-) -> dict[str, Any]:
-    """Train until a measurement is enough or steps are out; return how it ended (`warmup.json`).
-
-    loss_of: the loss of a step's examples, given the number of the first. measure: figures for the
-    report, and whether they are enough.
-    """
-    started = time.monotonic()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=recipe.betas, weight_decay=recipe.weight_decay
-    )
-    step = 0
-    while True:
-        # Nothing is measured before `min_steps`, because measuring takes as long as many steps.
-        for _ in range(recipe.round_steps if step else recipe.min_steps):
-            loss = loss_of(step * recipe.examples_per_step)
-            step += 1
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            # At learning rates this high an unlucky batch could undo much of what was learned.
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            on_step(step, loss.item())
-        figures, is_ready = measure()
-        if is_ready or step >= recipe.max_steps:
-            seconds = round(time.monotonic() - started, 1)
-            return {"steps": step, "seconds": seconds, **figures, "is_ready": is_ready}
-
-
-def learning_rate(recipe: ImitationRecipe | LabellerRecipe, step: int) -> float:
-    """Rises linearly, then falls linearly to a tenth at `min_steps` and stays there."""
-    rise = min(1.0, step / recipe.rise_steps)
-    fall = max(0.1, 1 - 0.9 * step / recipe.min_steps)
-    return recipe.learning_rate * rise * fall
 
 
 @contextmanager

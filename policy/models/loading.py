@@ -27,6 +27,7 @@ from policy.models.checks import (
 )
 from policy.models.family import model_family
 from policy.models.kernels import attention_implementation, fuse_layers
+from policy.models.stages import let_learn
 from policy.models.trainable import refuse_untrainable
 from rl.config.policy import Part, PolicyConfig
 from rl.run.files import read_json
@@ -183,10 +184,8 @@ def choose_trained(model: PreTrainedModel, config: PolicyConfig) -> PreTrainedMo
                 "be adapted; leave them out, or take all-linear"
             )
     # PEFT has frozen all but its adapters; without it everything is trainable until here.
-    for name, modules in parts.items():
-        if config.lora is None or name != "llm":
-            for module in modules:
-                module.requires_grad_(name in trained)
+    adapted = {"llm"} if config.lora is not None else set()
+    let_learn({name: parts[name] for name in parts if name not in adapted}, trained)
     return policy
 
 

@@ -20,7 +20,8 @@ from transformers import (
 import policy.builtin.text_policy
 from policy.builtin.text_policy import SIZES, SumTask, WarmupRecipe, ensure_tiny_policy
 from policy.builtin.tokenizer import CHARACTERS, make_tokenizer
-from policy.builtin.warmup import IGNORED, Question, example_rows, imitate, learning_rate
+from policy.builtin.warmup import IGNORED, Question, example_rows, imitate
+from policy.models.stages import learning_rate
 from rl.data.tasks.chain_sum import Slips, worked_example
 
 QUESTION = Question("a2b9c8d8?", "27", (2, 9, 8, 8))
