@@ -65,9 +65,9 @@ TOWER = SeeingStage("tower", ("vision",), 250, 600, 3e-3, lesson="digits", enoug
 # and a resampler that has learned to give that leaves it only slowly.
 RESAMPLER = SeeingStage("resampler", ("resampler",), 100, 400, 3e-3, short_share=0.0,
                         enough={"long": 0.5})  # fmt: skip
-EYES = SeeingStage("eyes", ("vision", "resampler"), 100, 300, 1e-3,
+EYES = SeeingStage("eyes", ("vision", "resampler"), 150, 350, 1.5e-3,
                    enough={"short": 0.5, "long": 0.5})  # fmt: skip
-POLICY = SeeingStage("policy", ("llm", "vision", "resampler"), 150, 500, 1e-3, lesson="slips",
+POLICY = SeeingStage("policy", ("llm", "vision", "resampler"), 200, 600, 1e-3, lesson="slips",
                      heldout_questions=256, enough={"short": 0.3, "long": 0.3})  # fmt: skip
 
 
@@ -79,8 +79,8 @@ class SeeingRecipe:
     misread: float = 0.12
     answer_slips: float = 0.15
     """How often the examples of the last stage err, as in VisionWarmupRecipe."""
-    clean_jitter: float = 0.5
-    clean_noise: tuple[float, float] = (0.0, 0.1)
+    clean_jitter: float = 0.6
+    clean_noise: tuple[float, float] = (0.0, 0.2)
     """Of the pictures that are shown, in place of the task's."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +13,16 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from policy.builtin.picture_task import TASK, PictureTask
+from policy.builtin.seeing import EYES, LANGUAGE, RESAMPLER, TOWER, SeeingRecipe
 from policy.builtin.vision_policy import (
-    TASK,
-    PictureTask,
+    TinyVisionName,
     VisionWarmupRecipe,
     ensure_tiny_vision_policy,
 )
 from policy.builtin.warmup import heldout_accuracy
+from policy.models.family import VisualInputs
+from policy.models.minicpmv import MiniCPMVInputs
 from policy.models.qwen_vl import QwenVLInputs
 from rl.data.media.names import RenderedImage, StillImage
 
@@ -37,17 +42,29 @@ class Noise:
         return StillImage(Image.fromarray(shades), "noise")
 
 
+# Warm-ups on clean pictures, which such a policy then reads well enough to show it.
+IMITATION = VisionWarmupRecipe(min_steps=450, max_steps=450, misread=0.0, answer_slips=0.0)
+STAGES = SeeingRecipe(stages=(LANGUAGE, TOWER, RESAMPLER, EYES))
+
+
 @pytest.mark.slow
-def test_noise_in_a_pictures_place_brings_accuracy_to_chance(tmp_path: Path):
-    """A short warm-up on clean pictures, which such a policy then reads well enough to show it."""
-    recipe = VisionWarmupRecipe(min_steps=450, max_steps=450, misread=0.0, answer_slips=0.0)
-    policy = ensure_tiny_vision_policy("tiny_qwen_vl", tmp_path, recipe=recipe)
+@pytest.mark.parametrize(
+    ("name", "recipe", "open_inputs"),
+    [("tiny_qwen_vl", IMITATION, QwenVLInputs), ("tiny_minicpmv", STAGES, MiniCPMVInputs)],
+)
+def test_noise_in_a_pictures_place_brings_accuracy_to_chance(
+    tmp_path: Path,
+    name: TinyVisionName,
+    recipe: VisionWarmupRecipe | SeeingRecipe,
+    open_inputs: Callable[[Path, Any], VisualInputs],
+):
+    policy = ensure_tiny_vision_policy(name, tmp_path, recipe=recipe)
     model = AutoModelForImageTextToText.from_pretrained(policy, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
     clean = TASK | {"jitter": recipe.clean_jitter, "noise": recipe.clean_noise}
     task = PictureTask.open(policy, tokenizer, clean)
     torch.manual_seed(0)
     seen = heldout_accuracy(model, task, PICTURES)
-    blind = heldout_accuracy(model, replace(task, inputs=QwenVLInputs(policy, Noise())), PICTURES)
+    blind = heldout_accuracy(model, replace(task, inputs=open_inputs(policy, Noise())), PICTURES)
     assert min(seen.values()) > 3 * CHANCE
     assert max(blind.values()) < CHANCE + SLACK

@@ -10,15 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
+from policy.builtin.picture_task import TASK, TASK_NAME, PictureTask, worked_example
+from policy.builtin.seeing import CaptionTask, SeeingRecipe
 from policy.builtin.tokenizer import EOS, make_tokenizer
 from policy.builtin.vision_policy import (
-    TASK,
-    TASK_NAME,
-    PictureTask,
     TinyVisionName,
     VisionWarmupRecipe,
     ensure_tiny_vision_policy,
-    worked_example,
 )
 from policy.builtin.warmup import imitation_loss, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
@@ -31,15 +29,26 @@ from rollout.prompts.procedural import VisualSource
 
 NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv")
 DIGITS = (3, 7, 2)
-BRIEF = VisionWarmupRecipe(min_steps=2, max_steps=2, examples_per_step=5, heldout_questions=2,
-                           enough_short=0.0, enough_long=0.0)  # fmt: skip
+BRIEF_IMITATION = VisionWarmupRecipe(
+    min_steps=2,
+    max_steps=2,
+    examples_per_step=5,
+    heldout_questions=2,
+    enough_short=0.0,
+    enough_long=0.0,
+)
+BRIEF_STAGES = tuple(
+    replace(stage, min_steps=2, max_steps=2, examples_per_step=5, heldout_questions=2, enough={})
+    for stage in SeeingRecipe().stages
+)
+BRIEF = {"tiny_qwen_vl": BRIEF_IMITATION, "tiny_minicpmv": SeeingRecipe(stages=BRIEF_STAGES)}
 RECIPE = "config=hybrid_50_50_vision.yaml"
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ensure_tiny_vision_policy(
-        request.param, tmp_path_factory.mktemp("cache"), 0, recipe=BRIEF
+        request.param, tmp_path_factory.mktemp("cache"), 0, BRIEF[request.param]
     )
 
 
@@ -76,7 +85,10 @@ def test_the_directory_is_one_that_learner_and_engines_load(policy: Path) -> Non
     eos = AutoTokenizer.from_pretrained(policy).eos_token_id
     assert GenerationConfig.from_pretrained(policy).eos_token_id == eos
     report = json.loads((policy / "warmup.json").read_text())
-    assert (report["steps"], report["is_ready"]) == (2, True)
+    assert report["is_ready"]
+    # One of a policy that learns in stages tells of each.
+    stages = report.get("stages", {"all": report})
+    assert all((stage["steps"], stage["is_ready"]) == (2, True) for stage in stages.values())
 
 
 def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
@@ -100,6 +112,19 @@ def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> Non
     assert task.prompt_ids[True].count(token) == (3 if is_qwen else 6)
 
 
+def test_a_caption_stands_in_the_pictures_place(policy: Path) -> None:
+    if policy.name.startswith("tiny_qwen_vl"):
+        pytest.skip("learns without captions")
+    _, shown = _opened(policy)
+    captions = CaptionTask(**vars(shown) | {"inputs": None})
+    (question,) = captions.questions(0, 1, heldout=False)
+    (seen,), (read,) = shown.prompts([question], False), captions.prompts([question], False)
+    places = [place for place, token in enumerate(seen) if token != read[place]]
+    written = shown.tokenizer.decode([read[place] for place in places])
+    assert len(read) == len(seen)
+    assert written == "".join(2 * str(digit) for digit in question.addends)
+
+
 def test_the_right_response_is_learned_from_the_picture(policy: Path) -> None:
     """Loss and gradient reach the tower, and another picture gives another loss."""
     model, task = _opened(policy)
@@ -121,13 +146,13 @@ def test_warm_up_depends_on_the_seed_alone(policy: Path, tmp_path: Path) -> None
     name: TinyVisionName = "tiny_qwen_vl" if "qwen" in policy.name else "tiny_minicpmv"
     torch.manual_seed(17)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    again = ensure_tiny_vision_policy(name, tmp_path, 0, BRIEF)
+    again = ensure_tiny_vision_policy(name, tmp_path, 0, BRIEF[name])
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
     assert again.name == policy.name
     weights = "model.safetensors"
     assert (again / weights).read_bytes() == (policy / weights).read_bytes()
-    other = ensure_tiny_vision_policy(name, tmp_path, 1, replace(BRIEF, min_steps=1, max_steps=1))
+    other = ensure_tiny_vision_policy(name, tmp_path, 1, BRIEF[name])
     assert (other / weights).read_bytes() != (policy / weights).read_bytes()
 
 
