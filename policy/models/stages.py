@@ -85,8 +85,9 @@ def train_stage(
 ) -> dict[str, Any]:
     """Train the stage's parts of `model` in place; return how it ended, as `train_in_rounds` does.
 
-    head: trained with them, such as what a tower answers with while it learns alone. Raises
-    ValueError for a part that the model does not have.
+    loss_of: the loss of a step's examples, given the number of the first. head: trained with the
+    parts, such as what a tower answers by while it learns alone. Raises ValueError for a part that
+    the model does not have.
     """
     parts = model_family(model.config.model_type).parts(model)
     if missing := sorted(set(stage.parts) - set(parts)):
