@@ -164,7 +164,7 @@ def learn_to_see(
     # Clearer and more orderly than the task's own pictures, so that seeing forms sooner.
     clean = TASK | {"jitter": recipe.clean_jitter, "noise": recipe.clean_noise}
     shown = PictureTask.open(directory, tokenizer, clean, seed)
-    captions = CaptionTask(**vars(shown) | {"inputs": None})
+    captions = replace(CaptionTask.open(directory, tokenizer, clean, seed), inputs=None)
     slips = Slips(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
     heldout = PictureTask.open(directory, tokenizer, TASK)
     head = nn.Linear(model.config.vision_config.hidden_size, 10 * NUM_DIGITS)

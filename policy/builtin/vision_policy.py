@@ -103,8 +103,10 @@ def ensure_tiny_vision_policy(
             tokenizer.save_pretrained(directory)
             settings = json.dumps(preprocessor, indent=2)
             (directory / "preprocessor_config.json").write_text(settings + "\n")
-            learn = learn_to_see if isinstance(recipe, SeeingRecipe) else _imitate
-            report = learn(model, directory, tokenizer, seed, recipe)
+            if isinstance(recipe, SeeingRecipe):
+                report = learn_to_see(model, directory, tokenizer, seed, recipe)
+            else:
+                report = _imitate(model, directory, tokenizer, seed, recipe)
         save_warmed(directory, model, tokenizer, report)
 
     decides = [asdict(recipe), sizes, preprocessor, CHARACTERS, template, TASK, seed]

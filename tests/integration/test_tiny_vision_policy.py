@@ -112,11 +112,10 @@ def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> Non
     assert task.prompt_ids[True].count(token) == (3 if is_qwen else 6)
 
 
+@pytest.mark.parametrize("policy", ["tiny_minicpmv"], indirect=True)
 def test_a_caption_stands_in_the_pictures_place(policy: Path) -> None:
-    if policy.name.startswith("tiny_qwen_vl"):
-        pytest.skip("learns without captions")
     _, shown = _opened(policy)
-    captions = CaptionTask(**vars(shown) | {"inputs": None})
+    captions = replace(CaptionTask.open(policy, shown.tokenizer, TASK), inputs=None)
     (question,) = captions.questions(0, 1, heldout=False)
     (seen,), (read,) = shown.prompts([question], False), captions.prompts([question], False)
     places = [place for place, token in enumerate(seen) if token != read[place]]
