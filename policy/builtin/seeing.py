@@ -63,10 +63,10 @@ LANGUAGE = SeeingStage("language", ("llm",), 600, 1200, 3e-3, lesson="captions",
 TOWER = SeeingStage("tower", ("vision",), 250, 600, 3e-3, lesson="digits", enough={"digits": 0.95})
 # Without short answers: a sum is foretold a little by what the picture holds wherever it stands,
 # and a resampler that has learned to give that leaves it only slowly.
-RESAMPLER = SeeingStage("resampler", ("resampler",), 100, 400, 3e-3, short_share=0.0,
-                        enough={"long": 0.5})  # fmt: skip
-EYES = SeeingStage("eyes", ("vision", "resampler"), 150, 350, 1.5e-3,
-                   enough={"short": 0.5, "long": 0.5})  # fmt: skip
+RESAMPLER = SeeingStage("resampler", ("resampler",), 200, 500, 3e-3, short_share=0.0,
+                        enough={"long": 0.8})  # fmt: skip
+EYES = SeeingStage("eyes", ("vision", "resampler"), 250, 600, 2e-3,
+                   enough={"short": 0.65, "long": 0.65})  # fmt: skip
 POLICY = SeeingStage("policy", ("llm", "vision", "resampler"), 200, 600, 1e-3, lesson="slips",
                      heldout_questions=256, enough={"short": 0.3, "long": 0.3})  # fmt: skip
 
@@ -91,15 +91,12 @@ class CaptionTask(PictureTask):
         prompt = self.prompt_ids[thinking]
         placeholder = self.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         start, count = prompt.index(placeholder), prompt.count(placeholder)
-        rows = []
-        for question in questions:
-            # 372 in six places reads 337722: each place then has a digit that a resampler can find.
-            text = "".join(
-                str(digit) * (count // len(question.addends)) for digit in question.addends
-            )
-            caption = self.tokenizer(text)["input_ids"]
-            rows.append([*prompt[:start], *caption, *prompt[start + count :]])
-        return rows
+        captions = ["".join(map(str, question.addends)) for question in questions]
+        # As many digits as visual tokens (models.yaml).
+        return [
+            [*prompt[:start], *caption, *prompt[start + count :]]
+            for caption in self.tokenizer(captions)["input_ids"]
+        ]
 
 
 @dataclass(frozen=True)
