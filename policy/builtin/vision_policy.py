@@ -86,7 +86,7 @@ def ensure_tiny_vision_policy(
 ) -> Path:
     """Return a Hugging Face model directory with the policy, making it on first use.
 
-    The first use takes two or three minutes on one core. `warmup.json` in it says how it ended.
+    The first use takes two to five minutes on one core. `warmup.json` in it says how it ended.
     """
     seed = DEFAULT_SEED if seed is None else seed
     recipe = recipe or (VisionWarmupRecipe() if name == "tiny_qwen_vl" else SeeingRecipe())
