@@ -262,9 +262,16 @@ def test_a_node_finds_or_makes_a_model_that_it_does_not_have(nodes: RayNodes, tm
 @pytest.mark.usefixtures("with_old_code")
 def test_a_node_without_the_code_gets_it_from_the_drivers_working_directory(nodes: RayNodes):
     config = config_of(nodes, "cluster", f"resources.working_dir={ROOT}")
-    start_ray(config.resources, cpus=1)
-    # Alone: nodes of one machine unpack it in the same place, all at once.
-    check_nodes(NodeNeeds(stack_versions()), {ids()[LACKING]: 0})
+    # Nodes of one machine unpack it in one place, where one may find it half unpacked by another.
+    for is_unpacked in (False, True):
+        start_ray(config.resources, cpus=1)
+        try:
+            check_nodes(NodeNeeds(stack_versions()), {ids()[LACKING]: 0})
+            break
+        except ValueError:
+            if is_unpacked:
+                raise
+            ray.shutdown()
 
 
 @pytest.mark.usefixtures("with_old_code")
