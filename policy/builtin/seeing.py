@@ -31,6 +31,7 @@ from policy.builtin.warmup import (
     Question,
     heldout_accuracy,
     imitation_loss,
+    judged,
     laid_out,
     shown_warmup,
 )
@@ -111,8 +112,9 @@ class Answering:
         questions = self.examples.questions(first, stage.examples_per_step, heldout=False)
         return imitation_loss(self.model, self.examples, questions, stage.short_share)
 
-    def accuracy(self, num_questions: int) -> dict[str, float]:
-        return heldout_accuracy(self.model, self.heldout, num_questions)
+    def judge(self, stage: SeeingStage) -> tuple[dict[str, Any], bool]:
+        accuracy = heldout_accuracy(self.model, self.heldout, stage.heldout_questions)
+        return judged(accuracy, stage.enough)
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,11 @@ class Naming:
         return cross_entropy(logits.flatten(0, 1), names.flatten())
 
     @torch.no_grad()
-    def accuracy(self, num_questions: int) -> dict[str, float]:
-        logits, names = self._named(self.task.questions(0, num_questions, heldout=True))
-        return {"digits": (logits.argmax(-1) == names).double().mean().item()}
+    def judge(self, stage: SeeingStage) -> tuple[dict[str, Any], bool]:
+        questions = self.task.questions(0, stage.heldout_questions, heldout=True)
+        logits, names = self._named(questions)
+        right = (logits.argmax(-1) == names).double().mean().item()
+        return judged({"digits": right}, stage.enough)
 
     def _named(self, questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
         """Logits [S, N, names] of S pictures with N patches, and the right names [S, N]."""
@@ -174,7 +178,7 @@ def learn_to_see(
     reports: dict[str, Any] = {}
     for stage in recipe.stages:
         lesson = lessons[stage.lesson]
-        loss_of, measure = partial(lesson.loss, stage), partial(_measured, lesson, stage)
+        loss_of, measure = partial(lesson.loss, stage), partial(lesson.judge, stage)
         own = head if stage.lesson == "digits" else None
         with shown_warmup(stage.min_steps, f"policy that sees: {stage.name}") as show:
             reports[stage.name] = train_stage(model, stage, loss_of, measure, show, own)
@@ -183,9 +187,3 @@ def learn_to_see(
         "stages": reports,
         "is_ready": reports[recipe.stages[-1].name]["is_ready"],
     }
-
-
-def _measured(lesson: Answering | Naming, stage: SeeingStage) -> tuple[dict[str, Any], bool]:
-    accuracy = lesson.accuracy(stage.heldout_questions)
-    enough = all(accuracy[name] >= least for name, least in stage.enough.items())
-    return {"heldout": accuracy}, enough

@@ -10,7 +10,7 @@ so a held-out accuracy ends the warm-up and not a number of steps. What is asked
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import eq
@@ -172,10 +172,16 @@ def imitate(
 
     def measure() -> tuple[dict[str, Any], bool]:
         accuracy = heldout_accuracy(model, heldout, recipe.heldout_questions)
-        enough = {"short": recipe.enough_short, "long": recipe.enough_long}
-        return {"heldout": accuracy}, all(accuracy[mode] >= enough[mode] for mode in enough)
+        return judged(accuracy, {"short": recipe.enough_short, "long": recipe.enough_long})
 
     return {"seed": seed} | train_in_rounds(model.parameters(), recipe, loss_of, measure, on_step)
+
+
+def judged(
+    accuracy: Mapping[str, float], enough: Mapping[str, float]
+) -> tuple[dict[str, Any], bool]:
+    """What a report says of held-out accuracies, and whether each that must be is high enough."""
+    return {"heldout": accuracy}, all(accuracy[name] >= least for name, least in enough.items())
 
 
 def imitation_loss(

@@ -27,7 +27,10 @@ Measure = Callable[[], tuple[dict[str, Any], bool]]
 
 
 class Schedule(Protocol):
-    """How long something is trained, and how fast."""
+    """How long something is trained, and how fast.
+
+    Not a base class: the order of a recipe's fields is part of the name of what it made.
+    """
 
     @property
     def min_steps(self) -> int: ...
