@@ -42,7 +42,8 @@ class Preference:
     """What the preference model was shown of one trajectory, and its raw score."""
 
     answer: str | None
-    """None where the trajectory has no answer, which the model is not asked about."""
+    """None where the trajectory has no answer, which the model is not asked about. With
+    reward.preference.reads=response, the whole response."""
     raw: float | None
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rewards.composition import Accuracy, Preference, TextParts, compose_group
-from rewards.preference.preference import PreferenceModel, preference_input
+from rewards.preference.preference import PreferenceModel, preference_input, whole_response
 from rewards.probability import ProbabilityReward
 from rewards.rules.routes import NATURAL, ROUTES
 from rewards.rules.verifier import NotScorable, route_of
 from rewards.text.text_rewards import question_text
 from rl.config.policy import THINK_TAGS, ThinkTags
-from rl.config.reward import RewardConfig
+from rl.config.reward import Reads, RewardConfig
 from rl.config.rollout import ModeConfig, Thinking
 from rl.loop.stages import (
     PROBABILITY,
@@ -55,14 +55,19 @@ class PreferenceSource(Protocol):
 
 @dataclass(frozen=True)
 class PreferredAnswers:
-    """Implements PreferenceSource: shows a model the final answers of a group."""
+    """Implements PreferenceSource: shows a model the final answers of a group.
+
+    reads: "response" shows it all of the responses instead.
+    """
 
     model: PreferenceModel
     tags: ThinkTags = THINK_TAGS
+    reads: Reads = "answer"
 
     async def preferences(self, group: RolloutGroup) -> Sequence[Preference]:
         prompt, tags = group.request.prompt, self.tags
-        shown = [preference_input(prompt, t, tags) for t in group.trajectories]
+        read = preference_input if self.reads == "answer" else whole_response
+        shown = [read(prompt, t, tags) for t in group.trajectories]
         scores = iter(await self.model.score([s for s in shown if s is not None]))
         return [
             Preference(None, None) if s is None else Preference(s.answer, next(scores))

@@ -458,7 +458,9 @@ async def _start_sampling(
         direct = (m.chat_template_kwargs for m in config.modes.values() if not m.thinking)
         splice = Splice(inputs.chat, config.rollout.max_model_length, next(direct, {}))
         probability = ProbabilityReward(config.reward.probability, scorer, splice, tags)
-    preferred = None if preference is None else PreferredAnswers(preference, tags)
+    preferred = None
+    if preference is not None and config.reward.preference is not None:
+        preferred = PreferredAnswers(preference, tags, config.reward.preference.reads)
     service = RewardService(config.reward, config.modes, text, probability, preferred)
     return SamplingServices(engine, service, (*text.actors, *judges))
 

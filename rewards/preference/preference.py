@@ -1,7 +1,8 @@
 """What a preference model sees, and how its scores become a reward part.
 
 The question and the final answer, never the reasoning: the request type has no field for it
-(https://arxiv.org/abs/2509.18154, section 2.4.4). Loads without torch and without Ray.
+(https://arxiv.org/abs/2509.18154, section 2.4.4). Whoever wants to see what comes of the opposite
+asks for a type of its own, WholeResponse. Loads without torch and without Ray.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,13 @@ class PreferenceInput:
     media: tuple[Medium, ...] = ()
 
 
+class WholeResponse(PreferenceInput):
+    """One question with all of a response, where reward.preference.reads=response asks for it.
+
+    `answer` then holds the reasoning, too, with its tags: what the paper warns of.
+    """
+
+
 class PreferenceModel(Protocol):
     """Says how much it likes each answer; only differences between answers mean something."""
 
@@ -46,6 +54,20 @@ def preference_input(
     """Return what a preference model may see of a trajectory, or None if it has no answer."""
     answer = final_answer(trajectory.answer, trajectory.finish_reason, tags)
     return PreferenceInput(prompt.messages, answer, prompt.media) if answer else None
+
+
+def whole_response(
+    prompt: Prompt, trajectory: Trajectory, tags: ThinkTags = THINK_TAGS
+) -> WholeResponse | None:
+    """Return all that a trajectory says, or None if it has no answer.
+
+    So the same trajectories are scored as by their answers, and what differs is what is read.
+    """
+    if final_answer(trajectory.answer, trajectory.finish_reason, tags) is None:
+        return None
+    # The prompt of a mode that reasons ends with the opening tag, so the sampled text has none.
+    opening = "" if trajectory.reasoning is None else f"{tags.open}\n"
+    return WholeResponse(prompt.messages, opening + trajectory.text.strip(), prompt.media)
 
 
 def final_answer(

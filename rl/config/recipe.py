@@ -460,6 +460,11 @@ def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> l
             f"data.settings.probability_share={share} has no effect, because reward.probability "
             "is off: rules score every answer"
         )
+    if (preference := config.reward.preference) is not None and preference.reads == "response":
+        notes.append(
+            "reward.preference.reads=response shows the preference model the reasoning, against "
+            "the method (arXiv 2509.18154, section 2.4.4); it is meant for studies of just that"
+        )
     notes += lora_rate_notes(config, "policy")
     if config.align.enabled:
         notes += lora_rate_notes(config, "align.dpo")

@@ -57,11 +57,17 @@ class ProbabilityConfig(Section):
     of its running mean; null keeps them."""
 
 
+Reads = Literal["answer", "response"]
+
+
 class PreferenceConfig(Section):
-    """A preference model, which sees question and final answer and never the reasoning."""
+    """A preference model, which sees question and final answer and, by default, no reasoning."""
 
     kind: Literal["classifier", "judge"] = "classifier"
     """A sequence-classification reward model, or a generative judge in vLLM that grades 0 to 9."""
+    reads: Reads = "answer"
+    """What it sees beside the question: the final `answer`, or the whole `response`. The second is
+    for studies: scores of whole long chains misled and destabilised training (arXiv 2509.18154)."""
     model: str
     """Model directory or Hugging Face name; `builtin:tiny` is made on first use and cached."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -61,7 +61,11 @@ async def rescore(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score every step anew and write it under `out`; returns the old and the new numbers."""
     before, after, model = stored.reward.preference, config.reward.preference, None
-    is_recorded = before and after and (before.kind, before.model) == (after.kind, after.model)
+    is_recorded = (
+        before
+        and after
+        and (before.kind, before.model, before.reads) == (after.kind, after.model, after.reads)
+    )
     if after is not None and not is_recorded:
         if after.kind == "judge":
             raise ValueError(
@@ -110,7 +114,8 @@ async def _rescored(
     recorded = RecordedScores(groups, reward.probability, tags)
     preference = None
     if reward.preference is not None:
-        preference = recorded if model is None else PreferredAnswers(model, tags)
+        reads = reward.preference.reads
+        preference = recorded if model is None else PreferredAnswers(model, tags, reads)
     service = RewardService(
         reward, config.modes, text, recorded if reward.probability else None, preference
     )

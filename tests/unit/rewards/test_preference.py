@@ -29,8 +29,10 @@ from rewards.preference import reward_model
 from rewards.preference.judge import JudgePrompt, expected_grade
 from rewards.preference.preference import (
     PreferenceInput,
+    WholeResponse,
     group_preferences,
     preference_input,
+    whole_response,
     without_markers,
 )
 from rewards.preference.reward_model import RewardModel, RewardModelActor, _batches
@@ -120,6 +122,19 @@ def test_an_answer_that_was_cut_off_is_no_input() -> None:
 @pytest.mark.parametrize("leaked", ["<think>2+9</think>11", "2+9</think>\n11", "11<think>2+9"])
 def test_reasoning_that_leaks_into_the_answer_is_left_out(leaked: str) -> None:
     assert seen(leaked) == PreferenceInput(MESSAGES, "11")
+
+
+def test_a_whole_response_has_a_type_of_its_own_and_is_asked_of_the_same_trajectories() -> None:
+    long = trajectory(text="2+9=11\n</think>\n\n12", reasoning="2+9=11\n", answer="\n\n12")
+    told = whole_response(PROMPT, long)
+    assert told == WholeResponse(MESSAGES, "<think>\n2+9=11\n</think>\n\n12")
+    assert isinstance(told, WholeResponse) and not isinstance(seen("12"), WholeResponse)
+    # Where nothing is reasoned, the answer is the whole response.
+    assert whole_response(PROMPT, trajectory(text="12", answer="12")) == WholeResponse(
+        MESSAGES, "12"
+    )
+    cut = trajectory(text="2+9=11", reasoning="2+9=11", answer=None, finish_reason="length")
+    assert whole_response(PROMPT, cut) is None and preference_input(PROMPT, cut) is None
 
 
 # From raw scores to a reward part.

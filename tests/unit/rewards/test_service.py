@@ -154,6 +154,17 @@ def test_the_preference_model_sees_question_and_final_answer_alone(text):
     assert "preference_raw" not in scores[1].parts
 
 
+def test_the_preference_model_sees_the_whole_response_where_that_is_asked_for(text):
+    model = Lengths()
+    reasoned = trajectory(text="2+9</think>11", reasoning="2+9", answer="11")
+    at_once = trajectory(text="2+9</think>12", reasoning="2+9", answer="12")
+    service = RewardService(CONFIG, MODES, text, None, PreferredAnswers(model, reads="response"))
+    scores = asyncio.run(service.score(group("11", [reasoned, at_once], "long")))
+    whole = ["<think>\n2+9</think>11", "<think>\n2+9</think>12"]
+    assert [one.answer for one in model.shown] == whole
+    assert [s.preference_answer for s in scores] == whole
+
+
 def test_the_question_is_what_the_user_asked_last():
     messages = (
         {"role": "user", "content": "first"},

@@ -227,6 +227,11 @@ def test_a_share_of_prompts_for_a_reward_that_is_off_is_noted():
     assert "probability_share=0.125 has no effect" in note
 
 
+def test_a_preference_model_that_sees_the_reasoning_is_noted():
+    (note,) = load([HYBRID, "scale=cpu_tiny", "reward.preference.reads=response"]).notes
+    assert "reads=response shows the preference model the reasoning, against the method" in note
+
+
 def test_adapters_with_a_rate_for_all_weights_are_noted():
     (note,) = load([HYBRID, "scale=one_gpu", "policy.lora.rank=32"]).notes
     assert "learning_rate=1e-06" in note and "policy.lora" in note and "1e-5" in note

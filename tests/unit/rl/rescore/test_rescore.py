@@ -4,6 +4,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 
 from rl.config.recipe import dump, load
 from rl.rescore import __main__ as rescore
@@ -80,6 +81,18 @@ def test_other_weights_and_no_preference(run):
     assert (right.reward, wrong.reward) == (pytest.approx(1.3), pytest.approx(0.3))
     assert natural.reward == pytest.approx(0.7)
     assert "preference" not in right.parts
+
+
+def test_scores_of_answers_are_not_taken_for_those_of_whole_responses(run, capsys):
+    # A model that is gone: the ledger's scores are enough until it is to read something else.
+    stored = OmegaConf.load(run / "config.yaml")
+    stored.reward.preference.model = "gone"
+    OmegaConf.save(stored, run / "config.yaml")
+    right, *_ = rescored(run)
+    assert right.parts["preference_raw"] == 3.0
+    arguments = [f"run={run}", f"out={run}/other", "reward.preference.reads=response"]
+    assert rescore.main(arguments) == 2
+    assert "reward.preference.model must be a model directory" in capsys.readouterr().err
 
 
 def test_the_bias_can_be_left_in(run):
