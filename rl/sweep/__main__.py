@@ -6,8 +6,9 @@
 
 The directory of a sweep, `runs/NAME` or `run=PATH`, holds
 
-    sweep.yaml    what is swept          report.md, report.html, ratio.png, results.json
-    arms/NAME/    an arm's run           tune/    Ray Tune's own files
+    sweep.yaml    what is swept          report.md, report.html, results.json
+    arms/NAME/    an arm's run           ratio.png, and curves.png where the sweep names curves
+    tune/         Ray Tune's own files
 
 Ray Tune schedules and places the arms: each is a trial with the placement group of its run. What
 an arm has done is in its run directory, proven checkpoints and all; the same command therefore
@@ -84,8 +85,8 @@ def run_sweep(sweep: Sweep) -> int:
             # It loads matplotlib, which --help and a refusal need not wait for.
             from rl.sweep.report import summary_table, write_report
 
-            results = read_results(finished, failures)
-            report = write_report(sweep.root, results)
+            results = read_results(finished, failures, sweep.config.curves)
+            report = write_report(sweep.root, results, sweep.config.published)
             rich.console.Console(highlight=False).print(summary_table(results))
             console.print(f"written to {report}")
         return 1 if num_left else 0
@@ -97,7 +98,9 @@ def _refuse_another(sweep: Sweep) -> None:
     if not stored.is_file() or not any(sweep.root.glob("arms/*/metrics.jsonl")):
         return
     before = SweepConfig.model_validate(OmegaConf.to_container(read_tree(stored)))
-    now, may_differ = sweep.config, ["arms_at_once"]
+    now, may_differ = sweep.config, ["arms_at_once", "curves", "published"]
+    if before.variants.items() <= now.variants.items():
+        may_differ.append("variants")
     if set(before.long_share) <= set(now.long_share):
         may_differ.append("long_share")
     # The first seed also decides the prompts of every arm (arms.py), so arms that were trained
@@ -109,8 +112,8 @@ def _refuse_another(sweep: Sweep) -> None:
         now.model_dump(),
         may_differ,
         content="holds another sweep",
-        advice="Give the old values to go on with it (more shares may stand beside them, and more "
-        "seeds after the first), or name another with run=PATH",
+        advice="Give the old values to go on with it (more shares and variants may stand beside "
+        "them, and more seeds after the first), or name another with run=PATH",
     )
     for arm in sweep.arms:
         if is_finished(arm):

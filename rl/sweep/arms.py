@@ -2,6 +2,7 @@
 
     recipe: hybrid_50_50.yaml             what every arm starts from
     long_share: [0, 0.25, 0.5, 1]         share of the mode that thinks; the other takes the rest
+    variants: {plain: {}, wide: {rollout: {group_size: 16}, steps: 40}}    several keys at once
     arms: {rollout.group_size: [4, 8]}    any other keys of a recipe, each with its values
     seeds: [0, 1]
     settings: {eval: {every: 10}}         over the recipe and its scale, in every arm
@@ -36,11 +37,24 @@ from rl.config.run import Config
 from rl.config.section import Section, Share
 
 
+class Published(Section):
+    """What others published of the same comparison, which the report puts beside ours."""
+
+    text: str
+    """What was published, where, and what must be known to compare it; Markdown."""
+    points: dict[str, dict[str, str]] = Field(default={})
+    """Their figures by column, of every arm that they have too: by the name of its variant, or by
+    its share, such as `50 % long`."""
+
+
 class SweepConfig(Section):
     recipe: str
     """The recipe that every arm starts from."""
     long_share: tuple[Share, ...] = ()
     """Shares of the mode that thinks; empty leaves the shares to the recipe."""
+    variants: dict[str, dict[str, Any]] = Field(default={})
+    """Settings that are varied together, each set under a name; the first is what the others are
+    compared with."""
     arms: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
     """Other keys to vary, each with its values; every combination is an arm."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -50,6 +64,11 @@ class SweepConfig(Section):
     number makes that room: engine and learner of a synchronous arm take turns anyway."""
     settings: dict[str, Any] = Field(default={})
     """Settings of every arm, over those of the recipe and its scale."""
+    curves: tuple[str, ...] = ()
+    """Metrics that the report draws over steps, such as `policy/entropy`; `{mode}` in a name stands
+    for every mode."""
+    published: Published | None = None
+    """What the report puts beside the arms."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,20 @@ class Point:
     """None where the sweep does not vary it."""
     others: tuple[tuple[str, Any], ...]
     """The other varied keys, with their values here."""
+    variant: str | None = None
+    """None where the sweep has no variants."""
+
+    @property
+    def besides(self) -> list[str]:
+        """What tells this point from those of the same share, for people."""
+        variant = [] if self.variant is None else [self.variant]
+        return [*variant, *(f"{key.rpartition('.')[2]} {value}" for key, value in self.others)]
+
+    @property
+    def labels(self) -> list[str]:
+        """What tells this point from the others, for people: ["25 % long", "group_size 8"]."""
+        share = [] if self.long_share is None else [f"{100 * self.long_share:g} % long"]
+        return [*share, *self.besides]
 
 
 @dataclass(frozen=True)
@@ -121,26 +154,30 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
         origins = dict.fromkeys(tree, str(path))
         raise RecipeError("\n".join(problems(error, origins, SweepConfig))) from None
     settings = dotted_leaves(config.settings) | dotted_leaves(given)
-    return _planned(config.model_copy(update={"settings": settings}), root)
+    variants = {name: dotted_leaves(variant) for name, variant in config.variants.items()}
+    return _planned(config.model_copy(update={"settings": settings, "variants": variants}), root)
 
 
 def _planned(config: SweepConfig, root: Path) -> Sweep:
     """Plan and load every arm; raises RecipeError where two are the same or one cannot run."""
     # What the sweep itself sets in every arm.
     instead = {"seed": "seeds=[...]", "data.seed": "the first of seeds", "run": "run=PATH"}
-    for key in (*config.arms, *config.settings):
+    of_variants = itertools.chain(*config.variants.values())
+    for key in (*config.arms, *of_variants, *config.settings):
         if config.long_share and re.fullmatch(r"modes\.[^.]+\.share", key):
             raise RecipeError(f"{key}: the sweep sets it from long_share; set that")
         if key in instead:
             raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
     others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
+    varied = itertools.product(config.long_share or (None,), config.variants or (None,), others)
     points = []
-    for long_share, varied in itertools.product(config.long_share or (None,), others):
+    for long_share, variant, values in varied:
         parts = [] if long_share is None else [f"long_{100 * long_share:g}"]
-        parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in varied]
+        parts += [] if variant is None else [variant]
+        parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in values]
         # Readable in a directory: long_25_learning_rate_1e-06.
         name = re.sub(r"[^\w.-]", "-", "_".join(parts) or "all")
-        points.append(Point(name, long_share, varied))
+        points.append(Point(name, long_share, values, variant))
     names = Counter(f"{p.name}_seed_{seed}" for p in points for seed in config.seeds)
     if twice := sorted(name for name, count in names.items() if count > 1):
         raise RecipeError(
@@ -149,7 +186,9 @@ def _planned(config: SweepConfig, root: Path) -> Sweep:
     arms, notes = [], []
     for point in points:
         # All arms ask the same prompts in the same order; a seed varies modes and samples.
-        settings = config.settings | dict(point.others) | {"data.seed": config.seeds[0]}
+        of_variant = {} if point.variant is None else config.variants[point.variant]
+        settings = config.settings | of_variant | dict(point.others)
+        settings |= {"data.seed": config.seeds[0]}
         if point.long_share is not None:
             settings |= _shares(_load(config.recipe, settings, point.name).config, point.long_share)
         for seed in config.seeds:

@@ -1,11 +1,14 @@
-"""The picture of a sweep: both modes against trained tokens, and what each share ends at."""
+"""The pictures of a sweep: both modes against trained tokens, and what each arm ends at; metrics
+over steps."""
 
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, panel, save, sheet
@@ -18,13 +21,10 @@ _DOTTED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (1, 2))}
 
 def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
     """Draw two rows: a panel per mode against tokens, then accuracy and tokens by arm."""
-    seeds = len(results.points[0].courses)
-    num_seeds = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    figure = sheet(name, f"{len(results.points)} arms", num_seeds)
+    figure = _sheet(name, results)
     width = len(results.modes)
     grid = figure.add_gridspec(2, 2 * width, wspace=0.55)
-    # From light to dark, as the share of long grows from arm to arm.
-    colors = list(mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(results.points))))
+    colors = _colors(results)
     panels = [figure.add_subplot(grid[0, 2 * n : 2 * n + 2]) for n in range(width)]
     for axes, mode in zip(panels, results.modes, strict=True):
         _draw_against_tokens(axes, results, mode, colors)
@@ -36,9 +36,45 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
     is_ratio = results.points[0].point.long_share is not None
     for axes in (finals, tokens):
         axes.set_xlabel("share of long prompts" if is_ratio else "")
-        axes.set_xticks(range(len(results.points)), list(map(_label, results.points)))
+        labels = [_label(point, "\n") for point in results.points]
+        axes.set_xticks(range(len(results.points)), labels)
         legend_above(axes)
     save(figure, path)
+
+
+def draw_curves(path: Path, name: str, results: SweepResults) -> None:
+    """Draw a panel per metric over steps, in two rows: the mean over seeds, from least to most."""
+    metrics, figure = list(results.points[0].curves), _sheet(name, results)
+    rows = min(2, len(metrics))
+    grid = figure.add_gridspec(rows, -(-len(metrics) // rows), wspace=0.2)
+    for place, metric in enumerate(metrics):
+        axes = figure.add_subplot(grid[place])
+        panel(axes, metric, "step")
+        for point, color in zip(results.points, _colors(results), strict=True):
+            logged = pd.DataFrame(point.curves[metric].dropna())
+            if logged.empty:
+                continue
+            # A single step is too noisy to tell arms apart.
+            mean = pd.DataFrame(logged.rolling(max(1, len(logged) // 15), min_periods=1).mean())
+            style = {"color": color, "linewidth": 2.2, "label": _label(point)}
+            axes.plot(mean.index, mean.mean(axis="columns"), **style)
+            low, high = mean.min(axis="columns"), mean.max(axis="columns")
+            axes.fill_between(mean.index, low, high, color=color, alpha=0.13, linewidth=0)
+        # The arms have the same colours in every panel, so one legend is enough.
+        if metric == metrics[0]:
+            legend_above(axes)
+    save(figure, path)
+
+
+def _sheet(name: str, results: SweepResults) -> Figure:
+    seeds = len(results.points[0].courses)
+    num_seeds = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    return sheet(name, f"{len(results.points)} arms", num_seeds)
+
+
+def _colors(results: SweepResults) -> list[Any]:
+    """A colour for every arm, from light to dark, as the share of long grows from arm to arm."""
+    return list(mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(results.points))))
 
 
 def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: list[Any]) -> None:
@@ -104,7 +140,8 @@ def _draw_tokens(axes: Axes, results: SweepResults) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _label(point: PointResult) -> str:
+def _label(point: PointResult, between: str = " ") -> str:
     parts = [] if point.point.long_share is None else [f"{100 * point.point.long_share:g} %"]
+    parts += [] if point.point.variant is None else [point.point.variant]
     parts += [str(value) for _, value in point.point.others]
-    return " ".join(parts) or "all"
+    return between.join(parts) or "all"

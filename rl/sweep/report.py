@@ -1,9 +1,12 @@
-"""The report of a sweep: ratio.png, report.md, report.html and results.json."""
+"""The report of a sweep: its pictures, report.md, report.html and results.json."""
 
 import base64
 import json
 import math
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -12,49 +15,59 @@ from rich.table import Table
 from rl.run.files import write_text
 from rl.run.templates import templates
 from rl.show.page import framed
-from rl.sweep.arms import Point
-from rl.sweep.picture import draw_sweep
+from rl.sweep.arms import Point, Published
+from rl.sweep.picture import draw_curves, draw_sweep
 from rl.sweep.results import Peak, PointResult, SweepResults
 
-PICTURE = "ratio.png"
-# By share of long: OpenCompass, and billions of RL tokens (arXiv 2509.18154, Table 3, section 3.4).
-_PAPER = {0.0: ("76.0", 1.6), 0.5: ("74.9 short, 77.1 long", 3.1), 1.0: ("77.0", 4.4)}
+PICTURE, CURVES = "ratio.png", "curves.png"
 
 
-def write_report(root: Path, results: SweepResults) -> Path:
+def write_report(root: Path, results: SweepResults, published: Published | None = None) -> Path:
     """Write everything into the sweep's directory; returns the page to open."""
     draw_sweep(root / PICTURE, root.name, results)
+    pictures = [PICTURE]
+    if results.points[0].curves:
+        draw_curves(root / CURVES, root.name, results)
+        pictures.append(CURVES)
     write_text(root / "results.json", json.dumps(results.as_json(), indent=1) + "\n")
-    text = report(root.name, results)
+    text = report(root.name, results, published)
     write_text(root / "report.md", text)
     # The text holds names that people chose, so no HTML in it may become HTML of the page.
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    picture = base64.b64encode((root / PICTURE).read_bytes()).decode()
-    # The Markdown names the picture beside it; the page holds it, so that it can be sent alone.
-    body = body.replace(f'src="{PICTURE}"', f'src="data:image/png;base64,{picture}"')
+    for picture in pictures:
+        # The Markdown names the picture beside it; the page holds it, so that it can be sent alone.
+        encoded = base64.b64encode((root / picture).read_bytes()).decode()
+        body = body.replace(f'src="{picture}"', f'src="data:image/png;base64,{encoded}"')
     page = root / "report.html"
     write_text(page, framed(root.name, body))
     return page
 
 
-def report(name: str, results: SweepResults) -> str:
+def report(name: str, results: SweepResults, published: Published | None = None) -> str:
     """Return the report as Markdown."""
     header, arms = _arms(results)
     with_peak = [(p, peak) for p in results.points if (peak := results.peak(p.point)) is not None]
     # Arms that vary something beside the share have a peak for each value of it.
-    peaks = {
-        ", ".join(f"{key} {value}" for key, value in p.point.others): peak for p, peak in with_peak
-    }
+    peaks = {", ".join(p.point.besides): peak for p, peak in with_peak}
     seeds = {label(p.point): ", ".join(map(str, p.courses)) for p in results.points}
     return _TEMPLATES.get_template("report.md.j2").render(
         name=name,
         picture=PICTURE,
+        curves_picture=CURVES,
         arms_header=header,
         arms=arms,
         peaks=peaks,
         against_peak=[_against_peak(results, p, peak) for p, peak in with_peak],
         transfer=_transfer(results),
-        paper=_paper(results),
+        against_first=_against_first(results),
+        modes=[*results.modes],
+        metrics=[*results.points[0].curves],
+        curves=[
+            [label(p.point), *(_ends(p, metric) for metric in p.curves)] for p in results.points
+        ],
+        published=published,
+        beside=published and _beside(results, published),
+        half_width=max(max(p.last.half_width.values()) for p in results.points),
         seeds=seeds,
         failures=results.failures,
     )
@@ -74,9 +87,7 @@ def summary_table(results: SweepResults) -> Table:
 
 def label(point: Point) -> str:
     """Return what tells this point from the others, for people."""
-    share = [] if point.long_share is None else [f"{100 * point.long_share:g} % long"]
-    others = [f"{key.rpartition('.')[2]} {value}" for key, value in point.others]
-    return ", ".join([*share, *others]) or "all"
+    return ", ".join(point.labels) or "all"
 
 
 def in_tokens(count: float) -> str:
@@ -138,32 +149,78 @@ def _against_peak(results: SweepResults, point: PointResult, peak: Peak) -> dict
 
 
 def _transfer(results: SweepResults) -> list[list[str]]:
-    """Return a row for every arm and mode that the arm does not train."""
+    """Return a row for every arm and mode that the arm trains less than another does, or not."""
     rows: list[list[str]] = []
     for point in results.points:
         first, last = point.mean_course[0], point.last
-        for mode in (mode for mode, share in point.shares.items() if share == 0):
-            change = 100 * (last.accuracy[mode] - first.accuracy[mode])
+        for mode, share in point.shares.items():
+            alone = results.alone(mode, point.point)
+            if share == 1 or (share > 0 and alone is None):
+                continue
+            gains = point.gains(mode)
             # Of a difference of two independent means.
             interval = 100 * math.hypot(last.half_width[mode], first.half_width[mode])
-            row = [label(point.point), mode, f"{first.accuracy[mode]:.1%}", _accuracy(point, mode)]
-            rows.append([*row, f"{change:+.1f} ± {interval:.1f}"])
+            change = f"{100 * fmean(gains):+.1f} ± {interval:.1f}"
+            row = [label(point.point), mode, f"{share:.0%}", f"{first.accuracy[mode]:.1%}"]
+            row += [_accuracy(point, mode), change, ", ".join(f"{100 * g:+.1f}" for g in gains)]
+            # A mode that gains nothing by its own training has no gain to take a share of.
+            whole = fmean(alone.gains(mode)) if alone is not None else 0.0
+            rows.append([*row, f"{fmean(gains) / whole:.0%}" if whole > 0 else "-"])
     return rows
 
 
-def _paper(results: SweepResults) -> list[list[str]]:
-    """Return a row for every arm that the paper has, too."""
+def _against_first(results: SweepResults) -> list[list[str]]:
+    """Return a row for every arm of a variant but the first, and a column for every mode."""
+    rows: list[list[str]] = []
+    for point in (p for p in results.points if p.point.variant != results.points[0].point.variant):
+        mine = point.point
+        like = replace(mine, name="", variant=results.points[0].point.variant)
+        base = next((p for p in results.points if replace(p.point, name="") == like), None)
+        if base is None:
+            continue
+        row = [label(mine)]
+        for mode in results.modes:
+            change = point.last.accuracy[mode] - base.last.accuracy[mode]
+            interval = math.hypot(point.last.half_width[mode], base.last.half_width[mode])
+            seeds = [
+                course[-1].accuracy[mode] - base.courses[seed][-1].accuracy[mode]
+                for seed, course in point.courses.items()
+                if seed in base.courses
+            ]
+            by_seed = ", ".join(f"{100 * each:+.1f}" for each in seeds)
+            row.append(f"{100 * change:+.1f} ± {100 * interval:.1f} ({by_seed})")
+        rows.append(row)
+    return rows
+
+
+def _ends(point: PointResult, metric: str) -> str:
+    """Return what a metric was at the beginning and at the end."""
+    if (ends := point.ends(metric)) is None:
+        return "-"
+    first, last, half = ends
+    spread = f" ± {half:.2g}" if len(point.courses) > 1 else ""
+    return f"{first:.3g} → {last:.3g}{spread}"
+
+
+def _beside(results: SweepResults, published: Published) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the arms that were published, too, ours beside theirs."""
+    columns = [*dict.fromkeys(chain(*published.points.values()))]
+    # A column of theirs that is named as a metric has ours beside it.
+    shared = [column for column in columns if column in results.points[0].curves]
+    header = ["arm", "accuracy here", "tokens here", *(f"{column} here" for column in shared)]
     rows: list[list[str]] = []
     for point in results.points:
-        share, long_only = point.point.long_share, results.long_only(point.point)
-        # Tokens can only be compared as shares of the long-only arm's.
-        if share in _PAPER and long_only is not None:
-            accuracy, tokens = _PAPER[share]
-            ours = ", ".join(f"{point.last.accuracy[mode]:.1%} {mode}" for mode in results.modes)
-            relative = point.last.trained_tokens / long_only.last.trained_tokens
-            theirs = f"{tokens:g} B ({tokens / _PAPER[1.0][1]:.0%})"
-            rows.append([label(point.point), ours, f"{relative:.0%}", accuracy, theirs])
-    return rows
+        found = [published.points[n] for n in point.point.labels if n in published.points]
+        if not found:
+            continue
+        tokens, long_only = in_tokens(point.last.trained_tokens), results.long_only(point.point)
+        if long_only is not None:
+            # Tokens of other models can only be compared as shares of the long-only arm's.
+            tokens = f"{point.last.trained_tokens / long_only.last.trained_tokens:.0%}"
+        accuracy = ", ".join(f"{point.last.accuracy[mode]:.1%} {mode}" for mode in results.modes)
+        ours = [label(point.point), accuracy, tokens, *(_ends(point, name) for name in shared)]
+        rows.append([*ours, *(found[0].get(column, "-") for column in columns)])
+    return [*header, *(f"{column} there" for column in columns)], rows
 
 
 _TEMPLATES = templates(Path(__file__).parent)

@@ -8,13 +8,16 @@ variance. How many those are depends on how hard a mode's questions still are, s
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
+from rl.run.curves import MODE
 from rl.run.directory import RunDirectory
 from rl.run.sinks import read_metrics
 from rl.sweep.arms import Arm, Point
@@ -48,6 +51,8 @@ class PointResult:
     courses: Mapping[int, tuple[Evaluation, ...]]
     """The evaluations of every seed's arm, in the order of their steps; the first is before
     training."""
+    curves: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """By metric, what was logged: a row a step and a column a seed."""
 
     @cached_property
     def mean_course(self) -> tuple[Evaluation, ...]:
@@ -64,6 +69,22 @@ class PointResult:
         """Half the distance between the best and the worst seed's last accuracy."""
         finals = [course[-1].accuracy[mode] for course in self.courses.values()]
         return (max(finals) - min(finals)) / 2
+
+    def gains(self, mode: str) -> list[float]:
+        """What each seed's accuracy rose by from before training to the end."""
+        ends = ((course[0], course[-1]) for course in self.courses.values())
+        return [last.accuracy[mode] - first.accuracy[mode] for first, last in ends]
+
+    def ends(self, metric: str) -> tuple[float, float, float] | None:
+        """The mean of a metric over the first tenth of its steps and over the last, and half the
+        distance between the seeds' last; None where it was not logged."""
+        logged = self.curves[metric].dropna()
+        if logged.empty:
+            return None
+        count = max(1, len(logged) // 10)
+        last = logged.tail(count).mean()
+        half = (last.max() - last.min()) / 2
+        return float(logged.head(count).mean().mean()), float(last.mean()), float(half)
 
 
 @dataclass(frozen=True)
@@ -89,8 +110,12 @@ class SweepResults:
 
     def long_only(self, like: Point) -> PointResult | None:
         """The point that trains the long mode alone and is like `like` in all else."""
-        alone = (p for p in self.points if self.long_mode and p.shares[self.long_mode] == 1)
-        return next((p for p in alone if p.point.others == like.others), None)
+        return self.alone(self.long_mode, like) if self.long_mode else None
+
+    def alone(self, mode: str, like: Point) -> PointResult | None:
+        """The point that trains one mode alone and is like `like` in all but the shares."""
+        alone = (p for p in self.points if p.shares[mode] == 1)
+        return next((p for p in alone if p.point.besides == like.besides), None)
 
     def peak(self, like: Point) -> Peak | None:
         long_only, mode = self.long_only(like), self.long_mode
@@ -119,6 +144,7 @@ class SweepResults:
             as_json = {
                 "name": result.point.name,
                 "long_share": result.point.long_share,
+                "variant": result.point.variant,
                 "others": dict(result.point.others),
                 "shares": dict(result.shares),
                 "final": asdict(result.last),
@@ -130,6 +156,10 @@ class SweepResults:
                     {"seed": seed, "evaluations": [asdict(e) for e in course]}
                     for seed, course in result.courses.items()
                 ],
+                "curves": {
+                    metric: {str(seed): logged[seed].dropna().to_dict() for seed in logged}
+                    for metric, logged in result.curves.items()
+                },
             }
             points.append(as_json)
         return {
@@ -153,29 +183,34 @@ def is_finished(arm: Arm) -> bool:
     return min(trained, saved) >= arm.config.steps
 
 
-def read_results(finished: Sequence[Arm], failures: Mapping[str, str]) -> SweepResults:
-    """Compare the finished arms."""
+def read_results(
+    finished: Sequence[Arm], failures: Mapping[str, str], curves: Sequence[str] = ()
+) -> SweepResults:
+    """Compare the finished arms. curves: metrics to keep, with `{mode}` for every mode."""
     modes = finished[0].config.modes
     thinking = [name for name, mode in modes.items() if mode.thinking is True]
+    metrics = {name.replace(MODE, mode): None for name in curves for mode in modes}
     points = []
     # The seeds of a point stand together. By name, since what an arm varies may be a list.
     for _, of_point in groupby(finished, key=lambda arm: arm.point.name):
         arms = list(of_point)
         shares = {name: mode.share for name, mode in arms[0].config.modes.items()}
         courses = {arm.seed: read_course(arm) for arm in arms}
-        points.append(PointResult(arms[0].point, shares, courses))
+        logged = {arm.seed: pd.DataFrame.from_dict(_logged(arm), orient="index") for arm in arms}
+        by_metric = {
+            name: pd.DataFrame({s: run[name] for s, run in logged.items() if name in run})
+            for name in metrics
+        }
+        points.append(PointResult(arms[0].point, shares, courses, by_metric))
     long_mode = thinking[0] if len(thinking) == 1 else None
     return SweepResults(tuple(modes), long_mode, tuple(points), failures)
 
 
 def read_course(arm: Arm) -> tuple[Evaluation, ...]:
     """The evaluations that a finished run logged, with the one before training."""
-    run, modes = RunDirectory(Path(arm.config.run)), list(arm.config.modes)
-    before = _summary(run)["before"]
-    # As if step 0 had logged the evaluation before training.
-    steps = {0: {f"eval/{mode}/{key}": before[mode][key] for mode in modes for key in _FIGURES}}
+    modes = list(arm.config.modes)
     evaluations, signal, tokens = [], 0.0, dict.fromkeys(modes, 0.0)
-    for step, values in (steps | read_metrics(run.metrics_path)).items():
+    for step, values in _logged(arm).items():
         signal_of_step = 0.0
         for mode in modes:
             # The counter only grows; a step that trained none of this mode does not log it.
@@ -188,6 +223,14 @@ def read_course(arm: Arm) -> tuple[Evaluation, ...]:
             figures = ({m: values[f"eval/{m}/{key}"] for m in modes} for key in _FIGURES)
             evaluations.append(Evaluation(step, sum(tokens.values()), signal, *figures))
     return tuple(evaluations)
+
+
+def _logged(arm: Arm) -> dict[int, dict[str, float]]:
+    """The metrics of a finished run by step, as if step 0 had logged the evaluation before it."""
+    run, modes = RunDirectory(Path(arm.config.run)), list(arm.config.modes)
+    before = _summary(run)["before"]
+    steps = {0: {f"eval/{mode}/{key}": before[mode][key] for mode in modes for key in _FIGURES}}
+    return steps | read_metrics(run.metrics_path)
 
 
 def _summary(run: RunDirectory) -> dict[str, Any]:

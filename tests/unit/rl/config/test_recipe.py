@@ -63,7 +63,8 @@ def test_the_shipped_files_are_the_documented_ones():
         "rlaif_v.yaml",
         "short_only.yaml",
     ]
-    assert SWEEPS == ["sweep_auto.yaml", "sweep_ratio.yaml", "sweep_vision.yaml"]
+    studies = ["auto", "ratio", "rewards", "transfer", "vision"]
+    assert [f"sweep_{study}.yaml" for study in studies] == SWEEPS
     with_gpus = ["four_gpus", "node_8gpu", "one_gpu", "two_gpus"]
     assert set(SCALE_NAMES) == {"cluster", "cpu", "cpu_tiny", *with_gpus}
 

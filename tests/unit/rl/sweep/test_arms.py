@@ -75,6 +75,33 @@ def test_other_keys_vary_with_the_share_and_by_themselves():
     assert alone.arms[0].config.modes["long"].share == 0.5
 
 
+def test_variants_set_several_keys_each_and_combine_with_all_that_varies():
+    variants = "variants={plain: {}, wide: {rollout: {group_size: 16}, steps: 40}}"
+    sweep = load_sweep([*CPU, "long_share=[0,1]", "seeds=[0]", variants])
+    assert [arm.name for arm in sweep.arms] == [
+        *("long_0_plain_seed_0", "long_0_wide_seed_0"),
+        *("long_100_plain_seed_0", "long_100_wide_seed_0"),
+    ]
+    found = [(a.config.steps, a.config.rollout.group_size) for a in sweep.arms]
+    assert found == [(80, 8), (40, 16)] * 2
+    assert sweep.arms[1].point.labels == ["0 % long", "wide"]
+
+
+def test_the_shipped_study_of_rewards_adds_one_reward_at_a_time():
+    arms = load_sweep(["config=sweep_rewards.yaml", "scale=cpu_tiny", "seeds=[0]"]).arms
+    rewards = [arm.config.reward for arm in arms]
+    assert [reward.probability is not None for reward in rewards] == [False, True, True, True]
+    reads = [reward.preference and reward.preference.reads for reward in rewards]
+    assert reads == [None, None, "answer", "response"]
+
+
+def test_the_shipped_study_of_transfer_trains_all_parts_or_some():
+    arms = load_sweep(["config=sweep_transfer.yaml", "scale=cpu_tiny", "seeds=[0]"]).arms
+    found = [(arm.point.long_share, set(arm.config.policy.train)) for arm in arms]
+    parts = [{"vision", "resampler", "llm"}, {"vision", "resampler"}, {"llm"}]
+    assert found == [(share, part) for share in (0, 0.5, 1) for part in parts]
+
+
 def test_other_keys_of_the_command_line_are_settings_of_every_arm():
     sweep = load_sweep([*TWO_ARMS, "steps=7", "eval.every=2"])
     assert {(arm.config.steps, arm.config.eval.every) for arm in sweep.arms} == {(7, 2)}
@@ -100,6 +127,9 @@ def test_other_keys_of_the_command_line_are_settings_of_every_arm():
         ("seed=5", "seed: the sweep sets it in every arm; give seeds"),
         ("arms.data.seed=[1,2]", "data.seed: the sweep sets it in every arm"),
         ("modes.long.share=0.9", "the sweep sets it from long_share"),
+        ("variants.a.data.seed=1", "data.seed: the sweep sets it in every arm"),
+        ("variants.a.rollout.grup_size=4", "arm long_0_a: rollout.grup_size: no such key"),
+        ("variants.a=5", "variants.a: "),
         ("arms=5", "arms: must be keys with lists of values, got 5"),
         ("arms_at_once=0", "arms_at_once: must be greater than 0"),
     ],

@@ -4,11 +4,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from rl.config.recipe import dump
 from rl.sweep.__main__ import _refuse_another, run_sweep
-from rl.sweep.arms import Arm, Point, SweepConfig, load_sweep
+from rl.sweep.arms import Arm, Point, Published, SweepConfig, load_sweep
 from rl.sweep.report import report, write_report
 from rl.sweep.results import (
     Evaluation,
@@ -121,11 +123,18 @@ def test_a_point_is_compared_with_the_long_only_arm_that_is_like_it():
 def test_the_report_states_transfer_tokens_the_paper_and_failures(tmp_path):
     found = results(SHORT_ONLY, HYBRID, LONG_ONLY)
     found = dataclasses.replace(found, failures={"long_75_seed_1": "a | b <i>"})
-    write_report(tmp_path, found)
+    published = load_sweep(["config=sweep_ratio.yaml", "scale=cpu_tiny"]).config.published
+    write_report(tmp_path, found, published)
     text = one_line((tmp_path / "report.md").read_text())
-    # Short-only took long from 50 to 20 %, long-only left short at 30 on average.
-    assert "| 0 % long | long | 50.0% | 20.0% | -30.0 ± 2.8 |" in text
-    assert "| 100 % long | short | 30.0% | 30.0% ± 10.0 | +0.0 ± 2.8 |" in text
+    # Short-only took long from 50 to 20 %, long-only left short at 30 on average. Alone, each mode
+    # gains 40 and 39 points; half of its prompts bring short 35 of them.
+    assert "| 0 % long | long | 0% | 50.0% | 20.0% | -30.0 ± 2.8 | -30.0 | -77% |" in text
+    said = "| 100 % long | short | 0% | 30.0% | 30.0% ± 10.0 | +0.0 ± 2.8 | -10.0, +10.0 | 0% |"
+    assert said in text
+    assert (
+        "| 50 % long | short | 50% | 30.0% | 65.0% ± 5.0 | +35.0 ± 2.8 | +30.0, +40.0 | 88% |"
+        in text
+    )
     # 620 of 1,000 tokens here; 3.1 of 4.4 billion in the paper.
     assert "| 62% | 74.9 short, 77.1 long | 3.1 B (70%) |" in text
     assert "groups whose rewards are all equal included" in text
@@ -140,6 +149,47 @@ def test_the_report_states_transfer_tokens_the_paper_and_failures(tmp_path):
     hybrid = next(one for one in stored["points"] if one["long_share"] == 0.5)
     assert hybrid["tokens_to_peak"] == [620, None, 640]
     assert (tmp_path / "ratio.png").stat().st_size > 10_000
+
+
+def variant(name, final, *entropies):
+    """Two seeds, half a point apart, that logged the entropies step by step, or none."""
+    courses = [
+        [evaluation(0, 0, 0.3, 0.5), evaluation(20, 600, final + half, 0.8)]
+        for half in (-0.005, 0.005)
+    ]
+    logged = pd.DataFrame({seed: dict(enumerate(entropies, 1)) for seed in (0, 1)})
+    logged[1] += 0.02
+    made = point(0.5, *courses)
+    named = Point(name, None, (), name)
+    return dataclasses.replace(made, point=named, curves={"policy/entropy": logged})
+
+
+def test_variants_are_compared_with_the_first_over_steps_and_with_what_was_published(tmp_path):
+    found = results(
+        variant("rules", 0.6, *np.linspace(0.6, 0.0, 20)),
+        variant("more", 0.65, *np.linspace(0.6, 0.3, 20)),
+        variant("silent", 0.5),
+    )
+    published = Published.model_validate(
+        {"text": "Figure 3.", "points": {"more": {"policy/entropy": "0.6 → 0.5", "score": "77.1"}}}
+    )
+    write_report(tmp_path, found, published)
+    text = one_line((tmp_path / "report.md").read_text())
+    # Of two means with a half width of 2 points each.
+    assert "| more | +5.0 ± 2.8 (+5.0, +5.0) | +0.0 ± 2.8 (+0.0, +0.0) |" in text
+    # The first and the last two of 20 steps, and 0.01 more for the mean of both seeds.
+    assert "| rules | 0.594 → 0.0258 ± 0.01 |" in text and "| silent | - |" in text
+    assert (
+        "| arm | accuracy here | tokens here | policy/entropy here | policy/entropy there "
+        "| score there |" in text
+    )
+    assert (
+        "| more | 65.0% short, 80.0% long | 600 | 0.602 → 0.318 ± 0.01 | 0.6 → 0.5 | 77.1 |" in text
+    )
+    assert 'src="curves.png"' not in (tmp_path / "report.html").read_text()
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["points"][0]["curves"]["policy/entropy"]["1"]["1"] == pytest.approx(0.62)
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def finished_run(arm: Arm, steps=None):
@@ -191,8 +241,14 @@ def test_a_sweep_whose_arms_are_finished_is_reported_without_training(tmp_path):
     (sweep.root / "sweep.yaml").write_text(json.dumps(sweep.config.model_dump()))
     assert run_sweep(sweep) == 0
     assert (sweep.root / "report.html").is_file()
-    (read,) = read_results(sweep.arms, {}).points
+    curves = ["progress/{mode}/trained_tokens", "eval/long/accuracy", "no/metric"]
+    (read,) = read_results(sweep.arms, {}, curves).points
     assert read.shares == {"short": 0.5, "long": 0.5}
+    logged = {metric: table.get(0, {}) for metric, table in read.curves.items()}
+    assert dict(logged["progress/long/trained_tokens"].dropna()) == {1: 100, 2: 300}
+    # With the evaluation before training, as step 0.
+    assert dict(logged["eval/long/accuracy"].dropna()) == {0: 0.5, 2: 0.75}
+    assert read.ends("no/metric") is None
 
 
 def started_sweep(root):
