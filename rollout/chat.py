@@ -221,12 +221,9 @@ class ChatTemplate:
                     f"{self._path} has no embedding; remove it from the text"
                 )
             return ids
-        # Piece by piece, so that no marker's end is tokenised with the text that follows it: the
-        # engine looks for the marker's own tokens.
-        pieces = re.split(f"({'|'.join(map(re.escape, self._family.markers.values()))})", text)
+        pieces = self._family.pieces(text)
         # The text comes from data, and one that writes a marker would claim a picture that is not
-        # there, or shift all others by one. Splitting at a pattern with one group leaves texts at
-        # even and markers at odd positions.
+        # there, or shift all others by one.
         kind_of = {marker: kind for kind, marker in self._family.markers.items()}
         written = [kind_of[marker] for marker in pieces[1::2]]
         if written != (shown := [medium.kind for medium in prompt.media]):
@@ -330,17 +327,9 @@ class ChatTemplate:
             ) from error
 
     def _apply(self, prompt: Prompt, variables: Mapping[str, Any]) -> str:
-        family = self._family
-        turns = [dict(message) for message in prompt.messages]
-        if family is not None and not family.chat_takes_parts:
-            # One text for each message, and a line for each part of it, as in the published chat of
-            # MiniCPM-V.
-            for turn in turns:
-                if not isinstance(turn["content"], str):
-                    turn["content"] = "\n".join(
-                        part["text"] if part["type"] == "text" else family.markers[part["type"]]
-                        for part in turn["content"]
-                    )
+        family, turns = self._family, [dict(message) for message in prompt.messages]
+        if family is not None:
+            turns = family.messages(turns)
         return self._tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=True, **variables
         )

@@ -27,11 +27,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from transformers.utils.logging import disable_progress_bar
 
 from policy.builtin.tokenizer import EOS
-from policy.models.family import VisualInputs
 from policy.models.stages import OnStep, train_in_rounds
 from rl.data.media.names import RenderedImage
 from rl.data.tasks.chain_sum import Slips
 from rl.loop.batching import reference_sample
+from rl.loop.interfaces import VisualInputs
 from rl.loop.stages import CLOSE_THINK, Prompt, ReferenceRequest
 
 # The target of a token that is not learned: the one that cross_entropy leaves out by default.

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from policy.models.family import VisualArguments, VisualInputs
 from rl.config.run import Config
 from rl.data.fingerprint import digest
 from rl.data.media.names import Medium, from_json, to_json
 from rl.loop.batching import reference_sample
+from rl.loop.interfaces import VisualArguments, VisualInputs
 from rl.loop.stages import Prompt, ReferenceRequest
 
 # Pairs that an error names; the others are counted.

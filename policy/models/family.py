@@ -4,13 +4,12 @@ Everyone else asks the adapter of a model type, and never which family it is. A 
 entry in rl/data/media/families.py, one here, and one in rollout/engines/media.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -24,35 +23,8 @@ from rl.config.data import SourceConfig
 from rl.config.policy import Part
 from rl.data.media.families import family_name
 from rl.data.media.families import unsampled_token_ids as unsampled_in
-from rl.data.media.names import Medium
 from rl.data.media.store import MediaStore
-from rl.loop.stages import TrainSample
-
-
-class VisualArguments(Protocol):
-    """The media of one micro-batch."""
-
-    def arguments(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> dict[str, Any]:
-        """Keyword arguments of the backbone, on its device and with pixels in its type."""
-        ...
-
-
-class VisualInputs(Protocol):
-    """Reads media and lays them out as one family of models takes them."""
-
-    def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> VisualArguments | None:
-        """Media of the samples that begin the rows of token_ids [B, T]; None if there are none.
-
-        Raises ValueError, naming the sample, if its tokens have other visual tokens than its media
-        give here: the engine then saw something else.
-        """
-        ...
-
-    def expanded(self, token_ids: Sequence[int], media: Sequence[Medium]) -> tuple[int, ...]:
-        """A prompt's tokens with all visual tokens of its media in place of their markers."""
-        ...
+from rl.loop.interfaces import VisualInputs
 
 
 @dataclass(frozen=True)

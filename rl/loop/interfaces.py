@@ -1,9 +1,12 @@
 """Where Ray, vLLM, DeepSpeed and the reward workers enter: the loop knows only these."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rl.data.media.names import Medium
 from rl.loop.stages import (
     BatchUpdate,
     Failed,
@@ -13,12 +16,21 @@ from rl.loop.stages import (
     RolloutRequest,
     Score,
     TrainBatch,
+    TrainSample,
     WeightProof,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class GenerationFailed(Failed):
     """A request gave no usable group; the loop counts it and asks for another prompt."""
+
+
+class PromptTooLong(GenerationFailed):
+    """The prompt, with all tokens of its media, is longer than the engine takes."""
 
 
 class WorkerFailed(RuntimeError):
@@ -92,6 +104,32 @@ class NextToken(Protocol):
 
     async def next_token_logprobs(self, request: NextTokenRequest) -> tuple[float, ...]:
         """Log-probability of each of `request.token_ids`, or GenerationFailed."""
+        ...
+
+
+class VisualArguments(Protocol):
+    """The media of one micro-batch."""
+
+    def arguments(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = ...
+    ) -> dict[str, Any]:
+        """Keyword arguments of the backbone, on its device and with pixels in its type."""
+        ...
+
+
+class VisualInputs(Protocol):
+    """Reads media and lays them out as one family of models takes them."""
+
+    def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> VisualArguments | None:
+        """Media of the samples that begin the rows of token_ids [B, T]; None if there are none.
+
+        Raises ValueError, naming the sample, if its tokens have other visual tokens than its media
+        give here: the engine then saw something else.
+        """
+        ...
+
+    def expanded(self, token_ids: Sequence[int], media: Sequence[Medium]) -> tuple[int, ...]:
+        """A prompt's tokens with all visual tokens of its media in place of their markers."""
         ...
 
 

@@ -21,10 +21,10 @@ from policy.builtin.vision_policy import (
     ensure_tiny_vision_policy,
 )
 from policy.builtin.warmup import heldout_accuracy
-from policy.models.family import VisualInputs
 from policy.models.minicpmv import MiniCPMVInputs
 from policy.models.qwen_vl import QwenVLInputs
 from rl.data.media.names import RenderedImage, StillImage
+from rl.loop.interfaces import VisualInputs
 
 # The likeliest of the sums of three digits, 13 or 14, is right in 75 of 1,000 pictures.
 CHANCE = 0.075

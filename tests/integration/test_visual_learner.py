@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from policy.models.checks import read_config
-from policy.models.family import VisualInputs, open_visual_inputs, unsampled_token_ids
+from policy.models.family import open_visual_inputs, unsampled_token_ids
 from policy.models.loading import auto_class, load_policy
 from rl.config.data import SourceConfig
 from rl.config.policy import PolicyConfig
 from rl.data.media.names import MediaFile
+from rl.loop.interfaces import VisualInputs
 from rl.loop.stages import Prompt, TrainBatch, TrainSample, Trajectory
 from rollout.chat import ChatTemplate
 from tests import minicpmv_tiny, qwen_vl_tiny

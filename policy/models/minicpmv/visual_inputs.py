@@ -50,7 +50,7 @@ class VisualBatch:
     def arguments(
         self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> dict[str, VisualBatch]:
-        """Implements policy.models.family.VisualArguments."""
+        """Implements rl.loop.interfaces.VisualArguments."""
         patches = self.patches.to(device, dtype)
         shown, places = self.shown.to(device), self.places.to(device)
         return {"visual": replace(self, patches=patches, shown=shown, places=places)}
@@ -76,7 +76,7 @@ class MediumTokens:
 
 
 class MiniCPMVInputs:
-    """Implements policy.models.family.VisualInputs."""
+    """Implements rl.loop.interfaces.VisualInputs."""
 
     def __init__(self, directory: Path, store: MediaStore) -> None:
         """Raises ValueError for the tokenizer of another model."""

@@ -5,8 +5,10 @@ adapter for the learner (policy/models/family.py) and one for the engines
 (rollout/engines/media.py), under the same name.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rl.data.media.minicpmv import BRACKET_TOKENS, IMAGE_MARKER, PLACEHOLDER, VIDEO_MARKER
 from rl.data.media.names import MediumKind
@@ -26,6 +28,28 @@ class VisionFamily:
     """Tokens that a prompt's text must not write, besides the markers."""
     chat_takes_parts: bool
     """Whether the chat template writes the markers itself, from messages with parts."""
+
+    def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Chat messages with parts, as the family's chat template takes them."""
+        turns = [dict(message) for message in messages]
+        for turn in turns:
+            # One text for each message, and a line for each part of it, as in the published chat of
+            # MiniCPM-V.
+            if not self.chat_takes_parts and not isinstance(turn["content"], str):
+                turn["content"] = "\n".join(
+                    part["text"] if part["type"] == "text" else self.markers[part["type"]]
+                    for part in turn["content"]
+                )
+        return turns
+
+    def pieces(self, text: str) -> list[str]:
+        """A text cut at its markers, which stand at the odd places.
+
+        They are tokenised one by one, so that no marker's end is tokenised with the text that
+        follows it: an engine looks for the marker's own tokens.
+        """
+        # Splitting at a pattern with one group keeps what it finds.
+        return re.split(f"({'|'.join(map(re.escape, self.markers.values()))})", text)
 
 
 FAMILIES: dict[str, VisionFamily] = {
