@@ -120,6 +120,7 @@ def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
     """
     refuse_missing_gpus(config)
     stream = open_prompts(config)
+    preference_model = find_preference_model(config.reward, stream)
     # After a weight update vLLM on CPU keeps the old output layer of a model whose embeddings are
     # tied, so there the run works on an untied copy.
     name, on_cpu = builtin_policy(config.policy.model), config.resources.gpus == 0
@@ -128,7 +129,6 @@ def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
     heldout = tuple(stream.heldout(config.eval.prompts))
     reward = checked_rewards(config.reward)
     rows = count_rows(stream, reward)
-    preference_model = find_preference_model(config.reward)
     config = config.model_copy(update={"reward": reward})
     return RunInputs(config, model, stream, chat, heldout, rows, preference_model, notes)
 
@@ -149,15 +149,7 @@ def refuse_missing_gpus(config: Config) -> None:
 def open_prompts(config: Config) -> PromptStream:
     # Those of the library of data sets would stand between the run's own lines.
     disable_progress_bars()
-    stream = PromptStream.open(config)
-    # Going through a data set of text alone would only cost time.
-    may_show = config.reward.preference is not None and stream.shows_media
-    if may_show and any(prompt.media for prompt in stream.checked()):
-        raise ValueError(
-            "reward.preference reads text only, and these prompts show images or videos; set "
-            "reward.preference=null"
-        )
-    return stream
+    return PromptStream.open(config)
 
 
 def open_chat(
@@ -185,11 +177,23 @@ def checked_rewards(config: RewardConfig) -> RewardConfig:
     return reward
 
 
-def find_preference_model(config: RewardConfig) -> Path | None:
+def find_preference_model(config: RewardConfig, stream: PromptStream | None) -> Path | None:
+    """Directory of the reward model or judge; stream: None where it could not be opened."""
     if (preference := config.preference) is None:
         return None
     directory = find_model(builtin_reward_model(preference.model), "reward.preference.model")
-    (check_judge if preference.kind == "judge" else check_reward_model)(directory)
+    check = check_judge if preference.kind == "judge" else check_reward_model
+    sees = check(directory).shows_media
+    if sees or stream is None or not stream.shows_media:
+        return directory
+    # Only now: going through a data set of text alone would cost time.
+    if any(prompt.media for prompt in stream.checked()):
+        raise ValueError(
+            f"the preference model {directory} reads text only, and these prompts show images or "
+            "videos; name a vision-language model as reward.preference.model (a Qwen2.5-VL or "
+            "Qwen3-VL with a score head, for built-in pictures of digits builtin:tiny_vision, or "
+            "as a judge any policy that sees), or set reward.preference=null"
+        )
     return directory
 
 
@@ -473,16 +477,20 @@ async def _start_preference(
 ) -> tuple[PreferenceModel | None, list[Any]]:
     """The preference model, if there is one, and its actors."""
     config, path = inputs.config.reward.preference, inputs.preference_model
+    data = inputs.config.data
     if config is None or path is None:
         return None, []
     bundles = cluster.placement.preference_bundles
     strategies = (PlacementGroupSchedulingStrategy(cluster.group, bundle) for bundle in bundles)
     places = ActorPlaces(config.cpus, config.gpus, tuple(strategies), cluster.logs)
     if config.kind == "judge":
-        engine = EnginePool.of_judge(config, path, places, supervisor)
+        engine = EnginePool.of_judge(config, path, places, data, supervisor)
         closers.append(engine.close)
         await engine.start()
-        return Judge(JudgePrompt(path), engine, engine.max_model_length), engine.actors
-    model = await RewardModelClient.start(path, places, config.dtype, config.deadline_s, supervisor)
+        return Judge(JudgePrompt(path), engine), engine.actors
+    open_inputs = partial(open_visual_inputs, data=data)
+    model = await RewardModelClient.start(
+        path, places, config.dtype, config.deadline_s, open_inputs, supervisor
+    )
     closers.append(model.close)
     return model, model.actors

@@ -2,8 +2,9 @@
 
 The models are transformers' own. This file adds what training them against an engine needs: a
 sample's media as arguments of the backbone, with the positions that the engine counts, and exactly
-one run of the vision tower in each forward, whatever a micro-batch shows. Shapes: B rows of T
-tokens.
+one run of the vision tower in each forward, whatever a micro-batch shows. It also teaches
+transformers' Auto classes these models with a score in place of the output layer, which
+transformers has for language models alone. Shapes: B rows of T tokens.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLPreTrainedModel,
+    Qwen3VLConfig,
+    Qwen3VLPreTrainedModel,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.video_utils import VideoMetadata
 
 from policy.models.checks import read_config
@@ -88,7 +103,7 @@ def mrope_positions(
 
 @dataclass(frozen=True)
 class QwenVLBatch:
-    """The media of one micro-batch; implements policy.models.family.VisualArguments."""
+    """The media of one micro-batch; implements rl.loop.interfaces.VisualArguments."""
 
     media: tuple[SeenMedium, ...]
     """Row by row."""
@@ -128,7 +143,7 @@ class QwenVLBatch:
 
 
 class QwenVLInputs:
-    """Implements policy.models.family.VisualInputs."""
+    """Implements rl.loop.interfaces.VisualInputs."""
 
     def __init__(self, directory: Path, store: MediaStore) -> None:
         config = read_config(directory)
@@ -313,3 +328,35 @@ def _picked(seen: Any, media: Sequence[int], tokens: slice) -> Any:
     if "deepstack_features" in seen:
         picked["deepstack_features"] = [pick(depth) for depth in seen.deepstack_features]
     return type(seen)(**picked)
+
+
+# A score for each output from the state of a row's last token, as transformers' own classifiers of
+# language models have it. They take what QwenVLInputs lays out, repeated media too.
+
+
+class Qwen2_5_VLForSequenceClassification(
+    GenericForSequenceClassification, Qwen2_5_VLPreTrainedModel
+):
+    def __init__(self, config: Qwen2_5_VLConfig) -> None:
+        super().__init__(config)
+        see_once(self)
+
+
+class Qwen3VLForSequenceClassification(GenericForSequenceClassification, Qwen3VLPreTrainedModel):
+    def __init__(self, config: Qwen3VLConfig) -> None:
+        super().__init__(config)
+        see_once(self)
+
+
+AutoModelForSequenceClassification.register(
+    Qwen2_5_VLConfig, Qwen2_5_VLForSequenceClassification, exist_ok=True
+)
+AutoModelForSequenceClassification.register(
+    Qwen3VLConfig, Qwen3VLForSequenceClassification, exist_ok=True
+)
+# Under the published names, as the policies of this model type, and under transformers' own.
+register_checkpoint_conversion_mapping(
+    Qwen2_5_VLForSequenceClassification.__name__,
+    get_checkpoint_conversion_mapping(Qwen2_5_VLForConditionalGeneration.__name__),
+    overwrite=True,
+)

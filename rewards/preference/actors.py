@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.preference.preference import PreferenceInput
-from rewards.preference.reward_model import RewardModelActor
+from rewards.preference.reward_model import OpenInputs, RewardModelActor
 from rl.config.run import RecoveryConfig
 from rl.system.actors import ActorPlaces, call, close_all
 from rl.system.supervision import Supervisor, watch_restarts
@@ -48,6 +48,7 @@ class RewardModelClient:
         places: ActorPlaces,
         dtype: str,
         deadline_s: float,
+        open_inputs: OpenInputs,
         supervisor: Supervisor | None = None,
     ) -> RewardModelClient:
         """Start the actors and wait until each has loaded the model; without a GPU on CPU.
@@ -61,7 +62,8 @@ class RewardModelClient:
         if not places.gpus:
             # This cluster hides no GPU from an actor that reserves none.
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        arguments = (path.absolute(), dtype, "cuda" if places.gpus else "cpu", threads)
+        device = "cuda" if places.gpus else "cpu"
+        arguments = (path.absolute(), dtype, device, open_inputs, threads)
         copies = [arguments] * len(places.strategies)
         actors = places.start(WatchedRewardModel, "preference model", environment, copies, -1)
         client = cls(actors, deadline_s, supervisor or Supervisor(RecoveryConfig()))

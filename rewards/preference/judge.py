@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from transformers import AutoConfig
 
 from rewards.preference.preference import PreferenceInput
-from rewards.preference.template import AnswerTemplate
-from rl.loop.interfaces import GenerationFailed, NextToken
+from rewards.preference.template import AnswerTemplate, Reading
+from rl.loop.interfaces import GenerationFailed, NextToken, PromptTooLong
 from rl.loop.stages import NextTokenRequest, Prompt
 
 TEMPLATE = """\
@@ -48,30 +48,34 @@ class JudgePrompt(AnswerTemplate):
         self.digit_ids = tuple(ids[0] for ids in encoded)
 
     def messages(self, shown: PreferenceInput) -> Sequence[Mapping[str, Any]]:
-        """One request that holds the question and the answer."""
-        turns = []
-        for message in shown.messages:
-            # Chat templates take the text of a message whole or in pieces.
-            text = message["content"]
-            text = text if isinstance(text, str) else "".join(piece["text"] for piece in text)
-            turns.append((message["role"], text))
-        # A question alone stands for itself; a conversation needs the names of who speaks.
-        question = turns[0][1]
-        if len(turns) > 1:
-            question = "\n\n".join(f"{role}: {text}" for role, text in turns)
-        content = TEMPLATE.format(question=question, answer=shown.answer)
-        return [{"role": "user", "content": content}]
+        """One request that holds the question, with its media in their places, and the answer."""
+        before, after = TEMPLATE.split("{question}")
+        content: list[Mapping[str, Any]] = [{"type": "text", "text": before}]
+        for place, message in enumerate(shown.messages):
+            # A question alone stands for itself; a conversation needs the names of who speaks.
+            if len(shown.messages) > 1:
+                role = f"{message['role']}: "
+                content.append({"type": "text", "text": "\n\n" + role if place else role})
+            # Chat templates take the text of a message whole or in parts.
+            parts = message["content"]
+            content += [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
+        content.append({"type": "text", "text": after.format(answer=shown.answer)})
+        if shown.media:
+            return [{"role": "user", "content": content}]
+        # Whole, for templates that take no parts.
+        return [{"role": "user", "content": "".join(part["text"] for part in content)}]
 
 
-def check_judge(path: Path) -> None:
-    """Raise ValueError for what a directory shows to be no judge, its weights unread."""
-    JudgePrompt(path)
+def check_judge(path: Path) -> JudgePrompt:
+    """Read all of a judge but its weights; raises ValueError for a directory without one."""
+    prompt = JudgePrompt(path)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         raise ValueError(
             f"the judge {path} is a {config.architectures}, which cannot write a grade; name a "
             "language model, or set reward.preference.kind=classifier"
         )
+    return prompt
 
 
 def expected_grade(logprobs: Sequence[float]) -> float:
@@ -88,11 +92,9 @@ def expected_grade(logprobs: Sequence[float]) -> float:
 class Judge:
     """Implements rewards.preference.preference.PreferenceModel by asking an engine."""
 
-    def __init__(self, prompt: JudgePrompt, engine: NextToken, max_model_length: int) -> None:
-        """max_model_length: tokens of a prompt and the grade after it, at most."""
+    def __init__(self, prompt: JudgePrompt, engine: NextToken) -> None:
         self._prompt = prompt
         self._engine = engine
-        self._max_model_length = max_model_length
         self._request_ids = (f"grade/{count}" for count in itertools.count())
 
     async def score(self, inputs: Sequence[PreferenceInput]) -> tuple[float | None, ...]:
@@ -101,23 +103,21 @@ class Judge:
         Raises RuntimeError if the engine does not grade, because a run without its judge would
         train on another reward.
         """
-        texts = [self._prompt.rendered(shown) for shown in inputs]
+        readings = [self._prompt.rendered(shown) for shown in inputs]
         # Equal answers are graded once: equal inputs must get equal scores, to the last bit.
-        unique = dict.fromkeys(texts)
+        unique = dict.fromkeys(readings)
         grades = dict(zip(unique, await asyncio.gather(*map(self._grade, unique)), strict=True))
-        return tuple(grades[text] for text in texts)
+        return tuple(grades[reading] for reading in readings)
 
-    async def _grade(self, text: str) -> float | None:
-        token_ids = self._prompt.token_ids(text)
-        # One token must be left for the grade. A text that is too long is not cut: a judge must not
-        # grade an answer of which it sees a part.
-        if len(token_ids) >= self._max_model_length:
-            return None
-        name = next(self._request_ids)
-        # The engine reads only the media of a prompt, and a judge is shown none.
-        prompt = Prompt(name, messages=(), reference="")
+    async def _grade(self, reading: Reading) -> float | None:
+        name, token_ids = next(self._request_ids), self._prompt.token_ids(reading.text)
+        # The engine reads only the media of a prompt, which has its tokens already.
+        prompt = Prompt(name, messages=(), reference="", media=reading.media)
         request = NextTokenRequest(name, prompt, token_ids, self._prompt.digit_ids)
         try:
             return expected_grade(await self._engine.next_token_logprobs(request))
+        except PromptTooLong:
+            # It is not cut to fit: a judge must not grade an answer of which it sees a part.
+            return None
         except GenerationFailed as failed:
             raise RuntimeError(f"the judge did not grade an answer: {failed}") from failed

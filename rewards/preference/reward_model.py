@@ -1,33 +1,47 @@
 """A reward model with a classification head, in Ray actors that batch what arrives together.
 
+One that sees is shown the question's media as a learner shows them to a policy of its family.
 While a forward runs, in a thread, requests gather, and the next forwards take them together. The
 model is loaded on first use, so also after a restart (rewards/preference/actors.py).
 """
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils.logging import disable_progress_bar
 
 from rewards.preference.preference import PreferenceInput
-from rewards.preference.template import AnswerTemplate
+from rewards.preference.template import AnswerTemplate, Reading
+from rl.data.media.names import Medium
+from rl.loop.batching import reference_sample
+from rl.loop.interfaces import VisualInputs
+from rl.loop.stages import Prompt, ReferenceRequest
 
 BATCH_TOKENS = 16_384
-"""Most tokens of one forward, padding included."""
+"""Most tokens of one forward, those of media and padding included."""
+
+OpenInputs = Callable[[Path], VisualInputs | None]
+"""Opens the layout of media for the model of a directory; None for a model that reads text only."""
 
 
 class RewardModel:
     """A sequence-classification model with one output, as transformers saves it."""
 
-    def __init__(self, path: Path, dtype: str, device: str) -> None:
+    def __init__(
+        self, path: Path, dtype: str, device: str, open_inputs: OpenInputs = lambda path: None
+    ) -> None:
         """Raises ValueError for a directory without a usable model. device: as torch names it."""
         self.template = check_reward_model(path)
+        # First: who lays media out also teaches transformers the classifiers that see.
+        self._inputs = open_inputs(path)
         disable_progress_bar()
         try:
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -60,29 +74,65 @@ class RewardModel:
         self._longest = min(positions, tokenizer.model_max_length)
 
     def score(self, inputs: Sequence[PreferenceInput]) -> list[float | None]:
-        """One score per input; None where the text is longer than the model's positions.
+        """One score per input; None where what is read is longer than the model's positions.
 
-        Such a text is not cut to fit: a model must not judge an answer, or a question, of which it
-        sees a part.
+        It is not cut to fit: a model must not judge an answer, or a question, of which it sees a
+        part.
         """
-        return self.score_texts([self.template.rendered(shown) for shown in inputs])
+        return self.score_readings([self.template.rendered(shown) for shown in inputs])
 
-    def score_texts(self, texts: Sequence[str]) -> list[float | None]:
-        """One score per rendered text. Equal texts are computed once; lengths share a forward."""
-        ids = {text: self.template.token_ids(text) for text in dict.fromkeys(texts)}
-        fitting = {text: tokens for text, tokens in ids.items() if len(tokens) <= self._longest}
-        scores: dict[str, float] = {}
+    def score_readings(self, readings: Sequence[Reading]) -> list[float | None]:
+        """One score per reading. Equal ones are computed once; those of like length share a
+        forward. Raises MediaError for a medium that cannot be read."""
+        ids = self._token_ids(readings)
+        fitting = {one: tokens for one, tokens in ids.items() if len(tokens) <= self._longest}
+        scores: dict[Reading, float] = {}
         for batch in _batches(fitting, BATCH_TOKENS):
-            rows = [torch.tensor(ids[text], device=self._model.device) for text in batch]
+            rows = [torch.tensor(ids[reading]) for reading in batch]
             # Padding stands right, where neither positions nor causal attention feel it.
             tokens = pad_sequence(
                 rows, batch_first=True, padding_value=self._pad_token_id
             )  # [B, T]
             mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)  # [B, T]
+            shown = self._shown([(reading.media, ids[reading]) for reading in batch], tokens)
+            device = self._model.device
             with torch.inference_mode():
-                logits = self._model(input_ids=tokens, attention_mask=mask).logits  # [B, 1]
+                logits = self._model(
+                    input_ids=tokens.to(device), attention_mask=mask.to(device), **shown
+                ).logits  # [B, 1]
             scores |= zip(batch, logits[:, 0].float().tolist(), strict=True)
-        return [scores.get(text) for text in texts]
+        return [scores.get(reading) for reading in readings]
+
+    def _token_ids(self, readings: Sequence[Reading]) -> dict[Reading, tuple[int, ...]]:
+        """The tokens of each reading, with all visual tokens of its media."""
+        template, inputs = self.template, self._inputs
+        ids: dict[Reading, tuple[int, ...]] = {}
+        expanded: dict[Reading, tuple[int, ...]] = {}
+        for reading in dict.fromkeys(readings):
+            *pieces, rest = template.pieces(reading.text)
+            # All answers to a question share what stands up to its last medium, so that the media
+            # are looked at once.
+            shared = Reading("".join(pieces), reading.media)
+            if shared not in expanded:
+                tokens = template.token_ids(shared.text)
+                expanded[shared] = inputs.expanded(tokens, shared.media) if inputs else tokens
+            ids[reading] = (*expanded[shared], *template.token_ids(rest))
+        return ids
+
+    def _shown(
+        self, rows: Sequence[tuple[tuple[Medium, ...], tuple[int, ...]]], tokens: Tensor
+    ) -> dict[str, Any]:
+        """What the model takes beside the tokens [B, T] of rows, each with its media."""
+        if self._inputs is None:
+            return {}
+        samples = []
+        for media, ids in rows:
+            # As samples of a learner, which media are laid out for.
+            prompt = Prompt("preference", messages=(), reference="", media=media)
+            request = ReferenceRequest(prompt.id, prompt, (), (), temperature=1.0)
+            samples.append(reference_sample(request, ids))
+        visual = self._inputs(samples, tokens)
+        return visual.arguments(self._model.device, self._model.dtype) if visual else {}
 
 
 def check_reward_model(path: Path) -> AnswerTemplate:
@@ -105,10 +155,10 @@ def check_reward_model(path: Path) -> AnswerTemplate:
     return template
 
 
-def _batches(ids: Mapping[str, Sequence[int]], budget: int) -> Iterator[list[str]]:
-    """Split texts, longest first, so that no padded batch of several exceeds `budget` tokens."""
-    # Texts of like length share a forward, so that little of it is padding.
-    ordered = sorted(ids, key=lambda text: len(ids[text]), reverse=True)
+def _batches(ids: Mapping[Reading, Sequence[int]], budget: int) -> Iterator[list[Reading]]:
+    """Split readings, longest first, so that no padded batch of several exceeds `budget` tokens."""
+    # Those of like length share a forward, so that little of it is padding.
+    ordered = sorted(ids, key=lambda reading: len(ids[reading]), reverse=True)
     while ordered:
         fit = max(1, budget // len(ids[ordered[0]]))
         yield ordered[:fit]
@@ -118,12 +168,14 @@ def _batches(ids: Mapping[str, Sequence[int]], budget: int) -> Iterator[list[str
 class RewardModelActor:
     """RewardModel behind coroutines; gathers what arrives while a forward runs."""
 
-    def __init__(self, path: Path, dtype: str, device: str, threads: int) -> None:
+    def __init__(
+        self, path: Path, dtype: str, device: str, open_inputs: OpenInputs, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
-        self._arguments = (path, dtype, device)
+        self._arguments = (path, dtype, device, open_inputs)
         self._model: RewardModel | None = None
         self._loading = asyncio.Lock()
-        self._waiting: list[tuple[list[str], asyncio.Future[list[float | None]]]] = []
+        self._waiting: list[tuple[list[Reading], asyncio.Future[list[float | None]]]] = []
         self._worker: asyncio.Task[None] | None = None
 
     async def load(self) -> None:
@@ -132,9 +184,9 @@ class RewardModelActor:
 
     async def score(self, inputs: Sequence[PreferenceInput]) -> list[float | None]:
         model = await self._loaded()
-        texts = [model.template.rendered(shown) for shown in inputs]
+        readings = [model.template.rendered(shown) for shown in inputs]
         answer: asyncio.Future[list[float | None]] = asyncio.get_running_loop().create_future()
-        self._waiting.append((texts, answer))
+        self._waiting.append((readings, answer))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._score_waiting(model))
         return await answer
@@ -151,11 +203,11 @@ class RewardModelActor:
     async def _score_waiting(self, model: RewardModel) -> None:
         while self._waiting:
             # All that arrived during the last forward, in one go: a batch costs little more than
-            # one text.
+            # one answer.
             taken, self._waiting = self._waiting, []
-            texts = [text for own, _ in taken for text in own]
+            readings = [reading for own, _ in taken for reading in own]
             try:
-                scores = iter(await asyncio.to_thread(model.score_texts, texts))
+                scores = iter(await asyncio.to_thread(model.score_readings, readings))
             except Exception as error:
                 # Each asker raises it; this task has nobody to raise it to.
                 for _, answer in taken:

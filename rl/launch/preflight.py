@@ -112,7 +112,7 @@ async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
         if (preference := config.reward.preference) is not None:
             at, name = f"reward.preference.model={preference.model}", preference.model
             with report.looking(at), _elsewhere(report, name, here):
-                find_preference_model(config.reward)
+                find_preference_model(config.reward, stream)
     with report.looking(f"run={config.run}"):
         _check_directory(config)
     if (address := config.resources.ray_address) is not None:

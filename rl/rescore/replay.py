@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import cast
@@ -26,6 +27,7 @@ from rewards.preference.preference import PreferenceInput, PreferenceModel
 from rewards.probability import probability_accuracy, unanswered
 from rewards.service import PreferredAnswers, RewardService, TextSource
 from rewards.text.text_rewards import TextRewards
+from rl.config.data import SourceConfig
 from rl.config.policy import THINK_TAGS, ThinkTags
 from rl.config.reward import ProbabilityConfig
 from rl.config.rollout import Thinking
@@ -73,7 +75,7 @@ async def rescore(
                 "rescore with a classifier, or with reward.preference=null"
             )
         path = find_model(builtin_reward_model(after.model), "reward.preference.model")
-        model = LoadedModel(path, after.dtype)
+        model = LoadedModel(path, after.dtype, config.data)
     was, would_be = [], []
     tags = config.policy.think_tags
     with closing(TextRewards(config.reward, config.modes, tags)) as text:
@@ -90,11 +92,14 @@ async def rescore(
 class LoadedModel:
     """Implements rewards.preference.preference.PreferenceModel by a model in this process."""
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        # It loads torch, and most ledgers are scored again without a model.
+    def __init__(self, path: Path, dtype: str, data: SourceConfig) -> None:
+        """data: where the media of the questions are read from."""
+        # They load torch, and most ledgers are scored again without a model.
+        from policy.models.family import open_visual_inputs
         from rewards.preference.reward_model import RewardModel
 
-        self._model = RewardModel(path, dtype, "cpu")
+        open_inputs = partial(open_visual_inputs, data=data)
+        self._model = RewardModel(path, dtype, "cpu", open_inputs)
 
     async def score(self, inputs: Sequence[PreferenceInput]) -> tuple[float | None, ...]:
         return tuple(self._model.score(inputs))

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rl.config.data import SourceConfig
 from rl.config.reward import PreferenceConfig
 from rl.config.run import Config, RecoveryConfig
 from rl.loop.interfaces import EngineLost, GenerationFailed, WorkerFailed
@@ -117,8 +118,6 @@ class EnginePool:
         """name: what an engine is called in errors. spawner: None where Ray itself starts lost
         engines again."""
         self.canary: Canary | None = None
-        self.max_model_length = 0
-        """Tokens of a prompt and its response, at most; known once the engines have started."""
         self.admit: Callable[[], Awaitable[None]] | None = None
         """Publishes the current weights to the engines that are joining, and to no others."""
         self._name = name
@@ -202,11 +201,13 @@ class EnginePool:
         config: PreferenceConfig,
         model: Path,
         places: ActorPlaces,
+        data: SourceConfig,
         supervisor: Supervisor | None = None,
     ) -> EnginePool:
         """Create one actor per place for a judge, whose weights never change.
 
-        So an engine that dies comes back by itself, which none of the policy's may.
+        So an engine that dies comes back by itself, which none of the policy's may. data: where the
+        media of the questions are read from.
         """
         settings = WorkerSettings(
             model=str(model.absolute()),
@@ -217,6 +218,7 @@ class EnginePool:
             thinking={},
             comes_back=True,
             engine=config.engine,
+            data=data,
         )
         environment = engine_environment(places.cpus, places.gpus > 0)
         arguments = [(f"judge {index}", settings) for index in range(len(places.strategies))]
@@ -237,10 +239,9 @@ class EnginePool:
     async def start(self) -> None:
         """Load all engines at the same time; returns when every one can sample."""
         seconds, setting = self._start
-        lengths = await call_all(
+        await call_all(
             self.actors, "start", deadline_s=seconds, who=self._name, hint=f" ({setting})"
         )
-        self.max_model_length = min(lengths)
         for engine in self._engines:
             self._in_background(self._watch_over(engine))
         if self._spawner is not None and self._spawner.most > self._num_placed:

@@ -24,7 +24,7 @@ from rl.config.data import SourceConfig
 from rl.config.policy import THINK_TAGS, LoraConfig, ThinkTags
 from rl.data.media.names import MediaError, Medium, StillImage, Video
 from rl.data.media.store import MediaStore
-from rl.loop.interfaces import GenerationFailed, WorkerFailed
+from rl.loop.interfaces import GenerationFailed, PromptTooLong, WorkerFailed
 from rl.loop.stages import (
     Canary,
     ChoiceTokens,
@@ -110,7 +110,6 @@ class RolloutWorker(Watched):
         self._settings = settings
         self._devices = devices
         self._engine: Any = None
-        self._max_length = 0
         self._starting = asyncio.Lock()
         self._listener: asyncio.Task[None] | None = None
         self._heard: float | None = None
@@ -124,11 +123,8 @@ class RolloutWorker(Watched):
         self._adapter: Any = None
         """vLLM's name for the policy's adapter, which every request carries once there is one."""
 
-    async def start(self) -> int:
-        """Load the engine, once; returns its longest prompt and response, in tokens.
-
-        Raises WorkerFailed if vLLM cannot load it.
-        """
+    async def start(self) -> None:
+        """Load the engine, once; raises WorkerFailed if vLLM cannot load it."""
         # Many requests may find the engine gone at the same time, and it must be loaded once.
         async with self._starting:
             if self._engine is None:
@@ -138,7 +134,6 @@ class RolloutWorker(Watched):
                     raise self._died(error) from error
                 self._heard = time.monotonic()
                 self._listener = asyncio.create_task(self._listen())
-            return self._max_length
 
     async def _listen(self) -> None:
         """Note when vLLM's processes answer, which they do between two steps, also while paused."""
@@ -216,8 +211,6 @@ class RolloutWorker(Watched):
             config, stat_loggers=[vllm_api.TallyLogger], disable_log_stats=True
         )
         self._tally = vllm_api.tally_of(self._engine)
-        # Only now: an engine may lower it to what its memory holds.
-        self._max_length = config.model_config.max_model_len
         if settings.scores_references:
             await self._engine.collective_rpc("force_tokens")
         if settings.adapter is not None:
@@ -347,7 +340,8 @@ class RolloutWorker(Watched):
         except MediaError as error:
             raise GenerationFailed("bad_media", error) from error
         except (ValueError, self._vllm.VLLMClientError) as error:
-            raise GenerationFailed("request_refused", error) from error
+            failed = PromptTooLong if self._vllm.TOO_LONG in str(error) else GenerationFailed
+            raise failed("request_refused", error) from error
 
     def _died(self, error: Exception) -> WorkerFailed:
         """What ends the run: where the engine's output is and, in the last line, vLLM's reason."""

@@ -23,7 +23,7 @@ from rl.align.claims.types import Label
 from rl.config.data import SourceConfig
 from rl.data.media.names import MediaFile
 from rl.export.transformers_answers import score_responses
-from rl.loop.interfaces import GenerationFailed
+from rl.loop.interfaces import GenerationFailed, PromptTooLong
 from rl.loop.stages import Prompt, ReferenceRequest, RolloutRequest
 from rollout.chat import ChatTemplate
 from rollout.engines.worker import RolloutWorker
@@ -178,20 +178,25 @@ def test_a_reply_is_the_greedy_one_and_none_if_it_was_cut(served: Served):
 
 
 @pytest.mark.parametrize(
-    ("question", "media", "message"),
+    ("question", "media", "kind", "message"),
     [
-        ("red?", (MediaFile("image", "/none.png"),), r"bad_media: missing: /none\.png"),
-        ("red? " * MAX_LENGTH, (), "request_refused: .*512"),
+        (
+            "red?",
+            (MediaFile("image", "/none.png"),),
+            GenerationFailed,
+            r"bad_media: missing: /none\.png",
+        ),
+        ("red? " * MAX_LENGTH, (), PromptTooLong, "request_refused: .*512"),
     ],
     ids=["no image", "too long"],
 )
-def test_a_request_at_fault_fails_alone(served: Served, question, media, message):
+def test_a_request_at_fault_fails_alone(served: Served, question, media, kind, message):
     async def both() -> list[Any]:
         asked = served.assistant.label(question, media), served.assistant.label(QUESTION, ())
         return await asyncio.gather(*asked, return_exceptions=True)
 
     failed, label = served.run(both())
-    assert isinstance(failed, GenerationFailed)
+    assert type(failed) is kind
     with pytest.raises(GenerationFailed, match=message):
         raise failed
     assert isinstance(label, Label)

@@ -5,26 +5,40 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen3ForCausalLM,
+)
 
+from policy.models.family import open_visual_inputs
 from rewards.preference import actors
 from rewards.preference.actors import RewardModelClient
 from rewards.preference.judge import Judge, JudgePrompt
 from rewards.preference.preference import PreferenceInput
 from rewards.preference.reward_model import RewardModel
+from rl.config.data import SourceConfig
 from rl.config.reward import PreferenceConfig
 from rl.config.run import RecoveryConfig
+from rl.data.media.names import MediaError, MediaFile, StillImage
 from rl.system.actors import ActorPlaces
 from rl.system.supervision import Supervisor
 from rollout.engines.pool import EnginePool
+from tests.minicpmv_tiny import noise_image
+from tests.qwen_vl_tiny import save_tiny
 from tests.unit.rewards.test_preference import asked, make_random_model
+from tests.unit.rewards.test_preference_media import PICTURE, chat, plain_score, save_classifier
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -52,7 +66,10 @@ def start(directory: Path, actors: int, deadline_s: float = DEADLINE_S):
     places = ActorPlaces(cpus=1.0, strategies=("DEFAULT",) * actors)
     # With signs of life every second, so that no restart is missed.
     supervisor = Supervisor(RecoveryConfig(restarts_per_hour=2, heartbeat_s=6))
-    return RewardModelClient.start(directory, places, "float32", deadline_s, supervisor)
+    open_inputs = partial(open_visual_inputs, data=SourceConfig())
+    return RewardModelClient.start(
+        directory, places, "float32", deadline_s, open_inputs, supervisor
+    )
 
 
 def process_of(client: RewardModelClient | EnginePool, place: int = 0) -> psutil.Process:
@@ -165,7 +182,7 @@ def expected_grades(directory: Path, inputs: list[PreferenceInput]) -> list[floa
     grades = []
     for one in inputs:
         with torch.no_grad():
-            tokens = tokenizer(prompt.rendered(one), return_tensors="pt")
+            tokens = tokenizer(prompt.rendered(one).text, return_tensors="pt")
             p = model(**tokens).logits[0, -1].softmax(-1)[digits]
         grades.append((p @ torch.arange(10.0) / p.sum()).item())
     return grades
@@ -182,10 +199,9 @@ def test_the_judge_grades_as_transformers_does_also_after_its_engine_was_killed(
 
     async def body() -> None:
         config = PreferenceConfig(kind="judge", model="", deadline_s=DEADLINE_S, engine=CPU_ENGINE)
-        engine = EnginePool.of_judge(config, tmp_path, ActorPlaces(cpus=1.0))
+        engine = EnginePool.of_judge(config, tmp_path, ActorPlaces(cpus=1.0), SourceConfig())
         await engine.start()
-        assert engine.max_model_length == CPU_ENGINE["max_model_len"]
-        client = Judge(JudgePrompt(tmp_path), engine, engine.max_model_length)
+        client = Judge(JudgePrompt(tmp_path), engine)
         scores = await client.score([*inputs, inputs[0], asked("1" * 2100)])
         assert list(scores[:12]) == pytest.approx(wanted, abs=1e-4)
         assert scores[12] == scores[0]
@@ -195,6 +211,86 @@ def test_the_judge_grades_as_transformers_does_also_after_its_engine_was_killed(
         for process in processes:
             process.kill()
         assert list(await client.score(inputs)) == pytest.approx(wanted, abs=1e-4)
+        await engine.close()
+
+    loop.run(body())
+
+
+def pictured(picture: Path, answer: str) -> PreferenceInput:
+    content = [{"type": "image"}, {"type": "text", "text": "sum?"}]
+    medium = MediaFile("image", str(picture))
+    return PreferenceInput(({"role": "user", "content": content},), answer, (medium,))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("pictures")
+    for seed in range(3):
+        noise_image(90 + 30 * seed, 60, seed).save(root / f"{seed}.png")
+    return sorted(root.iterdir())
+
+
+def test_an_actor_reads_the_pictures_itself_and_scores_as_a_plain_forward_does(
+    loop, tmp_path: Path, pictures: list[Path]
+) -> None:
+    directories = save_classifier(tmp_path, "qwen2_5_vl")
+    groups = [[pictured(picture, str(n)) for n in range(3)] for picture in pictures]
+    groups.append([asked("11")])
+
+    async def body() -> list[tuple[float | None, ...]]:
+        client = await start(directories[0], actors=1)
+        scores = await asyncio.gather(*map(client.score, groups))
+        with pytest.raises(MediaError, match=r"^missing: /none\.png"):
+            await client.score([pictured(Path("/none.png"), "11")])
+        await client.close()
+        return scores
+
+    scores = loop.run(body())
+    for picture, of_group in zip(pictures, scores, strict=False):
+        still = StillImage(Image.open(picture).convert("RGB"), "")
+        wanted = [
+            plain_score(directories, chat(f"{PICTURE}sum?", str(n)), [still]) for n in range(3)
+        ]
+        assert list(of_group) == pytest.approx(wanted, abs=2e-5)
+    (text,) = scores[-1]
+    assert text == pytest.approx(plain_score(directories, chat("a2b9?", "11"), []), abs=2e-5)
+
+
+@pytest.mark.slow
+def test_a_judge_that_sees_grades_as_transformers_does(
+    loop, tmp_path: Path, pictures: list[Path]
+) -> None:
+    save_tiny(tmp_path, "qwen2_5_vl")
+    inputs = [pictured(picture, str(n)) for picture in pictures for n in range(2)]
+    inputs.append(asked("11"))
+    prompt = JudgePrompt(tmp_path)
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    wanted = []
+    for one in inputs:
+        images = [Image.open(medium.path).convert("RGB") for medium in one.media]
+        shown = {"images": images} if images else {}
+        batch = processor(
+            text=[prompt.rendered(one).text],
+            return_tensors="pt",
+            return_mm_token_type_ids=True,
+            **shown,
+        )
+        with torch.no_grad():
+            p = model(**batch).logits[0, -1].softmax(-1)[list(prompt.digit_ids)]
+        wanted.append((p @ torch.arange(10.0) / p.sum()).item())
+    assert max(wanted) - min(wanted) > 0.1
+
+    async def body() -> None:
+        config = PreferenceConfig(kind="judge", model="", deadline_s=DEADLINE_S, engine=CPU_ENGINE)
+        engine = EnginePool.of_judge(config, tmp_path, ActorPlaces(cpus=1.0), SourceConfig())
+        await engine.start()
+        judge = Judge(prompt, engine)
+        assert list(await judge.score(inputs)) == pytest.approx(wanted, abs=1e-4)
+        # The question fits with a marker for its picture, and not with all of its visual tokens.
+        room = CPU_ENGINE["max_model_len"] - 2
+        fitting = room - len(prompt.token_ids(prompt.rendered(pictured(pictures[0], "")).text))
+        assert await judge.score([pictured(pictures[0], "1" * fitting)]) == (None,)
         await engine.close()
 
     loop.run(body())

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from transformers import Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from rl.assembly import gather_inputs
 from tests import bpe_policy
 from tests.fakes import config
+from tests.qwen_vl_tiny import save_tiny
+from tests.unit.rewards.test_preference import make_random_model
 
 TURNS = bpe_policy.CHAT_TEMPLATE.split("{% if enable_thinking %}")[0]
 
@@ -49,3 +52,25 @@ def test_what_cannot_be_trained_can_be_asked(policy):
     assert gather_inputs(plain, is_trained=False).model == policy
     with pytest.raises(ValueError, match="is quantised"):
         gather_inputs(plain)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "judge"])
+def test_a_preference_model_that_reads_text_only_is_refused_for_pictures(tmp_path, kind):
+    blind = make_random_model(
+        tmp_path / "blind", Qwen3ForCausalLM if kind == "judge" else Qwen3ForSequenceClassification
+    )
+    settings = {
+        "policy__model": str(tmp_path / "nowhere"),
+        "data__kind": "visual",
+        "data__path": "digits",
+        "reward__preference": {"model": str(blind), "kind": kind},
+    }
+    # Before the policy is looked for, which may have to be downloaded.
+    with pytest.raises(ValueError, match=r"blind reads text only.* builtin:tiny_vision.*=null"):
+        gather_inputs(config(**settings))
+    with pytest.raises(ValueError, match=r"policy.model must be .*nowhere"):
+        gather_inputs(config(**settings | {"data__kind": "chain_sum", "data__path": None}))
+    save_tiny(tmp_path / "seeing", "qwen2_5_vl")
+    seeing = {"model": str(tmp_path / "seeing"), "kind": "judge"}
+    with pytest.raises(ValueError, match=r"policy.model must be .*nowhere"):
+        gather_inputs(config(**settings | {"reward__preference": seeing}))
