@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, panel, save, sheet
@@ -45,24 +46,28 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
 def draw_curves(path: Path, name: str, results: SweepResults) -> None:
     """Draw a panel per metric over steps, in two rows: the mean over seeds, from least to most."""
     metrics, figure = list(results.points[0].curves), _sheet(name, results)
+    colors = _colors(results)
     rows = min(2, len(metrics))
     grid = figure.add_gridspec(rows, -(-len(metrics) // rows), wspace=0.2)
     for place, metric in enumerate(metrics):
         axes = figure.add_subplot(grid[place])
         panel(axes, metric, "step")
-        for point, color in zip(results.points, _colors(results), strict=True):
+        for point, color in zip(results.points, colors, strict=True):
             logged = pd.DataFrame(point.curves[metric].dropna())
             if logged.empty:
                 continue
             # A single step is too noisy to tell arms apart.
             mean = pd.DataFrame(logged.rolling(max(1, len(logged) // 15), min_periods=1).mean())
-            style = {"color": color, "linewidth": 2.2, "label": _label(point)}
-            axes.plot(mean.index, mean.mean(axis="columns"), **style)
+            axes.plot(mean.index, mean.mean(axis="columns"), color=color, linewidth=2.2)
             low, high = mean.min(axis="columns"), mean.max(axis="columns")
             axes.fill_between(mean.index, low, high, color=color, alpha=0.13, linewidth=0)
-        # The arms have the same colours in every panel, so one legend is enough.
-        if metric == metrics[0]:
-            legend_above(axes)
+        axes.set_xlim(left=0)
+        # From 0, or a small change would look like a large one; but there is what can be negative.
+        axes.set_ylim(bottom=0 if axes.dataLim.y0 >= 0 else None)
+    lines = [Line2D([], [], color=color, linewidth=2.2) for color in colors]
+    # The arms have the same colours in every panel, so one legend is enough.
+    style = {"frameon": False, "fontsize": 13, "ncols": len(lines), "labelcolor": INK}
+    figure.legend(lines, list(map(_label, results.points)), loc="upper right", **style)
     save(figure, path)
 
 
