@@ -52,11 +52,15 @@ def builtin_policy(name: str) -> str:
 
 
 def builtin_reward_model(name: str) -> str:
-    """The directory of the built-in reward model, with the same rules."""
+    """The directory of a built-in reward model, with the same rules."""
     # Imported on use, as above.
-    from policy.builtin import reward_model
+    from policy.builtin import reward_model, vision_reward_model
 
-    return _made(name, {"builtin:tiny": reward_model.ensure_tiny_reward_model})
+    makers = {
+        "builtin:tiny": reward_model.ensure_tiny_reward_model,
+        "builtin:tiny_vision": vision_reward_model.ensure_tiny_vision_reward_model,
+    }
+    return _made(name, makers)
 
 
 def _made(name: str, makers: Mapping[str, Callable[..., Path]]) -> str:

@@ -43,7 +43,8 @@ class PreferenceModel(Protocol):
         """One score per input, in order; None for an input longer than the model can read.
 
         Equal inputs of a call get equal scores. Raises RuntimeError if the model is gone for good,
-        and ValueError for a question that it cannot read, such as one with images.
+        and ValueError for a question that it cannot read, such as one with an image where it reads
+        text only, or whose image is gone.
         """
         ...
 

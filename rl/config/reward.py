@@ -61,7 +61,7 @@ Reads = Literal["answer", "response"]
 
 
 class PreferenceConfig(Section):
-    """A preference model, which sees question and final answer and, by default, no reasoning."""
+    """A preference model, which sees question, media, answer and, by default, no reasoning."""
 
     kind: Literal["classifier", "judge"] = "classifier"
     """A sequence-classification reward model, or a generative judge in vLLM that grades 0 to 9."""
@@ -69,7 +69,8 @@ class PreferenceConfig(Section):
     """What it sees beside the question: the final `answer`, or the whole `response`. The second is
     for studies: scores of whole long chains misled and destabilised training (arXiv 2509.18154)."""
     model: str
-    """Model directory or Hugging Face name; `builtin:tiny` is made on first use and cached."""
+    """Model directory or Hugging Face name; for questions with media, one that sees them.
+    `builtin:tiny` and, for pictures of digits, `builtin:tiny_vision` are made on first use."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the preference model."""
     actors: int = Field(default=1, gt=0)
