@@ -118,7 +118,8 @@ class VisualArguments(Protocol):
 
 
 class VisualInputs(Protocol):
-    """Reads media and lays them out as one family of models takes them."""
+    """Reads media and lays them out as one family of models takes them: policies in training, and
+    reward models that see."""
 
     def __call__(self, samples: Sequence[TrainSample], token_ids: Tensor) -> VisualArguments | None:
         """Media of the samples that begin the rows of token_ids [B, T]; None if there are none.

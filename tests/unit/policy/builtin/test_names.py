@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from policy.builtin import labeller, names, reward_model, text_policy, vision_policy
+from policy.builtin import (
+    labeller,
+    names,
+    reward_model,
+    text_policy,
+    vision_policy,
+    vision_reward_model,
+)
 from policy.builtin.names import builtin_policy, builtin_reward_model
 from policy.models.cache import default_cache_dir
 
@@ -20,7 +27,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         asked.append(directory)
         return directory
 
-    for module in (labeller, reward_model, text_policy, vision_policy):
+    for module in (labeller, reward_model, text_policy, vision_policy, vision_reward_model):
         monkeypatch.setattr(module, "made_once", note)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(names.SEED_VARIABLE, raising=False)
@@ -60,10 +67,12 @@ def test_the_seed_reaches_a_model_and_the_policy_it_starts_from(
         builtin_policy("builtin:tiny_labeller")
         builtin_policy("builtin:tiny_vision_labeller")
         builtin_reward_model("builtin:tiny")
+        builtin_reward_model("builtin:tiny_vision")
     assert [directory.name.rpartition("-")[0] for directory in made] == [
-        *("tiny", "tiny_labeller", "tiny_qwen_vl", "tiny_vision_labeller", "tiny", "tiny-reward"),
+        *("tiny", "tiny_labeller", "tiny_qwen_vl", "tiny_vision_labeller"),
+        *("tiny", "tiny-reward", "tiny_qwen_vl", "tiny_vision_reward"),
     ] * 2
-    assert not set(made[:6]) & set(made[6:])
+    assert not set(made[:8]) & set(made[8:])
 
 
 def test_a_seed_that_is_no_number_is_refused(made: list[Path], monkeypatch: pytest.MonkeyPatch):

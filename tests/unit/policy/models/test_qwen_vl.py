@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoModelForSequenceClassification
 
 from policy.models.qwen_vl import (
     Block,
@@ -336,3 +336,22 @@ def test_transformers_loads_either_names(
     assert not report["missing_keys"] and not report["unexpected_keys"]
     same = [torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True)]
     assert all(same)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_classifier_is_saved_like_its_policy_and_read_under_either_names(
+    directories: dict[str, Path], model_type: ModelType, tmp_path: Path
+):
+    kind = AutoModelForSequenceClassification
+    made = kind.from_pretrained(directories[model_type], num_labels=1, dtype=torch.float32)
+    made.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    policy, tensors = load_file(directories[model_type] / "model.safetensors"), load_file(file)
+    assert set(tensors) ^ set(policy) == {"score.weight", "lm_head.weight"}
+    assert all(torch.equal(tensors[name], policy[name]) for name in set(tensors) & set(policy))
+    for own in (tensors, dict(made.named_parameters())):
+        save_file({name: tensor.detach() for name, tensor in own.items()}, file, {"format": "pt"})
+        loaded, report = kind.from_pretrained(tmp_path, output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        pairs = zip(loaded.parameters(), made.parameters(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
