@@ -53,8 +53,8 @@ def ensure_tiny_vision_reward_model(
     """Return the directory of a Qwen2_5_VLForSequenceClassification, making it on first use.
 
     policy: the tiny policy it starts from; made if not given. seed: in place of the recipe's, and
-    of the policy that is made for it. The first use takes about two minutes on one core, and as
-    long for the policy. `warmup.json` in it says how well it orders held-out pairs.
+    of the policy that is made for it. The first use takes about three minutes on one core, and two
+    for the policy. `warmup.json` in it says how well it orders held-out pairs.
     """
     cache_dir = cache_dir or default_cache_dir()
     policy = policy or ensure_tiny_vision_policy("tiny_qwen_vl", cache_dir, seed)
