@@ -169,9 +169,9 @@ def _planned(config: SweepConfig, root: Path) -> Sweep:
         if key in instead:
             raise RecipeError(f"{key}: the sweep sets it in every arm; give {instead[key]}")
     others = itertools.product(*([(k, value) for value in config.arms[k]] for k in config.arms))
-    varied = itertools.product(config.long_share or (None,), config.variants or (None,), others)
+    varied = itertools.product(config.variants or (None,), config.long_share or (None,), others)
     points = []
-    for long_share, variant, values in varied:
+    for variant, long_share, values in varied:
         parts = [] if long_share is None else [f"long_{100 * long_share:g}"]
         parts += [] if variant is None else [variant]
         parts += [f"{key.rpartition('.')[2]}_{value}" for key, value in values]

@@ -1,6 +1,7 @@
 """The pictures of a sweep: both modes against trained tokens, and what each arm ends at; metrics
 over steps."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rl.sweep.results import PointResult, SweepResults
 
 _DIAMOND: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
 _STAR: dict[str, Any] = {"marker": "*", "markersize": 14, "markeredgecolor": "white"}
+_MARKERS = ("o", "s", "^", "D", "v")
 _DOTTED: dict[str, Any] = {"linewidth": 1.2, "linestyle": (0, (1, 2))}
 
 
@@ -25,12 +27,11 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
     figure = _sheet(name, results)
     width = len(results.modes)
     grid = figure.add_gridspec(2, 2 * width, wspace=0.55)
-    colors = _colors(results)
+    styles = _styles(results)
     panels = [figure.add_subplot(grid[0, 2 * n : 2 * n + 2]) for n in range(width)]
     for axes, mode in zip(panels, results.modes, strict=True):
-        _draw_against_tokens(axes, results, mode, colors)
-    # The arms have the same colours in every panel of the row, so one legend is enough.
-    legend_above(panels[-1])
+        _draw_against_tokens(axes, results, mode, styles)
+    _legend(figure, results)
     finals, tokens = figure.add_subplot(grid[1, :width]), figure.add_subplot(grid[1, width:])
     _draw_finals(finals, results)
     _draw_tokens(tokens, results)
@@ -38,7 +39,8 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
     for axes in (finals, tokens):
         axes.set_xlabel("share of long prompts" if is_ratio else "")
         labels = [_label(point, "\n") for point in results.points]
-        axes.set_xticks(range(len(results.points)), labels)
+        # Of many arms the names stand close.
+        axes.set_xticks(range(len(labels)), labels, fontsize=12 if len(labels) <= 6 else 10)
         legend_above(axes)
     save(figure, path)
 
@@ -46,28 +48,25 @@ def draw_sweep(path: Path, name: str, results: SweepResults) -> None:
 def draw_curves(path: Path, name: str, results: SweepResults) -> None:
     """Draw a panel per metric over steps, in two rows: the mean over seeds, from least to most."""
     metrics, figure = list(results.points[0].curves), _sheet(name, results)
-    colors = _colors(results)
     rows = min(2, len(metrics))
     grid = figure.add_gridspec(rows, -(-len(metrics) // rows), wspace=0.2)
     for place, metric in enumerate(metrics):
         axes = figure.add_subplot(grid[place])
         panel(axes, metric, "step")
-        for point, color in zip(results.points, colors, strict=True):
+        for point, style in zip(results.points, _styles(results), strict=True):
             logged = pd.DataFrame(point.curves[metric].dropna())
             if logged.empty:
                 continue
             # A single step is too noisy to tell arms apart.
             mean = pd.DataFrame(logged.rolling(max(1, len(logged) // 15), min_periods=1).mean())
-            axes.plot(mean.index, mean.mean(axis="columns"), color=color, linewidth=2.2)
+            style["markevery"] = max(1, len(mean) // 6)
+            axes.plot(mean.index, mean.mean(axis="columns"), **style)
             low, high = mean.min(axis="columns"), mean.max(axis="columns")
-            axes.fill_between(mean.index, low, high, color=color, alpha=0.13, linewidth=0)
+            axes.fill_between(mean.index, low, high, color=style["color"], alpha=0.13, linewidth=0)
         axes.set_xlim(left=0)
         # From 0, or a small change would look like a large one; but there is what can be negative.
         axes.set_ylim(bottom=0 if axes.dataLim.y0 >= 0 else None)
-    lines = [Line2D([], [], color=color, linewidth=2.2) for color in colors]
-    # The arms have the same colours in every panel, so one legend is enough.
-    style = {"frameon": False, "fontsize": 13, "ncols": len(lines), "labelcolor": INK}
-    figure.legend(lines, list(map(_label, results.points)), loc="upper right", **style)
+    _legend(figure, results)
     save(figure, path)
 
 
@@ -77,31 +76,61 @@ def _sheet(name: str, results: SweepResults) -> Figure:
     return sheet(name, f"{len(results.points)} arms", num_seeds)
 
 
-def _colors(results: SweepResults) -> list[Any]:
-    """A colour for every arm, from light to dark, as the share of long grows from arm to arm."""
-    return list(mpl.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(results.points))))
+def _styles(results: SweepResults) -> list[dict[str, Any]]:
+    """How the curves of each arm are drawn: from light to dark, as the share of long grows.
+
+    Where both shares and variants vary, a colour is a share and a marker a variant.
+    """
+    points = [point.point for point in results.points]
+    variants = list(dict.fromkeys(point.variant for point in points))
+    of_share = list(dict.fromkeys(point.long_share for point in points))
+    both = len(variants) > 1 and len(of_share) > 1
+    shades = mpl.colormaps["viridis_r"](
+        np.linspace(0.12, 0.95, len(of_share) if both else len(points))
+    )
+    return [
+        {
+            "color": shades[of_share.index(point.long_share) if both else place],
+            "marker": _MARKERS[variants.index(point.variant) % len(_MARKERS) if both else 0],
+            "markersize": 7 if both else 3.5,
+            "linewidth": 2.2,
+        }
+        for place, point in enumerate(points)
+    ]
 
 
-def _draw_against_tokens(axes: Axes, results: SweepResults, mode: str, colors: list[Any]) -> None:
+def _legend(figure: Figure, results: SweepResults) -> None:
+    """Say beside the title which arm is which: the same in every panel."""
+    lines = [Line2D([], [], **style) for style in _styles(results)]
+    # Rows beneath each other where one would reach into the title.
+    columns = len(lines) if len(lines) <= 6 else -(-len(lines) // 3)
+    style: dict[str, Any] = {"frameon": False, "fontsize": 11, "ncols": columns, "labelcolor": INK}
+    style |= {"loc": "upper right", "bbox_to_anchor": (0.985, 1.0), "labelspacing": 0.25}
+    figure.legend(lines, list(map(_label, results.points)), **style)
+
+
+def _draw_against_tokens(
+    axes: Axes, results: SweepResults, mode: str, styles: list[dict[str, Any]]
+) -> None:
     panel(axes, f"{mode}: held-out accuracy", "trained tokens")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    for point, color in zip(results.points, colors, strict=True):
+    for point, style in zip(results.points, styles, strict=True):
         tokens = [e.trained_tokens for e in point.mean_course]
         # Dashed: an arm that never trains this mode.
         line = "-" if point.shares[mode] > 0 else (0, (3, 2))
-        style = {"color": color, "linewidth": 2.2, "marker": "o", "markersize": 3.5}
         means = [e.accuracy[mode] for e in point.mean_course]
-        axes.plot(tokens, means, linestyle=line, label=_label(point), **style)
+        axes.plot(tokens, means, linestyle=line, **style)
         # Shaded from the worst to the best seed.
         if len(point.courses) > 1:
             steps = [e.step for e in point.mean_course]
             by_step = [{e.step: e.accuracy[mode] for e in c} for c in point.courses.values()]
             low = [min(accuracies[step] for accuracies in by_step) for step in steps]
             high = [max(accuracies[step] for accuracies in by_step) for step in steps]
-            axes.fill_between(tokens, low, high, color=color, alpha=0.13, linewidth=0)
-    # The peak is one of the long mode, so only its panel has the line.
-    peak = results.peak(results.points[0].point) if mode == results.long_mode else None
+            axes.fill_between(tokens, low, high, color=style["color"], alpha=0.13, linewidth=0)
+    # The peak is one of the long mode, so only its panel has the line; several would be confused.
+    is_one = len({tuple(p.point.besides) for p in results.points}) == 1
+    peak = results.peak(results.points[0].point) if mode == results.long_mode and is_one else None
     if peak is not None:
         axes.axhline(peak.accuracy, color=GREY, **_DOTTED)
         axes.text(0, peak.accuracy, "long-only peak ", color=GREY, fontsize=11, va="bottom")
@@ -114,8 +143,10 @@ def _draw_finals(axes: Axes, results: SweepResults) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for mode, color in mode_colors(results.modes).items():
         axes.axhline(results.points[0].mean_course[0].accuracy[mode], color=color, **_DOTTED)
-        finals = [point.last.accuracy[mode] for point in results.points]
-        axes.plot(finals, color=color, linewidth=2.2, label=mode)
+        # Within a variant from share to share; between variants there is nothing on the way.
+        for _, group in groupby(enumerate(results.points), lambda each: each[1].point.variant):
+            finals = {place: point.last.accuracy[mode] for place, point in group}
+            axes.plot([*finals], [*finals.values()], color=color, linewidth=2.2, label=mode)
         for position, point in enumerate(results.points):
             seeds = [course[-1].accuracy[mode] for course in point.courses.values()]
             # A ring marks an arm that does not train the mode.

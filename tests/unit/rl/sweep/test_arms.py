@@ -79,12 +79,12 @@ def test_variants_set_several_keys_each_and_combine_with_all_that_varies():
     variants = "variants={plain: {}, wide: {rollout: {group_size: 16}, steps: 40}}"
     sweep = load_sweep([*CPU, "long_share=[0,1]", "seeds=[0]", variants])
     assert [arm.name for arm in sweep.arms] == [
-        *("long_0_plain_seed_0", "long_0_wide_seed_0"),
-        *("long_100_plain_seed_0", "long_100_wide_seed_0"),
+        *("long_0_plain_seed_0", "long_100_plain_seed_0"),
+        *("long_0_wide_seed_0", "long_100_wide_seed_0"),
     ]
     found = [(a.config.steps, a.config.rollout.group_size) for a in sweep.arms]
-    assert found == [(80, 8), (40, 16)] * 2
-    assert sweep.arms[1].point.labels == ["0 % long", "wide"]
+    assert found == [(80, 8), (80, 8), (40, 16), (40, 16)]
+    assert sweep.arms[2].point.labels == ["0 % long", "wide"]
 
 
 def test_the_shipped_study_of_rewards_adds_one_reward_at_a_time():
@@ -99,7 +99,7 @@ def test_the_shipped_study_of_transfer_trains_all_parts_or_some():
     arms = load_sweep(["config=sweep_transfer.yaml", "scale=cpu_tiny", "seeds=[0]"]).arms
     found = [(arm.point.long_share, set(arm.config.policy.train)) for arm in arms]
     parts = [{"vision", "resampler", "llm"}, {"vision", "resampler"}, {"llm"}]
-    assert found == [(share, part) for share in (0, 0.5, 1) for part in parts]
+    assert found == [(share, part) for part in parts for share in (0, 0.5, 1)]
 
 
 def test_other_keys_of_the_command_line_are_settings_of_every_arm():
