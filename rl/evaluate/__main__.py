@@ -149,7 +149,7 @@ async def evaluate_policy(keys: EvaluateKeys) -> None:
         try:
             await _complete(config, prompts, models, directory, console)
             samples = answered_before(wanted, directory.samples)
-            results, best = figures(wanted, samples), {}
+            results, best = figures(config, wanted, samples), {}
             result = settings | {by: {"path": m.path, **m.identity} for by, m in models.items()}
             result |= {
                 "n": len(prompts),
@@ -305,6 +305,13 @@ def as_table(title: str, results: Mapping[str, ModeResult], best: Mapping[str, B
         "accuracy" if first.samples == 1 else f"accuracy (avg@{first.samples})": [
             f"{result.accuracy:.1%} ± {100 * result.half_width:.1f}" for result in shown
         ],
+        **{
+            f"accuracy of {source}": [
+                f"{r.by_source[source].accuracy:.1%} ± {100 * r.by_source[source].half_width:.1f}"
+                for r in shown
+            ]
+            for source in first.by_source
+        },
         f"best of {first.samples}, self-feedback": [
             f"{one.accuracy:.1%} ± {100 * one.half_width:.1f}" for one in chosen
         ],

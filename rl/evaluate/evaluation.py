@@ -6,12 +6,14 @@
 Training and `rl.evaluate` both call `evaluate`. What is computed from samples is a pure function.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean as mean
 from typing import Literal, TypeVar
 
@@ -47,6 +49,7 @@ METRICS = {
     "samples": "responses per prompt (k)",
     "pass_at": "chance that one of k responses is right, by k (arXiv 2107.03374, eq. 1), over the "
     "prompts that rules verify",
+    "by_source": "the same by source of the prompts, where `data.mix` has several",
 }
 """What each field of ModeResult is."""
 
@@ -131,6 +134,8 @@ class ModeResult:
     """Empty where rules verify no prompt."""
     reasons: float | None = None
     """None in a mode that leaves no choice."""
+    by_source: Mapping[str, ModeResult] = field(default_factory=dict)
+    """Of the prompts of each source of a mixture; empty where there is none."""
 
     def as_metrics(self, mode: str) -> dict[str, float]:
         names = (
@@ -142,8 +147,11 @@ class ModeResult:
             "unscored",
             "reasons",
         )
-        values = ((name, getattr(self, name)) for name in names)
-        return {f"eval/{mode}/{name}": float(v) for name, v in values if v is not None}
+        values = {name: getattr(self, name) for name in names}
+        for source, of_source in self.by_source.items():
+            values[f"accuracy_of_{source}"] = of_source.accuracy
+            values[f"half_width_of_{source}"] = of_source.half_width
+        return {f"eval/{mode}/{name}": float(v) for name, v in values.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,7 @@ async def evaluate(
         keep(sample)
 
     await for_each(config, [q for q in wanted if q.key not in samples], ask)
-    return figures(wanted, samples)
+    return figures(config, wanted, samples)
 
 
 async def score_responses(
@@ -325,14 +333,30 @@ def scored_before(
     }
 
 
-def figures(wanted: Sequence[Question], samples: Mapping[Key, Sample]) -> dict[str, ModeResult]:
-    """The figures of every mode from the samples of all questions."""
-    modes = dict.fromkeys(question.mode for question in wanted)
-    return {mode: summarize([samples[q.key] for q in wanted if q.mode == mode]) for mode in modes}
+def figures(
+    config: Config, wanted: Sequence[Question], samples: Mapping[Key, Sample]
+) -> dict[str, ModeResult]:
+    """The figures of every mode from the samples of all questions, of a mixture by source too."""
+    results = {}
+    for mode in dict.fromkeys(question.mode for question in wanted):
+        of_mode = [samples[question.key] for question in wanted if question.mode == mode]
+        # A prompt's id begins with its source, if there are several (rollout/prompts/stream.py).
+        of_sources = {
+            source: [sample for sample in of_mode if sample.prompt_id.startswith(f"{source}/")]
+            for source in config.data.mix
+        }
+        # Few prompts may be of a source, and that none of them was answered is no end of all.
+        by_source = {
+            source: summarize(of)
+            for source, of in of_sources.items()
+            if any(sample.is_answered for sample in of)
+        }
+        results[mode] = replace(summarize(of_mode), by_source=by_source)
+    return results
 
 
 def summarize(samples: Sequence[Sample]) -> ModeResult:
-    """The figures of one mode, with as many samples of every prompt; may raise NothingAnswered."""
+    """The figures of samples, as many of every prompt; may raise NothingAnswered."""
     answered = [sample for sample in samples if sample.is_answered]
     if not answered:
         (reason, _), *_ = Counter(sample.failure for sample in samples).most_common(1)

@@ -96,7 +96,8 @@ class Console:
             self._print(step_line(step, self._total_steps, self._modes, metrics, left))
 
     def before_after_table(self, summary: Mapping[str, Any]) -> None:
-        """Print held-out accuracy and length of every mode before and after (summary.json)."""
+        """Print held-out accuracy and length of every mode, and of every source of a mixture in
+        it, before and after (summary.json)."""
         # The live view would be drawn once more below the table.
         self.close()
         table = Table(title="held-out prompts, before and after", title_justify="left")
@@ -104,11 +105,18 @@ class Console:
         for label in ("accuracy before", "after", "points", "tokens before", "after"):
             table.add_column(label, justify="right")
         for mode in self._modes:
-            before, after = summary["before"][mode], summary["after"][mode]
-            points = 100 * (after["accuracy"] - before["accuracy"])
-            style = "green" if points > 0 else "red" if points < 0 else ""
-            row = [Text(mode), _accuracy(before), _accuracy(after), Text(f"{points:+.1f}", style)]
-            table.add_row(*row, *(f"{figures['tokens_mean']:.1f}" for figures in (before, after)))
+            start, end = summary["before"][mode], summary["after"][mode]
+            pairs = {mode: (start, end)}
+            for source, of_source in end.get("by_source", {}).items():
+                # A run that went on from before figures were kept by source has none of its start.
+                if (of_start := start.get("by_source", {}).get(source)) is not None:
+                    pairs[f"  {source}"] = of_start, of_source
+            for name, (before, after) in pairs.items():
+                points = 100 * (after["accuracy"] - before["accuracy"])
+                style = "green" if points > 0 else "red" if points < 0 else ""
+                row = [_accuracy(before), _accuracy(after), Text(f"{points:+.1f}", style)]
+                tokens = (f"{figures['tokens_mean']:.1f}" for figures in (before, after))
+                table.add_row(Text(name), *row, *tokens)
         self._screen.print(table)
         tokens, took = summary["trained_tokens"], duration(summary["seconds"])
         self._print(f"{summary['steps']} steps, {tokens:,} trained tokens, {took}")

@@ -299,20 +299,29 @@ def modes_now(course: Course) -> tuple[ModeNow, ...]:
 
 
 def gains_of(course: Course, evaluated: int) -> Table:
-    """Held-out figures of every mode before training, and of the evaluation at a step."""
+    """Held-out figures of every mode, and of every source of a mixture in it, before training and
+    of the evaluation at a step."""
     columns = {"tokens_mean": ",.1f", "truncated": ".1%", "leak": ".1%"}
     header = ["mode", "accuracy before", "after", "points", "tokens", "truncated", "mode leaks"]
     if any(len(course.known(f"eval/{mode}/reasons")) for mode in course.heldout):
         columns["reasons"] = ".1%"
         header.append("reasons")
-    lines = []
+    figures = ("accuracy", "half_width", "tokens_mean", "truncated", "leak", "reasons")
+    compared = {}
     for mode in course.heldout:
         start = course.before.get(mode, {})
-        now = {
-            key: by_step[evaluated]
-            for key in ("accuracy", "half_width", "tokens_mean", "truncated", "leak", "reasons")
-            if evaluated in (by_step := course.known(f"eval/{mode}/{key}").to_dict())
+        starts = {"": start} | {
+            f"_of_{name}": of for name, of in start.get("by_source", {}).items()
         }
+        for ending, of_start in starts.items():
+            now = {
+                key: by_step[evaluated]
+                for key in figures
+                if evaluated in (by_step := course.known(f"eval/{mode}/{key}{ending}").to_dict())
+            }
+            compared[mode + ending.replace("_of_", ", ")] = of_start, now
+    lines = []
+    for name, (start, now) in compared.items():
         accuracies = [
             f"{some['accuracy']:.1%} ± {100 * some.get('half_width', 0):.1f}"
             if "accuracy" in some
@@ -328,7 +337,7 @@ def gains_of(course: Course, evaluated: int) -> Table:
             for key, form in columns.items()
         ]
         if start or now:
-            lines.append((mode, *accuracies, points, *others))
+            lines.append((name, *accuracies, points, *others))
     return Table(tuple(header), tuple(lines))
 
 

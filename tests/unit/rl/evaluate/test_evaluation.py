@@ -201,6 +201,34 @@ def test_the_metrics_of_training_keep_their_keys():
     assert keys["eval/long/leak"] == 0.25
 
 
+def test_a_mixture_has_its_figures_by_source():
+    mix = {name: {"kind": "chain_sum", "weight": 1} for name in ("a", "ab", "never")}
+    prompts = [Prompt(f"{source}/chain_sum/{n}", (), "12") for source in ("a", "ab") for n in "012"]
+    right = FakeScorer(lambda group: [float(group.request.prompt.id.startswith("ab/"))])
+    encode = lambda prompt, mode: (1,)  # noqa: E731
+    run = evaluate(config(data={"mix": mix}), encode, FakeEngine(), right, prompts)
+    figures = asyncio.run(run)["long"]
+    assert figures.accuracy == 0.5
+    assert {name: (of.accuracy, of.count) for name, of in figures.by_source.items()} == {
+        "a": (0.0, 3),
+        "ab": (1.0, 3),
+    }
+    metrics = figures.as_metrics("long")
+    assert metrics["eval/long/accuracy_of_ab"] == 1.0
+    assert metrics["eval/long/half_width_of_a"] == 0.0
+
+
+def test_a_source_that_answers_nothing_does_not_end_the_evaluation():
+    mix = {name: {"kind": "chain_sum"} for name in ("a", "b")}
+    prompts = [Prompt(f"{source}/chain_sum/0", (), "12") for source in "ab"]
+    engine = FakeEngine(fails=lambda r: "timeout: x" if r.prompt.id.startswith("b/") else None)
+    encode = lambda prompt, mode: (1,)  # noqa: E731
+    run = evaluate(config(data={"mix": mix}), encode, engine, FakeScorer(lambda g: [1.0]), prompts)
+    figures = asyncio.run(run)["long"]
+    assert list(figures.by_source) == ["a"]
+    assert (figures.accuracy, figures.unscored) == (0.5, 1)
+
+
 def test_greedy_copies_are_refused():
     with pytest.raises(ValidationError, match=r"eval.samples=2 greedy responses would be copies"):
         config(eval={"samples": 2, "temperature": 0.0})

@@ -114,6 +114,17 @@ def test_before_and_after_are_compared_in_points(is_terminal):
     assert output.getvalue().endswith("120 steps, 1,234,567 trained tokens, 1 h 02 m\n")
 
 
+def test_a_mixture_is_compared_by_source_too():
+    before = FIGURES | {"by_source": {"pictures": FIGURES}}
+    after = FIGURES | {"by_source": {"pictures": FIGURES | {"accuracy": 0.75}, "new": FIGURES}}
+    summary = SUMMARY | {"before": SUMMARY["before"] | {"short": before}}
+    follower, output = console(False)
+    follower.before_after_table(summary | {"after": SUMMARY["after"] | {"short": after}})
+    table = [line for line in output.getvalue().splitlines() if "│" in line]
+    assert [line.split("│")[1].strip() for line in table] == ["long", "short", "pictures"]
+    assert table[2].split("│")[4].strip() == "+25.0"
+
+
 def test_the_live_view_shows_the_latest_step_and_gives_the_streams_back():
     handler = logging.StreamHandler(sys.stdout)
     logger = logging.getLogger("made before the view")

@@ -144,6 +144,14 @@ def test_before_and_after_are_side_by_side_and_what_is_missing_is_a_dash(run):
     ]
 
 
+def test_a_mixture_stands_beside_its_mode_by_source(run):
+    progress(run, before={"long": BEFORE | {"by_source": {"video": BEFORE}}})
+    video = {"eval/long/accuracy_of_video": 0.5, "eval/long/half_width_of_video": 0.02}
+    write_records(run.metrics_path, [metrics(1), metrics(2, 0.75) | video])
+    _, (table,) = section(shown(run)[1], "gains")
+    assert table[2][:4] == ["long, video", "25.0% ± 6.0", "50.0% ± 2.0", "+25.0"]
+
+
 def test_the_curves_are_embedded_under_their_headings(run):
     page, document = shown(run)
     assert list(page.learning) == ["Reward", "Accuracy", "Response tokens"]
