@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from policy.builtin.picture_task import TASK, PictureTask
+from policy.builtin.picture_task import PictureTask, one_picture
 from policy.builtin.text_policy import SumTask, ensure_tiny_policy
 from policy.builtin.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import (
@@ -102,7 +102,7 @@ def open_task(policy: Path, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -
     """policy: what the labeller starts from, which says whether it sees. seed: of the questions."""
     if vision_family(read_config(policy).model_type) is None:
         return SumTask(tokenizer, seed=seed)
-    return PictureTask.open(policy, tokenizer, TASK, seed)
+    return PictureTask.open(policy, tokenizer, one_picture(), seed)
 
 
 def claim_question(asked: str, answer: str) -> str:
@@ -121,7 +121,7 @@ def claim_rows(
     messages = []
     for question, answer in zip(questions, answers, strict=True):
         content: Any = claim_question(question.text, answer)
-        if question.picture is not None:
+        if question.media:
             content = [{"type": "image"}, {"type": "text", "text": content}]
         messages.append([{"role": "user", "content": content}])
     texts = task.tokenizer.apply_chat_template(
@@ -196,7 +196,7 @@ def labelling_loss(
         before = hidden[follows.roll(digit - 1, dims=1)]  # [N, H]
         answer = token_ids[follows.roll(digit, dims=1)]  # [N]
         loss = loss + recipe.foresight * cross_entropy(head(before), answer)
-    if questions[0].picture is None:
+    if not questions[0].media:
         return loss
     # Naming: at each visual token of the picture, the digit that is shown there.
     seen = hidden[token_ids == task.tokenizer.convert_tokens_to_ids(PICTURE)]  # [digits, H]

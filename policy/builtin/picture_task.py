@@ -1,11 +1,11 @@
-"""The task of the built-in policies that see: to add the digits of a picture."""
+"""The task of the built-in policies that see: to add the digits of a picture or a video."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,7 +17,7 @@ from policy.models.family import open_visual_inputs
 from rl.config.data import SourceConfig
 from rl.config.section import Section
 from rl.data.media.families import unsampled_token_ids, vision_family
-from rl.data.media.names import RenderedImage
+from rl.data.media.names import rendered
 from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures import draw_scene, read_settings
 
@@ -31,17 +31,54 @@ TASK: dict[str, Any] = {
     "jitter": 0.75,
     "noise": [0.1, 0.3],
 }
+# Ways to be shown the digits, as a run's `data.mix`: weights, and what differs from TASK.
+WAYS: dict[str, dict[str, Any]] = {
+    "picture": {"weight": 2},
+    "pictures": {"weight": 1, "settings": {"shown": "apart"}},
+    # Six frames at VIDEO's rate, two of each digit.
+    "video": {"weight": 2, "settings": {"shown": "in_turn", "seconds_each": [0.667, 0.667]}},
+    # Over before a second frame is taken. Held out alone: there is nothing to learn from it.
+    "burst": {
+        "weight": 0,
+        "heldout_weight": 0.5,
+        "settings": {"shown": "in_turn", "seconds_each": [0.15, 0.3]},
+    },
+}
+VIDEO = {"fps": 3, "max_frames": 6, "frames_per_group": 6}
+"""A run's `data.video`: one package of up to six frames."""
 # By thinking: longer than any worked example, so that only what is wrong anyway is cut.
 MAX_RESPONSE_TOKENS = {False: 6, True: 30}
 
 
+def one_picture(**changes: Any) -> SourceConfig:
+    """The task in one picture. changes: of its settings."""
+    return SourceConfig(kind="visual", path=TASK_NAME, settings=TASK | changes)
+
+
+def all_ways(**changes: Any) -> SourceConfig:
+    """The task in pictures and videos. changes: of the settings of all ways."""
+    mix = {
+        name: way
+        | {
+            "kind": "visual",
+            "path": TASK_NAME,
+            "settings": TASK | way.get("settings", {}) | changes,
+        }
+        for name, way in WAYS.items()
+    }
+    return SourceConfig.model_validate({"mix": mix, "video": VIDEO})
+
+
 @dataclass(frozen=True, kw_only=True)
 class PictureTask(Task):
-    """Pictures of digits of one kind."""
+    """Digits in pictures and videos."""
 
-    settings: Section
-    prompt_ids: dict[bool, list[int]]
-    """By thinking: token ids of every prompt, since all pictures have one size."""
+    settings: Mapping[str, Section]
+    """By way of being shown, as `data.mix` names it; of a single way, by an empty text."""
+    prompt_ids: Mapping[tuple[str, bool], list[int]]
+    """By way and thinking: token ids of every prompt, since all media of a way have one size."""
+    ways: tuple[str, ...]
+    """Of the questions by number, over and over."""
     unsampled: list[int]
     """Token ids that no engine samples: those that stand for pictures."""
 
@@ -50,47 +87,59 @@ class PictureTask(Task):
         cls,
         directory: Path,
         tokenizer: PreTrainedTokenizerFast,
-        settings: dict[str, Any],
+        data: SourceConfig,
         seed: int = 0,
         slips: Slips | None = None,
     ) -> PictureTask:
         """directory: of the policy, all but its weights. slips: of the worked examples."""
-        data = SourceConfig(kind="visual", path=TASK_NAME, settings=settings)
         inputs = open_visual_inputs(directory, data)
         model_type = read_config(directory).model_type
         family = vision_family(model_type)
         assert inputs is not None and family is not None
-        checked, ids = read_settings(TASK_NAME, settings), {}
-        question = draw_scene(TASK_NAME, checked, 0, 0, False).question
-        first = RenderedImage(TASK_NAME, 0, 0, False, place=0)
-        content: Any = [{"type": "image"}, {"type": "text", "text": question}]
-        if not family.chat_takes_parts:
-            content = f"{family.markers['image']}\n{question}"
-        for thinking in (False, True):
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                enable_thinking=thinking,
-                tokenize=False,
-            )
-            ids[thinking] = list(inputs.expanded(tokenizer(text)["input_ids"], [first]))
+        settings, ids, ways = {}, {}, []
+        for name, source in data.sources.items():
+            settings[name] = read_settings(TASK_NAME, source.settings)
+            ways += [name] * int(getattr(source, "weight", 1))
+            scene = draw_scene(TASK_NAME, settings[name], 0, 0, False)
+            media = rendered(TASK_NAME, scene.media, 0, 0, False, name)
+            content: Any = [{"type": kind} for kind in scene.media]
+            content.append({"type": "text", "text": scene.question})
+            if not family.chat_takes_parts:
+                markers = [family.markers[kind] for kind in scene.media]
+                content = "\n".join([*markers, scene.question])
+            for thinking in (False, True):
+                text = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    enable_thinking=thinking,
+                    tokenize=False,
+                )
+                token_ids = tokenizer(text)["input_ids"]
+                ids[name, thinking] = list(inputs.expanded(token_ids, media))
         unsampled = list(unsampled_token_ids(model_type, tokenizer.get_vocab()))
         shared = tokenizer, inputs, seed, slips
-        return cls(*shared, settings=checked, prompt_ids=ids, unsampled=unsampled)
+        return cls(
+            *shared, settings=settings, prompt_ids=ids, ways=tuple(ways), unsampled=unsampled
+        )
+
+    def in_ways(self, names: Collection[str]) -> Self:
+        """The same task, shown in these ways alone."""
+        return replace(self, ways=tuple(way for way in self.ways if way in names))
 
     def questions(self, first: int, count: int, *, heldout: bool) -> list[Question]:
         questions, seed = [], 0 if heldout else self.seed
         for index in range(first, first + count):
-            scene = draw_scene(TASK_NAME, self.settings, seed, index, heldout)
-            picture = RenderedImage(TASK_NAME, seed, index, heldout, place=0)
-            questions.append(Question(scene.question, scene.answer, scene.digits, picture))
+            way = self.ways[index % len(self.ways)]
+            scene = draw_scene(TASK_NAME, self.settings[way], seed, index, heldout)
+            media = rendered(TASK_NAME, scene.media, seed, index, heldout, way)
+            questions.append(Question(scene.question, scene.answer, scene.digits, media))
         return questions
 
     def worked_example(self, question: Question, thinking: bool) -> str:
         return worked_example(question.addends, thinking, self.slips)
 
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
-        return [self.prompt_ids[thinking]] * len(questions)
+        return [self.prompt_ids[question.media[0].source, thinking] for question in questions]
 
     def sampled(
         self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool

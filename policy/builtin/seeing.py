@@ -8,6 +8,7 @@ tasks of their own that stand in for their pre-training.
     language   text alone: captions in the place of pictures, and the worked examples
     tower      to name digits, by a head that is then dropped
     resampler  to read pictures aloud for the language model; the other parts stay as they are
+    frames     the same with several pictures and with the frames of videos
     eyes       both modes; tower and resampler
     policy     both modes, all parts; the examples slip, as in vision_policy.py
 """
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from policy.builtin.picture_task import TASK, PictureTask
+from policy.builtin.picture_task import WAYS, PictureTask, all_ways
 from policy.builtin.warmup import (
     Question,
     heldout_accuracy,
@@ -57,6 +58,8 @@ class SeeingStage(Stage):
     short_share: float = 0.45
     """Share of examples that answer at once."""
     heldout_questions: int = 128
+    ways: tuple[str, ...] = tuple(WAYS)
+    """In which the digits are shown."""
 
 
 LANGUAGE = SeeingStage("language", ("llm",), 600, 1200, 3e-3, lesson="captions",
@@ -64,19 +67,23 @@ LANGUAGE = SeeingStage("language", ("llm",), 600, 1200, 3e-3, lesson="captions",
 TOWER = SeeingStage("tower", ("vision",), 250, 600, 3e-3, lesson="digits", enough={"digits": 0.95})
 # Without short answers: a sum is foretold a little by what the picture holds wherever it stands,
 # and a resampler that has learned to give that leaves it only slowly.
-RESAMPLER = SeeingStage("resampler", ("resampler",), 200, 500, 3e-3, short_share=0.0,
-                        enough={"long": 0.8})  # fmt: skip
-EYES = SeeingStage("eyes", ("vision", "resampler"), 250, 600, 2e-3,
-                   enough={"short": 0.65, "long": 0.65})  # fmt: skip
+RESAMPLER = SeeingStage("resampler", ("resampler",), 250, 450, 3e-3, short_share=0.0,
+                        enough={"long": 0.6}, ways=("picture",), round_steps=100)  # fmt: skip
+# The times of frames come last, to a resampler that finds its way about a picture.
+FRAMES = SeeingStage("frames", ("resampler",), 300, 500, 3e-3, short_share=0.0,
+                     enough={"long": 0.5}, round_steps=100)  # fmt: skip
+EYES = SeeingStage("eyes", ("vision", "resampler"), 350, 650, 2e-3,
+                   enough={"short": 0.45, "long": 0.45}, round_steps=100)  # fmt: skip
 POLICY = SeeingStage("policy", ("llm", "vision", "resampler"), 200, 600, 1e-3, lesson="slips",
-                     heldout_questions=256, enough={"short": 0.3, "long": 0.3})  # fmt: skip
+                     heldout_questions=256, enough={"short": 0.3, "long": 0.3},
+                     round_steps=100)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SeeingRecipe:
     """Everything that decides the warmed weights besides the seed, the task and the sizes."""
 
-    stages: tuple[SeeingStage, ...] = (LANGUAGE, TOWER, RESAMPLER, EYES, POLICY)
+    stages: tuple[SeeingStage, ...] = (LANGUAGE, TOWER, RESAMPLER, FRAMES, EYES, POLICY)
     misread: float = 0.12
     answer_slips: float = 0.15
     """How often the examples of the last stage err, as in VisionWarmupRecipe."""
@@ -89,15 +96,13 @@ class CaptionTask(PictureTask):
     """The same questions without the pictures: in the place of each stand its digits, as text."""
 
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
-        prompt = self.prompt_ids[thinking]
         placeholder = self.tokenizer.convert_tokens_to_ids(PLACEHOLDER)
-        start, count = prompt.index(placeholder), prompt.count(placeholder)
-        captions = ["".join(map(str, question.addends)) for question in questions]
-        # As many digits as visual tokens (models.yaml).
-        return [
-            [*prompt[:start], *caption, *prompt[start + count :]]
-            for caption in self.tokenizer(captions)["input_ids"]
-        ]
+        prompts = []
+        for question, ids in zip(questions, super().prompts(questions, thinking), strict=True):
+            caption = "".join(str(digit) for view in views_of(question) for digit in view)
+            left = iter(self.tokenizer(caption)["input_ids"])
+            prompts.append([next(left) if id == placeholder else id for id in ids])
+        return prompts
 
 
 @dataclass(frozen=True)
@@ -109,18 +114,20 @@ class Answering:
     heldout: PictureTask
 
     def loss(self, stage: SeeingStage, first: int) -> Tensor:
-        questions = self.examples.questions(first, stage.examples_per_step, heldout=False)
-        return imitation_loss(self.model, self.examples, questions, stage.short_share)
+        examples = self.examples.in_ways(stage.ways)
+        questions = examples.questions(first, stage.examples_per_step, heldout=False)
+        return imitation_loss(self.model, examples, questions, stage.short_share)
 
     def judge(self, stage: SeeingStage) -> tuple[dict[str, Any], bool]:
-        accuracy = heldout_accuracy(self.model, self.heldout, stage.heldout_questions)
+        heldout = self.heldout.in_ways(stage.ways)
+        accuracy = heldout_accuracy(self.model, heldout, stage.heldout_questions)
         return judged(accuracy, stage.enough)
 
 
 @dataclass(frozen=True)
 class Naming:
-    """Names digits from the tower's features: every patch says of which digit it is a part, and of
-    which of the picture's, so that a feature tells a resampler where it stands."""
+    """Names digits from the tower's features: every patch says which digit its third of the picture
+    shows and which third that is, so that a feature tells a resampler where it stands."""
 
     model: MiniCPMV
     task: PictureTask
@@ -139,15 +146,28 @@ class Naming:
         return judged({"digits": right}, stage.enough)
 
     def _named(self, questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
-        """Logits [S, N, names] of S pictures with N patches, and the right names [S, N]."""
+        """Logits [S, N, names] of S views with N patches, and the right names [S, N]."""
         _, arguments = laid_out(self.task, questions, self.task.prompts(questions, False))
         visual: VisualBatch = arguments["visual"]
-        # All pictures have one size, and their digits stand side by side.
-        rows, columns = visual.sizes[0]
-        names = torch.tensor([question.addends for question in questions])  # [S, digits]
-        names = names + 10 * torch.arange(names.shape[1])
-        names = names.repeat_interleave(columns // names.shape[1], dim=1).repeat(1, rows)  # [S, N]
+        # All views have one size.
+        names = names_of(questions, *visual.sizes[0])
         return self.head(self.model.vpm(visual.patches, visual.sizes)), names
+
+
+def names_of(questions: Sequence[Question], rows: int, columns: int) -> Tensor:
+    """What the patches of the pictures of `questions` are to be called: [S, rows * columns]."""
+    views = torch.tensor([view for question in questions for view in views_of(question)])
+    names = views + 10 * torch.arange(NUM_DIGITS)  # [S, thirds]
+    return names.repeat_interleave(columns // NUM_DIGITS, dim=1).repeat(1, rows)
+
+
+def views_of(question: Question) -> list[tuple[int, ...]]:
+    """What each third of a picture, or of a package of frames, is to say: as many digits as it has
+    visual tokens (models.yaml). A picture with one digit, which may stand anywhere, says it thrice.
+    """
+    if len(question.media) == 1:
+        return [question.addends]
+    return [(digit,) * NUM_DIGITS for digit in question.addends]
 
 
 def learn_to_see(
@@ -163,15 +183,15 @@ def learn_to_see(
     whatever became of those before.
     """
     # Clearer and more orderly than the task's own pictures, so that seeing forms sooner.
-    clean = TASK | {"jitter": recipe.clean_jitter, "noise": recipe.clean_noise}
+    clean = all_ways(jitter=recipe.clean_jitter, noise=recipe.clean_noise)
     shown = PictureTask.open(directory, tokenizer, clean, seed)
     captions = replace(CaptionTask.open(directory, tokenizer, clean, seed), inputs=None)
     slips = Slips(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
-    heldout = PictureTask.open(directory, tokenizer, TASK)
+    heldout = PictureTask.open(directory, tokenizer, all_ways())
     head = nn.Linear(model.config.vision_config.hidden_size, 10 * NUM_DIGITS)
     lessons: dict[Lesson, Answering | Naming] = {
         "captions": Answering(model, captions, captions),
-        "digits": Naming(model, shown, head),
+        "digits": Naming(model, shown.in_ways(("picture", "pictures")), head),
         "pictures": Answering(model, shown, shown),
         "slips": Answering(model, replace(shown, slips=slips), heldout),
     }

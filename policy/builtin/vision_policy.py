@@ -25,7 +25,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from policy.builtin.picture_task import TASK, PictureTask
+from policy.builtin.picture_task import TASK, VIDEO, WAYS, PictureTask, one_picture
 from policy.builtin.seeing import SeeingRecipe, learn_to_see
 from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer, token_settings
 from policy.builtin.warmup import (
@@ -109,7 +109,8 @@ def ensure_tiny_vision_policy(
                 report = _imitate(model, directory, tokenizer, seed, recipe)
         save_warmed(directory, model, tokenizer, report)
 
-    decides = [asdict(recipe), sizes, preprocessor, CHARACTERS, template, TASK, seed]
+    task = TASK if name == "tiny_qwen_vl" else [TASK, WAYS, VIDEO]
+    decides = [asdict(recipe), sizes, preprocessor, CHARACTERS, template, task, seed]
     return made_once((cache_dir or default_cache_dir()) / f"{name}-{digest(decides)}", write)
 
 
@@ -122,10 +123,10 @@ def _imitate(
 ) -> dict[str, Any]:
     """Train all of `model` at once, in place; return the report."""
     # Clearer and more orderly than the task's own pictures, so that seeing forms sooner.
-    clean = TASK | {"jitter": recipe.clean_jitter, "noise": recipe.clean_noise}
+    clean = one_picture(jitter=recipe.clean_jitter, noise=recipe.clean_noise)
     slips = Slips(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
     examples = PictureTask.open(directory, tokenizer, clean, seed, slips)
-    heldout = PictureTask.open(directory, tokenizer, TASK)
+    heldout = PictureTask.open(directory, tokenizer, one_picture())
     with shown_warmup(recipe.min_steps) as show:
         return imitate(model, examples, heldout, seed, recipe, show)
 

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from policy.builtin.labeller import MISTAKES, PICTURE, wrong_answer
-from policy.builtin.picture_task import TASK, PictureTask
+from policy.builtin.picture_task import PictureTask, one_picture
 from policy.builtin.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import (
     LabellerRecipe,
@@ -63,7 +63,7 @@ def ensure_tiny_vision_reward_model(
 
     def write(directory: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
-        task = PictureTask.open(policy, tokenizer, TASK, recipe.seed)
+        task = PictureTask.open(policy, tokenizer, one_picture(), recipe.seed)
         # They would tell at length that the policy has no score, and has an output layer.
         disable_progress_bar()
         set_verbosity_error()

@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from policy.builtin.tokenizer import EOS
 from policy.models.stages import OnStep, train_in_rounds
-from rl.data.media.names import RenderedImage
+from rl.data.media.names import RenderedMedium
 from rl.data.tasks.chain_sum import Slips
 from rl.loop.batching import reference_sample
 from rl.loop.interfaces import VisualInputs
@@ -96,8 +96,8 @@ class Question:
     answer: str
     """Two digits, the sum of the addends."""
     addends: tuple[int, ...]
-    picture: RenderedImage | None = None
-    """Shows the addends."""
+    media: tuple[RenderedMedium, ...] = ()
+    """Show the addends."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Task(ABC):
 
     @abstractmethod
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
-        """Token ids up to where sampling starts; as many where there are as many addends."""
+        """Token ids up to where sampling starts."""
 
     def num_taught(self, thinking: bool) -> int:
         """How many of a prompt's last tokens are imitated too."""
@@ -132,7 +132,7 @@ class Task(ABC):
     def sampled(
         self, model: PreTrainedModel, questions: Sequence[Question], thinking: bool
     ) -> list[str]:
-        """Responses sampled at temperature 1; all questions have as many addends."""
+        """Responses sampled at temperature 1; all prompts have as many tokens."""
 
 
 def laid_out(
@@ -145,8 +145,8 @@ def laid_out(
     samples = []
     for question, row in zip(questions, rows, strict=True):
         # As samples of the learner, so that the warm-up lays pictures out as training will.
-        media = () if question.picture is None else (question.picture,)
-        request = ReferenceRequest("", Prompt("picture", (), "", media=media), (), (), 1.0)
+        prompt = Prompt("shown", (), "", media=question.media)
+        request = ReferenceRequest("", prompt, (), (), 1.0)
         samples.append(reference_sample(request, row))
     visual = task.inputs(samples, token_ids) if task.inputs else None
     return token_ids, visual.arguments() if visual else {}
@@ -223,8 +223,9 @@ def heldout_accuracy(model: PreTrainedModel, task: Task, num_questions: int) -> 
     right = {"short": 0, "long": 0}
     questions = task.questions(0, num_questions, heldout=True)
     # Those of one length together, whose prompts need no padding.
-    for length in sorted({len(question.addends) for question in questions}):
-        alike = [question for question in questions if len(question.addends) == length]
+    lengths = [len(prompt) for prompt in task.prompts(questions, False)]
+    for length in sorted(set(lengths)):
+        alike = [q for q, own in zip(questions, lengths, strict=True) if own == length]
         for mode in right:
             texts = task.sampled(model, alike, mode == "long")
             # After the last tag; a text without one, in either mode, is all answer.

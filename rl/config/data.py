@@ -171,8 +171,11 @@ class PromptsConfig(Section):
 class MixedConfig(PromptsConfig):
     """One source of a mixture."""
 
-    weight: float = Field(default=1, gt=0)
-    """How many prompts it gives, in proportion to the weights of the other sources."""
+    weight: float = Field(default=1, ge=0)
+    """How many training prompts it gives, in proportion to the weights of the other sources; with 0
+    it is held out alone."""
+    heldout_weight: float | None = Field(default=None, ge=0)
+    """The same of the held-out prompts; by default as `weight`."""
 
 
 class SourceConfig(PromptsConfig):
@@ -194,6 +197,19 @@ class SourceConfig(PromptsConfig):
         return {**self.mix} or {"": self}
 
     @property
+    def weights(self) -> list[float]:
+        """Of the training prompts of each source."""
+        return [source.weight for source in self.mix.values()] or [1.0]
+
+    @property
+    def heldout_weights(self) -> list[float]:
+        """Of the held-out prompts of each source."""
+        return [
+            source.weight if source.heldout_weight is None else source.heldout_weight
+            for source in self.mix.values()
+        ] or [1.0]
+
+    @property
     def shows_media(self) -> bool:
         if self.mix:
             return any(source.shows_media for source in self.mix.values())
@@ -208,14 +224,20 @@ class SourceConfig(PromptsConfig):
         return Path(path if isinstance(path, str) else path[0]).stem
 
     @model_validator(mode="after")
+    def _some_source_has_weight(self) -> SourceConfig:
+        for split, weights in (("training", self.weights), ("held-out", self.heldout_weights)):
+            if not any(weights):
+                raise ValueError(
+                    f"mix gives no {split} prompts: each of its sources has a weight of 0 there, "
+                    f"{', '.join(self.mix)}; give one of them another"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _one_or_many(self) -> SourceConfig:
         if self.mix and (self.path or self.kind != "dataset"):
             raise ValueError(
                 f"mix names {', '.join(self.mix)}, and path={self.path} of kind={self.kind} is a "
                 "source beside them; make it one of data.mix, and set data.kind=dataset"
             )
-        drawn = [source.path for source in self.mix.values() if source.kind == "visual"]
-        # A picture is named by its task alone, which could not say whose settings draw it.
-        if len(set(map(str, drawn))) < len(drawn):
-            raise ValueError(f"mix has a visual task twice, got {drawn}; leave one out")
         return self

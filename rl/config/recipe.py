@@ -448,10 +448,11 @@ def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> l
     if config.reward.preference is not None:
         models["reward.preference.model"] = config.reward.preference.model
     builtin = [f"{key}={name}" for key, name in models.items() if name.startswith(BUILTIN)]
-    if builtin and config.data.kind not in ("chain_sum", "visual"):
+    kinds = dict.fromkeys(source.kind for source in config.data.sources.values())
+    if builtin and (others := [kind for kind in kinds if kind not in ("chain_sum", "visual")]):
         notes.append(
             f"{' and '.join(builtin)}: the built-in models know the built-in tasks alone, and "
-            f"data.kind is {config.data.kind}; name a policy.model of yours and set "
+            f"the data are of kind {', '.join(others)}; name a policy.model of yours and set "
             "reward.preference=null, or take scale=cpu, which has none of them"
         )
     share = config.data.settings.get("probability_share")

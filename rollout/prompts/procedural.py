@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 from rl.config.data import PromptsConfig
 from rl.data.fingerprint import stable_hash
-from rl.data.media.names import RenderedImage
+from rl.data.media.names import rendered
 from rl.data.tasks.chain_sum import LENGTHS
 from rl.data.tasks.chain_sum import question as chain_sum_question
 from rl.data.tasks.pictures import TASKS, ask, read_settings
@@ -101,26 +101,28 @@ class ChainSumSource(Procedural):
 class VisualSource(Procedural):
     """One task of rl/data/tasks/pictures, named by `path`; `settings` are the task's own.
 
-    A prompt names its picture; whoever needs the pixels paints them (rl/data/media/store.py).
+    A prompt names its media; whoever needs the pixels paints them (rl/data/media/store.py).
     """
 
     shows_media = True
 
-    def __init__(self, config: PromptsConfig, seed: int) -> None:
+    def __init__(self, config: PromptsConfig, seed: int, name: str = "") -> None:
+        """name: of the source in a mixture."""
         super().__init__(config, seed)
+        self._source = name
         if config.path is None:
             raise ValueError(f"data.path must name a visual task: {', '.join(TASKS)}")
         self._settings = read_settings(self._name, config.settings)
 
     def _prompt(self, split: str, seed: int, index: int) -> Prompt:
         is_heldout = split == "heldout"
-        question, answer, task = ask(self._name, self._settings, seed, index, is_heldout)
-        picture = RenderedImage(self._name, seed, index, is_heldout, place=0)
-        asked = conversation(question, self._system_prompt)
-        messages, media = place_media(asked, [picture], has_tags=False)
+        asked = ask(self._name, self._settings, seed, index, is_heldout)
+        shown = rendered(self._name, asked.media, seed, index, is_heldout, self._source)
+        question = conversation(asked.question, self._system_prompt)
+        messages, media = place_media(question, shown, has_tags=False)
         # The task knows how its answers compare, unless the run says otherwise.
-        task = task if self._task == "auto" else self._task
-        return Prompt(f"{self._name}/{split}/{index}", messages, answer, task, media=media)
+        task = asked.task if self._task == "auto" else self._task
+        return Prompt(f"{self._name}/{split}/{index}", messages, asked.answer, task, media=media)
 
 
 class ReasoningGymSource(Procedural):

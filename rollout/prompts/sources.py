@@ -65,7 +65,7 @@ def open_source(
         if config.kind == "reasoning_gym":
             return ReasoningGymSource(config, seed)
         if config.kind == "visual":
-            return VisualSource(config, seed)
+            return VisualSource(config, seed, name)
         return DatasetSource(config, modes, unrewarded, name)
     except ValueError as error:
         # Cells and libraries say anything, and an error is read on a screen.

@@ -44,14 +44,16 @@ class PromptStream:
         seed: int,
         prompts_per_step: int,
         weights: Sequence[float] = (1.0,),
+        heldout_weights: Sequence[float] | None = None,
     ) -> None:
         """sources: by their names, which are part of their prompts' ids; one alone has an empty
-        name. weights: one for each source."""
+        name. weights: one for each source; of held-out prompts the same unless given."""
         self._names = list(sources)
         self._sources = list(sources.values())
         self._seed = seed
         self._prompts_per_step = prompts_per_step
         self._shares = _shares(weights)
+        self._heldout_shares = _shares(heldout_weights or weights)
         # Kept, because shuffling a large data set anew for each prompt would be slow. The previous
         # epoch's order stays too, since groups of an older step may still be asked for.
         self._epoch_order = lru_cache(maxsize=2 * len(sources))(self._make_epoch_order)
@@ -68,8 +70,8 @@ class PromptStream:
             name: open_source(source, seed, config.modes, unrewarded, name)
             for name, source in data.sources.items()
         }
-        weights = [source.weight for source in data.mix.values()] or [1.0]
-        return cls(sources, seed, config.rollout.prompts_per_step, weights)
+        weights = data.weights, data.heldout_weights
+        return cls(sources, seed, config.rollout.prompts_per_step, *weights)
 
     @property
     def quarantined(self) -> list[Quarantined]:
@@ -86,7 +88,7 @@ class PromptStream:
         counts = [
             source.train_count * BLOCK // share
             for source, share in zip(self._sources, self._shares, strict=True)
-            if source.train_count is not None
+            if source.train_count is not None and share
         ]
         return min(counts, default=None)
 
@@ -108,7 +110,8 @@ class PromptStream:
         """
         # The prompts of later steps stay as they are. Taking the next one of the epoch would move
         # them all, and they would depend on when groups are dropped.
-        k, number = self._locate(step * self._prompts_per_step + place, self._seed)
+        number = step * self._prompts_per_step + place
+        k, number = self._locate(number, self._seed, self._shares)
         if self._sources[k].train_count is None:
             return self._train(k, _RESERVE_START + number * _MAX_ATTEMPTS + attempt)
         order = self._reserve_order(k, attempt, mode)
@@ -119,12 +122,13 @@ class PromptStream:
 
         Of a mixture they are the same whatever the run's seed, so that runs can be compared.
         """
-        left = {k: source.heldout_count for k, source in enumerate(self._sources)}
+        shares = self._heldout_shares
+        left = {k: s.heldout_count for k, s in enumerate(self._sources) if shares[k]}
         prompts: list[Prompt] = []
         for number in count_from():
             if len(prompts) == count or not left:
                 return prompts
-            k, index = self._locate(number, seed=0)
+            k, index = self._locate(number, 0, shares)
             if k not in left:
                 continue
             available = left[k]
@@ -153,7 +157,7 @@ class PromptStream:
             cache.cache_clear()
 
     def _prompt(self, number: int) -> Prompt:
-        k, number = self._locate(number, self._seed)
+        k, number = self._locate(number, self._seed, self._shares)
         count = self._sources[k].train_count
         if count is None:
             return self._train(k, number)
@@ -167,19 +171,21 @@ class PromptStream:
     def _prefix(self, k: int) -> str:
         return f"{self._names[k]}/" if self._names[k] else ""
 
-    def _locate(self, number: int, seed: int) -> tuple[int, int]:
+    def _locate(self, number: int, seed: int, shares: tuple[int, ...]) -> tuple[int, int]:
         """The source of a prompt by its number in the run, and its number in the source."""
         block, position = divmod(number, BLOCK)
-        order, ranks = self._block(block, seed)
+        order, ranks = self._block(block, seed, shares)
         k = int(order[position])
-        return k, block * self._shares[k] + int(ranks[position])
+        return k, block * shares[k] + int(ranks[position])
 
-    def _make_block(self, block: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _make_block(
+        self, block: int, seed: int, shares: tuple[int, ...]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which source each number of a block is of, and how many of it come before: [BLOCK]."""
-        order = np.repeat(np.arange(len(self._shares)), self._shares)
+        order = np.repeat(np.arange(len(shares)), shares)
         order = np.random.default_rng((seed, block, _MIX_STREAM)).permutation(order)
         ranks = np.empty(BLOCK, dtype=np.int64)
-        for k, share in enumerate(self._shares):
+        for k, share in enumerate(shares):
             ranks[order == k] = np.arange(share)
         return order, ranks
 
@@ -200,13 +206,14 @@ class PromptStream:
         return rng.permutation(np.asarray(rows))
 
 
-def _shares(weights: Sequence[float]) -> list[int]:
+def _shares(weights: Sequence[float]) -> tuple[int, ...]:
     """How many numbers of a block each source has; the largest remainders are rounded up."""
     exact = np.array(weights) / sum(weights) * BLOCK
-    shares = np.maximum(np.floor(exact), 1).astype(int)
+    # A tiny weight still gives one number, and none gives none.
+    shares = np.maximum(np.floor(exact), exact > 0).astype(int)
     # A source of a tiny weight has taken one that is another's: the largest gives it.
     while shares.sum() > BLOCK:
         shares[shares.argmax()] -= 1
     for k in np.argsort(-(exact - shares), kind="stable")[: BLOCK - shares.sum()]:
         shares[k] += 1
-    return shares.tolist()
+    return tuple(shares.tolist())

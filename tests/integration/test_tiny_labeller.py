@@ -34,14 +34,13 @@ from policy.builtin.labeller import (
     untrained_labeller,
     wrong_answer,
 )
-from policy.builtin.picture_task import TASK, TASK_NAME, PictureTask
+from policy.builtin.picture_task import PictureTask, one_picture
 from policy.builtin.text_policy import WarmupRecipe, ensure_tiny_policy
 from policy.builtin.vision_policy import VisionWarmupRecipe, ensure_tiny_vision_policy
 from policy.builtin.warmup import Question, Task, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.align.claims.rules import claims
 from rl.align.claims.rules import question as question_by_rules
-from rl.config.data import SourceConfig
 from rl.data.tasks.chain_sum import is_heldout
 from rl.data.tasks.chain_sum import question as sum_question
 from rl.loop.stages import Prompt
@@ -141,7 +140,7 @@ def test_training_and_heldout_questions_never_meet(labeller: Path) -> None:
     if not isinstance(task, PictureTask):
         assert [is_heldout(one.text) for one in training + heldout] == [False] * 50 + [True] * 50
     else:
-        assert {one.picture.is_heldout for one in heldout if one.picture} == {True}
+        assert {medium.is_heldout for one in heldout for medium in one.media} == {True}
         assert not {one.addends for one in training} & {one.addends for one in heldout}
 
 
@@ -153,9 +152,9 @@ def test_a_claim_is_asked_about_as_a_run_asks(labeller: Path) -> None:
     content = claim_question(asked.text, "12")
     prompt = Prompt("claim", ({"role": "user", "content": content},), "")
     if isinstance(task, PictureTask):
-        source = VisualSource(SourceConfig(kind="visual", path=TASK_NAME, settings=TASK), seed=0)
+        source = VisualSource(one_picture(), seed=0)
         shown = source.train(0)
-        assert shown.media == (asked.picture,)
+        assert shown.media == asked.media
         parts = [{"type": "image"}, {"type": "text", "text": content}]
         prompt = replace(shown, messages=({"role": "user", "content": parts},))
     tokens = chat.prompt_token_ids(prompt, thinking=False)

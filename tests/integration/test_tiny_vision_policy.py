@@ -10,7 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
-from policy.builtin.picture_task import TASK, TASK_NAME, PictureTask, worked_example
+from policy.builtin.picture_task import (
+    TASK,
+    TASK_NAME,
+    PictureTask,
+    all_ways,
+    one_picture,
+    worked_example,
+)
 from policy.builtin.seeing import CaptionTask, SeeingRecipe
 from policy.builtin.tokenizer import EOS, make_tokenizer
 from policy.builtin.vision_policy import (
@@ -55,7 +62,11 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def _opened(policy: Path) -> tuple[Any, PictureTask]:
     model = AutoModelForImageTextToText.from_pretrained(policy, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
-    return model, PictureTask.open(policy, tokenizer, TASK)
+    return model, PictureTask.open(policy, tokenizer, _data(policy))
+
+
+def _data(policy: Path) -> SourceConfig:
+    return all_ways() if policy.name.startswith("tiny_minicpmv") else one_picture()
 
 
 def test_a_long_example_reads_then_adds_digit_by_digit() -> None:
@@ -95,33 +106,37 @@ def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
     """The same tokens as the chat template, the data source and the engine's expansion give."""
     chat = ChatTemplate(str(policy))
     assert chat.switch == "enable_thinking"
-    source = VisualSource(SourceConfig(kind="visual", path=TASK_NAME, settings=TASK), seed=0)
-    prompt = source.train(0)
     _, task = _opened(policy)
-    (first,) = task.questions(0, 1, heldout=False)
-    assert prompt.media == (first.picture,)
-    for thinking in (False, True):
-        asked = chat.prompt_token_ids(prompt, thinking)
-        assert [list(task.inputs.expanded(asked, prompt.media))] == task.prompts([first], thinking)
+    for way, source in _data(policy).sources.items():
+        prompt = VisualSource(source, 0, way).train(0)
+        (first,) = replace(task, ways=(way,)).questions(0, 1, heldout=False)
+        assert prompt.media == first.media
+        for thinking in (False, True):
+            asked = chat.prompt_token_ids(prompt, thinking)
+            (meant,) = task.prompts([first], thinking)
+            assert list(task.inputs.expanded(asked, prompt.media)) == meant
 
 
 def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> None:
     _, task = _opened(policy)
     is_qwen = policy.name.startswith("tiny_qwen_vl")
     token = task.tokenizer.get_vocab()["<|image_pad|>" if is_qwen else "<unk>"]
-    assert task.prompt_ids[True].count(token) == 3
+    for way in task.ways:
+        num_views = 3 if way == "pictures" else 1
+        assert task.prompt_ids[way, True].count(token) == 3 * num_views
 
 
 @pytest.mark.parametrize("policy", ["tiny_minicpmv"], indirect=True)
 def test_a_caption_stands_in_the_pictures_place(policy: Path) -> None:
     _, shown = _opened(policy)
-    captions = replace(CaptionTask.open(policy, shown.tokenizer, TASK), inputs=None)
-    (question,) = captions.questions(0, 1, heldout=False)
-    (seen,), (read,) = shown.prompts([question], False), captions.prompts([question], False)
-    places = [place for place, token in enumerate(seen) if token != read[place]]
-    written = shown.tokenizer.decode([read[place] for place in places])
-    assert len(read) == len(seen)
-    assert written == "".join(map(str, question.addends))
+    captions = replace(CaptionTask.open(policy, shown.tokenizer, all_ways()), inputs=None)
+    for question in captions.questions(0, 5, heldout=False):
+        (seen,), (read,) = shown.prompts([question], False), captions.prompts([question], False)
+        places = [place for place, token in enumerate(seen) if token != read[place]]
+        written = shown.tokenizer.decode([read[place] for place in places])
+        assert len(read) == len(seen)
+        each = 3 if len(question.media) > 1 else 1
+        assert written == "".join(each * str(digit) for digit in question.addends)
 
 
 def test_the_right_response_is_learned_from_the_picture(policy: Path) -> None:
@@ -160,6 +175,8 @@ def test_the_recipe_trains_on_what_the_policy_was_warmed_up_for() -> None:
     assert (config.data.kind, config.data.path) == ("visual", TASK_NAME)
     assert read_settings(TASK_NAME, config.data.settings) == read_settings(TASK_NAME, TASK)
     assert config.policy.model == "builtin:tiny_qwen_vl"
+    mixed = load(["config=hybrid_50_50_minicpm_v.yaml"]).config.data
+    assert (mixed.mix, mixed.video) == (all_ways().mix, all_ways().video)
     assert config.resources.gpus == 0
     shares = {name: (mode.share, mode.thinking) for name, mode in config.modes.items()}
     assert shares == {"short": (0.5, False), "long": (0.5, True)}

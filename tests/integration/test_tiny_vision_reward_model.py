@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from policy.builtin.labeller import MISTAKES, wrong_answer
-from policy.builtin.picture_task import TASK, PictureTask
+from policy.builtin.picture_task import PictureTask, one_picture
 from policy.builtin.vision_policy import VisionWarmupRecipe, ensure_tiny_vision_policy
 from policy.builtin.vision_reward_model import (
     RECIPE,
@@ -24,11 +24,10 @@ from policy.builtin.warmup import Question
 from policy.models.family import open_visual_inputs
 from rewards.preference.preference import PreferenceInput
 from rewards.preference.reward_model import RewardModel
-from rl.config.data import SourceConfig
 from rollout.prompts.stream import PromptStream
 from tests.fakes import config
 
-DATA = SourceConfig(kind="visual", path="digits", settings=TASK)
+DATA = one_picture()
 HELDOUT = 40
 BRIEF = replace(RECIPE, min_steps=2, max_steps=2, examples_per_step=4, heldout_questions=HELDOUT)
 
@@ -46,7 +45,7 @@ def brief_model(brief_policy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def task(brief_policy: Path) -> PictureTask:
-    return PictureTask.open(brief_policy, AutoTokenizer.from_pretrained(brief_policy), TASK)
+    return PictureTask.open(brief_policy, AutoTokenizer.from_pretrained(brief_policy), DATA)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +54,9 @@ def scorer(brief_model: Path) -> RewardModel:
 
 
 def shown(question: Question, answer: str) -> PreferenceInput:
-    assert question.picture is not None
+    assert question.media
     content = [{"type": "image"}, {"type": "text", "text": question.text}]
-    return PreferenceInput(({"role": "user", "content": content},), answer, (question.picture,))
+    return PreferenceInput(({"role": "user", "content": content},), answer, question.media)
 
 
 def test_it_starts_from_the_policy_and_learns_a_score(brief_policy: Path, scorer) -> None:
@@ -79,7 +78,7 @@ def test_a_run_shows_it_what_it_was_trained_on(task: PictureTask, scorer: Reward
     settings = config(data=DATA.model_dump(exclude_unset=True))
     (prompt, *_) = PromptStream.open(settings).heldout(1)
     (question, *_) = task.questions(0, 1, heldout=True)
-    assert prompt.media == (question.picture,)
+    assert prompt.media == question.media
     reading = scorer.template.rendered(PreferenceInput(prompt.messages, "12", prompt.media))
     (ids,) = scorer._token_ids([reading]).values()
     assert [list(ids)] == answer_rows(task, [question], ["12"])

@@ -45,6 +45,8 @@ VIDEO_FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif
 MAX_SECONDS = 3600
 """A policy's temporal ids end there (rl/data/media/minicpmv.py)."""
 
+FILM_FPS = 30
+"""Frames per second of a video that is drawn."""
 MIN_SKIPPED = 30
 """Frames that must lie between two wanted ones for a seek to be cheaper than decoding them."""
 
@@ -195,6 +197,23 @@ def _read_frames(sources: Sequence[File], name: str, config: VideoConfig) -> Vid
     frames.setflags(write=False)
     times_s = tuple(index / config.fps for index in plan.indices)
     return _as_video(frames, times_s, plan.groups, len(frames) * config.fps / len(sources))
+
+
+def film(images: Sequence[Image.Image], seconds: Sequence[float], config: VideoConfig) -> Video:
+    """The video that shows each image for so many seconds, one after the other.
+
+    images: of one size. Frames are chosen as of a film of FILM_FPS: what is shown between two of
+    them is missed.
+    """
+    counts = [max(1, round(shown * FILM_FPS)) for shown in seconds]
+    timeline = np.repeat(np.arange(len(images)), counts)
+    groups, packing = config.max_groups, config.frames_per_group
+    plan = plan_frames(len(timeline), FILM_FPS, config.fps, groups, packing)
+    # [N, H, W, 3]
+    frames = np.stack([np.asarray(images[timeline[index]]) for index in plan.indices])
+    frames.setflags(write=False)
+    times_s = tuple(index / FILM_FPS for index in plan.indices)
+    return _as_video(frames, times_s, plan.groups, len(frames) * FILM_FPS / len(timeline))
 
 
 def _as_video(

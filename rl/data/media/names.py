@@ -51,19 +51,31 @@ class MediaCell:
 
 
 @dataclass(frozen=True)
-class RenderedImage:
-    """A picture of a procedural task (rl/data/tasks/pictures), drawn where it is needed."""
+class RenderedMedium:
+    """A picture or video of a procedural task (rl/data/tasks/pictures), drawn where it is used."""
 
     task: str
     seed: int
     index: int
     is_heldout: bool
     place: int
-    """Which of the example's images, counted from 0."""
+    """Which of the example's images, counted from 0; a video is the first and only one."""
     kind: MediumKind = "image"
+    source: str = ""
+    """As of a cell: two sources may draw the same task with other settings."""
 
 
-Medium = MediaFile | MediaCell | RenderedImage
+Medium = MediaFile | MediaCell | RenderedMedium
+
+
+def rendered(
+    task: str, kinds: Sequence[MediumKind], seed: int, index: int, is_heldout: bool, source: str
+) -> tuple[RenderedMedium, ...]:
+    """The media of one example, in order, of these kinds."""
+    return tuple(
+        RenderedMedium(task, seed, index, is_heldout, place, kind, source)
+        for place, kind in enumerate(kinds)
+    )
 
 
 def shortened(text: str, limit: int = MAX_MESSAGE) -> str:
@@ -187,12 +199,14 @@ def describe(medium: Medium) -> str:
             cell = f"{medium.kind} {medium.place} of column {medium.column}"
             mixed = f" of {medium.source}" if medium.source else ""
             return f"{cell}, {medium.split} row {medium.row}{mixed}"
-        case RenderedImage():
-            split = "held-out" if medium.is_heldout else "training"
-            return f"{medium.task}, {split} picture {medium.index} of seed {medium.seed}"
+        case RenderedMedium():
+            what = "video" if medium.kind == "video" else "picture"
+            which = f"{'held-out' if medium.is_heldout else 'training'} {what} {medium.index}"
+            mixed = f" of {medium.source}" if medium.source else ""
+            return f"{medium.task}, {which} of seed {medium.seed}{mixed}"
 
 
-_FORMS: dict[str, type[Medium]] = {"file": MediaFile, "cell": MediaCell, "rendered": RenderedImage}
+_FORMS: dict[str, type[Medium]] = {"file": MediaFile, "cell": MediaCell, "rendered": RenderedMedium}
 
 
 def to_json(media: Sequence[Medium]) -> str:

@@ -8,13 +8,13 @@ from threading import Lock
 
 from rl.config.data import SourceConfig
 from rl.data.cells import Content, media_in
-from rl.data.media.files import File, Source, check, read_image, read_video, still_image
+from rl.data.media.files import File, Source, check, film, read_image, read_video, still_image
 from rl.data.media.names import (
     MediaCell,
     MediaError,
     MediaFile,
     Medium,
-    RenderedImage,
+    RenderedMedium,
     StillImage,
     Video,
     describe,
@@ -58,24 +58,26 @@ class MediaStore:
 
     def check(self, medium: Medium) -> None:
         """Raise MediaError for a medium whose header already tells that it cannot be used."""
-        if isinstance(medium, RenderedImage):
+        if isinstance(medium, RenderedMedium):
             # The settings that draw it were checked when the data were opened.
             return
         source, _ = self._source(medium)
         check(medium.kind, source, named(source, medium))
 
     def _read(self, medium: Medium) -> StillImage | Video:
-        if isinstance(medium, RenderedImage):
+        if isinstance(medium, RenderedMedium):
             # Imported on use: some tasks load matplotlib, and most data are not drawn.
             from rl.data.tasks.pictures import read_settings, render
 
-            sources = self._data.sources.values()
-            source = next((each for each in sources if each.path == medium.task), self._data)
+            # The names of media outlive the run, and another mixture may be configured by now.
+            source = self._data.sources.get(medium.source, self._data)
             settings = read_settings(medium.task, source.settings)
             # One at a time, because matplotlib shares its fonts between threads.
             with self._paint_lock:
                 drawn = medium.seed, medium.index, medium.is_heldout
                 example = render(medium.task, settings, *drawn)
+            if medium.kind == "video":
+                return film(example.images, example.seconds, self._data.video)
             return still_image(example.images[medium.place])
         source, settings = self._source(medium)
         if medium.kind == "image":

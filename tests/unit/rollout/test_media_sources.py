@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rl.config.data import SourceConfig
-from rl.data.media.names import MediaCell, MediaError, MediaFile, RenderedImage
+from rl.data.media.names import MediaCell, MediaError, MediaFile, RenderedMedium
 from rl.data.media.store import MediaStore
 from rl.data.tasks.pictures import TASKS, read_settings, render
 from rollout.prompts.dataset import DatasetSource
@@ -468,7 +468,7 @@ def test_a_visual_task_asks_about_a_picture_that_it_names(task):
     assert source.rows_for("short") is None
     for prompt, seed, is_heldout in ((source.train(3), 5, False), (source.heldout(3), 0, True)):
         made = render(task, read_settings(task), seed, 3, is_heldout)
-        assert prompt.media == (RenderedImage(task, seed, 3, is_heldout, 0),)
+        assert prompt.media == (RenderedMedium(task, seed, 3, is_heldout, 0),)
         assert (prompt.reference, prompt.task) == (made.answer, made.task)
         assert prompt.messages == (
             {"role": "system", "content": "Look."},

@@ -128,6 +128,32 @@ def test_pictures_of_a_mixture_are_drawn_with_the_settings_of_their_source():
     assert MediaStore(config.data).read(prompt.media[0]).pixels.width == 150
 
 
+def test_a_task_may_be_mixed_with_itself_under_other_settings():
+    settings = ["config=hybrid_50_50_vision.yaml", "scale=cpu_tiny", "data.kind=dataset"]
+    ways = {"wide": "{width: 150}", "film": "{width: 60, shown: in_turn}"}
+    for name, of_task in ways.items():
+        settings += [f"data.mix.{name}.kind=visual", f"data.mix.{name}.path=digits"]
+        settings += [f"data.mix.{name}.settings={of_task}"]
+    config = load(settings).config
+    seen = {
+        prompt.id.partition("/")[0]: MediaStore(config.data).read(prompt.media[0])
+        for prompt in PromptStream.open(config).heldout(20)
+    }
+    assert seen["wide"].pixels.width == 150
+    assert seen["film"].frames.shape[2] == 60
+
+
+def test_a_source_may_be_held_out_alone_or_trained_on_alone():
+    sources = {name: Numbered(None, None) for name in "abc"}
+    stream = PromptStream(sources, 0, 20, (3, 1, 0), (1, 0, 1))
+    assert Counter(i[0] for i in asked(stream, BLOCK // 20)) == {"a": 750, "b": 250}
+    assert Counter(p.id[0] for p in stream.heldout(BLOCK)) == {"a": 500, "c": 500}
+    assert stream.replacement(0, 0, 1, "long").id[0] in "ab"
+    for key, split in (("weight", "training"), ("heldout_weight", "held-out")):
+        with pytest.raises(ValueError, match=f"mix gives no {split} prompts"):
+            recipe("data.mix.a.path=a.jsonl", f"data.mix.a.{key}=0", "data.mix.a.heldout_weight=0")
+
+
 def test_the_source_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"data\.mix\.two: .*gone\.jsonl does not exist"):
         recipe(

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rl.config.keys import problems
 from rl.config.section import Section
 from rl.data.fingerprint import stable_hash
+from rl.data.media.names import MediumKind
 from rl.data.tasks.pictures import charts, digits, figures, pages, reconstruction, shapes, tables
 from rl.data.tasks.pictures.drawing import Draws, Scene, VisualExample
 
@@ -23,6 +24,16 @@ HELDOUT_ONE_IN = 8
 """One scene in so many is held out."""
 MAX_TRIES = 1000
 """Draws for one example; settings that need more have no scene in the split."""
+
+
+class Asked(NamedTuple):
+    """What a prompt needs of an example; its pixels are painted where they are looked at."""
+
+    question: str
+    answer: str
+    task: str
+    """The accuracy route."""
+    media: tuple[MediumKind, ...]
 
 
 class Task(NamedTuple):
@@ -76,15 +87,14 @@ def draw_scene(task: str, settings: Section, seed: int, index: int, is_heldout: 
     return _drawn(task, settings, seed, index, is_heldout)[0]
 
 
-def ask(
-    task: str, settings: Section, seed: int, index: int, is_heldout: bool
-) -> tuple[str, str, str]:
-    """Return question, answer and accuracy route of what `render` paints."""
+def ask(task: str, settings: Section, seed: int, index: int, is_heldout: bool) -> Asked:
+    """Return what is asked about what `render` paints."""
     asked, rng = _drawn(task, settings, seed, index, is_heldout)
+    media = asked.media
     # Painting takes most of the time, and the prompt stream asks for questions by the thousand.
     if not asked.question:
         asked = TASKS[task].paint(asked, settings, rng)
-    return asked.question, asked.answer, asked.task
+    return Asked(asked.question, asked.answer, asked.task, media)
 
 
 def is_held_out(scene: Scene) -> bool:

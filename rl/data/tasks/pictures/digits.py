@@ -19,9 +19,11 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from rl.config.section import Section
+from rl.data.media.names import MediumKind
 from rl.data.tasks.pictures.drawing import NOT_EMPTY, TEXTS, Draws, Scene, VisualExample, within
 
 Operation = Literal["sum", "max", "count"]
+Shown = Literal["together", "apart", "in_turn"]
 MIN_HEIGHT = 12
 """Fewest pixels of a digit's height at which it can be told from the others."""
 ASPECT = 0.62
@@ -54,7 +56,13 @@ BITMAP_FONT = np.array([[[*map(float, r)] for r in g.split()] for g in _FONTS["b
 
 class DigitsSettings(Section):
     n: Annotated[tuple[int, int], within(2, 9)] = (3, 3)
-    """Digits in the picture."""
+    """How many digits there are."""
+    shown: Shown = "together"
+    """`together` in one picture, `apart` in a picture each, or `in_turn` as a video that shows one
+    after the other. Digits that are held out in one way are held out in all."""
+    seconds_each: Annotated[tuple[float, float], within(0.05, 60)] = (0.5, 1.0)
+    """How long a video shows each of its digits. One that lies between two of the frames that the
+    model is given (`data.video.fps`) is not seen at all."""
     width: int = Field(default=56, ge=MIN_HEIGHT, le=448)
     """Pixels."""
     height: int = Field(default=28, ge=MIN_HEIGHT, le=448)
@@ -73,7 +81,7 @@ class DigitsSettings(Section):
 
     @model_validator(mode="after")
     def _require_room_for_digits(self) -> DigitsSettings:
-        count = self.n[1]
+        count = self.n[1] if self.shown == "together" else 1
         _, _, tall = _grid(count, self.width, self.height)
         if tall < MIN_HEIGHT:
             raise ValueError(
@@ -87,6 +95,13 @@ class DigitsSettings(Section):
 class DigitsScene(Scene):
     digits: tuple[int, ...]
     """In reading order."""
+    shown: Shown
+
+    @property
+    def media(self) -> tuple[MediumKind, ...]:
+        if self.shown == "in_turn":
+            return ("video",)
+        return ("image",) * (len(self.digits) if self.shown == "apart" else 1)
 
 
 def draw(settings: DigitsSettings, rng: Draws) -> DigitsScene:
@@ -95,16 +110,26 @@ def draw(settings: DigitsSettings, rng: Draws) -> DigitsScene:
     # Half of the time a digit that is there is counted; of a random one most counts would be 0.
     counted = rng.pick(digits) if rng.random() < 0.5 else int(rng.integers(10))
     value = {"sum": sum(digits), "max": max(digits), "count": digits.count(counted)}[operation]
-    question = TEXTS["digits"][settings.wording][operation].format(digit=counted)
+    question = TEXTS["digits"][settings.wording][operation]
+    question = question.format(digit=counted, place=TEXTS["digits"]["places"][settings.shown])
     # Two digits always, as the built-in policies are taught to write: they need not learn when an
     # answer is short.
     answer = f"{value:02d}" if settings.wording == "terse" else str(value)
     identity = "digits " + "".join(map(str, digits))
-    return DigitsScene(identity, question, answer, "number", digits)
+    return DigitsScene(identity, question, answer, "number", digits, settings.shown)
 
 
 def paint(scene: DigitsScene, settings: DigitsSettings, rng: Draws) -> VisualExample:
-    digits = list(scene.digits)
+    is_together = scene.shown == "together"
+    pictures = [list(scene.digits)] if is_together else [[digit] for digit in scene.digits]
+    images = tuple(_picture(digits, settings, rng) for digits in pictures)
+    # One pace for a whole video.
+    pace = rng.uniform(*settings.seconds_each)
+    seconds = (pace,) * len(images) if scene.shown == "in_turn" else ()
+    return VisualExample(images, scene.question, scene.answer, scene.task, seconds)
+
+
+def _picture(digits: list[int], settings: DigitsSettings, rng: Draws) -> Image.Image:
     columns, rows, _ = _grid(len(digits), settings.width, settings.height)
     width, height = settings.width // columns, settings.height // rows
     # One font for the whole picture, as on a display or a form.
@@ -128,8 +153,7 @@ def paint(scene: DigitsScene, settings: DigitsSettings, rng: Draws) -> VisualExa
     if sigma := rng.uniform(*settings.noise):
         shade += np.float32(sigma) * rng.standard_normal(shade.shape, dtype=np.float32)
     pixels = (shade.clip(0, 1) * np.float32(255)).astype(np.uint8)
-    image = Image.fromarray(pixels).convert("RGB")
-    return VisualExample((image,), scene.question, scene.answer, scene.task)
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def _grid(count: int, width: int, height: int) -> tuple[int, int, float]:

@@ -12,6 +12,8 @@ import yaml
 from PIL import Image, ImageFont
 from pydantic import AfterValidator, Field
 
+from rl.data.media.names import MediumKind
+
 Number = TypeVar("Number", int, float)
 
 FONT_FAMILIES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono")
@@ -33,6 +35,11 @@ class Scene:
     task: str
     """The accuracy route. All three are empty where painting decides them (reconstruction.py)."""
 
+    @property
+    def media(self) -> tuple[MediumKind, ...]:
+        """What it is painted as, in the order in which the question speaks of it."""
+        return ("image",)
+
 
 @dataclass(frozen=True)
 class VisualExample:
@@ -44,6 +51,8 @@ class VisualExample:
     answer: str
     task: str
     """The accuracy route that compares a response with `answer`."""
+    seconds: tuple[float, ...] = ()
+    """Of a video, how long it shows each image, one after the other; empty for pictures."""
 
 
 class Draws(np.random.Generator):

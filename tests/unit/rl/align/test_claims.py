@@ -17,11 +17,11 @@ from rl.align.claims.types import (
     RewardedResponse,
 )
 from rl.align.gate import Measurement, hallucination_rates
-from rl.data.media.names import MediaFile, RenderedImage, from_json
+from rl.data.media.names import MediaFile, RenderedMedium, from_json
 from rl.loop.stages import Prompt
 
 YES, NO = Label(0.75, 0.125), Label(0.25, 0.5)
-MEDIA = (MediaFile("image", "/a.png"), RenderedImage("digits", 3, 7, False, 0))
+MEDIA = (MediaFile("image", "/a.png"), RenderedMedium("digits", 3, 7, False, 0))
 PARTS = ({"type": "image"}, {"type": "text", "text": "图里有什么?"})
 PROMPT = Prompt("p/1", ({"role": "user", "content": list(PARTS)},), "a cup", "text", "long", MEDIA)
 

@@ -39,7 +39,7 @@ def test_presets_and_mixtures_that_cannot_be_meant_are_refused():
         (["data.kind=chain_sum", "data.preset=gsm8k"], "set data.kind=dataset too"),
         (["data.mix.a.preset=math", "data.path=b.jsonl"], "a source beside them"),
         (["data.mix.a.pth=b.jsonl"], r"data\.mix\.a\.pth: no such key"),
-        (["data.mix.a.weight=0"], r"data\.mix\.a\.weight: must be greater than 0"),
+        (["data.mix.a.weight=-1"], r"data\.mix\.a\.weight: must be greater than or equal to 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             recipe(*settings)

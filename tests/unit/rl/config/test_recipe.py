@@ -144,7 +144,11 @@ def test_built_in_models_that_meet_other_data_are_noted():
     write("laptop.yaml", "extends: scale/cpu_tiny.yaml\ndata: {kind: dataset, path: a.jsonl}\n")
     (note,) = load([HYBRID, "scale=laptop.yaml"]).notes
     assert "policy.model=builtin:tiny and reward.preference.model=builtin:tiny" in note
-    assert "data.kind is dataset" in note and "chain_sum" not in note
+    assert "the data are of kind dataset" in note and "chain_sum" not in note
+    # A mixture of built-in tasks is no data set.
+    assert not any(
+        "built-in tasks alone" in n for n in load(["config=hybrid_50_50_minicpm_v.yaml"]).notes
+    )
 
 
 MINE = """

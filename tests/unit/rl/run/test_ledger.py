@@ -3,7 +3,7 @@ import math
 
 import pyarrow.parquet as pq
 
-from rl.data.media.names import MediaFile, RenderedImage, from_json
+from rl.data.media.names import MediaFile, RenderedMedium, from_json
 from rl.loop.stages import (
     Choice,
     Claimed,
@@ -95,7 +95,7 @@ def test_a_step_comes_back_as_it_was_written(tmp_path):
 
 
 def test_media_are_kept_by_name_with_what_was_seen_of_them(tmp_path):
-    media = (MediaFile("image", "/a\udcff.png"), RenderedImage("digits", 0, 7, False, 0))
+    media = (MediaFile("image", "/a\udcff.png"), RenderedMedium("digits", 0, 7, False, 0))
     prompt = dataclasses.replace(FIRST.group.request.prompt, media=media)
     request = dataclasses.replace(FIRST.group.request, prompt=prompt)
     seen = dataclasses.replace(FIRST.group, request=request, media_digests=("0a", "0b"))

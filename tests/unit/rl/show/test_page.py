@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rl.config.data import SourceConfig
-from rl.data.media.names import MediaFile, RenderedImage, to_json
+from rl.data.media.names import MediaFile, RenderedMedium, to_json
 from rl.data.media.store import MediaStore
 from rl.run.command import read
 from rl.run.ledger import LedgerRow, write_step
@@ -417,7 +417,7 @@ def test_a_video_is_a_strip_of_six_frames(run, tmp_path):
 
 def test_a_rendered_picture_is_painted_with_the_settings_of_the_run(run):
     (run / "config.yaml").write_text("data: {kind: visual, path: digits, settings: {width: 90}}")
-    (figure,), size = shown_media(run, RenderedImage("digits", 0, 3, False, 0))
+    (figure,), size = shown_media(run, RenderedMedium("digits", 0, 3, False, 0))
     assert pixels_of(figure).size == (90, 28)
     assert line_of(figure) == "digits, training picture 3 of seed 0"
     assert size < 40_000

@@ -16,7 +16,7 @@ from rl.align.claims.types import (
     Response,
     RewardedResponse,
 )
-from rl.data.media.names import RenderedImage
+from rl.data.media.names import RenderedMedium
 from rl.loop.stages import Prompt
 from rl.show.__main__ import main
 from rl.show.page import as_html
@@ -258,7 +258,7 @@ def test_the_pictures_of_a_prompt_are_painted_with_the_settings_of_the_pass(alig
     (aligned / "config.yaml").write_text(
         "data: {kind: visual, path: digits, settings: {width: 90}}"
     )
-    prompt = prompt_named("a", (RenderedImage("digits", 0, 3, False, 0),))
+    prompt = prompt_named("a", (RenderedMedium("digits", 0, 3, False, 0),))
     write(aligned, 2, [pair(prompt=prompt), pair(prompt=prompt, rejected=2)])
     path, _ = show([f"run={aligned}"])
     (figure,) = within(parsed(path.read_text("utf-8")), "figure")

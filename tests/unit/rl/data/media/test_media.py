@@ -18,7 +18,7 @@ from rl.data.media.names import (
     MediaCell,
     MediaError,
     MediaFile,
-    RenderedImage,
+    RenderedMedium,
     StillImage,
     Video,
     as_rgb,
@@ -84,12 +84,14 @@ MEDIA = st.one_of(
         place=st.integers(0, 99),
     ),
     st.builds(
-        RenderedImage,
+        RenderedMedium,
         task=st.sampled_from(sorted(TASKS)),
         seed=st.integers(0, 2**31),
         index=st.integers(0, 2**60),
         is_heldout=st.booleans(),
-        place=st.just(0),
+        place=st.integers(0, 9),
+        kind=st.sampled_from(["image", "video"]),
+        source=st.text(),
     ),
 )
 
@@ -116,8 +118,11 @@ def test_media_in_words():
     assert describe(MediaCell("video", "train", "clip", 7, 1)) == (
         "video 1 of column clip, train row 7"
     )
-    assert describe(RenderedImage("digits", 3, 7, True, 0)) == (
+    assert describe(RenderedMedium("digits", 3, 7, True, 0)) == (
         "digits, held-out picture 7 of seed 3"
+    )
+    assert describe(RenderedMedium("digits", 3, 7, False, 0, "video", "bursts")) == (
+        "digits, training video 7 of seed 3 of bursts"
     )
 
 
@@ -457,11 +462,37 @@ def test_a_rendered_image_is_what_its_task_paints(task):
     own = store(kind="visual", path=task, settings=chosen)
     made = render(task, read_settings(task, chosen), 3, 5, True)
     (image,) = made.images
-    medium = RenderedImage(task, 3, 5, True, 0)
+    medium = RenderedMedium(task, 3, 5, True, 0)
     own.check(medium)
     assert own.read(medium).pixels.tobytes() == image.tobytes()
     asked = ask(task, read_settings(task, chosen), 3, 5, True)
-    assert asked == (made.question, made.answer, made.task)
+    assert asked == (made.question, made.answer, made.task, ("image",))
+
+
+def test_a_drawn_video_shows_each_digit_for_its_time():
+    in_turn = {"n": [3, 3], "shown": "in_turn", "seconds_each": [0.5, 0.5], "width": 84}
+    data = {"kind": "visual", "path": "digits", "settings": in_turn}
+    video = {"fps": 4, "max_frames": 6, "frames_per_group": 6}
+    seen = store(**data, video=video).read(RenderedMedium("digits", 3, 5, True, 0, "video"))
+    assert isinstance(seen, Video)
+    pictures = render("digits", read_settings("digits", in_turn), 3, 5, True).images
+    shown = [
+        next(n for n, picture in enumerate(pictures) if np.array_equal(frame, np.asarray(picture)))
+        for frame in seen.frames
+    ]
+    # 1.5 s at 4 frames a second, each in the middle of its share.
+    assert shown == [0, 0, 1, 1, 2, 2]
+    assert seen.times_s == pytest.approx([0.1, 0.367, 0.6, 0.867, 1.1, 1.367], abs=0.04)
+    assert seen.groups == ((1, 4, 6, 9, 11, 14),)
+
+
+def test_a_burst_is_over_before_a_second_frame_is_taken():
+    burst = {"n": [3, 3], "shown": "in_turn", "seconds_each": [0.15, 0.15]}
+    one_group = {"fps": 3, "max_frames": 6, "frames_per_group": 6}
+    data = {"kind": "visual", "path": "digits", "settings": burst, "video": one_group}
+    seen = store(**data).read(RenderedMedium("digits", 3, 5, True, 0, "video"))
+    assert isinstance(seen, Video)
+    assert len(seen.frames) == 1
 
 
 def test_what_was_read_lately_is_kept_up_to_a_number_of_bytes(tmp_path):

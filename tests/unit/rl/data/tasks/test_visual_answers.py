@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.data.tasks.pictures import draw_scene, read_settings, render
+from rl.data.tasks.pictures import ask, draw_scene, read_settings, render
 from rl.data.tasks.pictures.digits import BITMAP_FONT, STROKE_FONT
 from rl.data.tasks.pictures.drawing import Draws
 from rl.data.tasks.pictures.pages import PageSettings, draw_page, paint_page
@@ -44,6 +44,34 @@ def test_terse_digits_need_no_words():
     asked = scenes("digits", operations=OPERATIONS, wording="terse")
     assert {re.sub(r"\d", "7", scene.question) for scene in asked} == {"+?", ">?", "#7?"}
     assert all(re.fullmatch(r"\d\d", scene.answer) for scene in asked)
+
+
+def test_digits_are_the_same_however_they_are_shown():
+    ways = {"together": ("image",), "apart": ("image",) * 3, "in_turn": ("video",)}
+    for index in range(20):
+        asked = {way: ask("digits", read_settings("digits", {"shown": way}), 0, index, True)
+                 for way in ways}  # fmt: skip
+        assert len({one.answer for one in asked.values()}) == 1
+        assert {way: one.media for way, one in asked.items()} == ways
+    assert {one.question.split()[-1] for one in asked.values()} == {
+        "picture?",
+        "pictures?",
+        "video?",
+    }
+
+
+def test_a_picture_for_each_digit_shows_that_digit():
+    still = {"fonts": ["bitmap"], "noise": [0, 0], "jitter": 0}
+    settings = read_settings("digits", still | {"n": [2, 3], "shown": "apart"})
+    shown: dict[int, set[bytes]] = {}
+    for index in range(60):
+        images = render("digits", settings, 0, index, False).images
+        digits = draw_scene("digits", settings, 0, index, False).digits
+        for digit, image in zip(digits, images, strict=True):
+            shown.setdefault(digit, set()).add(image.tobytes())
+    # Without noise or jitter a digit always looks alike, and like no other.
+    assert sorted(map(len, shown.values())) == [1] * 10
+    assert len(set.union(*shown.values())) == 10
 
 
 def test_half_of_the_counted_digits_are_there():
