@@ -33,6 +33,9 @@ from tests.integration.command import finish, kill, start
 
 # The first test waits for a labeller to be made, on a new machine, and for three passes.
 pytestmark = pytest.mark.timeout(1200)
+# As small as every stage can be. Such a pass takes about 0.02 wrong claims from a response, and
+# what 48 prompts measure of that varies by 0.08, so in one pass of three wrong claims seem to rise.
+# The tests hold the gate to its figures, and the policy to its pairs, which it must tell apart.
 PROMPTS, RESPONSES, HELDOUT, STEPS = 96, 4, 48, 12
 # Type and place of the plain forwards.
 FORWARD = ("float32", False)
@@ -220,7 +223,8 @@ def test_the_pass_moves_the_policy_towards_what_its_own_pairs_prefer(aligned):
     )
     ratios = [new - old for new, old in zip(after, before, strict=True)]
     margins = [c - r for c, r in zip(ratios[::2], ratios[1::2], strict=True)]
-    assert sum(margins) / len(margins) > 0
+    # A policy that learned nothing has 0, and this one about 1 on every processor so far.
+    assert sum(margins) / len(margins) > 0.1
 
 
 def test_given_better_figures_the_policy_is_accepted_and_exported(aligned, tmp_path, capsys):
