@@ -29,8 +29,9 @@ from rollout.engines.statistics import EngineTally
 
 LORA_RANKS: tuple[int, ...] = get_args(MaxLoRARanks)
 """The ranks that an engine can make room for, the smallest first."""
-TOO_LONG = "longer than the maximum model length"
-"""What vLLM says of a prompt that it refuses for its length, in an error of no class of its own."""
+TOO_LONG = ("maximum context length is", "longer than the maximum model length")
+"""What vLLM says of a prompt that it refuses for its length, in errors of no class of their own:
+before and after its media have all their tokens."""
 
 
 class TallyLogger(PrometheusStatLogger):

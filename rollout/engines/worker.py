@@ -340,7 +340,8 @@ class RolloutWorker(Watched):
         except MediaError as error:
             raise GenerationFailed("bad_media", error) from error
         except (ValueError, self._vllm.VLLMClientError) as error:
-            failed = PromptTooLong if self._vllm.TOO_LONG in str(error) else GenerationFailed
+            is_long = any(words in str(error) for words in self._vllm.TOO_LONG)
+            failed = PromptTooLong if is_long else GenerationFailed
             raise failed("request_refused", error) from error
 
     def _died(self, error: Exception) -> WorkerFailed:
