@@ -27,8 +27,7 @@ from rl.config.recipe import read_tree
 from rl.config.run import Config
 from rl.run.command import Command, Keys, RecipeName, ScaleName, Switch
 from rl.run.directory import OwnedDirectory, RunDirectory
-from rl.sweep.arms import Sweep, SweepConfig, load_sweep
-from rl.sweep.results import is_finished, read_results
+from rl.sweep.arms import Sweep, SweepConfig, is_finished, load_sweep
 
 
 class SweepKeys(Keys):
@@ -82,8 +81,9 @@ def run_sweep(sweep: Sweep) -> int:
                 "cluster run= must be on a disk that all nodes share)"
             )
         if finished:
-            # It loads matplotlib, which --help and a refusal need not wait for.
+            # They load matplotlib and pandas, which --help and a refusal need not wait for.
             from rl.sweep.report import summary_table, write_report
+            from rl.sweep.results import read_results
 
             results = read_results(finished, failures, sweep.config.curves)
             report = write_report(sweep.root, results, sweep.config.published)

@@ -35,6 +35,8 @@ from rl.config.recipe import (
 )
 from rl.config.run import Config
 from rl.config.section import Section, Share
+from rl.run.directory import RunDirectory
+from rl.run.files import read_json
 
 
 class Published(Section):
@@ -115,6 +117,16 @@ class Sweep:
     arms: tuple[Arm, ...]
     notes: tuple[str, ...]
     """What a person should know about how recipe and scale met."""
+
+
+def is_finished(arm: Arm) -> bool:
+    """Whether the arm has trained all the steps its configuration asks for, and saved the last."""
+    run = RunDirectory(Path(arm.config.run))
+    if not run.summary_path.is_file():
+        return False
+    # A run that was stopped early has a summary, too.
+    trained, saved = read_json(run.summary_path)["steps"], max(run.checkpoints.steps(), default=0)
+    return min(trained, saved) >= arm.config.steps
 
 
 def load_sweep(arguments: Sequence[str]) -> Sweep:

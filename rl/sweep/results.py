@@ -173,16 +173,6 @@ class SweepResults:
         }
 
 
-def is_finished(arm: Arm) -> bool:
-    """Whether the arm has trained all the steps its configuration asks for, and saved the last."""
-    run = RunDirectory(Path(arm.config.run))
-    if not run.summary_path.is_file():
-        return False
-    # A run that was stopped early has a summary, too.
-    trained, saved = _summary(run)["steps"], max(run.checkpoints.steps(), default=0)
-    return min(trained, saved) >= arm.config.steps
-
-
 def read_results(
     finished: Sequence[Arm], failures: Mapping[str, str], curves: Sequence[str] = ()
 ) -> SweepResults:
@@ -228,13 +218,9 @@ def read_course(arm: Arm) -> tuple[Evaluation, ...]:
 def _logged(arm: Arm) -> dict[int, dict[str, float]]:
     """The metrics of a finished run by step, as if step 0 had logged the evaluation before it."""
     run, modes = RunDirectory(Path(arm.config.run)), list(arm.config.modes)
-    before = _summary(run)["before"]
+    before = json.loads(run.summary_path.read_text(encoding="utf-8"))["before"]
     steps = {0: {f"eval/{mode}/{key}": before[mode][key] for mode in modes for key in _FIGURES}}
     return steps | read_metrics(run.metrics_path)
-
-
-def _summary(run: RunDirectory) -> dict[str, Any]:
-    return json.loads(run.summary_path.read_text(encoding="utf-8"))
 
 
 def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:

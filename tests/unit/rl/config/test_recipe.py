@@ -63,7 +63,7 @@ def test_the_shipped_files_are_the_documented_ones():
         "rlaif_v.yaml",
         "short_only.yaml",
     ]
-    studies = ["auto", "ratio", "rewards", "transfer", "vision"]
+    studies = ["auto", "ratio", "rewards", "transfer", "video", "vision"]
     assert [f"sweep_{study}.yaml" for study in studies] == SWEEPS
     with_gpus = ["four_gpus", "node_8gpu", "one_gpu", "two_gpus"]
     assert set(SCALE_NAMES) == {"cluster", "cpu", "cpu_tiny", *with_gpus}
@@ -409,7 +409,8 @@ def test_a_recipe_of_its_own_scales_finds_its_policy(tmp_path, monkeypatch, reci
     fake_nvidia_smi(tmp_path, monkeypatch, 0)
     config = load([f"config={recipe}", f"scale={scale}"]).config
     assert config.policy.model == model
-    assert (config.data.kind == "visual") == (recipe != "hybrid_50_50.yaml")
+    kinds = {source.kind for source in config.data.sources.values()}
+    assert (kinds == {"visual"}) == (recipe != "hybrid_50_50.yaml")
     assert config.reward.preference is None or recipe == "hybrid_50_50.yaml"
 
 

@@ -10,13 +10,12 @@ import pytest
 
 from rl.config.recipe import dump
 from rl.sweep.__main__ import _refuse_another, run_sweep
-from rl.sweep.arms import Arm, Point, Published, SweepConfig, load_sweep
+from rl.sweep.arms import Arm, Point, Published, SweepConfig, is_finished, load_sweep
 from rl.sweep.report import report, write_report
 from rl.sweep.results import (
     Evaluation,
     PointResult,
     SweepResults,
-    is_finished,
     read_course,
     read_results,
 )
