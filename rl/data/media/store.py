@@ -70,7 +70,9 @@ class MediaStore:
             from rl.data.tasks.pictures import read_settings, render
 
             # The names of media outlive the run, and another mixture may be configured by now.
-            source = self._data.sources.get(medium.source, self._data)
+            source = self._data.sources.get(medium.source)
+            if source is None or source.path != medium.task:
+                raise MediaError(f"missing: the data draw no {describe(medium)}")
             settings = read_settings(medium.task, source.settings)
             # One at a time, because matplotlib shares its fonts between threads.
             with self._paint_lock:

@@ -469,6 +469,18 @@ def test_a_rendered_image_is_what_its_task_paints(task):
     assert asked == (made.question, made.answer, made.task, ("image",))
 
 
+def test_what_the_data_do_not_draw_is_a_media_error():
+    own = store(kind="visual", path="digits")
+    for medium in (
+        RenderedMedium("charts", 3, 5, True, 0),
+        RenderedMedium("digits", 3, 5, True, 0, source="of a mixture of before"),
+    ):
+        with pytest.raises(
+            MediaError, match="^missing: the data draw no "
+        ):
+            own.read(medium)
+
+
 def test_a_drawn_video_shows_each_digit_for_its_time():
     in_turn = {"n": [3, 3], "shown": "in_turn", "seconds_each": [0.5, 0.5], "width": 84}
     data = {"kind": "visual", "path": "digits", "settings": in_turn}
