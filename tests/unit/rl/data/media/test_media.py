@@ -475,9 +475,7 @@ def test_what_the_data_do_not_draw_is_a_media_error():
         RenderedMedium("charts", 3, 5, True, 0),
         RenderedMedium("digits", 3, 5, True, 0, source="of a mixture of before"),
     ):
-        with pytest.raises(
-            MediaError, match="^missing: the data draw no "
-        ):
+        with pytest.raises(MediaError, match=r"^missing: the data draw no "):
             own.read(medium)
 
 
