@@ -107,8 +107,11 @@ def test_an_open_page_shows_a_new_step_by_itself(run, tmp_path, monkeypatch):
 def test_ctrl_c_ends_the_server_cleanly(run):
     command = [sys.executable, "-m", "rl.show", f"run={run.root}", "watch=true"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # What a shell starts in the background ignores Ctrl-C, and so would what it starts in turn.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, **pipes) as server:
         try:
+            signal.signal(signal.SIGINT, before)
             assert server.stdout is not None
             line = server.stdout.readline()
             assert line.endswith(f" shows {run.root}; Ctrl-C ends it\n")
