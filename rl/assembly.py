@@ -399,7 +399,7 @@ async def _start_sampling(
 
     closers: gets what will end their processes. model: directory of the engines' weights.
     """
-    config, probability = inputs.config, None
+    config, probability, preferred = inputs.config, None, None
     shares = divide_workers(config.reward.workers)
     text_places = ActorPlaces(0, strategies=("DEFAULT",) * len(shares), logs=cluster.logs)
     if bundles := cluster.placement.text_bundles:
@@ -462,7 +462,6 @@ async def _start_sampling(
         direct = (m.chat_template_kwargs for m in config.modes.values() if not m.thinking)
         splice = Splice(inputs.chat, config.rollout.max_model_length, next(direct, {}))
         probability = ProbabilityReward(config.reward.probability, scorer, splice, tags)
-    preferred = None
     if preference is not None and config.reward.preference is not None:
         preferred = PreferredAnswers(preference, tags, config.reward.preference.reads)
     service = RewardService(config.reward, config.modes, text, probability, preferred)
