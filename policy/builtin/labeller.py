@@ -152,11 +152,7 @@ def train(
 
     def loss_of(first: int) -> Tensor:
         questions = task.questions(first, recipe.examples_per_step, heldout=False)
-        mistakes = rng.choice(MISTAKES, size=len(questions), p=recipe.shares)
-        wrong = [
-            wrong_answer(rng, int(question.answer), question.addends, mistake)
-            for question, mistake in zip(questions, mistakes, strict=True)
-        ]
+        wrong = wrong_answers(rng, questions, recipe.shares)
         return labelling_loss(model, task, questions, wrong, recipe)
 
     def measure() -> tuple[dict[str, Any], bool]:
@@ -244,6 +240,17 @@ def balanced(accuracy: dict[str, float], shares: Sequence[float]) -> float:
     # As claims are in training. A labeller that always says yes gets a half.
     wrong = sum(share * accuracy[mistake] for share, mistake in zip(shares, MISTAKES, strict=True))
     return (accuracy["right"] + wrong) / 2
+
+
+def wrong_answers(
+    rng: np.random.Generator, questions: Sequence[Question], shares: Sequence[float]
+) -> list[str]:
+    """A wrong answer to each question; shares: how often it makes each of MISTAKES."""
+    mistakes = rng.choice(MISTAKES, size=len(questions), p=shares)
+    return [
+        wrong_answer(rng, int(question.answer), question.addends, mistake)
+        for question, mistake in zip(questions, mistakes, strict=True)
+    ]
 
 
 def wrong_answer(rng: np.random.Generator, total: int, addends: Sequence[int], mistake: str) -> str:

@@ -102,14 +102,14 @@ class PictureTask(Task):
             ways += [name] * int(getattr(source, "weight", 1))
             scene = draw_scene(TASK_NAME, settings[name], 0, 0, False)
             media = rendered(TASK_NAME, scene.media, 0, 0, False, name)
-            content: Any = [{"type": kind} for kind in scene.media]
-            content.append({"type": "text", "text": scene.question})
-            if not family.chat_takes_parts:
-                markers = [family.markers[kind] for kind in scene.media]
-                content = "\n".join([*markers, scene.question])
+            parts = [
+                *({"type": kind} for kind in scene.media),
+                {"type": "text", "text": scene.question},
+            ]
+            messages = family.messages([{"role": "user", "content": parts}])
             for thinking in (False, True):
                 text = tokenizer.apply_chat_template(
-                    [{"role": "user", "content": content}],
+                    messages,
                     add_generation_prompt=True,
                     enable_thinking=thinking,
                     tokenize=False,

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, softplus
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from policy.builtin.labeller import MISTAKES, PICTURE, wrong_answer
+from policy.builtin.labeller import MISTAKES, PICTURE, wrong_answer, wrong_answers
 from policy.builtin.picture_task import PictureTask, one_picture
 from policy.builtin.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import (
@@ -93,11 +93,7 @@ class Preferring:
         """Of the pairs of a step, given the number of the first question."""
         recipe, task = self.recipe, self.task
         questions = task.questions(first, recipe.examples_per_step, heldout=False)
-        mistakes = self._rng.choice(MISTAKES, size=len(questions), p=recipe.shares)
-        wrong = [
-            wrong_answer(self._rng, int(question.answer), question.addends, mistake)
-            for question, mistake in zip(questions, mistakes, strict=True)
-        ]
+        wrong = wrong_answers(self._rng, questions, recipe.shares)
         right, count = [question.answer for question in questions], len(questions)
         # One forward for both halves of the pairs, which share their pictures.
         token_ids, hidden, ends = self._states([*questions, *questions], [*right, *wrong])
