@@ -310,16 +310,14 @@ def gains_of(course: Course, evaluated: int) -> Table:
     compared = {}
     for mode in course.heldout:
         start = course.before.get(mode, {})
-        starts = {"": start} | {
-            f"_of_{name}": of for name, of in start.get("by_source", {}).items()
-        }
-        for ending, of_start in starts.items():
+        for source, of_start in ({"": start} | start.get("by_source", {})).items():
+            ending = f"_of_{source}" if source else ""
             now = {
                 key: by_step[evaluated]
                 for key in figures
                 if evaluated in (by_step := course.known(f"eval/{mode}/{key}{ending}").to_dict())
             }
-            compared[mode + ending.replace("_of_", ", ")] = of_start, now
+            compared[f"{mode}, {source}" if source else mode] = of_start, now
     lines = []
     for name, (start, now) in compared.items():
         accuracies = [

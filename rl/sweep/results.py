@@ -185,10 +185,11 @@ def read_results(
     for _, of_point in groupby(finished, key=lambda arm: arm.point.name):
         arms = list(of_point)
         shares = {name: mode.share for name, mode in arms[0].config.modes.items()}
-        courses = {arm.seed: read_course(arm) for arm in arms}
-        logged = {arm.seed: pd.DataFrame.from_dict(_logged(arm), orient="index") for arm in arms}
+        logged = {arm.seed: read_logged(arm) for arm in arms}
+        courses = {seed: course_of(list(shares), run) for seed, run in logged.items()}
+        tables = {s: pd.DataFrame.from_dict(run, orient="index") for s, run in logged.items()}
         by_metric = {
-            name: pd.DataFrame({s: run[name] for s, run in logged.items() if name in run})
+            name: pd.DataFrame({s: table[name] for s, table in tables.items() if name in table})
             for name in metrics
         }
         points.append(PointResult(arms[0].point, shares, courses, by_metric))
@@ -196,11 +197,12 @@ def read_results(
     return SweepResults(tuple(modes), long_mode, tuple(points), failures)
 
 
-def read_course(arm: Arm) -> tuple[Evaluation, ...]:
-    """The evaluations that a finished run logged, with the one before training."""
-    modes = list(arm.config.modes)
+def course_of(
+    modes: Sequence[str], logged: Mapping[int, Mapping[str, float]]
+) -> tuple[Evaluation, ...]:
+    """The evaluations among a run's metrics by step, as `read_logged` returns them."""
     evaluations, signal, tokens = [], 0.0, dict.fromkeys(modes, 0.0)
-    for step, values in _logged(arm).items():
+    for step, values in logged.items():
         signal_of_step = 0.0
         for mode in modes:
             # The counter only grows; a step that trained none of this mode does not log it.
@@ -215,7 +217,7 @@ def read_course(arm: Arm) -> tuple[Evaluation, ...]:
     return tuple(evaluations)
 
 
-def _logged(arm: Arm) -> dict[int, dict[str, float]]:
+def read_logged(arm: Arm) -> dict[int, dict[str, float]]:
     """The metrics of a finished run by step, as if step 0 had logged the evaluation before it."""
     run, modes = RunDirectory(Path(arm.config.run)), list(arm.config.modes)
     before = json.loads(run.summary_path.read_text(encoding="utf-8"))["before"]

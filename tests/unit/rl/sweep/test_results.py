@@ -16,7 +16,8 @@ from rl.sweep.results import (
     Evaluation,
     PointResult,
     SweepResults,
-    read_course,
+    course_of,
+    read_logged,
     read_results,
 )
 
@@ -192,7 +193,7 @@ def test_variants_are_compared_with_the_first_over_steps_and_with_what_was_publi
 
 
 def finished_run(arm: Arm, steps=None):
-    """A run directory with what read_course reads."""
+    """A run directory with what read_logged reads."""
     root = Path(arm.config.run)
     root.mkdir(parents=True)
     before = {m: {"accuracy": 0.5, "half_width": 0.1, "tokens_mean": 4.0} for m in arm.config.modes}
@@ -221,7 +222,7 @@ def test_tokens_with_signal_leave_out_the_share_of_silent_groups(tmp_path):
     assert not is_finished(arm)
     finished_run(arm)
     assert is_finished(arm)
-    first, last = read_course(arm)
+    first, last = course_of(list(arm.config.modes), read_logged(arm))
     assert (first.step, first.trained_tokens, first.accuracy["short"]) == (0, 0, 0.5)
     # Long: 100 x .75 + 200 x .5; short: 10 in the first step, none in the second.
     assert (last.trained_tokens, last.signal_tokens) == (310, 75 + 10 + 100)
