@@ -22,9 +22,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from policy.builtin.picture_task import PictureTask, one_picture
+from policy.builtin.sight.picture_task import PictureTask, one_picture
+from policy.builtin.sight.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.text_policy import SumTask, ensure_tiny_policy
-from policy.builtin.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import (
     LabellerRecipe,
     Question,

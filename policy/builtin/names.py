@@ -37,7 +37,8 @@ def builtin_policy(name: str) -> str:
     Raises ValueError if SEED_VARIABLE holds no whole number.
     """
     # Imported on use: the makers load torch, and a dry run needs nothing of this file but sizes.
-    from policy.builtin import labeller, text_policy, vision_policy
+    from policy.builtin import labeller, text_policy
+    from policy.builtin.sight import vision_policy
 
     vision, label = vision_policy.ensure_tiny_vision_policy, labeller.ensure_tiny_labeller
     makers = {
@@ -54,7 +55,8 @@ def builtin_policy(name: str) -> str:
 def builtin_reward_model(name: str) -> str:
     """The directory of a built-in reward model, with the same rules."""
     # Imported on use, as above.
-    from policy.builtin import reward_model, vision_reward_model
+    from policy.builtin import reward_model
+    from policy.builtin.sight import vision_reward_model
 
     makers = {
         "builtin:tiny": reward_model.ensure_tiny_reward_model,

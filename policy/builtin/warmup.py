@@ -4,7 +4,7 @@ GRPO strengthens reasoning that exists but does not build it, so a policy first 
 examples. The examples slip on purpose: a policy that is sure of its answers samples the same one
 every time, and GRPO then has nothing to tell apart. How fast reasoning forms differs between seeds,
 so a held-out accuracy ends the warm-up and not a number of steps. What is asked is a task's concern
-(text_policy.py, vision_policy.py). The labellers are trained by the same rounds (labeller.py).
+(text_policy.py, sight/). The labellers are trained by the same rounds (labeller.py).
 """
 
 import json
@@ -94,10 +94,11 @@ class Question:
 
     text: str
     answer: str
-    """Two digits, the sum of the addends."""
+    """Two digits, the sum of the addends, where there are any."""
     addends: tuple[int, ...]
     media: tuple[RenderedMedium, ...] = ()
-    """Show the addends."""
+    scene: Any = None
+    """What the media show, as its task drew it (rl/data/tasks/pictures)."""
 
 
 @dataclass(frozen=True)

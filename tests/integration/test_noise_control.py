@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from policy.builtin.picture_task import TASK, WAYS, PictureTask, all_ways, one_picture
-from policy.builtin.seeing import EYES, FRAMES, LANGUAGE, RESAMPLER, TOWER, SeeingRecipe
-from policy.builtin.vision_policy import (
+from policy.builtin.sight.picture_task import TASK, WAYS, PictureTask, all_ways, one_picture
+from policy.builtin.sight.seeing import EYES, FRAMES, LANGUAGE, RESAMPLER, TOWER, SeeingRecipe
+from policy.builtin.sight.vision_policy import (
     TinyVisionName,
     VisionWarmupRecipe,
     ensure_tiny_vision_policy,

@@ -34,9 +34,9 @@ from policy.builtin.labeller import (
     untrained_labeller,
     wrong_answer,
 )
-from policy.builtin.picture_task import PictureTask, one_picture
+from policy.builtin.sight.picture_task import PictureTask, one_picture
+from policy.builtin.sight.vision_policy import VisionWarmupRecipe, ensure_tiny_vision_policy
 from policy.builtin.text_policy import WarmupRecipe, ensure_tiny_policy
-from policy.builtin.vision_policy import VisionWarmupRecipe, ensure_tiny_vision_policy
 from policy.builtin.warmup import Question, Task, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.align.claims.rules import claims

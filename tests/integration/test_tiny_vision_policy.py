@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
-from policy.builtin.picture_task import (
+from policy.builtin.sight.picture_task import (
     TASK,
     TASK_NAME,
     PictureTask,
@@ -18,13 +18,13 @@ from policy.builtin.picture_task import (
     one_picture,
     worked_example,
 )
-from policy.builtin.seeing import CaptionTask, SeeingRecipe
-from policy.builtin.tokenizer import EOS, make_tokenizer
-from policy.builtin.vision_policy import (
+from policy.builtin.sight.seeing import CaptionTask, SeeingRecipe
+from policy.builtin.sight.vision_policy import (
     TinyVisionName,
     VisionWarmupRecipe,
     ensure_tiny_vision_policy,
 )
+from policy.builtin.tokenizer import EOS, make_tokenizer
 from policy.builtin.warmup import imitation_loss, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.config.data import SourceConfig

@@ -13,9 +13,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from policy.builtin.labeller import MISTAKES, wrong_answer
-from policy.builtin.picture_task import PictureTask, one_picture
-from policy.builtin.vision_policy import VisionWarmupRecipe, ensure_tiny_vision_policy
-from policy.builtin.vision_reward_model import (
+from policy.builtin.sight.picture_task import PictureTask, one_picture
+from policy.builtin.sight.vision_policy import VisionWarmupRecipe, ensure_tiny_vision_policy
+from policy.builtin.sight.vision_reward_model import (
     RECIPE,
     answer_rows,
     ensure_tiny_vision_reward_model,

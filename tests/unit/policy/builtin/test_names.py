@@ -11,10 +11,9 @@ from policy.builtin import (
     names,
     reward_model,
     text_policy,
-    vision_policy,
-    vision_reward_model,
 )
 from policy.builtin.names import builtin_policy, builtin_reward_model
+from policy.builtin.sight import vision_policy, vision_reward_model
 from policy.models.cache import default_cache_dir
 
 

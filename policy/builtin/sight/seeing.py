@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from policy.builtin.picture_task import WAYS, PictureTask, all_ways
+from policy.builtin.sight.picture_task import WAYS, PictureTask, all_ways
 from policy.builtin.warmup import (
     Question,
     heldout_accuracy,

@@ -21,8 +21,8 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from policy.builtin.labeller import MISTAKES, PICTURE, wrong_answer, wrong_answers
-from policy.builtin.picture_task import PictureTask, one_picture
-from policy.builtin.vision_policy import ensure_tiny_vision_policy
+from policy.builtin.sight.picture_task import PictureTask, one_picture
+from policy.builtin.sight.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import (
     LabellerRecipe,
     Question,

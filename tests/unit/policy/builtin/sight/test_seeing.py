@@ -1,6 +1,6 @@
 """What the tower of the tiny MiniCPM-V is taught to call what it sees."""
 
-from policy.builtin.seeing import names_of
+from policy.builtin.sight.seeing import names_of
 from policy.builtin.warmup import Question
 from rl.data.media.names import rendered
 

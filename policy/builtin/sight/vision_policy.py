@@ -12,9 +12,10 @@ as the learner shows them, whatever its family.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import yaml
@@ -25,8 +26,16 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from policy.builtin.picture_task import TASK, VIDEO, WAYS, PictureTask, one_picture
-from policy.builtin.seeing import SeeingRecipe, learn_to_see
+from policy.builtin.sight.picture_task import (
+    TASK,
+    VIDEO,
+    WAYS,
+    PictureTask,
+    all_ways,
+    one_picture,
+)
+from policy.builtin.sight.seeing import SeeingRecipe, learn_to_see
+from policy.builtin.sight.visual_task import VisualTask
 from policy.builtin.tokenizer import CHARACTERS, CHAT_TEMPLATE, make_tokenizer, token_settings
 from policy.builtin.warmup import (
     ImitationRecipe,
@@ -37,14 +46,17 @@ from policy.builtin.warmup import (
 )
 from policy.models.cache import default_cache_dir, digest, made_once
 from policy.models.minicpmv import MiniCPMV, MiniCPMVConfig
+from rl.config.data import SourceConfig
 from rl.data.media.minicpmv import BRACKET_TOKENS
 from rl.data.tasks.chain_sum import Slips
 
 TinyVisionName = Literal["tiny_qwen_vl", "tiny_minicpmv"]
+Architecture = Literal["tiny_qwen_vl", "tiny_minicpmv"]
+"""As models.yaml has them."""
 
 MAX_LENGTH = 2048
 DEFAULT_SEED = 0
-_MODELS = yaml.safe_load(Path(__file__).with_name("models.yaml").read_text("utf-8"))
+_MODELS = yaml.safe_load(Path(__file__).parents[1].joinpath("models.yaml").read_text("utf-8"))
 
 # The text policy's template, with contents that may be parts: the marker of each medium stands
 # between the tokens that frame it, as in the published template.
@@ -78,6 +90,26 @@ class VisionWarmupRecipe(ImitationRecipe):
     """Of the pictures that worked examples show, in place of the task's."""
 
 
+class Kind(NamedTuple):
+    """What tells one policy that sees from the others, beside its seed."""
+
+    architecture: Architecture
+    task: type[VisualTask]
+    shown: Callable[..., SourceConfig]
+    """What it is warmed up on, given changes of the settings."""
+    recipe: VisionWarmupRecipe | SeeingRecipe
+    asked: Any
+    """The settings that `shown` starts from, which decide the weights too."""
+
+
+KINDS: dict[TinyVisionName, Kind] = {
+    "tiny_qwen_vl": Kind("tiny_qwen_vl", PictureTask, one_picture, VisionWarmupRecipe(), TASK),
+    "tiny_minicpmv": Kind(
+        "tiny_minicpmv", PictureTask, all_ways, SeeingRecipe(), [TASK, WAYS, VIDEO]
+    ),
+}
+
+
 def ensure_tiny_vision_policy(
     name: TinyVisionName,
     cache_dir: Path | None = None,
@@ -88,16 +120,16 @@ def ensure_tiny_vision_policy(
 
     The first use takes two to five minutes on one core. `warmup.json` in it says how it ended.
     """
-    seed = DEFAULT_SEED if seed is None else seed
-    recipe = recipe or (VisionWarmupRecipe() if name == "tiny_qwen_vl" else SeeingRecipe())
-    sizes, preprocessor = _MODELS[name]["sizes"], _MODELS[name]["preprocessor"]
-    template = QWEN_VL_CHAT_TEMPLATE if name == "tiny_qwen_vl" else CHAT_TEMPLATE
+    seed, kind = DEFAULT_SEED if seed is None else seed, KINDS[name]
+    recipe, is_qwen = recipe or kind.recipe, kind.architecture == "tiny_qwen_vl"
+    sizes, preprocessor = (_MODELS[kind.architecture][part] for part in ("sizes", "preprocessor"))
+    template = QWEN_VL_CHAT_TEMPLATE if is_qwen else CHAT_TEMPLATE
 
     def write(directory: Path) -> None:
-        tokens = _MODELS[name].get("tokens", BRACKET_TOKENS)
+        tokens = _MODELS[kind.architecture].get("tokens", BRACKET_TOKENS)
         tokenizer = make_tokenizer(MAX_LENGTH, tokens, template)
         with reproducible(seed):
-            model = _untrained(name, tokenizer)
+            model = _untrained(kind.architecture, tokenizer)
             # The warm-up shows pictures as the learner does, whose inputs read these files.
             model.config.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
@@ -106,15 +138,15 @@ def ensure_tiny_vision_policy(
             if isinstance(recipe, SeeingRecipe):
                 report = learn_to_see(model, directory, tokenizer, seed, recipe)
             else:
-                report = _imitate(model, directory, tokenizer, seed, recipe)
+                report = _imitate(kind, model, directory, tokenizer, seed, recipe)
         save_warmed(directory, model, tokenizer, report)
 
-    task = TASK if name == "tiny_qwen_vl" else [TASK, WAYS, VIDEO]
-    decides = [asdict(recipe), sizes, preprocessor, CHARACTERS, template, task, seed]
+    decides = [asdict(recipe), sizes, preprocessor, CHARACTERS, template, kind.asked, seed]
     return made_once((cache_dir or default_cache_dir()) / f"{name}-{digest(decides)}", write)
 
 
 def _imitate(
+    kind: Kind,
     model: PreTrainedModel,
     directory: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -123,15 +155,15 @@ def _imitate(
 ) -> dict[str, Any]:
     """Train all of `model` at once, in place; return the report."""
     # Clearer and more orderly than the task's own pictures, so that seeing forms sooner.
-    clean = one_picture(jitter=recipe.clean_jitter, noise=recipe.clean_noise)
+    clean = kind.shown(jitter=recipe.clean_jitter, noise=recipe.clean_noise)
     slips = Slips(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
-    examples = PictureTask.open(directory, tokenizer, clean, seed, slips)
-    heldout = PictureTask.open(directory, tokenizer, one_picture())
+    examples = kind.task.open(directory, tokenizer, clean, seed, slips)
+    heldout = kind.task.open(directory, tokenizer, kind.shown())
     with shown_warmup(recipe.min_steps) as show:
         return imitate(model, examples, heldout, seed, recipe, show)
 
 
-def _untrained(name: TinyVisionName, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def _untrained(name: Architecture, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     sizes, text = _MODELS[name]["sizes"], {**token_settings(tokenizer), "dtype": "float32"}
     if name == "tiny_minicpmv":
         return MiniCPMV(MiniCPMVConfig(**sizes, **text))
