@@ -23,11 +23,17 @@ class Size(NamedTuple):
     vocabulary: int
 
 
+RESAMPLED: Mapping[str, tuple[int, int]] = {
+    f"tiny_minicpmv_{tokens}_tokens_{frames}_frames": (tokens, frames)
+    for tokens, frames in ((1, 6), (2, 6), (3, 6), (6, 6), (1, 2), (3, 2))
+}
+"""Of a package of each policy: visual tokens, and the most frames of a video."""
 POLICY_SIZES: Mapping[str, Size] = {
     "builtin:tiny": Size(90_000, 110),
     "builtin:tiny_auto": Size(90_000, 110),
     "builtin:tiny_qwen_vl": Size(560_000, 110),
     "builtin:tiny_minicpmv": Size(560_000, 110),
+    **{f"builtin:{name}": Size(560_000, 110) for name in RESAMPLED},
 }
 
 
@@ -38,7 +44,7 @@ def builtin_policy(name: str) -> str:
     """
     # Imported on use: the makers load torch, and a dry run needs nothing of this file but sizes.
     from policy.builtin import labeller, text_policy
-    from policy.builtin.sight import vision_policy
+    from policy.builtin.sight import resampled, vision_policy
 
     vision, label = vision_policy.ensure_tiny_vision_policy, labeller.ensure_tiny_labeller
     makers = {
@@ -46,6 +52,10 @@ def builtin_policy(name: str) -> str:
         "builtin:tiny_auto": text_policy.ensure_tiny_choosing_policy,
         "builtin:tiny_qwen_vl": partial(vision, "tiny_qwen_vl"),
         "builtin:tiny_minicpmv": partial(vision, "tiny_minicpmv"),
+        **{
+            f"builtin:{name}": partial(resampled.ensure_resampled_policy, *packing)
+            for name, packing in RESAMPLED.items()
+        },
         "builtin:tiny_labeller": partial(label, "tiny_labeller"),
         "builtin:tiny_vision_labeller": partial(label, "tiny_vision_labeller"),
     }

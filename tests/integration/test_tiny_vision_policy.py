@@ -18,6 +18,7 @@ from policy.builtin.sight.picture_task import (
     one_picture,
     worked_example,
 )
+from policy.builtin.sight.resampled import ensure_resampled_policy
 from policy.builtin.sight.seeing import CaptionTask, SeeingRecipe
 from policy.builtin.sight.vision_policy import (
     TinyVisionName,
@@ -168,6 +169,23 @@ def test_warm_up_depends_on_the_seed_alone(policy: Path, tmp_path: Path) -> None
     assert (again / weights).read_bytes() == (policy / weights).read_bytes()
     other = ensure_tiny_vision_policy(name, tmp_path, 1, BRIEF[name])
     assert (other / weights).read_bytes() != (policy / weights).read_bytes()
+
+
+@pytest.mark.parametrize("policy", ["tiny_minicpmv"], indirect=True)
+def test_a_resampler_of_its_own_packs_what_it_is_asked_to(policy: Path, tmp_path: Path) -> None:
+    """One that learns alone, so that tower and language model show where they come from."""
+    alone = SeeingRecipe(stages=BRIEF_STAGES[2:3])
+    packed = ensure_resampled_policy(2, 2, tmp_path, 0, alone, policy)
+    usual, model = (AutoModelForImageTextToText.from_pretrained(p) for p in (policy, packed))
+    assert (model.config.query_num, len(model.resampler.query)) == (2, 2)
+    for part in ("vpm", "llm"):
+        theirs = getattr(usual, part).state_dict()
+        assert all(w.equal(theirs[name]) for name, w in getattr(model, part).state_dict().items())
+    task = PictureTask.open(packed, AutoTokenizer.from_pretrained(packed), all_ways(frames=2))
+    placeholder = task.tokenizer.get_vocab()["<unk>"]
+    num_seen = {way: task.prompt_ids[way, False].count(placeholder) for way in task.ways}
+    # Two tokens each: one picture, three pictures, and three packages of two frames.
+    assert num_seen == {"picture": 2, "pictures": 6, "video": 6}
 
 
 def test_the_recipe_trains_on_what_the_policy_was_warmed_up_for() -> None:

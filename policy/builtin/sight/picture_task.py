@@ -44,8 +44,8 @@ def one_picture(**changes: Any) -> SourceConfig:
     return SourceConfig(kind="visual", path=TASK_NAME, settings=TASK | changes)
 
 
-def all_ways(**changes: Any) -> SourceConfig:
-    """The task in pictures and videos. changes: of the settings of all ways."""
+def all_ways(frames: int = 6, **changes: Any) -> SourceConfig:
+    """The task in pictures and videos. frames: of a package. changes: of all ways' settings."""
     mix = {
         name: way
         | {
@@ -55,7 +55,7 @@ def all_ways(**changes: Any) -> SourceConfig:
         }
         for name, way in WAYS.items()
     }
-    return SourceConfig.model_validate({"mix": mix, "video": VIDEO})
+    return SourceConfig.model_validate({"mix": mix, "video": VIDEO | {"frames_per_group": frames}})
 
 
 class PictureTask(VisualTask):

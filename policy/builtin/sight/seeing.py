@@ -15,7 +15,7 @@ tasks of their own that stand in for their pre-training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from policy.builtin.warmup import (
 )
 from policy.models.minicpmv import MiniCPMV, VisualBatch
 from policy.models.stages import Stage, train_stage
+from rl.config.data import SourceConfig
 from rl.data.media.minicpmv import PLACEHOLDER
 from rl.data.tasks.chain_sum import Slips
 
@@ -176,18 +177,19 @@ def learn_to_see(
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
     recipe: SeeingRecipe,
+    ways: Callable[..., SourceConfig] = all_ways,
 ) -> dict[str, Any]:
     """Train `model` in place, stage by stage; return the report.
 
-    directory: of the policy, all but its weights. The policy is ready if the last stage was enough,
-    whatever became of those before.
+    directory: of the policy, all but its weights. ways: in which it is shown the digits. The policy
+    is ready if the last stage was enough, whatever became of those before.
     """
     # Clearer and more orderly than the task's own pictures, so that seeing forms sooner.
-    clean = all_ways(jitter=recipe.clean_jitter, noise=recipe.clean_noise)
+    clean = ways(jitter=recipe.clean_jitter, noise=recipe.clean_noise)
     shown = PictureTask.open(directory, tokenizer, clean, seed)
     captions = replace(CaptionTask.open(directory, tokenizer, clean, seed), inputs=None)
     slips = Slips(np.random.default_rng(seed), recipe.misread, recipe.answer_slips)
-    heldout = PictureTask.open(directory, tokenizer, all_ways())
+    heldout = PictureTask.open(directory, tokenizer, ways())
     head = nn.Linear(model.config.vision_config.hidden_size, 10 * NUM_DIGITS)
     lessons: dict[Lesson, Answering | Naming] = {
         "captions": Answering(model, captions, captions),

@@ -12,7 +12,7 @@ as the learner shows them, whatever its family.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -133,8 +133,7 @@ def ensure_tiny_vision_policy(
             # The warm-up shows pictures as the learner does, whose inputs read these files.
             model.config.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
-            settings = json.dumps(preprocessor, indent=2)
-            (directory / "preprocessor_config.json").write_text(settings + "\n")
+            write_preprocessor(directory, kind.architecture)
             if isinstance(recipe, SeeingRecipe):
                 report = learn_to_see(model, directory, tokenizer, seed, recipe)
             else:
@@ -143,6 +142,15 @@ def ensure_tiny_vision_policy(
 
     decides = [asdict(recipe), sizes, preprocessor, CHARACTERS, template, kind.asked, seed]
     return made_once((cache_dir or default_cache_dir()) / f"{name}-{digest(decides)}", write)
+
+
+def write_preprocessor(
+    directory: Path, architecture: Architecture, changes: Mapping[str, Any] | None = None
+) -> None:
+    """Write how pictures are prepared. changes: of what models.yaml says of it."""
+    settings = _MODELS[architecture]["preprocessor"] | (changes or {})
+    text = json.dumps(settings, indent=2) + "\n"
+    (directory / "preprocessor_config.json").write_text(text)
 
 
 def _imitate(
