@@ -5,10 +5,8 @@ other packages import this file of the room and no other.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 # Environment variable: a whole number, the seed of every built-in model that is asked for by name.
 # Without it each model has a seed of its own. The seed is part of what names a model in the cache,
@@ -24,7 +22,7 @@ class Size(NamedTuple):
 
 
 RESAMPLED: Mapping[str, tuple[int, int]] = {
-    f"tiny_minicpmv_{tokens}_tokens_{frames}_frames": (tokens, frames)
+    f"builtin:tiny_minicpmv_{tokens}_tokens_{frames}_frames": (tokens, frames)
     for tokens, frames in ((1, 6), (2, 6), (3, 6), (6, 6), (1, 2), (3, 2))
 }
 """Of a package of each policy: visual tokens, and the most frames of a video."""
@@ -33,7 +31,7 @@ POLICY_SIZES: Mapping[str, Size] = {
     "builtin:tiny_auto": Size(90_000, 110),
     "builtin:tiny_qwen_vl": Size(560_000, 110),
     "builtin:tiny_minicpmv": Size(560_000, 110),
-    **{f"builtin:{name}": Size(560_000, 110) for name in RESAMPLED},
+    **dict.fromkeys(RESAMPLED, Size(560_000, 110)),
 }
 
 
@@ -42,42 +40,20 @@ def builtin_policy(name: str) -> str:
 
     Raises ValueError if SEED_VARIABLE holds no whole number.
     """
-    # Imported on use: the makers load torch, and a dry run needs nothing of this file but sizes.
-    from policy.builtin import labeller, text_policy
-    from policy.builtin.sight import resampled, vision_policy
-
-    vision, label = vision_policy.ensure_tiny_vision_policy, labeller.ensure_tiny_labeller
-    makers = {
-        "builtin:tiny": text_policy.ensure_tiny_policy,
-        "builtin:tiny_auto": text_policy.ensure_tiny_choosing_policy,
-        "builtin:tiny_qwen_vl": partial(vision, "tiny_qwen_vl"),
-        "builtin:tiny_minicpmv": partial(vision, "tiny_minicpmv"),
-        **{
-            f"builtin:{name}": partial(resampled.ensure_resampled_policy, *packing)
-            for name, packing in RESAMPLED.items()
-        },
-        "builtin:tiny_labeller": partial(label, "tiny_labeller"),
-        "builtin:tiny_vision_labeller": partial(label, "tiny_vision_labeller"),
-    }
-    return _made(name, makers)
+    return _made(name, "POLICIES")
 
 
 def builtin_reward_model(name: str) -> str:
     """The directory of a built-in reward model, with the same rules."""
-    # Imported on use, as above.
-    from policy.builtin import reward_model
-    from policy.builtin.sight import vision_reward_model
-
-    makers = {
-        "builtin:tiny": reward_model.ensure_tiny_reward_model,
-        "builtin:tiny_vision": vision_reward_model.ensure_tiny_vision_reward_model,
-    }
-    return _made(name, makers)
+    return _made(name, "REWARD_MODELS")
 
 
-def _made(name: str, makers: Mapping[str, Callable[..., Path]]) -> str:
+def _made(name: str, kind: Literal["POLICIES", "REWARD_MODELS"]) -> str:
+    # Imported on use: the makers load torch, and a dry run needs nothing of this room but sizes.
+    from policy.builtin import makers
+
     # No error here: whoever looks for a directory or a Hugging Face name has a better one.
-    if (maker := makers.get(name)) is None:
+    if (maker := getattr(makers, kind).get(name)) is None:
         return name
     chosen = os.environ.get(SEED_VARIABLE) or None
     try:

@@ -285,15 +285,14 @@ def _saved_to_disk(directory: Path, location: Location) -> Part:
 def _published(name: str, location: Location) -> Part:
     """A data set of the Hugging Face hub."""
     # Imported on use: it takes seconds to load, and most data sets are files.
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+    from datasets import exceptions, load_dataset
 
     split = location.split or "train"
     try:
         rows = load_dataset(name, location.subset, split=split)
     except (
-        DatasetNotFoundError,
-        DatasetGenerationError,
+        exceptions.DatasetNotFoundError,
+        exceptions.DatasetGenerationError,
         ConnectionError,
         NotImplementedError,
         ValueError,

@@ -82,13 +82,12 @@ def run_sweep(sweep: Sweep) -> int:
             )
         if finished:
             # They load matplotlib and pandas, which --help and a refusal need not wait for.
-            from rl.sweep.report import summary_table, write_report
-            from rl.sweep.results import read_results
+            from rl.sweep import report, results
 
-            results = read_results(finished, failures, sweep.config.curves)
-            report = write_report(sweep.root, results, sweep.config.published)
-            rich.console.Console(highlight=False).print(summary_table(results))
-            console.print(f"written to {report}")
+            found = results.read_results(finished, failures, sweep.config.curves)
+            page = report.write_report(sweep.root, found, sweep.config.published)
+            rich.console.Console(highlight=False).print(report.summary_table(found))
+            console.print(f"written to {page}")
         return 1 if num_left else 0
 
 
