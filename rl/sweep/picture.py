@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, panel, save, sheet
 from rl.sweep.results import PointResult, SweepResults
@@ -113,7 +113,7 @@ def _draw_against_tokens(
     axes: Axes, results: SweepResults, mode: str, styles: list[dict[str, Any]]
 ) -> None:
     panel(axes, f"{mode}: held-out accuracy", "trained tokens")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     for point, style in zip(results.points, styles, strict=True):
         tokens = [e.trained_tokens for e in point.mean_course]
@@ -140,7 +140,7 @@ def _draw_against_tokens(
 def _draw_finals(axes: Axes, results: SweepResults) -> None:
     """Draw the final accuracy of every mode by arm."""
     panel(axes, "Held-out accuracy after training")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     for mode, color in mode_colors(results.modes).items():
         axes.axhline(results.points[0].mean_course[0].accuracy[mode], color=color, **_DOTTED)
         # Within a variant from share to share; between variants there is nothing on the way.
@@ -174,6 +174,11 @@ def _draw_tokens(axes: Axes, results: SweepResults) -> None:
             if tokens is not None:
                 axes.plot(position, tokens, color=INK, linestyle="none", label=label, **style)
     axes.set_ylim(bottom=0)
+
+
+def _percent(share: float, _: int) -> str:
+    """With as many decimals as it has: 27.5% but 30%."""
+    return f"{100 * share:.4g}%"
 
 
 def _label(point: PointResult, between: str = " ") -> str:
