@@ -19,6 +19,7 @@ POLICIES: Makers = {
     "builtin:tiny_auto": ensure_tiny_choosing_policy,
     "builtin:tiny_qwen_vl": partial(ensure_tiny_vision_policy, "tiny_qwen_vl"),
     "builtin:tiny_minicpmv": partial(ensure_tiny_vision_policy, "tiny_minicpmv"),
+    "builtin:tiny_reconstructor": partial(ensure_tiny_vision_policy, "tiny_reconstructor"),
     **{name: partial(ensure_resampled_policy, *packing) for name, packing in RESAMPLED.items()},
     "builtin:tiny_labeller": partial(ensure_tiny_labeller, "tiny_labeller"),
     "builtin:tiny_vision_labeller": partial(ensure_tiny_labeller, "tiny_vision_labeller"),

@@ -31,6 +31,7 @@ POLICY_SIZES: Mapping[str, Size] = {
     "builtin:tiny_auto": Size(90_000, 110),
     "builtin:tiny_qwen_vl": Size(560_000, 110),
     "builtin:tiny_minicpmv": Size(560_000, 110),
+    "builtin:tiny_reconstructor": Size(560_000, 110),
     **dict.fromkeys(RESAMPLED, Size(560_000, 110)),
 }
 

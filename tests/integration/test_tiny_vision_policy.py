@@ -13,18 +13,18 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationC
 from policy.builtin.sight.picture_task import (
     TASK,
     TASK_NAME,
-    PictureTask,
     all_ways,
-    one_picture,
     worked_example,
 )
 from policy.builtin.sight.resampled import ensure_resampled_policy
 from policy.builtin.sight.seeing import CaptionTask, SeeingRecipe
 from policy.builtin.sight.vision_policy import (
+    KINDS,
     TinyVisionName,
     VisionWarmupRecipe,
     ensure_tiny_vision_policy,
 )
+from policy.builtin.sight.visual_task import VisualTask
 from policy.builtin.tokenizer import EOS, make_tokenizer
 from policy.builtin.warmup import imitation_loss, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
@@ -35,7 +35,7 @@ from rl.data.tasks.pictures import read_settings
 from rollout.chat import ChatTemplate
 from rollout.prompts.procedural import VisualSource
 
-NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv")
+NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv", "tiny_reconstructor")
 DIGITS = (3, 7, 2)
 BRIEF_IMITATION = VisionWarmupRecipe(
     min_steps=2,
@@ -49,7 +49,11 @@ BRIEF_STAGES = tuple(
     replace(stage, min_steps=2, max_steps=2, examples_per_step=5, heldout_questions=2, enough={})
     for stage in SeeingRecipe().stages
 )
-BRIEF = {"tiny_qwen_vl": BRIEF_IMITATION, "tiny_minicpmv": SeeingRecipe(stages=BRIEF_STAGES)}
+BRIEF = {
+    "tiny_qwen_vl": BRIEF_IMITATION,
+    "tiny_minicpmv": SeeingRecipe(stages=BRIEF_STAGES),
+    "tiny_reconstructor": BRIEF_IMITATION,
+}
 RECIPE = "config=hybrid_50_50_vision.yaml"
 
 
@@ -60,14 +64,18 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     )
 
 
-def _opened(policy: Path) -> tuple[Any, PictureTask]:
+def _name(policy: Path) -> TinyVisionName:
+    return next(name for name in NAMES if policy.name.startswith(name))
+
+
+def _opened(policy: Path) -> tuple[Any, VisualTask]:
     model = AutoModelForImageTextToText.from_pretrained(policy, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
-    return model, PictureTask.open(policy, tokenizer, _data(policy))
+    return model, KINDS[_name(policy)].task.open(policy, tokenizer, _data(policy))
 
 
 def _data(policy: Path) -> SourceConfig:
-    return all_ways() if policy.name.startswith("tiny_minicpmv") else one_picture()
+    return KINDS[_name(policy)].shown()
 
 
 def test_a_long_example_reads_then_adds_digit_by_digit() -> None:
@@ -120,10 +128,11 @@ def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
 
 def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> None:
     _, task = _opened(policy)
-    is_qwen = policy.name.startswith("tiny_qwen_vl")
-    token = task.tokenizer.get_vocab()["<|image_pad|>" if is_qwen else "<unk>"]
+    name = _name(policy)
+    token = task.tokenizer.get_vocab()["<unk>" if name == "tiny_minicpmv" else "<|image_pad|>"]
     for way in task.ways:
-        num_views = 3 if way == "pictures" else 1
+        # One of each digit of a picture, and of each cell of a form.
+        num_views = 3 if way == "pictures" or name == "tiny_reconstructor" else 1
         assert task.prompt_ids[way, True].count(token) == 3 * num_views
 
 
@@ -158,7 +167,7 @@ def test_the_right_response_is_learned_from_the_picture(policy: Path) -> None:
 
 
 def test_warm_up_depends_on_the_seed_alone(policy: Path, tmp_path: Path) -> None:
-    name: TinyVisionName = "tiny_qwen_vl" if "qwen" in policy.name else "tiny_minicpmv"
+    name = _name(policy)
     torch.manual_seed(17)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     again = ensure_tiny_vision_policy(name, tmp_path, 0, BRIEF[name])

@@ -1,9 +1,10 @@
 """The built-in tiny policies that see: a Qwen2.5-VL and a MiniCPM-V, made once on this machine.
 
 They stand in for pretrained models as text_policy.py does for text. Each reads the digits of a
-picture and adds them, well enough in both modes for GRPO to have something to strengthen.
+picture and adds them, well enough in both modes for GRPO to have something to strengthen. Another
+Qwen says what stood in the cells of a form.
 
-The Qwen imitates worked examples on clean pictures until it is right often enough on those of the
+A Qwen imitates worked examples on clean pictures until it is right often enough on those of the
 task, which are noisier and less orderly; the MiniCPM-V comes to that in stages (seeing.py).
 Reasoning is then formed, and what is left for GRPO is mostly to see. A policy is shown its pictures
 as the learner shows them, whatever its family.
@@ -26,6 +27,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
+from policy.builtin.sight.form_task import ASKED, FormTask, one_form
 from policy.builtin.sight.picture_task import (
     TASK,
     VIDEO,
@@ -50,7 +52,7 @@ from rl.config.data import SourceConfig
 from rl.data.media.minicpmv import BRACKET_TOKENS
 from rl.data.tasks.chain_sum import Slips
 
-TinyVisionName = Literal["tiny_qwen_vl", "tiny_minicpmv"]
+TinyVisionName = Literal["tiny_qwen_vl", "tiny_minicpmv", "tiny_reconstructor"]
 Architecture = Literal["tiny_qwen_vl", "tiny_minicpmv"]
 """As models.yaml has them."""
 
@@ -90,6 +92,12 @@ class VisionWarmupRecipe(ImitationRecipe):
     """Of the pictures that worked examples show, in place of the task's."""
 
 
+# Stopped while it infers worse than it reads: what is left to be learned is the study's subject.
+RECONSTRUCTION = VisionWarmupRecipe(
+    min_steps=350, max_steps=650, enough_short=0.35, enough_long=0.35
+)
+
+
 class Kind(NamedTuple):
     """What tells one policy that sees from the others, beside its seed."""
 
@@ -107,6 +115,7 @@ KINDS: dict[TinyVisionName, Kind] = {
     "tiny_minicpmv": Kind(
         "tiny_minicpmv", PictureTask, all_ways, SeeingRecipe(), [TASK, WAYS, VIDEO]
     ),
+    "tiny_reconstructor": Kind("tiny_qwen_vl", FormTask, one_form, RECONSTRUCTION, ASKED),
 }
 
 

@@ -16,7 +16,16 @@ from rl.config.keys import problems
 from rl.config.section import Section
 from rl.data.fingerprint import stable_hash
 from rl.data.media.names import MediumKind
-from rl.data.tasks.pictures import charts, digits, figures, pages, reconstruction, shapes, tables
+from rl.data.tasks.pictures import (
+    charts,
+    digits,
+    figures,
+    forms,
+    pages,
+    reconstruction,
+    shapes,
+    tables,
+)
 from rl.data.tasks.pictures.drawing import Draws, Scene, VisualExample
 
 # The same share as of the built-in sums: enough for an evaluation, little lost to training.
@@ -54,6 +63,7 @@ TASKS: dict[str, Task] = {
     "reconstruction": Task(
         reconstruction.ReconstructionSettings, reconstruction.draw, reconstruction.paint
     ),
+    "forms": Task(forms.FormsSettings, forms.draw, forms.paint),
 }
 
 

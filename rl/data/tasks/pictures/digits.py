@@ -7,6 +7,7 @@ is the sum. Drawn by numpy alone, thousands of pictures in a second.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -54,7 +55,19 @@ BITMAP_FONT = np.array([[[*map(float, r)] for r in g.split()] for g in _FONTS["b
 """Dots of every digit, 1 where there is ink: [10, 7, 5]."""
 
 
-class DigitsSettings(Section):
+class HandSettings(Section):
+    """How digits are written."""
+
+    fonts: Annotated[tuple[Literal["strokes", "bitmap"], ...], NOT_EMPTY] = ("strokes",)
+    noise: Annotated[tuple[float, float], within(0, 1)] = (0.0, 0.1)
+    """Standard deviation of the noise of every pixel; black to white is 1."""
+    jitter: float = Field(default=0.5, ge=0, le=1)
+    """How far digits leave their place, size and slant; 0 draws them all alike."""
+    thickness: Annotated[tuple[float, float], within(0.05, 0.3)] = (0.1, 0.16)
+    """Width of strokes over the height of a digit; the bitmap font has its own."""
+
+
+class DigitsSettings(HandSettings):
     n: Annotated[tuple[int, int], within(2, 9)] = (3, 3)
     """How many digits there are."""
     shown: Shown = "together"
@@ -71,13 +84,6 @@ class DigitsSettings(Section):
     wording: Literal["plain", "terse"] = "plain"
     """`terse` asks in a few characters, `+?`, `>?` or `#7?`, and pads answers to two digits, for
     policies that know no words."""
-    fonts: Annotated[tuple[Literal["strokes", "bitmap"], ...], NOT_EMPTY] = ("strokes",)
-    noise: Annotated[tuple[float, float], within(0, 1)] = (0.0, 0.1)
-    """Standard deviation of the noise of every pixel; black to white is 1."""
-    jitter: float = Field(default=0.5, ge=0, le=1)
-    """How far digits leave their place, size and slant; 0 draws them all alike."""
-    thickness: Annotated[tuple[float, float], within(0.05, 0.3)] = (0.1, 0.16)
-    """Width of strokes over the height of a digit; the bitmap font has its own."""
 
     @model_validator(mode="after")
     def _require_room_for_digits(self) -> DigitsSettings:
@@ -122,35 +128,49 @@ def draw(settings: DigitsSettings, rng: Draws) -> DigitsScene:
 def paint(scene: DigitsScene, settings: DigitsSettings, rng: Draws) -> VisualExample:
     is_together = scene.shown == "together"
     pictures = [list(scene.digits)] if is_together else [[digit] for digit in scene.digits]
-    images = tuple(_picture(digits, settings, rng) for digits in pictures)
+    size = settings.width, settings.height
+    images = tuple(
+        noisy(written(digits, size, settings, rng), settings, rng) for digits in pictures
+    )
     # One pace for a whole video.
     pace = rng.uniform(*settings.seconds_each)
     seconds = (pace,) * len(images) if scene.shown == "in_turn" else ()
     return VisualExample(images, scene.question, scene.answer, scene.task, seconds)
 
 
-def _picture(digits: list[int], settings: DigitsSettings, rng: Draws) -> Image.Image:
-    columns, rows, _ = _grid(len(digits), settings.width, settings.height)
-    width, height = settings.width // columns, settings.height // rows
+def written(
+    digits: Sequence[int], size: tuple[int, int], hand: HandSettings, rng: Draws
+) -> NDArray[np.float32]:
+    """Return the shades of paper with digits on it, in reading order: [height, width], white is 1.
+
+    size: width and height in pixels.
+    """
+    columns, rows, _ = _grid(len(digits), *size)
+    width, height = size[0] // columns, size[1] // rows
     # One font for the whole picture, as on a display or a form.
-    is_bitmap = rng.pick(settings.fonts) == "bitmap"
+    is_bitmap = rng.pick(hand.fonts) == "bitmap"
     # Smaller than the cell allows, never larger, so that no digit touches its neighbour.
     largest = 0.8 * min(height, width / ASPECT)
-    tall = np.maximum(largest * (1 - 0.25 * settings.jitter * rng.random(len(digits))), 7)
-    shift = 0.5 + 0.4 * settings.jitter * rng.uniform(-1, 1, (2, len(digits)))
+    tall = np.maximum(largest * (1 - 0.25 * hand.jitter * rng.random(len(digits))), 7)
+    shift = 0.5 + 0.4 * hand.jitter * rng.uniform(-1, 1, (2, len(digits)))
     boxes = np.stack([tall, (width - tall * ASPECT) * shift[0], (height - tall) * shift[1]])
     if is_bitmap:
         inks = _bitmap_ink(digits, boxes, width, height)
     else:
-        slant = settings.jitter * rng.uniform(-0.2, 0.2, len(digits))
-        thickness = rng.uniform(*settings.thickness)
+        slant = hand.jitter * rng.uniform(-0.2, 0.2, len(digits))
+        thickness = rng.uniform(*hand.thickness)
         inks = _stroke_ink(digits, boxes, slant, thickness, width, height)
     # Single precision throughout: a training run paints thousands of these a second.
-    shade = np.full((settings.height, settings.width), PAPER, np.float32)
+    shade = np.full((size[1], size[0]), PAPER, np.float32)
     for index, ink in enumerate(inks):
         top, left = index // columns * height, index % columns * width
         shade[top : top + height, left : left + width] += np.float32(INK - PAPER) * ink
-    if sigma := rng.uniform(*settings.noise):
+    return shade
+
+
+def noisy(shade: NDArray[np.float32], hand: HandSettings, rng: Draws) -> Image.Image:
+    """Return the picture of these shades, which are changed in place, with noise over them."""
+    if sigma := rng.uniform(*hand.noise):
         shade += np.float32(sigma) * rng.standard_normal(shade.shape, dtype=np.float32)
     pixels = (shade.clip(0, 1) * np.float32(255)).astype(np.uint8)
     return Image.fromarray(pixels).convert("RGB")
@@ -166,7 +186,7 @@ def _grid(count: int, width: int, height: int) -> tuple[int, int, float]:
 
 
 def _stroke_ink(
-    digits: list[int], boxes: NDArray, slant: NDArray, thickness: float, width: int, height: int
+    digits: Sequence[int], boxes: NDArray, slant: NDArray, thickness: float, width: int, height: int
 ) -> NDArray[np.float32]:
     """Strokes of one width around line segments, with soft edges: [n, height, width].
 
@@ -175,7 +195,7 @@ def _stroke_ink(
     # Digits are drawn as distances rather than by a library's lines: one array operation paints all
     # digits of a picture, and edges are soft at any size.
     tall, left, top = boxes[..., None, None]
-    lines = STROKE_FONT[digits]  # [n, segments, (x0, y0, x1, y1)]
+    lines = STROKE_FONT[list(digits)]  # [n, segments, (x0, y0, x1, y1)]
     xs, ys = lines[..., 0::2], lines[..., 1::2]
     # A digit leans about the middle of its height, and so stays near the middle of its cell.
     xs = ((xs * ASPECT + slant[:, None, None] * (0.5 - ys)) * tall + left).astype(np.float32)
@@ -198,7 +218,9 @@ def _stroke_ink(
     return (edge - np.sqrt(off_x.min(axis=1))).clip(0, 1)
 
 
-def _bitmap_ink(digits: list[int], boxes: NDArray, width: int, height: int) -> NDArray[np.float32]:
+def _bitmap_ink(
+    digits: Sequence[int], boxes: NDArray, width: int, height: int
+) -> NDArray[np.float32]:
     """A font of 5x7 dots, enlarged without smoothing: [n, height, width]."""
     ink = np.zeros((len(digits), height, width), np.float32)
     for index, (tall, left, top) in enumerate(boxes.T):

@@ -36,14 +36,15 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 
 def test_the_usual_models_keep_their_places_in_the_cache(made: list[Path]):
     """A name changes only with what decides the weights: everyone then makes the model anew."""
-    for name in ("tiny", "tiny_auto", "tiny_qwen_vl", "tiny_minicpmv"):
+    for name in ("tiny", "tiny_auto", "tiny_qwen_vl", "tiny_minicpmv", "tiny_reconstructor"):
         builtin_policy(f"builtin:{name}")
-    assert [directory.parent for directory in made] == [default_cache_dir()] * 4
+    assert [directory.parent for directory in made] == [default_cache_dir()] * 5
     assert [directory.name for directory in made] == [
         "tiny-a7060a12d12b",
         "tiny_auto-33f6779f8d93",
         "tiny_qwen_vl-ae917762adc7",
         "tiny_minicpmv-ba8c25d1cba5",
+        "tiny_reconstructor-2e503d697379",
     ]
 
 

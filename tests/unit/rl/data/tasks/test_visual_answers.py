@@ -1,6 +1,7 @@
 """What the pictures show is what the answers say, worked out here in another way."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -343,3 +344,72 @@ def _undamaged(scene, settings, index):
         pass
     assert drawn == scene
     return paint_page(scene.page, settings, rng)[0]
+
+
+def _follow_their_rules(digits):
+    sums, steps, facts = digits[:3], digits[3:6], digits[6:]
+    return (
+        sums[0] + sums[1] == sums[2]
+        and steps[1] - steps[0] == steps[2] - steps[1] != 0
+        and facts[0] == facts[1] == facts[2]
+    )
+
+
+@pytest.mark.parametrize("kind", ["read", "infer", "unknown"])
+def test_what_is_asked_of_a_form_is_seen_or_follows_or_cannot_be_known(kind):
+    """By trying every filling of the masked cells of a row, and all of what the rules say."""
+    for scene in scenes("forms", asked=[kind]):
+        assert _follow_their_rules(scene.digits)
+        assert (scene.kind, scene.answer) == (kind, str(scene.digits[scene.place]))
+        row = range(scene.place // 3 * 3, scene.place // 3 * 3 + 3)
+        tried = [range(10) if at in scene.masked else [scene.digits[at]] for at in row]
+        fillings = [
+            scene.digits[: row[0]] + f + scene.digits[row[-1] + 1 :] for f in product(*tried)
+        ]
+        possible = {f[scene.place] for f in fillings if _follow_their_rules(f)}
+        assert (scene.place in scene.masked) == (kind != "read")
+        assert (len(possible) == 1) == (kind != "unknown")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_as_many_cells_of_a_form_are_masked_as_is_said(share):
+    counts = [len(scene.masked) for scene in scenes("forms", 400, masked=[share, share])]
+    assert set(counts) == {int(9 * share), int(9 * share) + 1}
+    assert abs(np.mean(counts) - 9 * share) < 0.1
+
+
+def test_an_honest_answer_is_a_question_mark_only_where_nothing_tells():
+    for scene in scenes("forms", unknown_answer="honest", wording="terse"):
+        assert scene.question == "=?"
+        honest = (
+            ("?", "text") if scene.kind == "unknown" else (str(scene.digits[scene.place]), "number")
+        )
+        assert (scene.answer, scene.task) == honest
+
+
+def test_nothing_of_a_masked_cell_can_be_seen_and_the_frame_is_round_the_one_that_is_asked_for():
+    clear = read_settings("forms", {"noise": [0, 0], "jitter": 1})
+    for index in range(12):
+        scene = draw_scene("forms", clear, 0, index, False)
+        image = render("forms", clear, 0, index, False).images[0]
+        assert image.size == (84, 84)
+        for place in range(9):
+            top, left = place // 3 * 28, place % 3 * 28
+            cell = np.asarray(image.crop((left, top, left + 28, top + 28)), int)
+            assert (len(np.unique(cell[2:-2, 2:-2])) == 1) == (place in scene.masked)
+            is_red = cell[0, :, 0] - cell[0, :, 1] > 100
+            assert is_red.all() if place == scene.place else not is_red.any()
+
+
+def test_the_split_of_forms_is_by_their_digits_whatever_is_masked_or_asked():
+    sides = {
+        (scene.digits, share, held)
+        for share in (0.3, 0.7)
+        for held in (False, True)
+        for scene in (
+            draw_scene("forms", read_settings("forms", {"masked": [share] * 2}), 0, index, held)
+            for index in range(300)
+        )
+    }
+    trained = {digits for digits, _, held in sides if not held}
+    assert not trained & {digits for digits, _, held in sides if held}
