@@ -1,5 +1,5 @@
 """The pictures of a sweep: both modes against trained tokens, and what each arm ends at; metrics
-over steps."""
+over steps; accuracy by source."""
 
 from itertools import groupby
 from pathlib import Path
@@ -66,6 +66,32 @@ def draw_curves(path: Path, name: str, results: SweepResults) -> None:
         axes.set_xlim(left=0)
         # From 0, or a small change would look like a large one; but there is what can be negative.
         axes.set_ylim(bottom=0 if axes.dataLim.y0 >= 0 else None)
+    _legend(figure, results)
+    save(figure, path)
+
+
+def draw_sources(path: Path, name: str, results: SweepResults) -> None:
+    """Draw a panel per mode: the accuracy of every source after training, a bar per arm."""
+    figure, count = _sheet(name, results), len(results.points)
+    grid = figure.add_gridspec(len(results.modes), 1)
+    for row, mode in enumerate(results.modes):
+        axes = figure.add_subplot(grid[row])
+        panel(axes, f"{mode}: held-out accuracy by source")
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        for place, (point, style) in enumerate(zip(results.points, _styles(results), strict=True)):
+            # The bars of a source side by side, about its tick.
+            offset = 0.8 * ((place + 0.5) / count - 0.5)
+            for tick, source in enumerate(results.sources):
+                accuracy, half = point.last.of_source[mode].get(source, (0.0, 0.0))
+                look: dict[str, Any] = {"color": style["color"], "ecolor": GREY, "yerr": half}
+                axes.bar(tick + offset, accuracy, 0.8 / count, **look)
+        first = results.points[0].mean_course[0].of_source[mode]
+        for tick, source in enumerate(results.sources):
+            before = first.get(source, (0.0, 0.0))[0]
+            axes.hlines(before, tick - 0.4, tick + 0.4, color=INK, label="before", **_DOTTED)
+        axes.set_xticks(range(len(results.sources)), results.sources)
+        axes.set_ylim(0, 1)
+        legend_above(axes)
     _legend(figure, results)
     save(figure, path)
 

@@ -16,10 +16,10 @@ from rl.run.files import write_text
 from rl.run.templates import templates
 from rl.show.page import framed
 from rl.sweep.arms import Point, Published
-from rl.sweep.picture import draw_curves, draw_sweep
+from rl.sweep.picture import draw_curves, draw_sources, draw_sweep
 from rl.sweep.results import Peak, PointResult, SweepResults
 
-PICTURE, CURVES = "ratio.png", "curves.png"
+PICTURE, CURVES, SOURCES = "ratio.png", "curves.png", "sources.png"
 
 
 def write_report(root: Path, results: SweepResults, published: Published | None = None) -> Path:
@@ -29,6 +29,9 @@ def write_report(root: Path, results: SweepResults, published: Published | None 
     if results.points[0].curves:
         draw_curves(root / CURVES, root.name, results)
         pictures.append(CURVES)
+    if results.sources:
+        draw_sources(root / SOURCES, root.name, results)
+        pictures.append(SOURCES)
     write_text(root / "results.json", json.dumps(results.as_json(), indent=1) + "\n")
     text = report(root.name, results, published)
     write_text(root / "report.md", text)
@@ -54,6 +57,7 @@ def report(name: str, results: SweepResults, published: Published | None = None)
         name=name,
         picture=PICTURE,
         curves_picture=CURVES,
+        sources_picture=SOURCES,
         arms_header=header,
         arms=arms,
         peaks=peaks,
@@ -61,6 +65,8 @@ def report(name: str, results: SweepResults, published: Published | None = None)
         transfer=_transfer(results),
         against_first=_against_first(results),
         modes=[*results.modes],
+        labels=list(seeds),
+        by_source={mode: _by_source(results, mode) for mode in results.modes if results.sources},
         metrics=[*results.points[0].curves],
         curves=[
             [label(p.point), *(_ends(p, metric) for metric in p.curves)] for p in results.points
@@ -189,6 +195,26 @@ def _against_first(results: SweepResults) -> list[list[str]]:
             ]
             by_seed = ", ".join(f"{100 * each:+.1f}" for each in seeds)
             row.append(f"{100 * change:+.1f} ± {100 * interval:.1f} ({by_seed})")
+        rows.append(row)
+    return rows
+
+
+def _by_source(results: SweepResults, mode: str) -> list[list[str]]:
+    """Return a row for every source of the data, and in it what became of a mode in every arm."""
+    rows: list[list[str]] = []
+    for source in results.sources:
+        row = [source]
+        for point in results.points:
+            first, last = (
+                e.of_source[mode].get(source) for e in (point.mean_course[0], point.last)
+            )
+            if first is None or last is None:
+                row.append("-")
+                continue
+            # Of a difference of two independent means.
+            change, interval = last[0] - first[0], math.hypot(first[1], last[1])
+            ends = f"{first[0]:.1%} → {last[0]:.1%}"
+            row.append(f"{ends} ({100 * change:+.1f} ± {100 * interval:.1f})")
         rows.append(row)
     return rows
 

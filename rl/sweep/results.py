@@ -35,6 +35,8 @@ class Evaluation:
     half_width: Mapping[str, float]
     tokens_mean: Mapping[str, float]
     """Response tokens, by mode."""
+    of_source: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    """By mode and source of a mixture: accuracy, and half the width of its interval."""
 
 
 # Evaluation's figures by mode, in the order of its fields.
@@ -107,6 +109,11 @@ class SweepResults:
     points: tuple[PointResult, ...]
     failures: Mapping[str, str]
     """Why an arm failed, by its name."""
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that the held-out prompts of the first arm are from, if they are several."""
+        return [*self.points[0].last.of_source.get(self.modes[0], {})]
 
     def long_only(self, like: Point) -> PointResult | None:
         """The point that trains the long mode alone and is like `like` in all else."""
@@ -213,7 +220,18 @@ def course_of(
         signal += signal_of_step
         if all(f"eval/{mode}/accuracy" in values for mode in modes):
             figures = ({m: values[f"eval/{m}/{key}"] for m in modes} for key in _FIGURES)
-            evaluations.append(Evaluation(step, sum(tokens.values()), signal, *figures))
+            of_source = {
+                m: {
+                    key.removeprefix(prefix): (value, values[key.replace(prefix, width)])
+                    for key, value in values.items()
+                    if key.startswith(prefix)
+                }
+                for m in modes
+                for prefix, width in [(f"eval/{m}/accuracy_of_", f"eval/{m}/half_width_of_")]
+            }
+            evaluations.append(
+                Evaluation(step, sum(tokens.values()), signal, *figures, of_source=of_source)
+            )
     return tuple(evaluations)
 
 
@@ -221,8 +239,12 @@ def read_logged(arm: Arm) -> dict[int, dict[str, float]]:
     """The metrics of a finished run by step, as if step 0 had logged the evaluation before it."""
     run, modes = RunDirectory(Path(arm.config.run)), list(arm.config.modes)
     before = json.loads(run.summary_path.read_text(encoding="utf-8"))["before"]
-    steps = {0: {f"eval/{mode}/{key}": before[mode][key] for mode in modes for key in _FIGURES}}
-    return steps | read_metrics(run.metrics_path)
+    first = {f"eval/{mode}/{key}": before[mode][key] for mode in modes for key in _FIGURES}
+    for mode in modes:
+        for source, figures in before[mode].get("by_source", {}).items():
+            for key in ("accuracy", "half_width"):
+                first[f"eval/{mode}/{key}_of_{source}"] = figures[key]
+    return {0: first} | read_metrics(run.metrics_path)
 
 
 def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:
@@ -233,4 +255,17 @@ def _mean(evaluations: Sequence[Evaluation]) -> Evaluation:
         for figure in _FIGURES
     ]
     tokens = fmean(e.trained_tokens for e in evaluations)
-    return Evaluation(first.step, tokens, fmean(e.signal_tokens for e in evaluations), *by_mode)
+    signal = fmean(e.signal_tokens for e in evaluations)
+    of_source = {
+        mode: {
+            source: (fmean(accuracies), fmean(half_widths))
+            for source in sources
+            # Of a source with few prompts a seed may have answered none.
+            if all(source in e.of_source[mode] for e in evaluations)
+            for accuracies, half_widths in [
+                zip(*(e.of_source[mode][source] for e in evaluations), strict=True)
+            ]
+        }
+        for mode, sources in first.of_source.items()
+    }
+    return Evaluation(first.step, tokens, signal, *by_mode, of_source=of_source)

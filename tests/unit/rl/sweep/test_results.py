@@ -192,11 +192,34 @@ def test_variants_are_compared_with_the_first_over_steps_and_with_what_was_publi
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_what_became_of_every_source_stands_in_a_table_of_its_mode_and_in_a_picture(tmp_path):
+    def of_source(made, short, long):
+        both = {"short": {"seen": short}, "long": {"seen": long, "masked": (0.25, 0.06)}}
+        return dataclasses.replace(made, of_source=both)
+
+    courses = [
+        [of_source(evaluation(0, 0, 0.3, 0.5), (0.4, 0.03), (0.2, 0.04)),
+         of_source(evaluation(20, 600, 0.6, 0.8), (0.5 + half, 0.04), (0.1, 0.03))]
+        for half in (-0.01, 0.01)
+    ]  # fmt: skip
+    found = results(point(0.5, *courses))
+    assert found.points[0].last.of_source["short"]["seen"] == pytest.approx((0.5, 0.04))
+    write_report(tmp_path, found)
+    text = one_line((tmp_path / "report.md").read_text())
+    # The interval of a difference: the root of 3 squared and 4 squared.
+    assert "| short | 50 % long | | --- | --- | | seen | 40.0% → 50.0% (+10.0 ± 5.0) |" in text
+    assert "| seen | 20.0% → 10.0% (-10.0 ± 5.0) |" in text
+    assert "![accuracy of every arm by source](sources.png)" in text
+    assert (tmp_path / "sources.png").stat().st_size > 10_000
+    assert "## By source" not in report("s", results(HYBRID))
+
+
 def finished_run(arm: Arm, steps=None):
     """A run directory with what read_logged reads."""
     root = Path(arm.config.run)
     root.mkdir(parents=True)
     before = {m: {"accuracy": 0.5, "half_width": 0.1, "tokens_mean": 4.0} for m in arm.config.modes}
+    before["long"]["by_source"] = {"seen": {"accuracy": 0.4, "half_width": 0.2, "count": 24}}
     summary = {"before": before, "steps": steps or arm.config.steps}
     (root / "summary.json").write_text(json.dumps(summary))
     lines = [
@@ -205,7 +228,8 @@ def finished_run(arm: Arm, steps=None):
         {"step": 2, "progress/long/trained_tokens": 300, "rollout/long/zero_variance": 0.5,
          "progress/short/trained_tokens": 10}
         | {f"eval/{m}/{k}": v for m in ("short", "long")
-           for k, v in (("accuracy", 0.75), ("half_width", 0.05), ("tokens_mean", 5.0))},
+           for k, v in (("accuracy", 0.75), ("half_width", 0.05), ("tokens_mean", 5.0))}
+        | {"eval/long/accuracy_of_seen": 0.9, "eval/long/half_width_of_seen": 0.1},
     ]  # fmt: skip
     (root / "checkpoints" / f"step_{steps or arm.config.steps:06d}").mkdir(parents=True)
     (root / "config.yaml").write_text(dump(arm.config))
@@ -227,6 +251,9 @@ def test_tokens_with_signal_leave_out_the_share_of_silent_groups(tmp_path):
     # Long: 100 x .75 + 200 x .5; short: 10 in the first step, none in the second.
     assert (last.trained_tokens, last.signal_tokens) == (310, 75 + 10 + 100)
     assert last.accuracy == {"short": 0.75, "long": 0.75}
+    # The evaluation before training stands in the summary alone.
+    assert first.of_source == {"short": {}, "long": {"seen": (0.4, 0.2)}}
+    assert last.of_source == {"short": {}, "long": {"seen": (0.9, 0.1)}}
 
 
 def test_a_run_of_fewer_steps_is_not_finished(tmp_path):
