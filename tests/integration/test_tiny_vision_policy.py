@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationC
 from policy.builtin.sight.picture_task import (
     TASK,
     TASK_NAME,
+    PictureTask,
     all_ways,
     worked_example,
 )

@@ -63,7 +63,7 @@ def test_the_shipped_files_are_the_documented_ones():
         "rlaif_v.yaml",
         "short_only.yaml",
     ]
-    studies = ["auto", "ratio", "resampler", "rewards", "transfer", "video", "vision"]
+    studies = ["auto", "corruption", "ratio", "resampler", "rewards", "transfer", "video", "vision"]
     assert [f"sweep_{study}.yaml" for study in studies] == SWEEPS
     with_gpus = ["four_gpus", "node_8gpu", "one_gpu", "two_gpus"]
     assert set(SCALE_NAMES) == {"cluster", "cpu", "cpu_tiny", *with_gpus}
