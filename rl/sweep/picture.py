@@ -77,7 +77,7 @@ def draw_sources(path: Path, name: str, results: SweepResults) -> None:
     for row, mode in enumerate(results.modes):
         axes = figure.add_subplot(grid[row])
         panel(axes, f"{mode}: held-out accuracy by source")
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         for place, (point, style) in enumerate(zip(results.points, _styles(results), strict=True)):
             # The bars of a source side by side, about its tick.
             offset = 0.8 * ((place + 0.5) / count - 0.5)
