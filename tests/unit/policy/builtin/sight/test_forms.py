@@ -88,6 +88,8 @@ def test_the_study_trains_on_what_the_policy_was_warmed_up_for():
         trained = sources["trained"]
         masked[arm.point.variant] = trained.settings["masked"]
         own = TASK | {"masked": trained.settings["masked"]}
+        if arm.point.variant == "honest mix":
+            own["unknown_answer"] = "honest"
         assert read_settings(TASK_NAME, trained.settings) == read_settings(TASK_NAME, own)
         # Every arm is evaluated on the same sources, none of which is trained on.
         assert arm.config.data.weights == [1] + [0] * 9
@@ -97,7 +99,7 @@ def test_the_study_trains_on_what_the_policy_was_warmed_up_for():
             assert source.settings["asked"] == [kind]
             assert ("unknown_answer" in source.settings) == (kind == "unknown")
     shares = {"low": [0.3, 0.3], "moderate": [0.5, 0.5], "high": [0.7, 0.7], "mix": [0.3, 0.7]}
-    assert masked == shares
+    assert masked == shares | {"honest mix": shares["mix"]}
     longest = max(len(worked_example(form(place), True)) for place in range(9))
     # The closing tag is one token, and one ends the response.
     tokens = longest - len("</think>") + 2
