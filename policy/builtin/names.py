@@ -33,6 +33,7 @@ POLICY_SIZES: Mapping[str, Size] = {
     "builtin:tiny_minicpmv": Size(560_000, 110),
     "builtin:tiny_reconstructor": Size(560_000, 110),
     **dict.fromkeys(RESAMPLED, Size(560_000, 110)),
+    "builtin:tiny_describer": Size(560_000, 129),
 }
 
 

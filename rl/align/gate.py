@@ -3,13 +3,16 @@
 samples, labels of their claims (judging.py) -> Measurement, before and after -> refusals
 """
 
+from __future__ import annotations
+
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pydantic import TypeAdapter
 
 from rl.align.claims.types import JudgedResponse
+from rl.align.pairing import num_words
 from rl.config.align import GateConfig
 from rl.config.rollout import EvalConfig
 from rl.config.run import Config
@@ -32,12 +35,22 @@ class HallucinationRate:
     wrong_responses_half_width: float
     claims: float
     """Claims per response: it shows a rate that fell because less is said."""
+    words: float
+    """Words per final answer, which show the same."""
     silent: float
     """Share of responses without a single claim; they count as not wrong."""
     count: int
     """Prompts."""
     incomplete: int
     """Responses left out because a claim has no label."""
+    by_source: Mapping[str, HallucinationRate] = field(default_factory=dict)
+    """Of the prompts of each source of a mixture; empty where there is none."""
+
+    def as_metrics(self, mode: str) -> dict[str, float]:
+        values = {name: value for name, value in vars(self).items() if name != "by_source"}
+        for source, of_source in self.by_source.items():
+            values[f"wrong_claims_of_{source}"] = of_source.wrong_claims
+        return {f"eval/{mode}/{name}": float(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Measurement:
         for mode, result in self.modes.items():
             metrics |= result.as_metrics(mode)
         for mode, rate in self.hallucination.items():
-            metrics |= {f"eval/{mode}/{name}": float(value) for name, value in vars(rate).items()}
+            metrics |= rate.as_metrics(mode)
         return metrics
 
 
@@ -70,37 +83,58 @@ def gate_config(config: Config) -> Config:
     return config.model_copy(update={"eval": settings})
 
 
-def hallucination_rates(judged: Iterable[JudgedResponse]) -> dict[str, HallucinationRate]:
+def hallucination_rates(
+    judged: Iterable[JudgedResponse], sources: Iterable[str] = ()
+) -> dict[str, HallucinationRate]:
     """The rate of each mode; a mode of which no response is complete has none.
 
-    In the manner of CHAIR (share of responses with an error) and MMHal (errors per response).
+    sources: of a mixture, each of which has its own rate within that of a mode.
     """
     by_mode: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
     for each in judged:
         by_mode[each.response.mode].append(each)
-    rates = {}
+    rates, sources = {}, list(sources)
     for mode, of_mode in sorted(by_mode.items()):
-        by_prompt: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
-        for each in of_mode:
-            if each.is_complete:
-                by_prompt[each.response.prompt.id].append(each)
-        if not by_prompt:
+        if not (rate := rate_of(of_mode)):
             continue
-        # First over the responses to a prompt, then over prompts: the prompts are what is drawn.
-        groups = by_prompt.values()
-        wrong = [mean([each.num_wrong for each in group]) for group in groups]
-        any_wrong = [mean([each.num_wrong > 0 for each in group]) for group in groups]
-        rates[mode] = HallucinationRate(
-            wrong_claims=mean(wrong),
-            wrong_claims_half_width=half_width(wrong),
-            wrong_responses=mean(any_wrong),
-            wrong_responses_half_width=half_width(any_wrong),
-            claims=mean([mean([len(each.claims) for each in group]) for group in groups]),
-            silent=mean([mean([not each.claims for each in group]) for group in groups]),
-            count=len(by_prompt),
-            incomplete=sum(not each.is_complete for each in of_mode),
-        )
+        # A prompt's id begins with its source, if there are several (rollout/prompts/stream.py).
+        of_sources = {
+            source: rate_of(
+                [each for each in of_mode if each.response.prompt.id.startswith(f"{source}/")]
+            )
+            for source in sources
+        }
+        by_source = {source: of for source, of in of_sources.items() if of}
+        rates[mode] = replace(rate, by_source=by_source)
     return rates
+
+
+def rate_of(judged: Sequence[JudgedResponse]) -> HallucinationRate | None:
+    """The rate over all these responses; None where none of them is complete.
+
+    In the manner of CHAIR (share of responses with an error) and MMHal (errors per response).
+    """
+    by_prompt: defaultdict[str, list[JudgedResponse]] = defaultdict(list)
+    for each in judged:
+        if each.is_complete:
+            by_prompt[each.response.prompt.id].append(each)
+    if not by_prompt:
+        return None
+    # First over the responses to a prompt, then over prompts: the prompts are what is drawn.
+    groups = by_prompt.values()
+    wrong = [mean([each.num_wrong for each in group]) for group in groups]
+    any_wrong = [mean([each.num_wrong > 0 for each in group]) for group in groups]
+    return HallucinationRate(
+        wrong_claims=mean(wrong),
+        wrong_claims_half_width=half_width(wrong),
+        wrong_responses=mean(any_wrong),
+        wrong_responses_half_width=half_width(any_wrong),
+        claims=mean([mean([len(each.claims) for each in group]) for group in groups]),
+        words=mean([mean([num_words(each.response.answer or "") for each in g]) for g in groups]),
+        silent=mean([mean([not each.claims for each in group]) for group in groups]),
+        count=len(by_prompt),
+        incomplete=sum(not each.is_complete for each in judged),
+    )
 
 
 def refusals(before: Measurement, after: Measurement, gate: GateConfig) -> list[str]:

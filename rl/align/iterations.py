@@ -348,5 +348,6 @@ class Stages:
     def measure(self, root: Path) -> Measurement:
         """The figures of the policy whose judged held-out responses lie in `root`."""
         modes = json.loads((root / "result.json").read_text(encoding="utf-8"))["modes"]
-        rates = hallucination_rates(read_stage(root / LABELS, JudgedResponse))
+        judged, mix = read_stage(root / LABELS, JudgedResponse), self.inputs.config.data.mix
+        rates = hallucination_rates(judged, mix)
         return as_measurement({"modes": modes, "hallucination": rates})

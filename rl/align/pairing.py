@@ -155,7 +155,7 @@ def balanced(
     """
     sides = ("chosen", "rejected")
     texts = [[getattr(pair, side).response.text for side in sides] for pair in pairs]
-    lengths = [[len(_WORD.findall(text)) for text in both] for both in texts]
+    lengths = [[num_words(text) for text in both] for both in texts]
 
     def mean_lengths(of: Sequence[int]) -> list[Fraction]:
         return [Fraction(sum(lengths[n][side] for n in of), len(of)) for side in (0, 1)]
@@ -172,6 +172,11 @@ def balanced(
     names = ("ratio", "chosen_before", "rejected_before", *sides)
     figures = map(float, (ratio, *mean_lengths(range(len(pairs))), *mean_lengths(kept)))
     return [pairs[n] for n in kept], dict(zip(names, figures, strict=True))
+
+
+def num_words(text: str) -> int:
+    """Example: num_words("a red 杯子") == 4"""
+    return len(_WORD.findall(text))
 
 
 def _candidates(

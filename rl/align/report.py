@@ -31,6 +31,7 @@ _ROWS = (
     ("wrong claims a response", "hallucination", "wrong_claims", ".3f"),
     ("responses with one", "hallucination", "wrong_responses", ".1%"),
     ("claims a response", "hallucination", "claims", ".2f"),
+    ("words an answer", "hallucination", "words", ".1f"),
 )
 _CURVES = (
     ("Loss and accuracy of preferences", {"dpo/loss": "loss", "dpo/accuracy": "accuracy"}),
@@ -94,9 +95,15 @@ class AlignmentConsole:
             table.add_column(f"{mode} before", justify="right")
             table.add_column("after", justify="right")
         for name, kind, figure, form in _ROWS:
-            # A mode in which no response could be judged has no rates.
             rates = [when[kind].get(mode) for mode in before["modes"] for when in (before, after)]
-            table.add_row(name, *(format(rate[figure], form) if rate else "-" for rate in rates))
+            # Of a mixture its sources stand below all of it.
+            by_source = [rate.get("by_source", {}) if rate else {} for rate in rates]
+            rows = {f"  {source}": [of.get(source) for of in by_source] for source in by_source[0]}
+            for title, of in ({name: rates} | rows).items():
+                # A mode in which no response could be judged has no rates, and the verdict of an
+                # older version may lack a figure.
+                figures = [rate.get(figure) if rate else None for rate in of]
+                table.add_row(title, *("-" if f is None else format(f, form) for f in figures))
         self._screen.print(table)
         if verdict["is_accepted"]:
             self.note("accepted")

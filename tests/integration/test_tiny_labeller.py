@@ -18,26 +18,29 @@ from transformers import (
 
 from policy.builtin.labeller import (
     MISTAKES,
-    NO,
     RECIPES,
-    YES,
+    AnswerClaims,
     TinyLabellerName,
-    balanced,
     claim_question,
-    claim_rows,
     ensure_tiny_labeller,
+    open_task,
+    wrong_answer,
+)
+from policy.builtin.labelling import (
+    NO,
+    YES,
+    balanced,
+    claim_rows,
     heldout_accuracy,
     labelling_loss,
-    open_task,
     p_yes_and_no,
     train,
     untrained_labeller,
-    wrong_answer,
 )
 from policy.builtin.sight.picture_task import PictureTask, one_picture
 from policy.builtin.sight.vision_policy import VisionWarmupRecipe, ensure_tiny_vision_policy
 from policy.builtin.text_policy import WarmupRecipe, ensure_tiny_policy
-from policy.builtin.warmup import Question, Task, laid_out
+from policy.builtin.warmup import Question, laid_out
 from policy.models.checks import read_config, refuse_unusable_weights
 from rl.align.claims.rules import claims
 from rl.align.claims.rules import question as question_by_rules
@@ -81,8 +84,8 @@ def plain_model(labeller: Path) -> PreTrainedModel:
     return auto_class.from_pretrained(labeller)
 
 
-def opened(labeller: Path) -> Task:
-    return open_task(labeller, AutoTokenizer.from_pretrained(labeller))
+def opened(labeller: Path) -> AnswerClaims:
+    return AnswerClaims(open_task(labeller, AutoTokenizer.from_pretrained(labeller)))
 
 
 # What it is asked.
@@ -132,7 +135,7 @@ def test_ill_formed_answers_are_no_two_digits_and_not_right_as_a_number() -> Non
 
 
 def test_training_and_heldout_questions_never_meet(labeller: Path) -> None:
-    task = opened(labeller)
+    task = opened(labeller).task
     training = task.questions(0, 50, heldout=False)
     heldout = task.questions(0, 50, heldout=True)
     assert {one.answer for one in training + heldout} <= {f"{n:02d}" for n in range(55)}
@@ -146,7 +149,8 @@ def test_training_and_heldout_questions_never_meet(labeller: Path) -> None:
 
 def test_a_claim_is_asked_about_as_a_run_asks(labeller: Path) -> None:
     """The same tokens as the chat template and the engine's expansion give."""
-    task = opened(labeller)
+    claims = opened(labeller)
+    task = claims.task
     chat = ChatTemplate(str(labeller))
     (asked,) = task.questions(0, 1, heldout=False)
     content = claim_question(asked.text, "12")
@@ -160,7 +164,7 @@ def test_a_claim_is_asked_about_as_a_run_asks(labeller: Path) -> None:
     tokens = chat.prompt_token_ids(prompt, thinking=False)
     if isinstance(task, PictureTask):
         tokens = task.inputs.expanded(tokens, prompt.media)
-    (row,) = claim_rows(task, [asked], ["12"])
+    (row,) = claim_rows(claims, [asked], ["12"])
     assert list(tokens) == row
     assert len(row) <= 30
 
@@ -185,14 +189,15 @@ def test_yes_and_no_are_a_token_each(labeller: Path) -> None:
 
 def test_its_probabilities_are_those_of_the_plain_model(labeller: Path) -> None:
     """Padding and the rows of others change nothing."""
-    task = opened(labeller)
+    claims = opened(labeller)
+    task = claims.task
     asked = task.questions(0, 3, heldout=True)
     answers = ["7", "273", "12"]
     model = untrained_labeller(labeller, task.tokenizer)
-    together = p_yes_and_no(model, task, asked, answers)
+    together = p_yes_and_no(model, claims, asked, answers)
     plain = plain_model(labeller)
     for place in range(3):
-        rows = claim_rows(task, asked[place : place + 1], answers[place : place + 1])
+        rows = claim_rows(claims, asked[place : place + 1], answers[place : place + 1])
         token_ids, visual = laid_out(task, asked[place : place + 1], rows)
         with torch.no_grad():
             logits = plain(input_ids=token_ids, **visual).logits[0, -1]
@@ -227,7 +232,8 @@ def test_the_loss_falls(policy: Path, labeller: Path) -> None:
 
 def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
     """Against each token's own log-probability, row by row."""
-    task = opened(labeller)
+    claims = opened(labeller)
+    task = claims.task
     model = untrained_labeller(labeller, task.tokenizer)
     asked, wrong = task.questions(0, 3, heldout=False), ["7", "273", "2+"]
     recipe = replace(BRIEF, foresight=0.5, naming=0.25)
@@ -235,7 +241,7 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
     verdicts, answers, names = [], [], []
     for verdict, stated in ((YES, [one.answer for one in asked]), (NO, wrong)):
         for one, answer in zip(asked, stated, strict=True):
-            rows = claim_rows(task, [one], [answer])
+            rows = claim_rows(claims, [one], [answer])
             token_ids, visual = laid_out(task, [one], rows)
             with torch.no_grad():
                 logits = plain(input_ids=token_ids, **visual).logits
@@ -255,25 +261,29 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
     if names:
         expected = expected - 0.25 * torch.stack(names).mean()
     with torch.no_grad():
-        loss = labelling_loss(model, task, asked, wrong, recipe)
+        pairs = [(one.answer, other) for one, other in zip(asked, wrong, strict=True)]
+        loss = labelling_loss(model, claims, asked, pairs, recipe)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_accuracy_counts_verdicts_by_mistake(labeller: Path) -> None:
-    task = opened(labeller)
+    claims = opened(labeller)
+    task = claims.task
     model = untrained_labeller(labeller, task.tokenizer)
     yes, no = task.tokenizer.convert_tokens_to_ids([YES, NO])
     with torch.no_grad():
         head = model.get_output_embeddings().weight
         head[no] = head[yes]
     # A tie is no verdict, neither for nor against.
-    assert set(heldout_accuracy(model, task, 3).values()) == {0.0}
-    assert heldout_accuracy(model, task, 3).keys() == {"right", *MISTAKES}
+    assert set(heldout_accuracy(model, claims, 3).values()) == {0.0}
+    assert heldout_accuracy(model, claims, 3).keys() == {"right", *MISTAKES}
 
 
 def test_half_of_a_balanced_set_is_right() -> None:
     accuracy = dict.fromkeys(MISTAKES, 1.0) | {"right": 0.5, "misread": 0.0}
-    assert balanced(accuracy, (0.25, 0.15, 0.4, 0.1, 0.1)) == pytest.approx(0.55)
+    assert balanced(accuracy, AnswerClaims.mistakes, (0.25, 0.15, 0.4, 0.1, 0.1)) == pytest.approx(
+        0.55
+    )
     for recipe in RECIPES.values():
         assert sum(recipe.shares) == pytest.approx(1)
 
@@ -282,7 +292,8 @@ def test_the_report_says_how_it_ended(labeller: Path) -> None:
     report = json.loads((labeller / "warmup.json").read_text())
     assert (report["seed"], report["steps"], report["is_ready"]) == (1, 2, False)
     assert report["accuracy"].keys() == {"right", *MISTAKES}
-    assert report["balanced"] == pytest.approx(balanced(report["accuracy"], BRIEF.shares), abs=1e-4)
+    expected = balanced(report["accuracy"], AnswerClaims.mistakes, BRIEF.shares)
+    assert report["balanced"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_weights_depend_on_recipe_and_policy_alone(

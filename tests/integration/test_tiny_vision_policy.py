@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 
+from policy.builtin.sight import describing_task
 from policy.builtin.sight.picture_task import (
     TASK,
     TASK_NAME,
-    PictureTask,
     all_ways,
     worked_example,
 )
@@ -33,10 +34,16 @@ from rl.config.data import SourceConfig
 from rl.config.recipe import load
 from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures import read_settings
+from rl.data.tasks.pictures.descriptions import Shape
 from rollout.chat import ChatTemplate
 from rollout.prompts.procedural import VisualSource
 
-NAMES: tuple[TinyVisionName, ...] = ("tiny_qwen_vl", "tiny_minicpmv", "tiny_reconstructor")
+NAMES: tuple[TinyVisionName, ...] = (
+    "tiny_qwen_vl",
+    "tiny_minicpmv",
+    "tiny_reconstructor",
+    "tiny_describer",
+)
 DIGITS = (3, 7, 2)
 BRIEF_IMITATION = VisionWarmupRecipe(
     min_steps=2,
@@ -54,6 +61,7 @@ BRIEF = {
     "tiny_qwen_vl": BRIEF_IMITATION,
     "tiny_minicpmv": SeeingRecipe(stages=BRIEF_STAGES),
     "tiny_reconstructor": BRIEF_IMITATION,
+    "tiny_describer": BRIEF_IMITATION,
 }
 RECIPE = "config=hybrid_50_50_vision.yaml"
 
@@ -129,12 +137,14 @@ def test_the_warm_up_asks_as_a_run_does(policy: Path) -> None:
 
 def test_a_picture_is_seen_whole_in_as_many_tokens_as_meant(policy: Path) -> None:
     _, task = _opened(policy)
-    name = _name(policy)
-    token = task.tokenizer.get_vocab()["<unk>" if name == "tiny_minicpmv" else "<|image_pad|>"]
+    name, vocabulary = _name(policy), task.tokenizer.get_vocab()
+    # One of each digit, of each cell of a form, or of each part of a description.
+    count = {"tiny_reconstructor": 9, "tiny_describer": 4}.get(name, 3)
     for way in task.ways:
-        # One of each digit of a picture, and of each cell of a form.
-        num_views = 3 if way == "pictures" or name == "tiny_reconstructor" else 1
-        assert task.prompt_ids[way, True].count(token) == 3 * num_views
+        kind = "video" if way == "video" else "image"
+        marker = "<unk>" if name == "tiny_minicpmv" else f"<|{kind}_pad|>"
+        views = 3 if way == "pictures" else 1
+        assert task.prompt_ids[way, True].count(vocabulary[marker]) == count * views
 
 
 @pytest.mark.parametrize("policy", ["tiny_minicpmv"], indirect=True)
@@ -220,3 +230,18 @@ def test_the_recipe_takes_a_scale_with_gpus_and_a_published_model() -> None:
     assert (config.data.kind, config.data.path) == ("visual", "charts")
     assert config.resources.gpus == 8
     assert config.modes["long"].max_tokens >= 1024
+
+
+def test_the_recipe_of_descriptions_asks_for_what_the_describer_was_warmed_up_for() -> None:
+    config = load(["config=rlaif_v_describe.yaml", "scale=cpu_tiny"]).config
+    meant = describing_task.all_ways()
+    assert (config.data.mix, config.data.video) == (meant.mix, meant.video)
+    assert config.policy.model == "builtin:tiny_describer"
+    tokenizer = make_tokenizer(64)
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in describing_task.WORDS])
+    parts = (Shape("purple", "triangle"),) * 4
+    for name, thinking, length in (("short", False, 21), ("long", True, 47)):
+        text = describing_task.worked_example(parts, thinking) + EOS
+        assert len(tokenizer(text)["input_ids"]) == length
+        most = describing_task.DescribingTask.max_response_tokens[thinking]
+        assert length < most == config.modes[name].max_tokens

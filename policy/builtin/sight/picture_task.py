@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from policy.builtin.sight.visual_task import VisualTask
+from policy.builtin.sight.visual_task import VisualTask, mixed
 from policy.builtin.warmup import Question
 from rl.config.data import SourceConfig
 from rl.data.media.names import RenderedMedium
@@ -46,16 +46,7 @@ def one_picture(**changes: Any) -> SourceConfig:
 
 def all_ways(frames: int = 6, **changes: Any) -> SourceConfig:
     """The task in pictures and videos. frames: of a package. changes: of all ways' settings."""
-    mix = {
-        name: way
-        | {
-            "kind": "visual",
-            "path": TASK_NAME,
-            "settings": TASK | way.get("settings", {}) | changes,
-        }
-        for name, way in WAYS.items()
-    }
-    return SourceConfig.model_validate({"mix": mix, "video": VIDEO | {"frames_per_group": frames}})
+    return mixed(TASK_NAME, TASK, WAYS, VIDEO | {"frames_per_group": frames}, changes)
 
 
 class PictureTask(VisualTask):

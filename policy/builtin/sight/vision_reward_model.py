@@ -20,7 +20,8 @@ from torch.nn.functional import cross_entropy, softplus
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from policy.builtin.labeller import MISTAKES, PICTURE, wrong_answer, wrong_answers
+from policy.builtin.labeller import MISTAKES, AnswerClaims, wrong_answer
+from policy.builtin.labelling import MARKERS
 from policy.builtin.sight.picture_task import PictureTask, one_picture
 from policy.builtin.sight.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import (
@@ -93,15 +94,17 @@ class Preferring:
         """Of the pairs of a step, given the number of the first question."""
         recipe, task = self.recipe, self.task
         questions = task.questions(first, recipe.examples_per_step, heldout=False)
-        wrong = wrong_answers(self._rng, questions, recipe.shares)
-        right, count = [question.answer for question in questions], len(questions)
+        pairs = AnswerClaims(task).pairs(self._rng, questions, recipe.shares)
+        (right, wrong), count = zip(*pairs, strict=True), len(questions)
         # One forward for both halves of the pairs, which share their pictures.
         token_ids, hidden, ends = self._states([*questions, *questions], [*right, *wrong])
         scores = self.model.score(hidden[torch.arange(2 * count), ends])[:, 0]  # [2 * N]
         loss = softplus(scores[count:] - scores[:count]).mean()
         # Naming: at each visual token of the picture, the digit that is shown there.
         token_ids, hidden = token_ids[:count], hidden[:count]
-        seen = hidden[token_ids == task.tokenizer.convert_tokens_to_ids(PICTURE)]  # [N digits, H]
+        seen = hidden[
+            token_ids == task.tokenizer.convert_tokens_to_ids(MARKERS["image"])
+        ]  # [N digits, H]
         shown = torch.tensor([digit for question in questions for digit in question.addends])
         loss = loss + recipe.naming * cross_entropy(self.digits(seen), shown)
         # Foresight: the two digits of the right answer stand before the end of its row, and each is
@@ -155,5 +158,6 @@ def answer_rows(
     ]
     texts = task.tokenizer.apply_chat_template(messages, tokenize=False)
     # All pictures have the same size, and a visual token for each digit.
-    visual = PICTURE * len(questions[0].addends)
-    return task.tokenizer([text.replace(PICTURE, visual) for text in texts])["input_ids"]
+    picture, count = MARKERS["image"], len(questions[0].addends)
+    texts = [text.replace(picture, picture * count) for text in texts]
+    return task.tokenizer(texts)["input_ids"]

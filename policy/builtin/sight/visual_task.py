@@ -23,6 +23,30 @@ from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures import draw_scene, read_settings
 
 
+def mixed(
+    task_name: str,
+    settings: dict[str, Any],
+    ways: Mapping[str, dict[str, Any]],
+    video: Mapping[str, Any],
+    changes: dict[str, Any],
+) -> SourceConfig:
+    """A task in several ways of being shown.
+
+    settings: of all ways; what a way has of its own goes over them, and `changes` over both. ways,
+    video: as a run's `data.mix` and `data.video`, the ways without what is equal in all.
+    """
+    mix = {
+        name: way
+        | {
+            "kind": "visual",
+            "path": task_name,
+            "settings": settings | way.get("settings", {}) | changes,
+        }
+        for name, way in ways.items()
+    }
+    return SourceConfig.model_validate({"mix": mix, "video": video})
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisualTask(Task):
     """Scenes of one task, each with the task's one question, in pictures and videos."""

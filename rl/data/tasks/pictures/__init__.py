@@ -18,6 +18,7 @@ from rl.data.fingerprint import stable_hash
 from rl.data.media.names import MediumKind
 from rl.data.tasks.pictures import (
     charts,
+    descriptions,
     digits,
     figures,
     forms,
@@ -56,6 +57,7 @@ class Task(NamedTuple):
 TASKS: dict[str, Task] = {
     "digits": Task(digits.DigitsSettings, digits.draw, digits.paint),
     "shapes": Task(shapes.ShapesSettings, shapes.draw, shapes.paint),
+    "descriptions": Task(descriptions.DescriptionsSettings, descriptions.draw, descriptions.paint),
     "figures": Task(figures.FiguresSettings, figures.draw, figures.paint),
     "tables": Task(tables.TablesSettings, tables.draw, tables.paint),
     "charts": Task(charts.ChartsSettings, charts.draw, charts.paint),

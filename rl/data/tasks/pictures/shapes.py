@@ -132,14 +132,20 @@ def paint(scene: ShapesScene, settings: ShapesSettings, rng: Draws) -> VisualExa
         # Sizes and places vary, so that a count cannot be read off the total ink.
         room = 0.7 * (cell / 2 - radius)
         middle = (np.array([shape.column, shape.row]) + 0.5) * cell + rng.uniform(-room, room, 2)
-        if shape.form == "circle":
-            box = (*(middle - radius), *(middle + radius))
-            canvas.ellipse(box, COLOURS[shape.colour])
-        else:
-            outline = [tuple(middle + radius * point) for point in _OUTLINES[shape.form]]
-            canvas.polygon(outline, COLOURS[shape.colour])
+        draw_shape(canvas, shape.colour, shape.form, middle, radius)
     small = image.resize((size[0] // SMOOTHING, size[1] // SMOOTHING), Image.Resampling.BOX)
     return VisualExample((small,), scene.question, scene.answer, scene.task)
+
+
+def draw_shape(
+    canvas: ImageDraw.ImageDraw, colour: str, form: str, middle: np.ndarray, radius: float
+) -> None:
+    """middle: x and y, and radius, in pixels of the canvas."""
+    if form == "circle":
+        canvas.ellipse((*(middle - radius), *(middle + radius)), COLOURS[colour])
+    else:
+        outline = [tuple(middle + radius * point) for point in _OUTLINES[form]]
+        canvas.polygon(outline, COLOURS[colour])
 
 
 def _around(corners: int, radii: tuple[float, ...]) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from policy.builtin import (
-    labeller,
+    labelling,
     names,
     reward_model,
     text_policy,
@@ -27,7 +27,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
         return directory
 
     sight = (resampled, vision_policy, vision_reward_model)
-    for module in (labeller, reward_model, text_policy, *sight):
+    for module in (labelling, reward_model, text_policy, *sight):
         monkeypatch.setattr(module, "made_once", note)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(names.SEED_VARIABLE, raising=False)
@@ -36,15 +36,17 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
 
 def test_the_usual_models_keep_their_places_in_the_cache(made: list[Path]):
     """A name changes only with what decides the weights: everyone then makes the model anew."""
-    for name in ("tiny", "tiny_auto", "tiny_qwen_vl", "tiny_minicpmv", "tiny_reconstructor"):
+    usual = ("tiny", "tiny_auto", "tiny_qwen_vl", "tiny_minicpmv", "tiny_reconstructor")
+    for name in (*usual, "tiny_describer"):
         builtin_policy(f"builtin:{name}")
-    assert [directory.parent for directory in made] == [default_cache_dir()] * 5
+    assert [directory.parent for directory in made] == [default_cache_dir()] * 6
     assert [directory.name for directory in made] == [
         "tiny-a7060a12d12b",
         "tiny_auto-33f6779f8d93",
         "tiny_qwen_vl-ae917762adc7",
         "tiny_minicpmv-ba8c25d1cba5",
         "tiny_reconstructor-2e503d697379",
+        "tiny_describer-9949f1bfc2da",
     ]
 
 
@@ -68,13 +70,15 @@ def test_the_seed_reaches_a_model_and_the_policy_it_starts_from(
         monkeypatch.setenv(names.SEED_VARIABLE, seed)
         builtin_policy("builtin:tiny_labeller")
         builtin_policy("builtin:tiny_vision_labeller")
+        builtin_policy("builtin:tiny_description_labeller")
         builtin_reward_model("builtin:tiny")
         builtin_reward_model("builtin:tiny_vision")
     assert [directory.name.rpartition("-")[0] for directory in made] == [
         *("tiny", "tiny_labeller", "tiny_qwen_vl", "tiny_vision_labeller"),
+        *("tiny_describer", "tiny_description_labeller"),
         *("tiny", "tiny-reward", "tiny_qwen_vl", "tiny_vision_reward"),
     ] * 2
-    assert not set(made[:8]) & set(made[8:])
+    assert not set(made[:10]) & set(made[10:])
 
 
 def test_a_seed_that_is_no_number_is_refused(made: list[Path], monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,13 @@
+import io
 import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from rl.align.claims.files import read_stage, write_stage
 from rl.align.claims.types import (
@@ -16,8 +19,10 @@ from rl.align.claims.types import (
     Response,
     RewardedResponse,
 )
-from rl.align.gate import Measurement, hallucination_rates
+from rl.align.gate import Measurement, as_measurement, hallucination_rates
+from rl.align.report import AlignmentConsole
 from rl.data.media.names import MediaFile, RenderedMedium, from_json
+from rl.evaluate.evaluation import ModeResult
 from rl.loop.stages import Prompt
 
 YES, NO = Label(0.75, 0.125), Label(0.25, 0.5)
@@ -86,10 +91,38 @@ def test_rates_count_wrong_claims_and_responses_by_mode():
     assert short.wrong_claims_half_width == pytest.approx(0.346482, abs=1e-6)
     assert short.wrong_responses == 0.5
     assert short.wrong_responses_half_width == 0.0
+    assert short.words == 1.0
     assert (short.claims, short.silent, short.count, short.incomplete) == (1.25, 0.25, 2, 1)
     assert rates["long"].wrong_claims == 0.0
     metrics = Measurement({}, rates).as_metrics()
-    assert metrics["eval/short/wrong_claims"] == 0.75 and len(metrics) == 2 * 8
+    assert metrics["eval/short/wrong_claims"] == 0.75 and len(metrics) == 2 * 9
+
+
+def test_rates_of_a_mixture_stand_by_source_too_and_are_shown():
+    both = [judged("picture/1", [NO, YES, YES]), judged("video/1", [NO, NO])]
+    mixed = [*both, judged("pictures/1", [YES]), judged("video/2", [None], mode="long")]
+    rates = hallucination_rates(mixed, ["picture", "video", "other"])
+    of = rates["short"].by_source
+    assert {
+        source: (rate.wrong_claims, rate.claims, rate.count) for source, rate in of.items()
+    } == {
+        "picture": (1.0, 3.0, 1),
+        "video": (2.0, 2.0, 1),
+    }
+    assert rates["short"].count == 3 and "long" not in rates
+    measured = Measurement({}, rates)
+    metrics = measured.as_metrics()
+    assert metrics["eval/short/wrong_claims_of_video"] == 2.0 and len(metrics) == 9 + 2
+    assert as_measurement(json.loads(json.dumps(asdict(measured)))) == measured
+    screen = Console(record=True, width=200, file=io.StringIO())
+    figures = asdict(ModeResult(0.5, 0.1, 9.0, 0.0, 0, 3))
+    told = asdict(measured) | {"modes": {"short": figures, "long": figures}}
+    verdict = {"is_accepted": True, "before": told, "after": told}
+    AlignmentConsole(screen).verdict(1, verdict)
+    shown = [line.strip(" │").split() for line in screen.export_text().splitlines()]
+    rows = [[cell for cell in row if cell != "│"] for row in shown]
+    # A mode of which no response could be judged has no figures of sources either.
+    assert ["video", "2.000", "2.000", "-", "-"] in rows
 
 
 RESPONSE = Response(PROMPT, "long", 2, (7, 8, 2), "<think>\nx\n</think>\n\n红杯子", "红杯子")

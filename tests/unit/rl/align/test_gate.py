@@ -18,7 +18,7 @@ def measurement(**modes: tuple[float, float]) -> Measurement:
             for mode, (accuracy, _) in modes.items()
         },
         {
-            mode: HallucinationRate(wrong, 0.1, min(1.0, wrong), 0.05, 2.0, 0.0, 100, 0)
+            mode: HallucinationRate(wrong, 0.1, min(1.0, wrong), 0.05, 2.0, 9.0, 0.0, 100, 0)
             for mode, (_, wrong) in modes.items()
         },
     )

@@ -61,6 +61,7 @@ def test_the_shipped_files_are_the_documented_ones():
         "hybrid_auto.yaml",
         "long_only.yaml",
         "rlaif_v.yaml",
+        "rlaif_v_describe.yaml",
         "short_only.yaml",
     ]
     studies = ["auto", "corruption", "ratio", "resampler", "rewards", "transfer", "video", "vision"]
@@ -403,6 +404,8 @@ def test_engines_sleep_where_they_share_the_learners_gpus_and_nothing_is_sampled
         ("hybrid_50_50_minicpm_v.yaml", "cpu_tiny", "builtin:tiny_minicpmv"),
         ("hybrid_50_50_minicpm_v.yaml", "node_8gpu", "openbmb/MiniCPM-V-4_5"),
         ("hybrid_50_50_minicpm_v.yaml", "one_gpu", "openbmb/MiniCPM-V-4_5"),
+        ("rlaif_v_describe.yaml", "auto", "builtin:tiny_describer"),
+        ("rlaif_v_describe.yaml", "two_gpus", "openbmb/MiniCPM-V-4_5"),
     ],
 )
 def test_a_recipe_of_its_own_scales_finds_its_policy(tmp_path, monkeypatch, recipe, scale, model):

@@ -150,6 +150,51 @@ def test_shapes_answer_what_is_asked():
     assert kinds == {"How", "Is", "Which"}
 
 
+def test_a_description_is_a_count_and_a_sentence_for_each_shape():
+    counts = []
+    for scene in scenes("descriptions", 200):
+        shown = {place: shape for place, shape in enumerate(scene.parts) if shape}
+        first, *others = scene.answer.removesuffix(".").split(". ")
+        assert first == f"There are {' two three four'.split(' ')[len(shown) - 1]} shapes"
+        told = [re.fullmatch(r"Part (\d) shows a (\w+) (\w+)", other) for other in others]
+        assert {int(t[1]) - 1: (t[2], t[3]) for t in told if t} == shown
+        counts.append(1 + len(others))
+    assert set(counts) == {3, 4, 5}
+
+
+def test_descriptions_are_the_same_however_they_are_shown():
+    ways = {"together": ("image",), "in_turn": ("video",)}
+    for index in range(20):
+        asked = {way: ask("descriptions", read_settings("descriptions", {"shown": way}), 0, index,
+                          True) for way in ways}  # fmt: skip
+        assert len({one.answer for one in asked.values()}) == 1
+        assert {way: one.media for way, one in asked.items()} == ways
+        assert [word in one.question for one, word in
+                zip(asked.values(), ("picture", "video"), strict=True)] == [True, True]  # fmt: skip
+
+
+def test_each_part_shows_its_own_shape_and_empty_ones_nothing():
+    still = {"jitter": 0, "noise": [0, 0], "cell": 28}
+    shown: dict[object, set[bytes]] = {}
+    for index in range(40):
+        for way in ("together", "in_turn"):
+            settings = read_settings("descriptions", still | {"shown": way})
+            made = render("descriptions", settings, 0, index, False)
+            assert len(made.seconds) == (4 if way == "in_turn" else 0)
+            pixels = np.concatenate([np.asarray(image) for image in made.images], axis=1)
+            assert pixels.shape == (28, 112, 3)
+            for place, shape in enumerate(
+                draw_scene("descriptions", settings, 0, index, False).parts
+            ):
+                # Without the lines between parts.
+                cell = pixels[:, 28 * place + 2 : 28 * place + 26]
+                shown.setdefault(shape, set()).add(cell.tobytes())
+    # Without noise or jitter a shape always looks alike, and like no other.
+    assert set(map(len, shown.values())) == {1}
+    assert len(set.union(*shown.values())) == len(shown)
+    assert shown[None] == {bytes([255]) * (28 * 24 * 3)}
+
+
 def test_yes_and_no_are_as_frequent():
     answers = [scene.answer for scene in scenes("shapes", 300, questions=["left_of"])]
     yes = answers.count("yes") / (answers.count("yes") + answers.count("no"))
