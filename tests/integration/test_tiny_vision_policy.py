@@ -15,6 +15,7 @@ from policy.builtin.sight import describing_task
 from policy.builtin.sight.picture_task import (
     TASK,
     TASK_NAME,
+    PictureTask,
     all_ways,
     worked_example,
 )
