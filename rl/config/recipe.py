@@ -10,7 +10,8 @@ What a scale has under `defaults:` stands beneath a recipe of the user's own ins
 that recipe says nothing.
 
 A recipe may say `scales: vision`: names of scales are then looked up in scale/vision/ first,
-because a vision-language policy has other settings at every size.
+because a vision-language policy has other settings at every size. What `scales: vision/describe`
+does not find in its own folder it looks for in scale/vision/, then in scale/.
 
 A layer that names `data.kind` replaces the `data` of the layers before it as a whole, since the
 settings of one kind of data mean nothing to another.
@@ -197,17 +198,17 @@ def find_scale(name: str, folder: str = "", mine: Sequence[Layer] = ()) -> Path:
     mine: what a person set. Of scales of one size `auto` takes one that leaves their data and model
     as they are; where they set neither, the one that has both built in.
     """
+    # The folder, those that it lies in, and that of all scales.
+    own_first = [SCALES / place for place in (Path(folder), *Path(folder).parents)]
     if Path(name).suffix == ".yaml":
-        return _find(name, [Path(), SCALES / folder, SCALES], "scale")
+        return _find(name, [Path(), *own_first], "scale")
     if name != "auto":
-        return _find(f"{name}.yaml", [SCALES / folder, SCALES], "scale")
+        return _find(f"{name}.yaml", own_first, "scale")
     # Scales say themselves how many GPUs they need, so one that is added here is found by `auto`.
     visible = count_visible_gpus()
     own = dotted_leaves(_join(*(layer.tree for layer in mine)))
     fitting: dict[tuple[int, bool, bool], Path] = {}
-    found = {
-        path.name: path for place in (SCALES, SCALES / folder) for path in place.glob("*.yaml")
-    }
+    found = {path.name: path for place in reversed(own_first) for path in place.glob("*.yaml")}
     for path in (found[name] for name in sorted(found)):
         leaves = dotted_leaves(_merge(_read_chain(path)))
         gpus = int(leaves.get("resources.gpus", 0))

@@ -421,6 +421,11 @@ def test_other_scales_are_found_beside_a_recipes_own():
     write("mine.yaml", "extends: hybrid_50_50.yaml\nscales: vision\n")
     assert load(["config=mine.yaml", "scale=cluster"]).config.resources.nodes > 1
     assert "no such file" in refused("config=mine.yaml", "scale=clusters")
+    # From the folder of a folder through the one around it.
+    write("mine.yaml", "extends: hybrid_50_50.yaml\nscales: vision/mine\n")
+    of_vision = load(["config=hybrid_50_50_vision.yaml", "scale=one_gpu"]).config.policy.model
+    assert load(["config=mine.yaml", "scale=one_gpu"]).config.policy.model == of_vision
+    assert load(["config=mine.yaml", "scale=cluster"]).config.resources.nodes > 1
 
 
 def test_loading_a_recipe_imports_nothing_heavy():
