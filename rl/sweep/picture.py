@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from rl.run.pictures import BLUES, GREY, INK, legend_above, mode_colors, panel, save, sheet
@@ -80,15 +81,18 @@ def draw_sources(path: Path, name: str, results: SweepResults) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(_percent))
         for place, (point, style) in enumerate(zip(results.points, _styles(results), strict=True)):
             # The bars of a source side by side, about its tick.
-            offset = 0.8 * ((place + 0.5) / count - 0.5)
+            offset, width = 0.8 * ((place + 0.5) / count - 0.5), 0.8 / count
+            first, last = (e.of_source[mode] for e in (point.mean_course[0], point.last))
             for tick, source in enumerate(results.sources):
-                accuracy, half = point.last.of_source[mode].get(source, (0.0, 0.0))
+                accuracy, half = last.get(source, (0.0, 0.0))
                 look: dict[str, Any] = {"color": style["color"], "ecolor": GREY, "yerr": half}
-                axes.bar(tick + offset, accuracy, 0.8 / count, **look)
-        first = results.points[0].mean_course[0].of_source[mode]
-        for tick, source in enumerate(results.sources):
-            before = first.get(source, (0.0, 0.0))[0]
-            axes.hlines(before, tick - 0.4, tick + 0.4, color=INK, label="before", **_DOTTED)
+                axes.bar(tick + offset, accuracy, width, **look)
+                # Each arm's own, because arms may start from policies of their own.
+                ends = tick + offset - width / 2, tick + offset + width / 2
+                before = first.get(source, (0.0, 0.0))[0]
+                line = axes.hlines(before, *ends, color=INK, label="before", **_DOTTED)
+                # Seen on dark bars too.
+                line.set_path_effects([withStroke(linewidth=3, foreground="white")])
         axes.set_xticks(range(len(results.sources)), results.sources)
         axes.set_ylim(0, 1)
         legend_above(axes)
@@ -128,11 +132,13 @@ def _styles(results: SweepResults) -> list[dict[str, Any]]:
 def _legend(figure: Figure, results: SweepResults) -> None:
     """Say beside the title which arm is which: the same in every panel."""
     lines = [Line2D([], [], **style) for style in _styles(results)]
+    labels = list(map(_label, results.points))
     # Rows beneath each other where one would reach into the title.
-    columns = len(lines) if len(lines) <= 6 else -(-len(lines) // 3)
+    is_short = len(lines) <= 6 and sum(map(len, labels)) <= 80
+    columns = len(lines) if is_short else -(-len(lines) // 3)
     style: dict[str, Any] = {"frameon": False, "fontsize": 11, "ncols": columns, "labelcolor": INK}
     style |= {"loc": "upper right", "bbox_to_anchor": (0.985, 1.0), "labelspacing": 0.25}
-    figure.legend(lines, list(map(_label, results.points)), **style)
+    figure.legend(lines, labels, **style)
 
 
 def _draw_against_tokens(
