@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from policy.builtin.labelling import MARKERS, Claims, make_labeller
+from policy.builtin.labelling import MARKERS, Claims, States, make_labeller
 from policy.builtin.sight.picture_task import PictureTask, one_picture
 from policy.builtin.sight.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.text_policy import SumTask, ensure_tiny_policy
@@ -105,17 +105,12 @@ class AnswerClaims(Claims):
         return len(question.addends)
 
     def loss_beside(
-        self,
-        head: nn.Module,
-        token_ids: Tensor,
-        hidden: Tensor,
-        questions: Sequence[Question],
-        recipe: LabellerRecipe,
+        self, head: nn.Module, states: States, questions: Sequence[Question], recipe: LabellerRecipe
     ) -> Tensor:
         tokenizer, loss = self.task.tokenizer, torch.zeros(())
         # Foresight: the two digits of the right answer stand just before WORDING[2], and each is to
         # be foretold from the position before it. Wrong answers are not learned.
-        token_ids, hidden = token_ids[: len(questions)], hidden[: len(questions)]
+        token_ids, hidden = (of[: len(questions)] for of in (states.token_ids, states.hidden))
         follows = token_ids == tokenizer.convert_tokens_to_ids(WORDING[1])  # [N, T]
         for digit in (1, 2):
             before = hidden[follows.roll(digit - 1, dims=1)]  # [N, H]

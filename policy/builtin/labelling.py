@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,19 @@ from policy.models.stages import OnStep, train_in_rounds
 YES, NO = "yes", "no"
 # The markers of the one policy with pictures that a labeller starts from.
 MARKERS: Mapping[str, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+
+
+class States(NamedTuple):
+    """What a labeller makes of B claims."""
+
+    token_ids: Tensor
+    """[B, T]"""
+    hidden: Tensor
+    """[B, T, H], of the last layer."""
+    early: Tensor
+    """[B, T, H], of the layer before it, behind the same norm."""
+    at_end: Tensor
+    """[B, H], of the last layer where the verdict is sampled."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +87,12 @@ class Claims(ABC):
 
     @abstractmethod
     def loss_beside(
-        self,
-        head: nn.Module,
-        token_ids: Tensor,
-        hidden: Tensor,
-        questions: Sequence[Question],
-        recipe: LabellerRecipe,
+        self, head: nn.Module, states: States, questions: Sequence[Question], recipe: LabellerRecipe
     ) -> Tensor:
         """What is learned beside the verdicts.
 
-        head: the output layer. token_ids [2 * N, T], hidden [2 * N, T, H]: of a right claim to each
-        of N questions, then of a wrong one to each.
+        head: the output layer. states: of a right claim to each of N questions, then of a wrong one
+        to each.
         """
 
 
@@ -161,12 +169,12 @@ def labelling_loss(
     # One forward for both halves: the first N rows are right, the last N wrong.
     right, wrong = zip(*pairs, strict=True)
     count, twice = len(questions), [*questions, *questions]
-    token_ids, hidden, at_end = _states(model, claims, twice, [*right, *wrong])
+    states = _states(model, claims, twice, [*right, *wrong])
     head = model.get_output_embeddings()
     # The verdict is sampled after the last token of a claim's prompt.
     yes, no = claims.task.tokenizer.convert_tokens_to_ids([YES, NO])
-    loss = cross_entropy(head(at_end), torch.tensor([yes] * count + [no] * count))
-    return loss + claims.loss_beside(head, token_ids, hidden, questions, recipe)
+    loss = cross_entropy(head(states.at_end), torch.tensor([yes] * count + [no] * count))
+    return loss + claims.loss_beside(head, states, questions, recipe)
 
 
 def claim_rows(
@@ -192,13 +200,16 @@ def claim_rows(
 
 def _states(
     model: PreTrainedModel, claims: Claims, questions: Sequence[Question], stated: Sequence[str]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids [B, T] of claims, hidden states [B, T, H], and those of the last tokens [B, H]."""
+) -> States:
     rows = claim_rows(claims, questions, stated)
     token_ids, visual = laid_out(claims.task, questions, rows)
-    hidden = model.base_model(input_ids=token_ids, use_cache=False, **visual).last_hidden_state
+    made = model.base_model(
+        input_ids=token_ids, use_cache=False, output_hidden_states=True, **visual
+    )
+    hidden, early = made.last_hidden_state, made.hidden_states[-2]
     ends = torch.tensor([len(row) - 1 for row in rows])
-    return token_ids, hidden, hidden[torch.arange(len(rows)), ends]
+    at_end = hidden[torch.arange(len(rows)), ends]
+    return States(token_ids, hidden, model.get_decoder().norm(early), at_end)
 
 
 @torch.no_grad()
@@ -206,8 +217,8 @@ def p_yes_and_no(
     model: PreTrainedModel, claims: Claims, questions: Sequence[Question], stated: Sequence[str]
 ) -> Tensor:
     """How probable a labeller finds yes and no, of each claim: [B, 2]."""
-    _, _, at_end = _states(model, claims, questions, stated)
-    probabilities = model.get_output_embeddings()(at_end).softmax(dim=-1)  # [B, V]
+    states = _states(model, claims, questions, stated)
+    probabilities = model.get_output_embeddings()(states.at_end).softmax(dim=-1)  # [B, V]
     return probabilities[:, claims.task.tokenizer.convert_tokens_to_ids([YES, NO])]
 
 

@@ -77,7 +77,7 @@ class LabellerRecipe:
     foresight: float = 0.3
     """Weight of the loss on right answers within their question, beside that on verdicts."""
     naming: float = 1.0
-    """Weight of the loss on the digits of the pictures."""
+    """Weight of the loss on what the pictures show."""
     round_steps: int = 100
     rise_steps: int = 30
     betas: tuple[float, float] = (0.9, 0.98)

@@ -151,6 +151,9 @@ class QwenVLInputs:
         self._processor: Any = AutoProcessor.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
+        # Said, because Qwen2.5-VL's warns where it is not: its engine caps no frame either.
+        if hasattr(self._processor.video_processor, "cap_pixels_per_frame"):
+            self._processor.video_processor.cap_pixels_per_frame = False
         self._store = store
         self._merge = config.vision_config.spatial_merge_size
         self._kinds: dict[int, MediumKind] = {
@@ -202,7 +205,8 @@ class QwenVLInputs:
                 frames_indices=[time * read.fps for time in read.times_s],
             )
             output = self._processor.video_processor(
-                videos=[read.frames],
+                # A copy, because torch warns of arrays that it may not write.
+                videos=[read.frames.copy()],
                 video_metadata=[metadata],
                 do_sample_frames=False,
                 return_metadata=True,

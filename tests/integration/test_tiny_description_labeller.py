@@ -85,13 +85,17 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
         words = second.split()
         pairs.append((f"{second}.", " ".join([*words[:-2], other, f"{words[-1]}."])))
     plain = AutoModelForImageTextToText.from_pretrained(labeller)
-    verdicts, holds, told, colours, forms = [], [], [], [], []
+    head, norm = plain.get_output_embeddings(), plain.model.language_model.norm
+    verdicts, holds, told, ahead, colours, forms = [], [], [], [], [], []
     for question, pair in zip(questions, pairs, strict=True):
         for verdict, claim in zip((YES, NO), pair, strict=True):
             (row,) = claim_rows(claims, [question], [claim])
             token_ids, visual = laid_out(claims.task, [question], [row])
             with torch.no_grad():
-                logits = plain(input_ids=token_ids, **visual).logits[0]
+                made = plain(input_ids=token_ids, output_hidden_states=True, **visual)
+                logits = made.logits[0]
+                # What the layer before the last would say.
+                early = head(norm(made.hidden_states[-2][0]))
             logprobs = logits.log_softmax(dim=-1)
             verdicts.append(logprobs[-1, tokenizer.convert_tokens_to_ids(verdict)])
             for word in claim.removesuffix(".").split()[-2:]:
@@ -100,9 +104,13 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
                 between = logits[place, tokenizer.convert_tokens_to_ids([YES, NO])].log_softmax(-1)
                 holds.append(between[int(verdict == NO)])
                 if verdict == YES:
-                    told.append(logprobs[place - 1, row[place]])
+                    told.append(early.log_softmax(dim=-1)[place - 1, row[place]])
             if verdict == NO:
                 continue
+            # At the word of the part, two before the form.
+            names = tokenizer.convert_tokens_to_ids([f" {name}" for name in NAMES["form"]])
+            form = NAMES["form"].index(claim.removesuffix(".").split()[-1])
+            ahead.append(early[place - 2, names].log_softmax(dim=-1)[form])
             marker = f"<|{question.media[0].kind}_pad|>"
             first = row.index(tokenizer.convert_tokens_to_ids(marker))
             for place, part in enumerate(question.scene.parts, start=first):
@@ -110,8 +118,9 @@ def test_the_loss_is_of_verdicts_foresight_and_names(labeller: Path) -> None:
                     names = NAMES[kind] + ["nothing"]
                     ids = tokenizer.convert_tokens_to_ids([f" {name}" for name in names])
                     right = names.index(getattr(part, kind) if part else "nothing")
-                    found.append(logits[place, ids].log_softmax(dim=-1)[right])
+                    found.append(early[place, ids].log_softmax(dim=-1)[right])
     expected = -torch.stack(verdicts).mean() - 0.5 * torch.stack(told).mean()
+    expected = expected - 0.5 * torch.stack(ahead).mean()
     for beside in (holds, colours, forms):
         expected = expected - 0.25 * torch.stack(beside).mean()
     recipe = replace(BRIEF, foresight=0.5, naming=0.25)
