@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from policy.builtin.labelling import MARKERS, Claims, States, make_labeller
+from policy.builtin.labelling import LEAD, MARKERS, REQUEST, Claims, States, make_labeller
 from policy.builtin.sight.picture_task import PictureTask, one_picture
 from policy.builtin.sight.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.text_policy import SumTask, ensure_tiny_policy
@@ -30,7 +30,7 @@ TinyLabellerName = Literal["tiny_labeller", "tiny_vision_labeller"]
 MISTAKES = ("off_by_one", "off_by_two", "misread", "further", "ill_formed")
 LETTERS = "abcdefgh"
 # What stands around question and answer in every claim.
-WORDING = ('Is it correct that the answer to "', '" is ', "? Please answer yes or no.")
+WORDING = (f'{LEAD}the answer to "', '" is ', REQUEST)
 
 # The largest shares are of the mistakes that the policies' own worked examples make: a sum that is
 # off by one, and a digit of a picture that is read as another.

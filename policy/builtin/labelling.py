@@ -36,6 +36,8 @@ from policy.models.family import model_family
 from policy.models.stages import OnStep, train_in_rounds
 
 YES, NO = "yes", "no"
+# What stands around every claim (rl/align/claims/rules.py).
+LEAD, REQUEST = "Is it correct that ", "? Please answer yes or no."
 # The markers of the one policy with pictures that a labeller starts from.
 MARKERS: Mapping[str, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 

@@ -51,6 +51,8 @@ def builtin_reward_model(name: str) -> str:
 
 
 def _made(name: str, kind: Literal["POLICIES", "REWARD_MODELS"]) -> str:
+    if not name.startswith("builtin:"):
+        return name
     # Imported on use: the makers load torch, and a dry run needs nothing of this room but sizes.
     from policy.builtin import makers
 

@@ -16,7 +16,7 @@ from rl.align.pairing import num_words
 from rl.config.align import GateConfig
 from rl.config.rollout import EvalConfig
 from rl.config.run import Config
-from rl.evaluate.evaluation import ModeResult, half_width, mean
+from rl.evaluate.evaluation import ModeResult, half_width, mean, split_by_source
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,8 @@ def hallucination_rates(
     for mode, of_mode in sorted(by_mode.items()):
         if not (rate := rate_of(of_mode)):
             continue
-        # A prompt's id begins with its source, if there are several (rollout/prompts/stream.py).
-        of_sources = {
-            source: rate_of(
-                [each for each in of_mode if each.response.prompt.id.startswith(f"{source}/")]
-            )
-            for source in sources
-        }
-        by_source = {source: of for source, of in of_sources.items() if of}
+        of_sources = split_by_source(of_mode, sources, lambda each: each.response.prompt.id)
+        by_source = {name: of for name, answers in of_sources.items() if (of := rate_of(answers))}
         rates[mode] = replace(rate, by_source=by_source)
     return rates
 

@@ -340,11 +340,7 @@ def figures(
     results = {}
     for mode in dict.fromkeys(question.mode for question in wanted):
         of_mode = [samples[question.key] for question in wanted if question.mode == mode]
-        # A prompt's id begins with its source, if there are several (rollout/prompts/stream.py).
-        of_sources = {
-            source: [sample for sample in of_mode if sample.prompt_id.startswith(f"{source}/")]
-            for source in config.data.mix
-        }
+        of_sources = split_by_source(of_mode, config.data.mix, lambda sample: sample.prompt_id)
         # Few prompts may be of a source, and that none of them was answered is no end of all.
         by_source = {
             source: summarize(of)
@@ -353,6 +349,17 @@ def figures(
         }
         results[mode] = replace(summarize(of_mode), by_source=by_source)
     return results
+
+
+def split_by_source(
+    answers: Sequence[Item], sources: Iterable[str], prompt_id: Callable[[Item], str]
+) -> dict[str, list[Item]]:
+    """The answers to the prompts of each source of a mixture; prompt_id: of an answer."""
+    # A prompt's id begins with its source, if there are several (rollout/prompts/stream.py).
+    return {
+        source: [each for each in answers if prompt_id(each).startswith(f"{source}/")]
+        for source in sources
+    }
 
 
 def summarize(samples: Sequence[Sample]) -> ModeResult:

@@ -10,12 +10,10 @@ import numpy as np
 from policy.builtin.sight.visual_task import VisualTask, mixed
 from policy.builtin.warmup import Question
 from rl.config.data import SourceConfig
-from rl.data.media.names import RenderedMedium
 from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures.descriptions import (
     NUM_PARTS,
     NUMBERS,
-    DescriptionsScene,
     Parts,
     any_shape,
     describe,
@@ -52,6 +50,9 @@ WORDS: tuple[str, ...] = (
     *(f" {word}" for word in (*COLOURS, *FORMS, NOTHING)),
 )
 
+ASKED = [TASK, WAYS, VIDEO, WORDS]
+"""All that decides the weights of a policy here."""
+
 
 def all_ways(**changes: Any) -> SourceConfig:
     """The task in pictures and videos. changes: of the settings of all ways."""
@@ -63,9 +64,6 @@ class DescribingTask(VisualTask):
 
     task_name = TASK_NAME
     max_response_tokens: ClassVar = {False: 24, True: 56}
-
-    def asked(self, scene: DescriptionsScene, media: tuple[RenderedMedium, ...]) -> Question:
-        return Question(scene.question, scene.answer, (), media, scene)
 
     def worked_example(self, question: Question, thinking: bool) -> str:
         return worked_example(question.scene.parts, thinking, self.slips)

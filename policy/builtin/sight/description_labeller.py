@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from policy.builtin.labelling import MARKERS, NO, YES, Claims, States, make_labeller
+from policy.builtin.labelling import (
+    LEAD,
+    MARKERS,
+    NO,
+    REQUEST,
+    YES,
+    Claims,
+    States,
+    make_labeller,
+)
 from policy.builtin.sight.describing_task import NOTHING, DescribingTask, all_ways, another
 from policy.builtin.sight.vision_policy import ensure_tiny_vision_policy
 from policy.builtin.warmup import LabellerRecipe, Question
@@ -32,7 +41,6 @@ from rl.data.tasks.pictures.descriptions import (
 )
 from rl.data.tasks.pictures.shapes import COLOURS, FORMS
 
-LEAD, REQUEST = "Is it correct that ", "? Please answer yes or no."
 # Beside the policy's own (describing_task.py), which bring the space before them as these do.
 WORDS = (LEAD.rstrip(), " there are", REQUEST)
 MISTAKES: Mapping[str, str] = {
@@ -66,8 +74,8 @@ def ensure_tiny_description_labeller(
     """Return the directory of a labeller of descriptions, making it on first use.
 
     policy: the one it starts from; made if not given. seed: in place of the recipe's, and of the
-    policy that is made for it. The first use takes about three minutes on one core, and as many
-    more for the policy.
+    policy that is made for it. The first use takes one or two minutes on one core, and three or
+    four more for the policy.
     """
     cache_dir = cache_dir or default_cache_dir()
     policy = policy or ensure_tiny_vision_policy("tiny_describer", cache_dir, seed)

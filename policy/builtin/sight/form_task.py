@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from policy.builtin.sight.visual_task import VisualTask
 from policy.builtin.warmup import Question
 from rl.config.data import SourceConfig
-from rl.data.media.names import RenderedMedium
 from rl.data.tasks.chain_sum import Slips
 from rl.data.tasks.pictures.forms import UNKNOWN, WIDE, FormsScene, rows_like
 
@@ -40,9 +39,6 @@ class FormTask(VisualTask):
 
     task_name = TASK_NAME
     max_response_tokens: ClassVar = {False: 4, True: 22}
-
-    def asked(self, scene: FormsScene, media: tuple[RenderedMedium, ...]) -> Question:
-        return Question(scene.question, scene.answer, (), media, scene)
 
     def worked_example(self, question: Question, thinking: bool) -> str:
         return worked_example(question.scene, thinking, self.slips)

@@ -129,12 +129,7 @@ KINDS: dict[TinyVisionName, Kind] = {
         describing_task.DescribingTask,
         describing_task.all_ways,
         DESCRIBER,
-        [
-            describing_task.TASK,
-            describing_task.WAYS,
-            describing_task.VIDEO,
-            describing_task.WORDS,
-        ],
+        describing_task.ASKED,
         describing_task.WORDS,
     ),
 }

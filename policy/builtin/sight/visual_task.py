@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,9 +117,9 @@ class VisualTask(Task):
             questions.append(self.asked(scene, media))
         return questions
 
-    @abstractmethod
     def asked(self, scene: Any, media: tuple[RenderedMedium, ...]) -> Question:
         """The question about a scene, which these media show."""
+        return Question(scene.question, scene.answer, (), media, scene)
 
     def prompts(self, questions: Sequence[Question], thinking: bool) -> list[list[int]]:
         return [self.prompt_ids[question.media[0].source, thinking] for question in questions]

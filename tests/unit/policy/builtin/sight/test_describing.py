@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from policy.builtin.labelling import LEAD
 from policy.builtin.sight.describing_task import TASK, misseen, worked_example
-from policy.builtin.sight.description_labeller import LEAD, MISTAKES, RECIPE, DescriptionClaims
+from policy.builtin.sight.description_labeller import MISTAKES, RECIPE, DescriptionClaims
 from policy.builtin.warmup import Question
 from rl.align.claims import rules
 from rl.data.tasks.chain_sum import Slips
