@@ -121,21 +121,26 @@ def load(arguments: Sequence[str]) -> Loaded:
     scale_name = directives.get("scale", own_scale)
     scale = _scale_layers(layers, scale_name, mine)
     notes, auto_scale = [], None
-    if scale_name == "auto" and "gpus" in (resources := _merge(scale).get("resources", {})):
-        notes = _notes_of_auto(scale, resources["gpus"])
-        auto_scale = Path(scale[-1].name).stem if resources["gpus"] else None
+    if scale_name == "auto":
+        of_scale = _resolved(_joined(scale))
+        if "gpus" in (resources := of_scale.get("resources", {})):
+            model = str(of_scale.get("policy", {}).get("model", ""))
+            notes = _notes_of_auto(Path(scale[-1].name).stem, resources["gpus"], model)
+            auto_scale = Path(scale[-1].name).stem if resources["gpus"] else None
     # What a scale has under `defaults` goes beneath the first layer that a person wrote.
     below = next((n for n, layer in enumerate(layers) if not layer.is_shipped), len(layers))
     layers[below:below] = _defaults(layers, scale)
     layers += [*scale, Layer(COMMAND_LINE, overrides)]
+    whole = _joined(layers)
     # The name of the recipe is the run's, so that the same command finds its run again.
-    config = _checked(layers, {"run": f"runs/{recipe.stem}"})
+    config = _checked(layers, whole, {"run": f"runs/{recipe.stem}"})
+    final = dotted_leaves(whole)
     origin = Origin(
         _shown(str(recipe)),
         _shown(scale[-1].name) if scale else None,
-        _differences(of_recipe, layers),
+        _differences(of_recipe, layers, final),
     )
-    return Loaded(config, origin, (*notes, *_notes(layers, scale, config)), auto_scale)
+    return Loaded(config, origin, (*notes, *_notes(layers, scale, final, config)), auto_scale)
 
 
 def load_over(
@@ -160,17 +165,20 @@ def load_over(
     other = sorted({str(key) for key in overrides} - {section})
     if other and not takes_others:
         raise RecipeError(f"only {section}.* can be changed here, got {', '.join(other)}")
-    return _checked([*layers, Layer(COMMAND_LINE, overrides)], {})
+    layers.append(Layer(COMMAND_LINE, overrides))
+    return _checked(layers, _joined(layers), {})
 
 
 def read_config(path: Path) -> Config:
     """The configuration that a file holds; raises RecipeError."""
-    return _checked(_read_chain(path), {})
+    layers = _read_chain(path)
+    return _checked(layers, _joined(layers), {})
 
 
-def _checked(layers: Sequence[Layer], defaults: dict[str, Any]) -> Config:
+def _checked(layers: Sequence[Layer], whole: DictConfig, defaults: dict[str, Any]) -> Config:
+    """whole: the layers joined."""
     try:
-        return Config.model_validate(defaults | _merge(layers))
+        return Config.model_validate(defaults | _resolved(whole))
     except ValidationError as error:
         origins = {key: layer.name for layer in layers for key in dotted_leaves(layer.tree)}
         raise RecipeError("\n".join(problems(error, origins, Config))) from None
@@ -206,11 +214,11 @@ def find_scale(name: str, folder: str = "", mine: Sequence[Layer] = ()) -> Path:
         return _find(f"{name}.yaml", own_first, "scale")
     # Scales say themselves how many GPUs they need, so one that is added here is found by `auto`.
     visible = count_visible_gpus()
-    own = dotted_leaves(_join(*(layer.tree for layer in mine)))
+    own = dotted_leaves(_joined(mine))
     fitting: dict[tuple[int, bool, bool], Path] = {}
     found = {path.name: path for place in reversed(own_first) for path in place.glob("*.yaml")}
     for path in (found[name] for name in sorted(found)):
-        leaves = dotted_leaves(_merge(_read_chain(path)))
+        leaves = {k: v for layer in _read_chain(path) for k, v in dotted_leaves(layer.tree).items()}
         gpus = int(leaves.get("resources.gpus", 0))
         if leaves.get("resources.nodes", 1) == 1 and gpus <= visible:
             keeps_mine = not any(
@@ -311,7 +319,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfi
         if key in LOADER_KEYS:
             directives[key] = tree[key]
         else:
-            overrides = _join(overrides, tree)
+            _lay_over(overrides, tree)
     return directives, overrides
 
 
@@ -377,43 +385,66 @@ def _room_for(prompt_tokens: int, *, _root_: DictConfig) -> int:
 OmegaConf.register_resolver("room_for", _room_for, replace=True)
 
 
-def _merge(layers: Sequence[Layer]) -> dict[str, Any]:
-    """Return the plain tree of all layers, later ones over earlier ones."""
+def _resolved(whole: DictConfig) -> dict[str, Any]:
+    """Return the plain tree of layers that were joined."""
     try:
         # Interpolations such as ${steps} may point into other layers.
-        tree = OmegaConf.to_container(_join(*(layer.tree for layer in layers)), resolve=True)
+        tree = OmegaConf.to_container(whole, resolve=True)
     except (OmegaConfBaseException, TypeError) as error:
-        why = " ".join(str(error).split())
-        raise RecipeError(f"cannot put the recipe together: {why}") from None
+        raise _not_together(error) from None
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
 
-def _join(*trees: DictConfig) -> DictConfig:
+def _joined(layers: Sequence[Layer]) -> DictConfig:
+    """Return the tree of all layers, later ones over earlier ones."""
     joined = OmegaConf.create()
-    for tree in trees:
-        # Settings of one kind of data mean nothing to another, and would be refused there.
-        if isinstance(data := tree.get("data"), DictConfig) and "kind" in data:
-            joined.pop("data", None)
-        joined.merge_with(tree)
+    for layer in layers:
+        _lay_over(joined, layer.tree)
     return joined
 
 
-def _differences(recipe: Sequence[Layer], layers: Sequence[Layer]) -> tuple[Difference, ...]:
-    """What the layers of a recipe say otherwise than all of them together, as it is written."""
-    old, new = (dotted_leaves(_join(*(layer.tree for layer in some))) for some in (recipe, layers))
+def _lay_over(joined: DictConfig, tree: DictConfig) -> None:
+    # Settings of one kind of data mean nothing to another, and would be refused there.
+    if isinstance(data := tree.get("data"), DictConfig) and "kind" in data:
+        joined.pop("data", None)
+    try:
+        joined.merge_with(tree)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise _not_together(error) from None
+
+
+def _not_together(error: Exception) -> RecipeError:
+    return RecipeError(f"cannot put the recipe together: {' '.join(str(error).split())}")
+
+
+def _differences(
+    recipe: Sequence[Layer], layers: Sequence[Layer], new: Mapping[str, Any]
+) -> tuple[Difference, ...]:
+    """What the layers of a recipe say otherwise than all of them together, as it is written.
+
+    new: the leaves of all of them together.
+    """
+    old = dotted_leaves(_joined(recipe))
     setters = {key: layer.name for layer in layers for key in dotted_leaves(layer.tree)}
+    # What is set beneath a key is told there, and what a directory is called changes no run.
+    untold = {above for key in new for above in _above(key)} | {"run"}
     differences = []
-    for key in sorted(old | new):
+    for key in sorted({*old, *new} - untold):
         was, value = (str(leaves.get(key, "not set")) for leaves in (old, new))
-        # What is set beneath a key is told there, and what a directory is called changes no run.
-        is_above = any(other.startswith(f"{key}.") for other in new)
-        if value not in (was, "{}") and not is_above and key != "run":
+        if value not in (was, "{}"):
             # What is gone was replaced by what stands above it, or with the rest of the data.
-            above = (".".join(key.split(".")[:n]) for n in range(key.count(".") + 1, 0, -1))
-            by = next((setters[name] for name in above if name in new), setters.get("data.kind"))
+            by = next(
+                (setters[name] for name in (key, *_above(key)) if name in new),
+                setters.get("data.kind"),
+            )
             differences.append(Difference(key, was, value, _shown(by or COMMAND_LINE)))
     return tuple(differences)
+
+
+def _above(key: str) -> list[str]:
+    """The keys above a dotted one, the nearest first: a.b and a above a.b.c."""
+    return [key[:end] for end in range(len(key) - 1, 0, -1) if key[end] == "."]
 
 
 def _shown(name: str) -> str:
@@ -425,12 +456,16 @@ def _shown(name: str) -> str:
     return str(path.relative_to(CONFIGS) if CONFIGS in path.parents else path)
 
 
-def _notes(layers: Sequence[Layer], scale: Sequence[Layer], config: Config) -> list[str]:
-    """Which settings of a person have no effect, and which GPUs no use."""
+def _notes(
+    layers: Sequence[Layer], scale: Sequence[Layer], final: Mapping[str, Any], config: Config
+) -> list[str]:
+    """Which settings of a person have no effect, and which GPUs no use.
+
+    final: the leaves of all layers together.
+    """
     notes = []
     # A scale of ours comes after the person's recipe, and so wins over what they wrote in it.
-    mine = dotted_leaves(_join(*(layer.tree for layer in layers if not layer.is_shipped)))
-    final = dotted_leaves(_join(*(layer.tree for layer in layers)))
+    mine = dotted_leaves(_joined([layer for layer in layers if not layer.is_shipped]))
     replaced = [
         f"{key} {value!r} by {final.get(key)!r}"
         for key, value in mine.items()
@@ -491,12 +526,12 @@ def lora_rate_notes(config: Config, section: Literal["policy", "align.dpo"]) -> 
     ]
 
 
-def _notes_of_auto(scale: Sequence[Layer], gpus: int) -> list[str]:
+def _notes_of_auto(scale: str, gpus: int, model: str) -> list[str]:
     """What a person on a machine without a GPU should know of the scale that was found for them."""
     if gpus:
         return []
-    name = f"no GPU is seen, so scale=auto takes {Path(scale[-1].name).stem}"
-    if str(_merge(scale).get("policy", {}).get("model", "")).startswith(BUILTIN):
+    name = f"no GPU is seen, so scale=auto takes {scale}"
+    if model.startswith(BUILTIN):
         return [
             f"{name}: the built-in model and task in place of the recipe's; with data or a model "
             "of yours it takes cpu, which keeps them"

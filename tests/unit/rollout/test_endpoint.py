@@ -58,6 +58,8 @@ class Server:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(encoded)))
+                # Who is told to ask again need not wait half a second for it.
+                self.send_header("Retry-After-Ms", "1")
                 self.end_headers()
                 self.wfile.write(encoded)
 

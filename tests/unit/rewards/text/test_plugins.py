@@ -14,7 +14,7 @@ from rl.config.reward import RewardConfig
 # A plug-in is imported in the worker within the limit of its first sample, which takes long where
 # other processes have the cores.
 PATIENT_S = 30.0
-TIMEOUT_S = 1.0
+TIMEOUT_S = 0.5
 LIMITS = RewardConfig(timeout_s=PATIENT_S)
 PROMPT = {"id": "p/0", "messages": [{"role": "user", "content": "2+9?"}]} | {
     "reference": "11",

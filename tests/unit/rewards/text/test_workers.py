@@ -12,7 +12,7 @@ from rewards.rules.verifier import NotScorable, symbolic, verify_quickly
 from rewards.text.workers import MAX_MESSAGE_BYTES, SAMPLES_PER_PROCESS, SampleFailed, WorkerPool
 from tests import reward_tasks
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 0.5
 PATIENT_S = 30.0
 """The limit of samples that end by themselves, on however busy a machine."""
 MEMORY_MIB = 64

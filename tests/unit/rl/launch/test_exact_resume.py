@@ -135,8 +135,10 @@ class Learner(FakeLearner):
 
 
 @pytest.fixture(autouse=True)
-def without_pictures(monkeypatch):
+def without_what_takes_long(monkeypatch):
     monkeypatch.setattr(run_state, "draw_curves", lambda directory: None)
+    # It collects the garbage of the whole process, which holds every library that a test loaded.
+    monkeypatch.setattr(run_state, "give_back_freed_memory", lambda: None)
     # A publish that fails waits for the news that an engine was lost, which here is never told.
     monkeypatch.setattr(publish, "BLAME_S", 0.0)
 

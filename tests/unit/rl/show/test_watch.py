@@ -32,7 +32,8 @@ def step_page(step: int) -> str:
 @pytest.fixture
 def client(run) -> Iterator[httpx.Client]:
     with open_server(run, 0, step_page) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        poll = (0.01,)  # the seconds until `shutdown` is noticed
+        threading.Thread(target=server.serve_forever, args=poll, daemon=True).start()
         try:
             url = f"http://127.0.0.1:{server.server_port}"
             with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
