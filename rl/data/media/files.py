@@ -54,7 +54,11 @@ File = str | BytesIO
 Source = File | tuple[File, ...]
 """A file by its path or its bytes; a video may be the files of its frames."""
 
-_END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_END_MARKERS = {
+    **{"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"},
+    # Their header says how long they are, and opening them compares.
+    **{"WEBP": b"", "AVIF": b""},
+}
 _TAIL_BYTES = 2**16
 """Cameras write notes of their own behind the end of a picture."""
 
@@ -77,7 +81,8 @@ def check(kind: MediumKind, source: Source, name: str) -> None:
                     file.seek(max(0, os.path.getsize(source) - _TAIL_BYTES))
                     tail = file.read()
             # Without its end the file is probably cut, which decoding alone can tell for sure.
-            if _END_MARKERS.get(image.format or "", b"") not in tail:
+            marker = _END_MARKERS.get(image.format or "")
+            if marker is None or marker not in tail:
                 image.load()
         return
     with _video(source, name) as (container, stream):
@@ -409,8 +414,11 @@ def _refuse_long(seconds: float, name: str) -> None:
 def _refuse_missing(source: File, name: str) -> None:
     # A pipe would keep the reader waiting for ever.
     if isinstance(source, str) and not os.path.isfile(source):
-        is_there = os.path.lexists(source) if "\0" not in source else False
-        raise MediaError(f"missing: {name} {'is no file' if is_there else 'does not exist'}")
+        what = "does not exist"
+        if "\0" not in source and os.path.lexists(source):
+            is_folder = os.path.isdir(source)
+            what = "is a directory; list its files" if is_folder else "is no file"
+        raise MediaError(f"missing: {name} {what}")
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """Upright by its EXIF tag, transparency over white, 8 bits a colour."""
     # Cameras store pixels as the sensor has them, and in EXIF how to turn them.
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
