@@ -8,7 +8,7 @@ import csv
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from itertools import chain, islice
@@ -25,7 +25,18 @@ from rl.data.splits import ENDINGS, file_kind
 # A cell may hold megabytes of media, and a batch is in memory as a whole.
 BATCH_ROWS = 256
 JSON_CELL = pa.json_(pa.large_string())
-_LFS_POINTER = b"version https://git-lfs"
+_STARTS = {
+    b"\x1f\x8b": ("gzip", "compressed by gzip; put .gz behind its name"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "compressed by zstd; put .zst behind its name"),
+    b"PAR1": ("parquet", "a parquet file; let its name end in .parquet"),
+    b"ARROW1": ("arrow", "an Arrow file; let its name end in .arrow"),
+    b"BZh": ("bzip2", "compressed by bzip2; unpack it"),
+    b"\xfd7zXZ": ("xz", "compressed by xz; unpack it"),
+    b"PK\x03\x04": ("zip", "a zip archive or a spreadsheet; unpack it, or save it as .csv"),
+    b"version https://git-lfs": ("lfs", "a Git LFS pointer, not the data; run git lfs pull there"),
+    b"<!DOCTYPE": ("html", "a web page, such as one that asks to log in; download the file itself"),
+}
+"""How files begin -> what they are, and what to do where the name says something else."""
 # Where a .json file that is one object keeps its rows.
 _ROWS_KEYS = "data rows train test examples instances questions annotations items samples".split()
 # Of what is written to the cache; a change makes every table anew.
@@ -37,19 +48,29 @@ def open_file(path: Path) -> pa.Table:
     kind, compression = file_kind(path)
     if kind is None:
         raise ValueError(
-            f"{path} must end in {', '.join(ENDINGS)}, also with .gz or .zst, got {path.suffix!r}"
+            f"{path} must end in {', '.join(ENDINGS)}, also with .gz or .zst, got {path.suffix!r}; "
+            "unpack or convert it, or rename it if it is one of these"
         )
     with _named_errors(path, kind):
         with path.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise ValueError("it is a Git LFS pointer, not the data; run git lfs pull there")
+            start = file.read(max(map(len, _STARTS)))
+        form, what = next((_STARTS[each] for each in _STARTS if start.startswith(each)), ("", ""))
+        if form not in ("", kind, compression):
+            raise ValueError(f"it is {what}")
         if kind == "arrow" and compression is None:
             table = _open_arrow(pa.memory_map(str(path)))
         else:
             table = _open_arrow(pa.memory_map(str(_converted(path, kind, compression))))
+        _refuse_repeated(table.column_names)
         if not len(table):
             raise ValueError("no rows")
         return table
+
+
+def _refuse_repeated(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that several columns have: which of them is meant?"""
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several columns are called {', '.join(repeated)}; rename all but one")
 
 
 @contextmanager
@@ -157,8 +178,11 @@ def _bytes(path: Path, compression: str | None) -> bytes:
 def _text(path: Path, compression: str | None, newline: str | None = None) -> Iterator[Any]:
     """The file as text; Windows writes UTF-16 and marks at the start, which are no content."""
     with pa.input_stream(str(path), compression=compression) as stream:
-        is_wide = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
-    encoding = "utf-16" if is_wide else "utf-8-sig"
+        start = stream.read(2)
+    encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    # Without a mark the first character tells it by the zero beside it: headers and JSON are ASCII.
+    if b"\0" in start:
+        encoding = "utf-16-le" if start.endswith(b"\0") else "utf-16-be"
     with pa.input_stream(str(path), compression=compression) as stream:
         yield TextIOWrapper(stream, encoding, newline=newline)
 
@@ -190,7 +214,8 @@ def _whole_json(content: str, start: int) -> Iterator[dict[str, Any]]:
     except json.JSONDecodeError as error:
         line = content.split("\n")[error.lineno - 1]
         raise ValueError(
-            f"line {start + error.lineno - 1}: {error.msg}, got {line.strip():.60}"
+            f"line {start + error.lineno - 1}: {error.msg}, got {line.strip():.60}; a file holds "
+            "one object a line, or one list of them"
         ) from error
     if isinstance(tree, dict):
         held = [key for key in _ROWS_KEYS if isinstance(tree.get(key), list)]
@@ -242,6 +267,7 @@ def _csv_rows(path: Path, compression: str | None) -> Iterator[dict[str, Any]]:
         delimiter = ";" if usual not in header and ";" in header else usual
         reader = csv.DictReader(chain([header], text), delimiter=delimiter, strict=True)
         reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        _refuse_repeated(reader.fieldnames)
         for row in reader:
             if None in row:
                 raise ValueError(

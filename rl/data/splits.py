@@ -13,6 +13,8 @@ from typing import Any
 
 from huggingface_hub import metadata_load
 
+from rl.data.media.names import shortened
+
 ENDINGS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
     **{f".{kind}": kind for kind in ("csv", "tsv", "parquet", "arrow")},
@@ -166,7 +168,8 @@ def _described_in_readme(directory: Path) -> dict[str, Mapping[str, Any]]:
     try:
         card = metadata_load(readme) if readme.is_file() else None
     except Exception as error:
-        raise ValueError(f"the head of {readme} is not readable YAML: {error}") from error
+        why = shortened(" ".join(str(error).split()), 200)
+        raise ValueError(f"the head of {readme} is not readable YAML: {why}") from error
     listed = (card or {}).get("configs") or []
     return {str(config["config_name"]): config for config in listed if config.get("data_files")}
 
@@ -185,7 +188,9 @@ def _choose_subset(
             f"{directory} {lacks}; it has {_listed(described)}; name one in data.subset"
         )
     listed = described[name]["data_files"]
-    if isinstance(listed, str) or not all(isinstance(entry, dict) for entry in listed):
+    if isinstance(listed, dict):
+        listed = [{"split": name, "path": paths} for name, paths in listed.items()]
+    elif isinstance(listed, str) or not all(isinstance(entry, dict) for entry in listed):
         listed = [{"split": "train", "path": listed}]
     base = directory / (described[name].get("data_dir") or "")
     splits: dict[str, list[Path]] = {}
