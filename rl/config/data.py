@@ -52,9 +52,17 @@ class ColumnsConfig(Section):
         meant = {
             "prompt": "question (or messages)",
             "conversations": "messages",
+            "instruction": "question",
+            "problem": "question",
+            "input": "question",
+            "query": "question",
             "answer": "reference",
             "solution": "reference",
             "label": "reference",
+            "target": "reference",
+            "output": "reference",
+            "response": "reference",
+            "ground_truth": "reference",
             "image": "images",
             "video": "videos",
         }

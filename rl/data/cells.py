@@ -17,6 +17,8 @@ from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlparse
 from urllib.request import url2pathname
 
+import numpy as np
+
 from rl.data.media.names import MediaError, MediumKind
 
 # Values.
@@ -35,8 +37,14 @@ def plain(value: Any, feature: Any) -> Any:
             value = noted["names"][value] if value >= 0 else None
         case str() if noted.get("_type") == "Json":
             value = plain(json.loads(value), None)
+        case float() if noted.get("dtype") in ("float16", "float32"):
+            # As it was written: 0.1 of 32 bits is 0.10000000149011612 among those of 64.
+            value = None if isnan(value) else float(str(np.dtype(noted["dtype"]).type(value)))
         case float():
             value = None if isnan(value) else value
+        case str() if not value.isascii():
+            # JSON can write half of a character, where it was cut, which no tokenizer reads.
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         case datetime(hour=0, minute=0, second=0, microsecond=0):
             # Where pandas has read dates, it has made times at midnight of them.
             value = str(value.date())
@@ -55,9 +63,13 @@ def plain(value: Any, feature: Any) -> Any:
 def field_of(value: Any, path: Sequence[str]) -> Any:
     """Return what lies at `path` within structs, None if nothing does.
 
-    Of a list of structs it is the list of their fields, as far as they have any.
+    Of a list of structs it is the list of their fields, as far as they have any. A struct may be
+    written as JSON.
     """
     for depth, name in enumerate(path):
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            with suppress(json.JSONDecodeError):
+                value = json.loads(value)
         if isinstance(value, list):
             fields = [field_of(element, path[depth:]) for element in value]
             return [field for field in fields if field is not None] or None
@@ -73,6 +85,12 @@ _ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "prompter": "user",
+    "observation": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
     **{role: role for role in ("system", "user", "assistant", "tool", "developer", "function")},
 }
 """What data sets call the speakers -> what chat templates call them."""
@@ -110,6 +128,11 @@ def messages_in(cell: Any) -> list[dict[str, Any]] | None:
         # Templates would write None, and the policy would learn to answer that.
         if message["content"] is None:
             raise ValueError("with a message without a content; fill or remove them")
+        if not isinstance(message["content"], str | list):
+            raise ValueError(
+                "with a message whose content is neither a text nor a list of parts, got "
+                f"{message['content']!r:.60}"
+            )
         messages.append({**message, "role": role})
     return messages
 
@@ -240,10 +263,12 @@ def _content_of_dict(element: Mapping[str, Any], kind: str) -> Content | None:
 
 def _read_text(text: str) -> str | bytes:
     """Return a path or an address as it is, and the bytes that a text holds itself."""
-    if text.startswith("data:"):
+    scheme = text[:5].lower()
+    if scheme == "data:":
         header, _, body = text.partition(",")
-        return _decoded(body) if header.endswith(";base64") else unquote_to_bytes(body)
-    if text.startswith("file:"):
+        is_base64 = header.lower().endswith(";base64")
+        return _decoded(body) if is_base64 else unquote_to_bytes(body)
+    if scheme == "file:":
         return url2pathname(unquote(urlparse(text).path))
     # A path to a file of media has an ending, and base64 has no dot.
     is_long = len(text) >= _BASE64_LENGTH
@@ -254,8 +279,11 @@ def _read_text(text: str) -> str | bytes:
 
 def _decoded(text: str) -> bytes:
     """The bytes of base64; what cannot be decoded stays text, which no format begins like."""
+    body = "".join(text.rpartition(",")[2].split()).rstrip("=")
+    # Web addresses have an alphabet of their own, and many writers leave the padding out.
+    alphabet = b"-_" if "-" in body or "_" in body else b"+/"
     try:
-        return base64.b64decode(text.rpartition(",")[2])
+        return base64.b64decode(body + "=" * (-len(body) % 4), alphabet, validate=True)
     except binascii.Error:
         return text[:_BASE64_LENGTH].encode()
 

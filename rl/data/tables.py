@@ -100,6 +100,8 @@ class Part:
         for column in self.arrow.schema:
             if isinstance(column.type, pa.JsonType):
                 features[column.name] = {"_type": "Json"}
+            elif column.type in (pa.float16(), pa.float32()):
+                features[column.name] = {"dtype": column.type.to_pandas_dtype().__name__}
         return features
 
 
@@ -128,6 +130,13 @@ class Table:
         """Whether a column, or a field of one, is called so."""
         top, path = self._address(name)
         return top is not None and (not path or any(cell is not None for cell in self.column(name)))
+
+    def fields_beside(self, name: str) -> list[str]:
+        """The fields of the struct that a dotted name begins with."""
+        top, path = self._address(name)
+        cells = self.column(top) if top is not None and path else iter(())
+        struct = next((cell for cell in cells if isinstance(cell, dict)), {})
+        return [f"{top}.{field}" for field in struct]
 
     def column(self, name: str) -> Iterator[Any]:
         """Yield a column's cells, in the types of JSON; None where a file has no such column."""
@@ -275,7 +284,12 @@ def _saved_to_disk(directory: Path, location: Location) -> Part:
         splits = {name: data_files(directory / name) for name in names}
         (file, *_) = choose_split(splits, location.split, str(directory), location.split_key)
         directory = file.parent
-    saved: Any = load_from_disk(str(directory))
+    try:
+        saved: Any = load_from_disk(str(directory))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ValueError(
+            f"{directory} cannot be read as what save_to_disk wrote: {error}; copy it again, whole"
+        ) from error
     own = str(saved.split or "train")
     if not listed.is_file() and location.split not in (None, "train", own):
         choose_split({own: [directory]}, location.split, str(directory), location.split_key)

@@ -49,10 +49,10 @@ def read_question(cell: Any, must_be_messages: bool) -> Question:
                 "without a list of messages with role and content, or from and value, got "
                 f"{cell!r:.120}"
             )
-        if isinstance(cell, list | dict) and cell:
+        if isinstance(cell, list | dict | bytes) and cell:
             raise ValueError(
-                f"that hold neither text nor messages, got {cell!r:.120}; name the field of the "
-                "struct, as in prompt.text"
+                f"that hold neither text nor messages, got {cell!r:.120}; name a column of text, "
+                "or the field of a struct, as in prompt.text"
             )
         text = "" if cell in (None, [], {}) else str(cell)
         return Question(conversation(text, None) if text.strip() else (), None)

@@ -203,9 +203,8 @@ class _Rows:
         """The row's reference answer, or its accepted answers; None where it has none."""
         cell = question.answer if self._reference is None else row[self._reference]
         if isinstance(cell, list):
-            cell = [answer for answer in cell if answer not in (None, "")]
-        is_empty = cell == [] or (isinstance(cell, str) and not cell.strip())
-        return None if is_empty else cell
+            cell = [answer for answer in cell if not _is_blank(answer)]
+        return None if _is_blank(cell) else cell
 
     def placed(self, row: Mapping[str, Any], number: int) -> tuple[Messages, tuple[Any, ...]]:
         """The row's messages and media, in their places; raises MediaError."""
@@ -277,7 +276,8 @@ class _Rows:
         try:
             first = read_question(next(self._table.column(self._question_column), None), False)
         except ValueError:
-            return name
+            # What is wrong with the messages is said with their row.
+            return None
         return name if first.answer is None else None
 
     def _refuse_missing_columns(self) -> None:
@@ -287,12 +287,12 @@ class _Rows:
         mapped |= {"mode": columns.mode, "id": columns.id}
         named = [(key, name) for key, name in mapped.items() if name is not None]
         named += [(f"{kind}s", name) for name, kind in self._columns.media.items()]
-        missing = [f"data.columns.{k}={n}" for k, n in named if not self._table.has_column(n)]
+        missing = [(key, name) for key, name in named if not self._table.has_column(name)]
         if missing:
-            names = shortened(", ".join(self._table.names), 200)
-            raise ValueError(
-                f"{self._path} has no column for {', '.join(missing)}; its columns are {names}"
-            )
+            keys = ", ".join(f"data.columns.{key}={name}" for key, name in missing)
+            fields = [field for _, name in missing for field in self._table.fields_beside(name)]
+            names = shortened(", ".join([*fields, *self._table.names]), 200)
+            raise ValueError(f"{self._path} has no column for {keys}; its columns are {names}")
 
     def _refuse_bad_rows(self, modes: Collection[str]) -> None:
         """Raise ValueError for rows that cannot be asked."""
@@ -347,9 +347,15 @@ class _Rows:
                 yield number, f"mode={self._columns.mode}", why
         counts = Counter(self._ids)
         for number, row_id in enumerate(self._ids or ()):
-            if counts[row_id] > 1:
+            if counts[row_id] > 1 or not row_id:
+                what = "not unique" if row_id else "empty"
                 key = f"id={self._columns.id}"
-                yield number, key, "whose id is not unique; name another column"
+                yield number, key, f"whose id is {what}; name another column"
+
+
+def _is_blank(cell: Any) -> bool:
+    """Whether a cell, or an accepted answer in it, says nothing."""
+    return cell in (None, []) or (isinstance(cell, str) and not cell.strip())
 
 
 def _divide(rows: _Rows, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -221,16 +221,13 @@ def place_media(
             ordered.append(by_kind[part["type"]][part["number"] - 1])
         else:
             ordered.append(next(following[part["type"]]))
-    # As chat templates take them; a message that shows nothing stays as it is.
-    shown = (
-        {
-            **message,
-            "content": [{k: part[k] for k in ("type", "text") if k in part} for part in parts],
-        }
-        if any(part["type"] != "text" for part in parts)
-        else message
-        for message, parts in zip(messages, contents, strict=True)
-    )
+    shown = []
+    for message, parts in zip(messages, contents, strict=True):
+        content: Any = [{k: part[k] for k in ("type", "text") if k in part} for part in parts]
+        # Some templates of language models refuse parts, and some write nothing in their place.
+        if all(part["type"] == "text" for part in parts):
+            content = "".join(part["text"] for part in parts)
+        shown.append({**message, "content": content})
     return tuple(shown), tuple(ordered)
 
 

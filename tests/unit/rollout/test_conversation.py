@@ -68,6 +68,26 @@ def test_speakers_are_called_by_their_roles():
     chat = [said("system", "s"), said("human", "a"), said("gpt", "b"), said("human", "c")]
     roles = [message["role"] for message in read_question(chat, True).messages]
     assert roles == ["system", "user", "assistant", "user"]
+    tools = [said("human", "a"), said("function_call", "b"), said("observation", "c")]
+    roles = [message["role"] for message in read_question([*tools, *chat[1:2]], True).messages]
+    assert roles == ["user", "assistant", "tool", "user"]
+
+
+def test_bytes_are_no_question():
+    with pytest.raises(ValueError, match="neither text nor messages, got b'2"):
+        read_question(b"2+2?", False)
+
+
+def test_messages_that_cannot_be_read_are_told_of_before_the_answer_that_they_lack(tmp_path):
+    chat = [said("alien", "2+2?"), said("gpt", "4")]
+    with pytest.raises(ValueError, match="message of 'alien'"):
+        opened(tmp_path, [{"chat": chat}] * 2, {"messages": "chat"})
+
+
+def test_a_field_that_is_not_there_is_told_those_beside_it(tmp_path):
+    rows = [{"question": "2+2?", "meta": {"gold": 4}}] * 2
+    with pytest.raises(ValueError, match=r"reference=meta\.answer; its columns are meta\.gold, "):
+        opened(tmp_path, rows, {"reference": "meta.answer"})
 
 
 @pytest.mark.parametrize("ending", [turn("assistant", "four"), said("gpt", "four")])
@@ -101,6 +121,7 @@ def test_questions_with_other_answers_are_in_one_split(tmp_path):
     [
         ({"question": {"text": "2+2?"}}, {}, r"neither text nor messages, got \{'text'"),
         ({"question": ["a", "b"]}, {}, r"neither text nor messages, got \['a', 'b'\]"),
+        ({"chat": [turn("user", 4)]}, {"messages": "chat"}, "neither a text nor a list of parts"),
         ({"chat": "2+2?"}, {"messages": "chat"}, "without a list of messages"),
         ({"chat": [turn("user", None)]}, {"messages": "chat"}, "without a content"),
         ({"chat": [turn("user", "")]}, {"messages": "chat"}, "nothing in column chat"),
@@ -109,6 +130,8 @@ def test_questions_with_other_answers_are_in_one_split(tmp_path):
         ({"chat": [turn("user", "2+2?"), turn("tool", "4")]}, {"messages": "chat"}, "do not end"),
         ({"question": "2+2?", "answer": {"value": 4}}, {}, r"answer is none.*value"),
         ({"question": "2+2?", "answer": []}, {}, "nothing in column answer"),
+        ({"question": "2+2?", "answer": [" ", None]}, {}, "nothing in column answer"),
+        ({"question": "2+2?", "uid": None}, {"id": "uid"}, "whose id is empty"),
         ({"question": "2+2?", "mode": ["short"]}, {"mode": "mode"}, r"none of short, long, got \["),
     ],
 )

@@ -10,6 +10,7 @@ from rl.data.media.names import MediaError
 # The start of a picture, long enough to be told from a path.
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 BASE64 = base64.b64encode(PNG).decode()
+NOISE = PNG + bytes(range(256))
 URI = f"data:image/png;base64,{BASE64}"
 
 
@@ -22,7 +23,11 @@ URI = f"data:image/png;base64,{BASE64}"
         (PNG, [Content(PNG)]),
         (URI, [Content(PNG)]),
         ("data:image/svg+xml,%3Csvg%3E", [Content(b"<svg>")]),
+        ("DATA:image/png;charset=x;BASE64," + BASE64.rstrip("="), [Content(PNG)]),
         (BASE64, [Content(PNG)]),
+        (BASE64.rstrip("="), [Content(PNG)]),
+        (base64.encodebytes(PNG).decode(), [Content(PNG)]),
+        (base64.urlsafe_b64encode(NOISE).decode(), [Content(NOISE)]),
         (["a.png", None, BASE64], [Content("a.png"), None, Content(PNG)]),
         ('["a.png", "b.png"]', [Content("a.png"), Content("b.png")]),
         ({"bytes": PNG, "path": "a.png"}, [Content(PNG)]),

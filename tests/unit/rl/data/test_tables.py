@@ -72,6 +72,9 @@ def zst(content: bytes) -> bytes:
 
 CSV = b"question,answer\nq0,0\nq1,1\nq2,2\nq3,3\n"
 CUT_SHORT = gzip.compress(as_lines(ROWS), mtime=0)[:30]
+_SINK = pa.BufferOutputStream()
+pq.write_table(pa.table([[1], [2]], names=["answer", "answer"]), _SINK)
+TWO_ALIKE = _SINK.getvalue().to_pybytes()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,8 @@ CUT_SHORT = gzip.compress(as_lines(ROWS), mtime=0)[:30]
         ("a.ndjson", as_lines(ROWS)),
         ("windows.jsonl", b"\xef\xbb\xbf" + as_lines(ROWS).replace(b"\n", b"\r\n\r\n")),
         ("powershell.jsonl", as_lines(ROWS).decode().encode("utf-16")),
+        ("unmarked.jsonl", as_lines(ROWS).decode().encode("utf-16-le")),
+        ("unmarked.csv", CSV.decode().encode("utf-16-be")),
         ("lines.json", as_lines(ROWS)),
         ("array.json", json.dumps(ROWS).encode()),
         ("indented.json", json.dumps(ROWS, indent=2).encode()),
@@ -119,6 +124,18 @@ def test_the_same_rows_in_every_format(tmp_path, name, content):
         ("cut.jsonl.gz", CUT_SHORT, r"cut\.jsonl\.gz cannot be read"),
         ("not.jsonl.gz", as_lines(ROWS), r"not\.jsonl\.gz cannot be read"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ("a.jsonl", gzip.compress(as_lines(ROWS)), r"a\.jsonl .* by gzip; put \.gz behind"),
+        ("a.csv", parquet_bytes(ROWS), r"a\.csv .* it is a parquet file"),
+        ("a.csv", b"PK\3\4 and more", "zip archive or a spreadsheet; unpack it"),
+        ("a.json", b"<!DOCTYPE html>", "a web page"),
+        ("rows.xlsx", b"PK\3\4", r"must end in \.json.*got '\.xlsx'; unpack or convert it"),
+        (
+            "indented.jsonl",
+            2 * (json.dumps(ROWS[0], indent=1) + "\n").encode(),
+            "one object a line",
+        ),
+        ("a.csv", b"question,answer, answer\n1,2,3\n", "several columns are called answer"),
+        ("a.parquet", TWO_ALIKE, "several columns are called answer"),
         ("b.parquet", b"PAR1", r"b\.parquet cannot be read as parquet"),
         ("empty.json", b"[]", "no rows"),
         ("head.csv", b"question,answer\n", "no rows"),
@@ -208,6 +225,28 @@ def test_a_dotted_name_is_a_field_of_a_struct_or_a_column_of_that_name(tmp_path)
         assert not read.has_column("b")
 
 
+def test_a_struct_may_be_written_as_json(tmp_path):
+    rows = [{"answer": json.dumps({"value": n, "all": [{"x": n}]})} for n in (1, 2)]
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes(rows))
+    assert answers(tmp_path / "a.parquet", "answer.value") == [1, 2]
+    assert answers(tmp_path / "a.parquet", "answer.all.x") == [[1], [2]]
+    assert answers(tmp_path / "a.parquet") == [row["answer"] for row in rows]
+
+
+def test_numbers_of_few_bits_are_what_was_written(tmp_path):
+    numbers = pa.array([0.1, 3.14, None, float("nan")], pa.float32())
+    pq.write_table(pa.table({"answer": numbers}), tmp_path / "a.parquet")
+    Dataset(pa.table({"answer": numbers})).save_to_disk(str(tmp_path / "saved"))
+    for path in (tmp_path / "a.parquet", tmp_path / "saved"):
+        assert answers(path) == [0.1, 3.14, None, None]
+
+
+def test_half_a_character_is_read_as_one_that_is_missing(tmp_path):
+    # Whoever cuts a text after so many units of UTF-16 leaves such halves, and JSON keeps them.
+    (tmp_path / "a.jsonl").write_text('{"answer": "\\ud83d\\ude00 caf\u00e9 \\ud83d"}\n')
+    assert answers(tmp_path / "a.jsonl") == ["\U0001f600 caf\u00e9 \ufffd"]
+
+
 # Folders
 
 
@@ -272,6 +311,30 @@ def test_a_card_names_the_files_of_subsets_and_splits(tmp_path):
         questions(tmp_path, subset="c")
     with pytest.raises(ValueError, match=r"no split test; it has train .*rl"):
         questions(tmp_path, split="test")
+
+
+def test_a_card_may_map_splits_to_files_and_is_quoted_in_one_line_where_it_is_broken(tmp_path):
+    for name in ("one.jsonl", "two.jsonl"):
+        write(tmp_path / name)
+    card = tmp_path / "README.md"
+    card.write_text(
+        "---\nconfigs:\n- config_name: a\n  data_files:\n    train: one.jsonl\n"
+        "    test: [two.jsonl]\n---\n"
+    )
+    assert questions(tmp_path) == ["one.jsonl"]
+    assert questions(tmp_path, split="test") == ["two.jsonl"]
+    card.write_text("---\nconfigs:\n- config_name: [a\n  b: : c\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md is not readable YAML: [^\n]+\Z"):
+        questions(tmp_path)
+
+
+def test_what_save_to_disk_wrote_is_named_where_it_is_not_whole(tmp_path):
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "a"), num_shards=2)
+    shard = tmp_path / "a" / "data-00001-of-00002.arrow"
+    for change in (lambda: shard.write_bytes(shard.read_bytes()[:200]), shard.unlink):
+        change()
+        with pytest.raises(ValueError, match=r"a cannot be read as what save_to_disk wrote"):
+            questions(tmp_path / "a")
 
 
 def test_what_save_to_disk_wrote_has_its_splits(tmp_path):
