@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from rl.data.fingerprint import stamp
+from rl.data.media.names import shortened
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 # The same weights as pickles or for other programs, which nothing here reads, are left out.
@@ -52,9 +53,10 @@ def find_model(name: str, setting: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if not _HUB_NAME.fullmatch(name):
+        what = "that is a file" if Path(name).is_file() else "there is no such directory"
         raise ValueError(
             f"{setting} must be a model directory, a Hugging Face name or a builtin one, got "
-            f"{name!r}; there is no such directory"
+            f"{name!r}; {what}"
         )
     wanted = _DESCRIPTION if _IS_DRY.get() else None
     try:
@@ -63,8 +65,9 @@ def find_model(name: str, setting: str) -> Path:
         # Its last line says it in words; those before are of the connection.
         why = str(error).strip().splitlines()[-1].rstrip(".") if str(error).strip() else repr(error)
         raise ValueError(
-            f"{setting}={name} is no directory here and could not be downloaded: {why}. Check the "
-            f"name and the network, or name a model directory of this machine, {setting}=DIRECTORY"
+            f"{setting}={name} is no directory here and could not be downloaded: "
+            f"{shortened(why, 160)}. Check the name and the network, or name a model directory of "
+            f"this machine, {setting}=DIRECTORY"
         ) from error
 
 

@@ -5,13 +5,16 @@ of loading and several tracebacks.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rl.data.media.families import FAMILIES, vision_family
 from rl.data.media.minicpmv_config import register_config
+from rl.data.media.names import shortened
 from rl.run.files import read_json
 
 # transformers has no class for this model type and would want the checkpoint's own code for it.
@@ -25,13 +28,20 @@ OTHER_WEIGHTS = ("*.bin", "*.pth", "*.pt", "*.gguf")
 def read_config(directory: Path) -> PretrainedConfig:
     """Return the model's configuration; raises ValueError where there is none to use."""
     if not (directory / "config.json").is_file():
+        # What a trainer saved, or the cache of the hub, has models further below.
+        below = [*directory.glob("*/config.json"), *directory.glob("snapshots/*/config.json")]
+        newest = sorted(below, key=lambda file: -file.stat().st_mtime)
+        others = [str(file.parent) for file in newest]
+        others += [file.name for kind in OTHER_WEIGHTS for file in sorted(directory.glob(kind))]
+        found = f", but with {', '.join(others[:3])}" if others else ""
         raise ValueError(
             f"policy.model must be a Hugging Face model directory, got {directory} without a "
-            "config.json; name the directory that holds config.json and the weights"
+            f"config.json{found}; name the directory that holds config.json and the weights as "
+            "*.safetensors"
         )
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         # Where transformers has the model type itself, it never looks at the checkpoint's code.
         if "trust_remote_code" in str(error):
             code = read_json(directory / "config.json").get("auto_map")
@@ -39,9 +49,8 @@ def read_config(directory: Path) -> PretrainedConfig:
                 f"policy.model: {directory} can only be loaded by code of its own ({code}), which "
                 "is never run here; take a model whose type transformers has built in"
             ) from None
-        raise ValueError(
-            f"policy.model: {directory}/config.json cannot be used: {error}"
-        ) from error
+        why = shortened(" ".join(str(error).split()), 200)
+        raise ValueError(f"policy.model: {directory}/config.json cannot be used: {why}") from error
 
 
 def refuse_unusable_weights(directory: Path, config: PretrainedConfig) -> None:
@@ -84,7 +93,7 @@ def refuse_unusable_weights(directory: Path, config: PretrainedConfig) -> None:
             f"policy.model: {directory} lacks {len(missing)} of the files that its {INDEX} names, "
             f"such as {missing[0]}; download it again, as a whole"
         )
-    stored_names(directory)
+    stored_tensors(directory)
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -93,20 +102,30 @@ def weight_files(directory: Path) -> list[Path]:
     return [file for file in files if not file.name.startswith("adapter_model")]
 
 
-def stored_names(directory: Path) -> set[str]:
-    """The names of all stored tensors; raises ValueError for a file that is damaged."""
-    names: set[str] = set()
+class StoredTensor(NamedTuple):
+    """What the header of a file says of a tensor in it."""
+
+    dtype: str
+    """As safetensors calls it: BF16, U8."""
+    shape: tuple[int, ...]
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """All stored tensors by name; raises ValueError for a file that is damaged."""
+    tensors: dict[str, StoredTensor] = {}
     for file in weight_files(directory):
         # Opening reads the header, which tells whether the file has as many bytes as it says.
         try:
             with safe_open(file, framework="pt") as opened:
-                names.update(opened.keys())
+                for name in [*opened.keys()]:
+                    tensor = opened.get_slice(name)
+                    tensors[name] = StoredTensor(tensor.get_dtype(), tuple(tensor.get_shape()))
         except SafetensorError as error:
             raise ValueError(
                 f"policy.model: {file} is damaged or cut short: {error}; download it again (git "
                 "lfs pull, where the directory was cloned)"
             ) from error
-    return names
+    return tensors
 
 
 def refuse_longer_than_model(directory: Path, max_model_length: int) -> None:

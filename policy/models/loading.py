@@ -30,6 +30,7 @@ from policy.models.kernels import attention_implementation, fuse_layers
 from policy.models.stages import let_learn
 from policy.models.trainable import refuse_untrainable
 from rl.config.policy import Part, PolicyConfig
+from rl.data.media.names import shortened
 from rl.run.files import read_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -225,6 +226,10 @@ def merged_copy(adapter: Path, cache_dir: Path) -> Path:
     name = read_json(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not name:
         raise ValueError(f"policy.model: {adapter} is an adapter that names no base model")
+    if not any(adapter.glob("adapter_model.*")):
+        raise ValueError(
+            f"policy.model: the adapter {adapter} lacks its adapter_model.safetensors; copy it there"
+        )
     base = find_model(name, f"policy.model {adapter} is an adapter, and its base model")
     config = read_config(base)
     refuse_unusable_weights(base, config)
@@ -247,9 +252,10 @@ def merged_copy(adapter: Path, cache_dir: Path) -> Path:
         # PEFT says by any of these that the adapter does not fit, or is of a kind without weights
         # to merge, such as a tuned prompt.
         except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+            why = shortened(" ".join(str(error).split()), 200)
             raise ValueError(
                 f"policy.model: the adapter {adapter} cannot be merged into its base {base}: "
-                f"{error}; merge it where it was trained, and name the result"
+                f"{why}; merge it where it was trained, and name the result"
             ) from error
 
     return made_once(target, write)

@@ -1,7 +1,7 @@
 """Refuses a model that the learner cannot train, before any process loads it.
 
 The engines could answer with most of these models, so that they may well label or be evaluated. The
-configuration tells what they are, and the names of the weights; no weight is read.
+configuration tells what they are, and what files say of the weights; no weight is read.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from policy.models.checks import stored_names
+from policy.models.checks import stored_tensors
 from policy.models.family import model_family
 
 # Settings that change logits after the output layer, which logprobs.py applies alone.
@@ -28,15 +28,17 @@ _EXPERT_SETTINGS = (
     "num_local_experts",
     "num_routed_experts",
 )
+_TRAINED_TYPES = ("F32", "BF16", "F16", "F64")
 # Tools that quantised before config.json had a place for it left a file of their own.
 _QUANTISATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 
 
 def refuse_untrainable(directory: Path, config: PretrainedConfig) -> None:
-    """Raise ValueError for a quantised model, one of experts, and weights of other names."""
+    """Raise ValueError for a quantised model, one of experts, and weights of another model."""
     text = config.get_text_config()
     settings = config.to_dict() | text.to_dict()
-    method = settings.get("quantization_config") or settings.get("compression_config")
+    places = ("quantization_config", "compression_config", "quantization")
+    method = next((settings[place] for place in places if settings.get(place)), None)
     files = [name for name in _QUANTISATION_FILES if (directory / name).is_file()]
     if method or files:
         known = method if isinstance(method, dict) else {}
@@ -58,23 +60,36 @@ def refuse_untrainable(directory: Path, config: PretrainedConfig) -> None:
             f"policy.model: {directory}, a {text.model_type}, is a mixture of experts ({experts}), "
             "which cannot be trained here; take a dense model"
         )
-    _refuse_other_names(directory, config)
+    _refuse_other_weights(directory, config)
 
 
-def _refuse_other_names(directory: Path, config: PretrainedConfig) -> None:
-    """Raise ValueError if the model's parameters do not have the names of its checkpoint."""
+def _refuse_other_weights(directory: Path, config: PretrainedConfig) -> None:
+    """Raise ValueError if the model's parameters are not those of its checkpoint."""
     # transformers renames some weights when it loads them, and fills with random numbers what it
     # does not find. Engines are sent the learner's parameters by name, and read the files by name.
     family = model_family(config.model_type)
     # On the meta device a model has names and shapes alone, and is made in a moment.
     with torch.device("meta"):
         model = family.auto_class.from_config(config, trust_remote_code=False)
-    stored = stored_names(directory)
-    names = {
-        family.checkpoint_name(config.model_type, name) for name, _ in model.named_parameters()
+    stored = stored_tensors(directory)
+    shapes = {
+        family.checkpoint_name(config.model_type, name): tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
     }
-    missing = sorted(names - stored)
+    missing = sorted(shapes.keys() - stored.keys())
     if not missing:
+        for name, shape in shapes.items():
+            if stored[name].dtype not in _TRAINED_TYPES:
+                raise ValueError(
+                    f"policy.model: {directory} stores {name} as {stored[name].dtype}, as "
+                    "quantised weights are, and training needs one of "
+                    f"{', '.join(_TRAINED_TYPES)}; take the model that it was made from"
+                )
+            if stored[name].shape != shape:
+                raise ValueError(
+                    f"policy.model: {directory} stores {name} with the shape {stored[name].shape}, "
+                    f"and its config.json wants {shape}; take both from the same model"
+                )
         return
     example = missing[0]
     prefixed = sorted(name for name in stored if name.endswith(f".{example}"))

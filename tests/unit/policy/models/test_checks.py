@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,23 @@ def test_a_config_that_is_no_json_is_named(model):
     assert "config.json cannot be used" in refusal(model)
 
 
+def test_a_setting_of_another_type_is_named(model):
+    edit(model, hidden_size="128")
+    assert "config.json cannot be used: " in (told := refusal(model))
+    assert "hidden_size" in told and "\n" not in told
+
+
+def test_a_directory_without_a_model_says_where_there_are_some(model):
+    for number in (10, 20):
+        (model / f"checkpoint-{number}").mkdir(parents=True)
+        (model / f"checkpoint-{number}" / "config.json").write_text("{}")
+    os.utime(model / "checkpoint-10" / "config.json", (0, 0))
+    (model / "model.gguf").write_bytes(b"GGUF")
+    (model / "config.json").unlink()
+    below = "/model/checkpoint-20, /model/checkpoint-10, model.gguf"
+    assert f"without a config.json, but with {below}; name the directory" in refusal(model)
+
+
 def test_a_model_of_another_kind_is_refused(model):
     edit(model, model_type="vit")
     assert "vit, which is no causal language model" in refusal(model)
@@ -135,6 +153,23 @@ def test_a_quantised_model_can_be_asked_but_not_trained(model, settings, name):
 def test_a_model_that_older_tools_quantised_has_a_file_that_says_so(model):
     (model / "quantize_config.json").write_text('{"bits": 4}')
     assert "is quantised (quantize_config.json)" in refusal(model)
+
+
+def test_weights_of_few_bits_are_refused_whatever_the_configuration_says(model):
+    edit(model, quantization={"group_size": 64, "bits": 4})
+    assert "is quantised" in refusal(model)
+    tiny_qwen3(32).save_pretrained(model)
+    weights = load_file(model / "model.safetensors")
+    for dtype, name in ((torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")):
+        weights["lm_head.weight"] = weights["lm_head.weight"].to(dtype)
+        save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+        assert f"stores lm_head.weight as {name}, as quantised weights are" in refusal(model)
+
+
+def test_weights_of_another_shape_than_the_configuration_says_are_refused(model):
+    edit(model, intermediate_size=2 * SIZES["intermediate_size"])
+    told = refusal(model)
+    assert "stores model.layers.0.mlp" in told and "its config.json wants" in told
 
 
 SMALL = {key: value for key, value in SIZES.items() if key != "initializer_range"}
@@ -205,6 +240,11 @@ def test_an_adapter_without_its_base_says_which_it_needs(model, adapter):
     assert "/adapter is an adapter, and its base model" in told and "/model'" in told
 
 
+def test_an_adapter_without_weights_is_named(adapter):
+    (adapter / "adapter_model.safetensors").unlink()
+    assert "/adapter lacks its adapter_model.safetensors" in refusal(adapter)
+
+
 def test_an_adapter_of_a_quantised_base_is_not_merged(model, adapter):
     edit(model, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert "/model is quantised (bitsandbytes)" in refusal(adapter)
@@ -214,6 +254,7 @@ def test_an_adapter_that_does_not_fit_is_named(model, adapter):
     tiny_qwen3(32, num_attention_heads=1).save_pretrained(model)
     told = refusal(adapter)
     assert "the adapter /adapter cannot be merged into its base /model" in told
+    assert "\n" not in told and len(told) < 500
     assert not list((model.parent / "cache" / "hybrid-rl").glob("merged-*[!k]"))
 
 
