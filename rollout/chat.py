@@ -10,6 +10,7 @@ is followed by the very tokens that follow the prompt of the one or the other.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain, takewhile
 from pathlib import Path
@@ -35,10 +36,13 @@ KNOWN_TAGS = (
     ("<seed:think>", "</seed:think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<reasoning>", "</reasoning>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|think|>", "<|/think|>"),
 )
 """Tags that models have around their reasoning, in their templates or in what they write."""
 NO_VARIABLES: Mapping[str, Any] = {}
 SAMPLE = Prompt("sample", ({"role": "user", "content": "2+2?"},), "4")
+ANSWERED = replace(SAMPLE, messages=(*SAMPLE.messages, {"role": "assistant", "content": "Four."}))
 DAYS = (datetime(2001, 2, 3), datetime(2002, 3, 4))
 SHOWN_IDS = 5
 
@@ -59,7 +63,8 @@ class ChatTemplate:
         if not self._tokenizer.chat_template:
             raise ValueError(
                 f"the tokenizer of {path} has no chat template; take an instruction-tuned model or "
-                "put a chat_template.jinja into its directory"
+                "put a chat_template.jinja into its directory, with the text that a "
+                "chat_template.json has as its chat_template"
             )
         self.end_tokens = stored_end_tokens(Path(path)) | {self._tokenizer.eos_token_id} - {None}
         rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
@@ -68,6 +73,7 @@ class ChatTemplate:
         opening, closing = re.escape(tags.open), re.escape(tags.close)
         self._opened = re.compile(rf"{opening}\s*\Z")
         self._closed = re.compile(rf"(?:{opening}\s*)?{closing}\s*\Z")
+        self._either_tag = re.compile(f"{opening}|{closing}")
         self._choices: dict[str, ChoiceTokens] = {}
         # Found out by asking: a template may name a variable and do nothing with it.
         self.switch: str | None = None
@@ -88,6 +94,12 @@ class ChatTemplate:
             raise ValueError(
                 f"{self._path} names no end of sequence, so no response would end by itself; set "
                 "eos_token in its tokenizer_config.json, or eos_token_id in its config.json"
+            )
+        if all(self._tokenizer.convert_ids_to_tokens(end) is None for end in self.end_tokens):
+            raise ValueError(
+                f"{self._path} ends a response with the token {min(self.end_tokens)}, which its "
+                "tokenizer does not have; set eos_token_id in its config.json and "
+                "generation_config.json to one that it has"
             )
         # Gemma 3 reads text alone at its smallest size, and has the tokenizer of its siblings: it
         # has no embedding for the placeholder of an image, which only a prompt could write.
@@ -128,7 +140,11 @@ class ChatTemplate:
                     f"the chat template of {self._path} ends a prompt of mode {name}, which "
                     f"reasons, with {text[-40:]!r}; set the variable that makes it reason in {key}"
                 )
-        said, tags = [], self._tags
+        return self._remarks(modes, rendered)
+
+    def _remarks(self, modes: Mapping[str, ModeConfig], rendered: Mapping[str, str]) -> list[str]:
+        """What a person should know of the template. rendered: SAMPLE in each mode."""
+        source, said, tags = self._tokenizer.get_chat_template(), [], self._tags
         reasoning = {text for name, text in rendered.items() if modes[name].thinking}
         if any(t in reasoning for name, t in rendered.items() if not modes[name].thinking):
             said.append(
@@ -145,6 +161,25 @@ class ChatTemplate:
                 f"{tags.open}; for its own tags write policy.think_tags: "
                 f'{{open: "{others[0][0]}", close: "{others[0][1]}"}} into the recipe'
             )
+        told = (self._variables(on, NO_VARIABLES) for on in (True, False))
+        ends = [self._apply(SAMPLE, each).rpartition("2+2?")[2] for each in told]
+        if not others and ends[0] != ends[1] and not self._either_tag.search("".join(ends)):
+            long, short = (shortened(end, 100) for end in ends)
+            said.append(
+                f"the chat template of {self._path} ends a prompt with {long!r} for a mode that "
+                f"reasons and {short!r} for one that does not, and {tags.open} is put behind; if "
+                "it has tags of its own there, set policy.think_tags"
+            )
+        plain, closed = self._apply(SAMPLE, {}), {"add_generation_prompt": False}
+        if plain == self._apply(SAMPLE, closed):
+            # Templates in which the user's turn has an end may need no words before an answer.
+            begun = self._apply(ANSWERED, closed).partition("Four.")[0].rstrip()
+            if begun != plain.rstrip():
+                said.append(
+                    f"the chat template of {self._path} takes no notice of add_generation_prompt, "
+                    f"so prompts lack {begun.removeprefix(plain.rstrip())!r}, with which it begins "
+                    "an answer; put a chat_template.jinja that writes it into the directory"
+                )
         # A variable of this name hides the clock that every template is given.
         variables = next(iter(modes.values())).chat_template_kwargs
         days = [self._apply(SAMPLE, {"strftime_now": day.strftime, **variables}) for day in DAYS]
@@ -331,7 +366,7 @@ class ChatTemplate:
         if family is not None:
             turns = family.messages(turns)
         return self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **variables
+            turns, tokenize=False, **{"add_generation_prompt": True, **variables}
         )
 
 

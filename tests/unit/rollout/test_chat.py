@@ -104,11 +104,11 @@ def test_a_template_without_a_switch_serves_both_modes_after_a_note(tmp_path, na
     assert [note for note in chat.check_policy(MODES) if "no switch for reasoning" in note] == (
         [] if has_switch else chat.check_policy(MODES)[:1]
     )
-    assert (
-        chat.check_policy({"long": MODES["long"]})
-        == chat.check_policy({"short": MODES["short"]})
-        == []
-    )
+    for one, alone in MODES.items():
+        notes = chat.check_policy({one: alone})
+        assert [note for note in notes if "is put behind" not in note] == []
+        # It cannot be told whether words without tags are what the model was taught.
+        assert bool(notes) is (name == "another keyword, no tags")
 
 
 @pytest.mark.parametrize("word", ["/think", "/no_think"])
@@ -183,6 +183,34 @@ def test_tags_that_the_template_does_not_write_are_told(tmp_path, tags):
     assert told is (tags != SEED)
 
 
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        (("<|think|>", "<|think|><|/think|>"), 'open: "<|think|>", close: "<|/think|>"'),
+        (("<muse>", "<muse></muse>"), "with '<a><muse>' for a mode that reasons and"),
+        (("<think>", "</think>"), None),
+    ],
+)
+def test_a_switch_with_tags_of_its_own_is_told(tmp_path, ends, told):
+    ending = f"{{{{ '{ends[0]}' if enable_thinking else '{ends[1]}' }}}}"
+    notes = open_chat(tmp_path, TURNS + ending + "{%- endif -%}").check_policy(MODES)
+    assert (told in notes[0]) if told else notes == []
+
+
+@pytest.mark.parametrize(
+    ("template", "lacks"),
+    [
+        ("{%- for m in messages -%}{{ '<' + m.role + '>' + m.content }}{%- endfor -%}", "<assist"),
+        # The user's turn has an end, behind which the answer stands.
+        ("{%- for m in messages -%}{{ m.content + '[/INST]' }}{%- endfor -%}", None),
+    ],
+)
+def test_a_template_that_begins_no_answer_is_told(tmp_path, template, lacks):
+    notes = open_chat(tmp_path, template).check_policy(MODES)
+    found = [note for note in notes if "add_generation_prompt" in note]
+    assert (f"prompts lack '{lacks}" in found[0]) if lacks else found == []
+
+
 def test_a_template_that_writes_the_day_is_told_unless_the_day_is_set(tmp_path):
     dated = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + QWEN3
     chat = open_chat(tmp_path, dated)
@@ -249,6 +277,9 @@ def test_a_model_that_never_ends_a_response_is_refused(tmp_path):
         ChatTemplate(str(tmp_path)).check_policy(MODES)
     (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
     assert ChatTemplate(str(tmp_path)).response_token_ids("", True) == (3,)
+    (tmp_path / "config.json").write_text('{"eos_token_id": [9999]}')
+    with pytest.raises(ValueError, match=r"with the token 9999, which its tokenizer does not have"):
+        ChatTemplate(str(tmp_path)).check_policy(MODES)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
