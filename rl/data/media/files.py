@@ -19,7 +19,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import ArgumentError
+from av.error import ArgumentError, InvalidDataError
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from rl.config.data import VideoConfig
+from rl.data.files import START_BYTES, content_form
 from rl.data.media.names import MediaError, MediumKind, StillImage, Video, as_rgb, refuse_size
 from rl.data.media.video_frames import STEP_S, keep_frames, plan_frames
 
@@ -143,7 +144,9 @@ def _image(source: File, name: str) -> Iterator[Image.Image]:
             image = Image.open(source, formats=IMAGE_FORMATS)
         except UnidentifiedImageError as error:
             formats = ", ".join(IMAGE_FORMATS)
-            raise MediaError(f"not_an_image: {name} is none of {formats}") from error
+            raise MediaError(
+                f"not_an_image: {name} is none of {formats}{_instead(source)}"
+            ) from error
         # A warning where the caller turns warnings into errors.
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise MediaError(f"too_large: {name}: {error}") from error
@@ -378,10 +381,10 @@ def _video(source: File, name: str) -> Iterator[tuple[InputContainer, VideoStrea
         try:
             options = {"format_whitelist": VIDEO_FORMATS}
             container = stack.enter_context(av.open(source, "r", options=options))
-        except ArgumentError as error:
-            # What FFmpeg says of a format that is not in the list.
+        except (ArgumentError, InvalidDataError) as error:
+            # What FFmpeg says of a format that is not in the list, and of none that it knows.
             raise MediaError(
-                f"unreadable: {name} is none of the video formats {VIDEO_FORMATS}"
+                f"unreadable: {name} is none of the video formats {VIDEO_FORMATS}{_instead(source)}"
             ) from error
         cover = Disposition.attached_pic
         films = [film for film in container.streams.video if not film.disposition & cover]
@@ -419,6 +422,19 @@ def _refuse_missing(source: File, name: str) -> None:
             is_folder = os.path.isdir(source)
             what = "is a directory; list its files" if is_folder else "is no file"
         raise MediaError(f"missing: {name} {what}")
+
+
+def _instead(source: File) -> str:
+    """What a file is that is no medium, as far as that tells a person what to do."""
+    if isinstance(source, BytesIO):
+        start = bytes(source.getbuffer()[:START_BYTES])
+    else:
+        with open(source, "rb") as file:
+            start = file.read(START_BYTES)
+    form, what = content_form(start)
+    if not start:
+        return "; it is empty"
+    return f"; it is {what}" if form in ("lfs", "html") else ""
 
 
 @contextmanager

@@ -47,8 +47,9 @@ def plan_frames(
     duration_s = num_frames / native_fps
     packing = frames_per_group(duration_s, fps, max_groups, max_packing)
     if packing == 1:
-        # A video filmed at a lower rate than `fps` has no more frames to show.
-        wanted = round(min(fps, round(native_fps)) * min(max_groups, duration_s))
+        # A video filmed at a lower rate than `fps` has no more frames to show. The published
+        # example rounds the rate, to 0 where a frame stands for seconds, as in a slide show.
+        wanted = round(min(fps, round(native_fps) or native_fps) * min(max_groups, duration_s))
         # The part of a second that frames_per_group leaves out can round up to a frame too many.
         wanted = min(wanted, max_groups)
     else:

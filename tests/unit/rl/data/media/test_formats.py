@@ -186,6 +186,23 @@ def test_what_is_no_film_is_told_the_formats(tmp_path):
             check("video", str(tmp_path / name), name)
 
 
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid", "run git lfs pull"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"", "it is empty"),
+        (b"words", "$"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_what_is_no_medium_is_told_for_what_it_is(tmp_path, kind, start, told):
+    (tmp_path / "a").write_bytes(start)
+    for source in (str(tmp_path / "a"), io.BytesIO(start)):
+        with pytest.raises(MediaError, match=rf"it is none of .*{told}"):
+            check(kind, source, "it")
+
+
 def test_a_clip_of_one_frame_is_there_twice_for_models_that_see_pairs(tmp_path):
     clip = read_video(write_video(tmp_path / "a.mp4", 1), "it", VideoConfig())
     assert len(clip.frames) == 1

@@ -37,6 +37,11 @@ def test_a_rate_above_the_files_takes_every_frame():
     assert plan.groups == ((0,), (5,), (10,), (15,), (20,))
 
 
+def test_a_slide_show_shows_its_pictures():
+    """Each stands for three seconds; a third of a frame a second rounds to none."""
+    assert plan_frames(4, 1 / 3).indices == (0, 1, 2, 3)
+
+
 @settings(deadline=None)
 @given(
     st.integers(1, 20_000), st.sampled_from([1, 12.5, 24, 29.97, 60]), st.sampled_from([1, 3, 10])
