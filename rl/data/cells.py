@@ -111,11 +111,12 @@ def messages_in(cell: Any) -> list[dict[str, Any]] | None:
         return None
     messages = []
     for stored in cell:
-        keys = stored.keys() if isinstance(stored, dict) else set()
-        if {"role", "content"} <= keys:
-            message = stored
-        elif {"from", "value"} <= keys:
-            message = {"role": stored["from"], "content": stored["value"]}
+        given = stored if isinstance(stored, dict) else {}
+        # Arrow gives every dict of a column all keys of any, with null where one had none.
+        if given.get("role") is not None and "content" in given:
+            message = given
+        elif given.get("from") is not None and "value" in given:
+            message = {"role": given["from"], "content": given["value"]}
         else:
             # A list of something else, such as accepted answers or paths.
             return None

@@ -37,6 +37,7 @@ _STARTS = {
     b"<!DOCTYPE": ("html", "a web page, such as one that asks to log in; download the file itself"),
 }
 """How files begin -> what they are, and what to do where the name says something else."""
+START_BYTES = 32
 # Where a .json file that is one object keeps its rows.
 _ROWS_KEYS = "data rows train test examples instances questions annotations items samples".split()
 # Of what is written to the cache; a change makes every table anew.
@@ -53,8 +54,7 @@ def open_file(path: Path) -> pa.Table:
         )
     with _named_errors(path, kind):
         with path.open("rb") as file:
-            start = file.read(max(map(len, _STARTS)))
-        form, what = next((_STARTS[each] for each in _STARTS if start.startswith(each)), ("", ""))
+            form, what = content_form(file.read(START_BYTES))
         if form not in ("", kind, compression):
             raise ValueError(f"it is {what}")
         if kind == "arrow" and compression is None:
@@ -67,9 +67,14 @@ def open_file(path: Path) -> pa.Table:
         return table
 
 
+def content_form(start: bytes) -> tuple[str, str]:
+    """What a file is by its first START_BYTES, and what to do with it; empty where that is open."""
+    return next((_STARTS[each] for each in _STARTS if start.startswith(each)), ("", ""))
+
+
 def _refuse_repeated(names: Sequence[str]) -> None:
     """Raise ValueError for a name that several columns have: which of them is meant?"""
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
         raise ValueError(f"several columns are called {', '.join(repeated)}; rename all but one")
 
 

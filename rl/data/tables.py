@@ -96,13 +96,19 @@ class Part:
     def features(self) -> dict[str, Any]:
         """What the `datasets` library noted of the columns, such as the names of classes."""
         noted = json.loads((self.arrow.schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = dict(noted.get("info", {}).get("features", {}))
-        for column in self.arrow.schema:
-            if isinstance(column.type, pa.JsonType):
-                features[column.name] = {"_type": "Json"}
-            elif column.type in (pa.float16(), pa.float32()):
-                features[column.name] = {"dtype": column.type.to_pandas_dtype().__name__}
-        return features
+        own = {column.name: _noted(column.type) for column in self.arrow.schema}
+        return own | noted.get("info", {}).get("features", {})
+
+
+def _noted(kind: pa.DataType) -> Any:
+    """What rl.data.cells.plain must know of a type, as the `datasets` library would note it."""
+    if isinstance(kind, pa.JsonType):
+        return {"_type": "Json"}
+    if pa.types.is_floating(kind):
+        return {"dtype": kind.to_pandas_dtype().__name__}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return {"feature": _noted(kind.value_type)}
+    return {field.name: _noted(field.type) for field in kind} if pa.types.is_struct(kind) else None
 
 
 class Table:
@@ -156,7 +162,8 @@ class Table:
             for name in names:
                 top, path = self._address(name)
                 if top is not None and top in part.column_names:
-                    cells = part.column(top).slice(within, count).to_pylist()
+                    column = part.column(top).slice(within, count)
+                    cells = column.to_pylist(maps_as_pydicts="lossy")
                     cells = [field_of(plain(cell, features.get(top)), path) for cell in cells]
                 else:
                     cells = [None] * count

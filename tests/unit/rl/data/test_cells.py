@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from rl.data.cells import Content, media_in, parts_of
+from rl.data.cells import Content, media_in, messages_in, parts_of
 from rl.data.media.names import MediaError
 
 # The start of a picture, long enough to be told from a path.
@@ -77,6 +77,11 @@ def test_a_video_may_be_its_frames(cell, contents):
 def test_other_cells_hold_no_images(cell, message):
     with pytest.raises(ValueError, match=message):
         media_in(cell, "image")
+
+
+def test_messages_may_have_empty_keys_of_another_dialect():
+    row = {"from": "human", "value": "2+2?", "role": None, "content": None}
+    assert messages_in([row]) == [{"role": "user", "content": "2+2?"}]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ TWO_ALIKE = _SINK.getvalue().to_pybytes()
         ("a.jsonl.ZST", zst(as_lines(ROWS))),
         ("a.csv", CSV),
         ("excel.csv", b"\xef\xbb\xbf" + CSV.replace(b",", b";")),
+        ("empty_columns.csv", CSV.replace(b"\n", b",,\n")),
         ("a.tsv", CSV.replace(b",", b"\t")),
         ("a.csv.gz", gzip.compress(CSV, mtime=0)),
         ("a.parquet", parquet_bytes(ROWS)),
@@ -134,7 +135,7 @@ def test_the_same_rows_in_every_format(tmp_path, name, content):
             2 * (json.dumps(ROWS[0], indent=1) + "\n").encode(),
             "one object a line",
         ),
-        ("a.csv", b"question,answer, answer\n1,2,3\n", "several columns are called answer"),
+        ("a.csv", b"question,answer,,, answer\n1,2,3\n", "several columns are called answer"),
         ("a.parquet", TWO_ALIKE, "several columns are called answer"),
         ("b.parquet", b"PAR1", r"b\.parquet cannot be read as parquet"),
         ("empty.json", b"[]", "no rows"),
@@ -235,10 +236,20 @@ def test_a_struct_may_be_written_as_json(tmp_path):
 
 def test_numbers_of_few_bits_are_what_was_written(tmp_path):
     numbers = pa.array([0.1, 3.14, None, float("nan")], pa.float32())
-    pq.write_table(pa.table({"answer": numbers}), tmp_path / "a.parquet")
-    Dataset(pa.table({"answer": numbers})).save_to_disk(str(tmp_path / "saved"))
+    deep = pa.array([[{"x": 0.1}]] * 4, pa.list_(pa.struct([("x", pa.float32())])))
+    rows = pa.table({"answer": numbers, "deep": deep})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    Dataset(rows).save_to_disk(str(tmp_path / "saved"))
     for path in (tmp_path / "a.parquet", tmp_path / "saved"):
         assert answers(path) == [0.1, 3.14, None, None]
+        assert answers(path, "deep.x") == [[0.1]] * 4
+
+
+def test_a_map_is_a_struct(tmp_path):
+    gold = pa.array([[("gold", "4"), ("style", "rule")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"answer": gold}), tmp_path / "a.parquet")
+    assert answers(tmp_path / "a.parquet") == [{"gold": "4", "style": "rule"}]
+    assert answers(tmp_path / "a.parquet", "answer.gold") == ["4"]
 
 
 def test_half_a_character_is_read_as_one_that_is_missing(tmp_path):
