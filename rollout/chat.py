@@ -458,5 +458,10 @@ def stored_end_tokens(directory: Path) -> set[int]:
         stored.get("eos_token_id")
         for stored in (read_json(directory / "generation_config.json"), settings)
     ]
-    listed = chain.from_iterable(each if isinstance(each, list) else [each] for each in ends)
+    listed = [*chain.from_iterable(each if isinstance(each, list) else [each] for each in ends)]
+    if wrong := [token for token in listed if not isinstance(token, int | None)]:
+        raise ValueError(
+            f"eos_token_id in config.json or generation_config.json of {directory} must be the id "
+            f"of a token or a list of ids, got {wrong[0]!r:.60}"
+        )
     return {token for token in listed if token is not None}

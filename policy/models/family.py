@@ -23,6 +23,7 @@ from rl.config.data import SourceConfig
 from rl.config.policy import Part
 from rl.data.media.families import family_name
 from rl.data.media.families import unsampled_token_ids as unsampled_in
+from rl.data.media.names import shortened
 from rl.data.media.store import MediaStore
 from rl.loop.interfaces import VisualInputs
 
@@ -72,9 +73,19 @@ def model_family(model_type: str) -> ModelFamily:
 
 
 def open_visual_inputs(directory: Path, data: SourceConfig) -> VisualInputs | None:
-    """Return the layout of media for the model of a directory; None if it reads text only."""
+    """Return the layout of media for the model of a directory; None if it reads text only.
+
+    Raises ValueError for a directory that does not say how.
+    """
     inputs = model_family(read_config(directory).model_type).inputs
-    return None if inputs is None else inputs(directory, MediaStore(data))
+    try:
+        return None if inputs is None else inputs(directory, MediaStore(data))
+    except OSError as error:
+        why = shortened(" ".join(str(error).split()), 200)
+        raise ValueError(
+            f"policy.model: {directory} does not say how its model sees: {why}; copy "
+            "preprocessor_config.json there, from the model that it was made from"
+        ) from error
 
 
 def unsampled_token_ids(directory: Path) -> tuple[int, ...]:

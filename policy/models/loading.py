@@ -228,7 +228,7 @@ def merged_copy(adapter: Path, cache_dir: Path) -> Path:
         raise ValueError(f"policy.model: {adapter} is an adapter that names no base model")
     if not any(adapter.glob("adapter_model.*")):
         raise ValueError(
-            f"policy.model: the adapter {adapter} lacks its adapter_model.safetensors; copy it there"
+            f"policy.model: the adapter {adapter} lacks adapter_model.safetensors; copy it there"
         )
     base = find_model(name, f"policy.model {adapter} is an adapter, and its base model")
     config = read_config(base)

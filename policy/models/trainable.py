@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from policy.models.checks import stored_tensors
 from policy.models.family import model_family
+from rl.data.media.names import shortened
 
 # Settings that change logits after the output layer, which logprobs.py applies alone.
 _LOGIT_SETTINGS = (
@@ -69,8 +70,23 @@ def _refuse_other_weights(directory: Path, config: PretrainedConfig) -> None:
     # does not find. Engines are sent the learner's parameters by name, and read the files by name.
     family = model_family(config.model_type)
     # On the meta device a model has names and shapes alone, and is made in a moment.
-    with torch.device("meta"):
-        model = family.auto_class.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = family.auto_class.from_config(config, trust_remote_code=False)
+    # An architecture says by any of these that a setting is none of its own.
+    except (
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        why = shortened(" ".join(repr(error).split()), 200)
+        raise ValueError(
+            f"policy.model: no {config.model_type} can be made by {directory}/config.json: {why}; "
+            "take this file from where the model was published"
+        ) from error
     stored = stored_tensors(directory)
     shapes = {
         family.checkpoint_name(config.model_type, name): tuple(parameter.shape)

@@ -277,6 +277,9 @@ def test_a_model_that_never_ends_a_response_is_refused(tmp_path):
         ChatTemplate(str(tmp_path)).check_policy(MODES)
     (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
     assert ChatTemplate(str(tmp_path)).response_token_ids("", True) == (3,)
+    (tmp_path / "config.json").write_text('{"eos_token_id": "<end>"}')
+    with pytest.raises(ValueError, match="must be the id of a token or a list of ids, got '<end>'"):
+        ChatTemplate(str(tmp_path))
     (tmp_path / "config.json").write_text('{"eos_token_id": [9999]}')
     with pytest.raises(ValueError, match=r"with the token 9999, which its tokenizer does not have"):
         ChatTemplate(str(tmp_path)).check_policy(MODES)

@@ -105,6 +105,8 @@ def test_a_setting_of_another_type_is_named(model):
     edit(model, hidden_size="128")
     assert "config.json cannot be used: " in (told := refusal(model))
     assert "hidden_size" in told and "\n" not in told
+    edit(model, hidden_size=SIZES["hidden_size"], hidden_act="nope")
+    assert "no qwen3 can be made by /model/config.json: KeyError('nope')" in refusal(model)
 
 
 def test_a_directory_without_a_model_says_where_there_are_some(model):
@@ -242,7 +244,7 @@ def test_an_adapter_without_its_base_says_which_it_needs(model, adapter):
 
 def test_an_adapter_without_weights_is_named(adapter):
     (adapter / "adapter_model.safetensors").unlink()
-    assert "/adapter lacks its adapter_model.safetensors" in refusal(adapter)
+    assert "/adapter lacks adapter_model.safetensors" in refusal(adapter)
 
 
 def test_an_adapter_of_a_quantised_base_is_not_merged(model, adapter):

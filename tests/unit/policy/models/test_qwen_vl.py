@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoModelForSequenceClassification
 
+from policy.models.family import open_visual_inputs
 from policy.models.qwen_vl import (
     Block,
     QwenVLInputs,
@@ -24,6 +26,7 @@ from policy.models.qwen_vl import (
     see_once,
 )
 from policy.weights.full_weights import FullWeights, write_model_directory
+from rl.config.data import SourceConfig
 from tests.qwen_vl_tiny import (
     MAX_IMAGE_TOKENS,
     ModelType,
@@ -214,6 +217,16 @@ def test_other_visual_tokens_than_the_media_give_name_the_sample(
         inputs([sample], rows([sample]))
     if model_type == "qwen2_5_vl":
         assert expected in str(raised.value)
+
+
+def test_a_directory_that_does_not_say_how_its_model_sees_is_named(
+    directories: dict[str, Path], tmp_path: Path
+):
+    shutil.copytree(directories["qwen2_5_vl"], tmp_path / "model")
+    for file in (tmp_path / "model").glob("*processor*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"/model does not say how .* preprocessor_config\.json"):
+        open_visual_inputs(tmp_path / "model", SourceConfig())
 
 
 def test_a_prompt_needs_a_marker_for_each_medium(directories: dict[str, Path]):
