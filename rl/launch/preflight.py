@@ -73,7 +73,9 @@ class Preflight:
         except NotMade:
             self.notes.append(f"{at}: is made when the run starts, which takes minutes")
         except ValueError as error:
-            self.problems.append(f"{at}: {error}")
+            # Several looks at one directory may end at the same fault.
+            if (problem := f"{at}: {error}") not in self.problems:
+                self.problems.append(problem)
 
 
 async def print_preflight(config: Config, notes: Sequence[str]) -> int:
