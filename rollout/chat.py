@@ -135,6 +135,12 @@ class ChatTemplate:
             # First as a prompt, which says what the template refuses.
             self._render(SAMPLE, mode.thinking, variables)
             text = rendered[name] = self._apply(SAMPLE, self._variables(mode.thinking, variables))
+            if SAMPLE.messages[0]["content"] not in text:
+                raise ValueError(
+                    f"the chat template of {self._path} does not write the question that it is "
+                    f"given, but {text[-40:]!r}; take the chat_template.jinja of the model that "
+                    "it was made from"
+                )
             if mode.thinking and self._closed.search(text):
                 raise ValueError(
                     f"the chat template of {self._path} ends a prompt of mode {name}, which "

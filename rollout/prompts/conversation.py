@@ -110,7 +110,9 @@ class Template:
                 f"data.template must write {{{{question}}}} or {{{{COLUMN}}}}, got "
                 f"{', '.join(unknown) or 'neither'}; the columns are {', '.join(columns)}"
             )
-        if reference in names - {"question"}:
+        # Of a struct only the name of the whole is among the names.
+        is_field = reference is not None and "." in reference and reference in source
+        if reference in names - {"question"} or is_field:
             raise ValueError(
                 f"data.template would show {{{{{reference}}}}}, the reference answer; leave it out"
             )
@@ -129,7 +131,8 @@ class Template:
         question = content if isinstance(content, str) else _MARK
         try:
             text = self._template.render({**shown, "question": question})
-        except TemplateError as error:
+        # What an expression in it raises for a cell that it is not made for.
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise ValueError(f"data.template cannot be filled: {error}") from error
         if question is _MARK:
             pieces = text.split(_MARK)

@@ -256,6 +256,8 @@ class _Rows:
                     self.placed(row, number)
             except MediaError as error:
                 problems[number] = str(error)
+            except ValueError as error:
+                raise ValueError(f"{self._path}, {self._table.where(number)}: {error}") from error
             if task in unrewarded:
                 why = f"unrewarded: reward.{task} is off, which its task names; set it, or the task"
                 problems.setdefault(number, why)

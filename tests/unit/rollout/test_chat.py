@@ -235,6 +235,13 @@ def test_a_model_without_a_template_is_refused(tmp_path):
         ChatTemplate(str(tmp_path))
 
 
+def test_a_template_that_leaves_the_question_out_is_refused(tmp_path):
+    # As Qwen3's does with a content that is no text.
+    template = "{%- for m in messages -%}{{ '<u>' }}{%- endfor -%}<a>"
+    with pytest.raises(ValueError, match="does not write the question that it is given, but '<u><"):
+        open_chat(tmp_path, template).check_policy(MODES)
+
+
 def test_messages_that_the_template_refuses_name_the_prompt(tmp_path):
     chat = open_chat(tmp_path, NO_SYSTEM)
     prompt = Prompt("p/7", ({"role": "system", "content": "x"}, *ASKED.messages), "4")

@@ -167,6 +167,13 @@ def test_a_template_is_put_around_the_last_turn(tmp_path):
     assert [m["content"] for m in prompt.messages] == ["1+1?", "2", "2+2? Be brief."]
 
 
+@pytest.mark.parametrize("term", ["n / 2", "n[0].x", "(n + 'a') | int + 'b'"])
+def test_a_cell_that_a_template_is_not_made_for_is_named_with_its_row(tmp_path, term):
+    rows = [{"question": "2+2?", "answer": "4", "n": n} for n in (["1"], 3)]
+    with pytest.raises(ValueError, match=r"rows\.jsonl row \d: data\.template cannot be filled"):
+        opened(tmp_path, rows, template=f"{{{{question}}}} {{{{{term}}}}}")
+
+
 def test_the_columns_of_a_template_tell_questions_apart(tmp_path):
     rows = [{"do": "Add", "input": str(n), "answer": "1"} for n in range(40)]
     source = opened(
@@ -187,3 +194,12 @@ def test_the_columns_of_a_template_tell_questions_apart(tmp_path):
 def test_a_template_that_cannot_be_meant_is_refused(template, message):
     with pytest.raises(ValueError, match=message):
         Template(template, ["question", "answer"], "answer")
+
+
+def test_a_template_may_show_the_fields_beside_the_reference():
+    with pytest.raises(ValueError, match=r"would show .*the reference answer"):
+        Template("{{question}} {{meta.gold}}", ["question", "meta"], "meta.gold")
+    assert Template("{{meta.hint}} {{question}}", ["question", "meta"], "meta.gold").columns == [
+        "meta",
+        "question",
+    ]
