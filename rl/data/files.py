@@ -93,7 +93,7 @@ def _named_errors(path: Path, kind: str) -> Iterator[None]:
             f"{path} cannot be read as {kind}: line {number} is not UTF-8; convert the file, as in "
             f"iconv -f latin1 -t utf-8 {path.name}"
         ) from error
-    except (ValueError, OSError, EOFError, csv.Error, pa.ArrowException) as error:
+    except (ValueError, OSError, EOFError, RecursionError, csv.Error, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
 
 

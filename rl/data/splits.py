@@ -6,6 +6,7 @@ or `data/train-00000-of-00002.parquet`. Files that say nothing are the training 
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
@@ -28,7 +29,7 @@ _KEYWORDS = {
     "test": "test testing eval evaluation",
 }
 _SPLIT_OF = {word: split for split, words in _KEYWORDS.items() for word in words.split()}
-_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\b.*")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\b.*")
 # Copies of notebooks, what a training saves, and what tools keep for themselves.
 _PASSED_OVER = re.compile(r"[._].*|(.*_)?checkpoints?([-_]\d+)?|global_step_?\d+", re.IGNORECASE)
 # What the `datasets` library writes beside rows.
@@ -82,8 +83,22 @@ def find_files(
             files, directory = folders[subset], directory / subset
         splits = by_split(files, directory)
     if not splits:
-        raise ValueError(f"{directory} holds no file that ends in {', '.join(ENDINGS)}")
-    return choose_split(splits, split, f"{directory}", split_key)
+        others = sorted(file.name for file in directory.rglob("*") if file.is_file())
+        raise ValueError(
+            f"{directory} holds no file that ends in {', '.join(ENDINGS)}, also with .gz or .zst, "
+            f"but {', '.join(others[:3]) or 'nothing'}; unpack or convert what holds the rows"
+        )
+    chosen = choose_split(splits, split, f"{directory}", split_key)
+    shards = Counter(
+        (file.parent, *part.groups()) for file in chosen if (part := _SHARD.match(file.name))
+    )
+    for (folder, name, number), count in shards.items():
+        if count < int(number):
+            raise ValueError(
+                f"{folder} has {count} of the {int(number)} files {name}-*-of-{number}; download "
+                "the others too, or name those that are meant in data.path"
+            )
+    return chosen
 
 
 def data_files(directory: Path) -> list[Path]:
@@ -97,7 +112,8 @@ def data_files(directory: Path) -> list[Path]:
         if file_kind(file)[0] is not None
         and file.name not in _NO_ROWS
         and not is_passed_over(file, directory)
-        and file.is_file()
+        # A link that leads nowhere is no reason to train on less: opening it says so.
+        and (file.is_file() or (file.is_symlink() and not file.exists()))
     ]
     rows = [file for file in files if Path(file.name.lower()).suffix != ".json"]
     return rows or files

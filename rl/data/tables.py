@@ -222,6 +222,11 @@ def read_table(location: Location) -> Table:
 
 def _parts(path: str, location: Location) -> list[Part]:
     local = Path(path).expanduser()
+    if "://" in path:
+        raise ValueError(
+            f"data.path={path} is an address, and rows are read from files; download it, or name a "
+            "data set of the Hugging Face hub as OWNER/NAME"
+        )
     if local.is_dir():
         if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
             return [_saved_to_disk(local, location)]

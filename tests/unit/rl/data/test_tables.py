@@ -360,6 +360,30 @@ def test_what_save_to_disk_wrote_has_its_splits(tmp_path):
             questions(tmp_path / path, split="dev")
 
 
+def test_shards_and_links_that_lead_nowhere_are_missed(tmp_path):
+    write(tmp_path / "a" / "train-00000-of-00002.jsonl")
+    with pytest.raises(ValueError, match=r"a has 1 of the 2 files train-\*-of-00002; download"):
+        questions(tmp_path / "a")
+    (tmp_path / "a" / "train-00001-of-00002.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"train-00001-of-00002\.jsonl cannot be read"):
+        questions(tmp_path / "a")
+    # Named by themselves they are meant.
+    assert questions(tmp_path / "a" / "train-00000*") == ["train-00000-of-00002.jsonl"]
+
+
+def test_a_folder_without_rows_says_what_it_holds(tmp_path):
+    for name in ("train-000.tar", "notes.txt"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=r"but notes\.txt, train-000\.tar; unpack or convert"):
+        questions(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["https://example.org/rows.jsonl", "s3://bucket/rows.parquet"])
+def test_an_address_is_told_to_be_downloaded(path):
+    with pytest.raises(ValueError, match=f"{path} is an address.*download it"):
+        questions(path)
+
+
 def test_hidden_files_and_checkpoints_are_passed_over(tmp_path):
     write(tmp_path / "a.jsonl")
     others = (
