@@ -213,20 +213,21 @@ def left_by(run):
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-@pytest.mark.parametrize("point", KILL_POINTS)
-def test_killed_anywhere_and_resumed_it_is_the_run_that_was_not_killed(tmp_path, point, staleness):
+def test_killed_anywhere_and_resumed_it_is_the_run_that_was_not_killed(tmp_path, staleness):
     changes = {"rollout__max_staleness": staleness, "rollout__deterministic": True}
     train(settings(tmp_path / "whole", **changes))
     whole = left_by(tmp_path / "whole")
     assert {"timeout", "low_spread"} <= set(whole["summary"]["groups"]["dropped"])
-    cfg = settings(tmp_path / "killed", **changes)
-    for step in sorted(KILLED_IN) if point != "saving" else (3, 12):
-        death = Death(point, step)
-        train(cfg, death)
-        assert death.times, f"the run was not {point} in step {step}"
-    train(cfg)
-    for part, expected in whole.items():
-        assert left_by(tmp_path / "killed")[part] == expected, part
+    for point in KILL_POINTS:
+        cfg = settings(tmp_path / point, **changes)
+        for step in sorted(KILLED_IN) if point != "saving" else (3, 12):
+            death = Death(point, step)
+            train(cfg, death)
+            assert death.times, f"the run was not {point} in step {step}"
+        train(cfg)
+        killed = left_by(tmp_path / point)
+        for part, expected in whole.items():
+            assert killed[part] == expected, (point, part)
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
