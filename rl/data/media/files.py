@@ -56,9 +56,12 @@ Source = File | tuple[File, ...]
 """A file by its path or its bytes; a video may be the files of its frames."""
 
 _END_MARKERS = {
-    **{"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"},
+    "JPEG": b"\xff\xd9",
+    "MPO": b"\xff\xd9",
+    "PNG": b"IEND",
     # Their header says how long they are, and opening them compares.
-    **{"WEBP": b"", "AVIF": b""},
+    "WEBP": b"",
+    "AVIF": b"",
 }
 _TAIL_BYTES = 2**16
 """Cameras write notes of their own behind the end of a picture."""
