@@ -319,7 +319,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfi
         if key in LOADER_KEYS:
             directives[key] = tree[key]
         else:
-            _lay_over(overrides, tree)
+            # All of one layer, so that what names the kind of data may stand anywhere in it.
+            _lay_over(overrides, Layer(COMMAND_LINE, tree))
     return directives, overrides
 
 
@@ -342,7 +343,7 @@ def read_tree(path: Path) -> DictConfig:
     try:
         tree = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not readable YAML: {error}") from None
+        raise RecipeError(f"{path} is not readable YAML: {_one_line(error)}") from None
     if not isinstance(tree, DictConfig):
         raise RecipeError(f"{path} must hold keys and values, got a {type(tree).__name__}")
     return tree
@@ -364,22 +365,28 @@ def _scale_layers(recipe: Sequence[Layer], scale: Any, mine: Sequence[Layer] = (
 
 def _defaults(recipe: Sequence[Layer], scale: Sequence[Layer]) -> list[Layer]:
     """Take what the layers of a scale have under `defaults` out of them, as layers of its own."""
-    modes = {name for layer in recipe for name in layer.tree.get("modes", {})}
+    modes = {name for layer in recipe for name in _modes(layer.tree)}
     defaults = []
     for layer in scale:
         tree = layer.tree.pop("defaults", OmegaConf.create())
         # A scale that is for any recipe may know modes that this one does not have.
-        for name in set(tree.get("modes", {})) - modes:
+        for name in set(_modes(tree)) - modes:
             del tree.modes[name]
         defaults.append(Layer(layer.name, tree, layer.is_shipped))
     return defaults
 
 
+def _modes(tree: DictConfig) -> Mapping[str, Any]:
+    # What is no mapping is refused by name when the whole is checked.
+    modes = tree.get("modes")
+    return modes if isinstance(modes, DictConfig) else {}
+
+
 def _room_for(prompt_tokens: int, *, _root_: DictConfig) -> int:
     """`${room_for:N}` in a recipe: the largest budget of its modes and N tokens of prompt."""
-    budgets = [mode.get("max_tokens") for mode in _root_.get("modes", {}).values()]
-    # What is no number is refused by name when the whole is checked.
-    return prompt_tokens + max((b for b in budgets if isinstance(b, int)), default=0)
+    modes = [mode for mode in _modes(_root_).values() if isinstance(mode, DictConfig)]
+    budgets = [budget for mode in modes if isinstance(budget := mode.get("max_tokens"), int)]
+    return prompt_tokens + max(budgets, default=0)
 
 
 OmegaConf.register_resolver("room_for", _room_for, replace=True)
@@ -391,7 +398,7 @@ def _resolved(whole: DictConfig) -> dict[str, Any]:
         # Interpolations such as ${steps} may point into other layers.
         tree = OmegaConf.to_container(whole, resolve=True)
     except (OmegaConfBaseException, TypeError) as error:
-        raise _not_together(error) from None
+        raise RecipeError(f"cannot put the recipe together: {_one_line(error)}") from None
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
@@ -400,22 +407,36 @@ def _joined(layers: Sequence[Layer]) -> DictConfig:
     """Return the tree of all layers, later ones over earlier ones."""
     joined = OmegaConf.create()
     for layer in layers:
-        _lay_over(joined, layer.tree)
+        # Settings of one kind of data mean nothing to another, and would be refused there.
+        if isinstance(data := layer.tree.get("data"), DictConfig) and "kind" in data:
+            joined.pop("data", None)
+        _lay_over(joined, layer)
     return joined
 
 
-def _lay_over(joined: DictConfig, tree: DictConfig) -> None:
-    # Settings of one kind of data mean nothing to another, and would be refused there.
-    if isinstance(data := tree.get("data"), DictConfig) and "kind" in data:
-        joined.pop("data", None)
+def _lay_over(joined: DictConfig, layer: Layer) -> None:
     try:
-        joined.merge_with(tree)
+        joined.merge_with(layer.tree)
     except (OmegaConfBaseException, TypeError) as error:
-        raise _not_together(error) from None
+        what = _clash(dotted_leaves(joined), dotted_leaves(layer.tree)) or _one_line(error)
+        raise RecipeError(f"{what} ({layer.name})") from None
 
 
-def _not_together(error: Exception) -> RecipeError:
-    return RecipeError(f"cannot put the recipe together: {' '.join(str(error).split())}")
+def _clash(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Which leaf is a list on one side and a mapping on the other, which OmegaConf does not say."""
+    for lists, others, rule in (
+        (new, old, "must hold keys with values, got"),
+        (old, new, "holds keys with values, and must be a list such as"),
+    ):
+        mappings = {above for key in others for above in _above(key)}
+        for key, value in lists.items():
+            if isinstance(value, list) and key in mappings:
+                return f"{key}: {rule} {value!r:.60}"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _differences(

@@ -43,6 +43,8 @@ class Receipt:
     unexplained: Sequence[str] = ()
     # See WeightProof for both.
 
+    _applied: Mapping[str, str] = MappingProxyType({})
+    """`digests` without what was left out, which is new to the model when it comes again."""
     _held: Mapping[str, str] | None = None
     """Digests of the model's own tensors after the last transfer; None before the first."""
     _is_first = False
@@ -113,7 +115,7 @@ class Receipt:
         before, self._held = self._held, _digests_of(self.model)
         made_of = {n: names for n in self._arrived if (names := self._made_of[n]) is not None}
         is_told = len(made_of) == len(self._arrived) and self.vllm_config.lora_config is None
-        new = {n for n, digest in self._arrived.items() if self.digests.get(n) != digest}
+        new = {n for n, digest in self._arrived.items() if self._applied.get(n) != digest}
         # A quantised tensor has fewer bits than what it is made of, so a small change of that may
         # be lost in it.
         is_rounded = {n for n, p in self.model.named_parameters() if p.element_size() < self._width}
@@ -127,6 +129,10 @@ class Receipt:
             was_zeroed=self._is_first,
         )
         self.digests = self._arrived
+        # When it comes again, the loader is asked anew what it is loaded into.
+        for name in self.unapplied:
+            del self._made_of[name]
+        self._applied = {n: d for n, d in self._arrived.items() if n in self._made_of}
 
 
 def _digests_of(model: torch.nn.Module) -> dict[str, str]:

@@ -317,6 +317,40 @@ def test_recipes_that_cannot_be_found_or_read():
     assert "must hold keys and values" in refused("config=list.yaml")
     write("twice.yaml", "seed: 1\nseed: 2\n")
     assert "not readable YAML" in refused("config=twice.yaml")
+    write("broken.yaml", "data:\n  - kind: x\n   b: 3\n")
+    assert "\n" not in refused("config=broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: [a.jsonl]", "data: must hold keys with values, got ['a.jsonl'] (mine.yaml)"),
+        ("modes: {long: [1]}", "modes.long: must hold keys with values, got [1] (mine.yaml)"),
+        (
+            "policy: {optimizer: {betas: {first: 0.9}}}",
+            "policy.optimizer.betas: holds keys with values, and must be a list such as",
+        ),
+    ],
+)
+def test_a_list_in_the_place_of_keys_is_named_and_the_other_way_round(text, message):
+    write("base.yaml", "extends: hybrid_50_50.yaml\npolicy: {optimizer: {betas: [0.9, 0.9]}}\n")
+    write("mine.yaml", f"extends: base.yaml\n{text}\n")
+    assert message in refused("config=mine.yaml")
+
+
+def test_a_list_over_keys_on_the_command_line_is_named():
+    assert "must hold keys" in refused(HYBRID, "data.path.x=3", "data.path=[1]")
+    assert "modes: must be a valid dictionary, got 3" in refused(HYBRID, "modes=3")
+
+
+def test_what_names_the_kind_of_data_may_stand_anywhere_on_the_command_line():
+    given = ["data.path=a.jsonl", "data.kind=dataset"]
+    for arguments in (given, given[::-1]):
+        data = load([HYBRID, *arguments]).config.data
+        assert (data.kind, data.path) == ("dataset", "a.jsonl")
+    assert "preset=gsm8k is a dataset" in refused(
+        HYBRID, "data.preset=gsm8k", "data.kind=chain_sum"
+    )
 
 
 def fake_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
