@@ -231,9 +231,7 @@ def _shares(config: Config, long_share: float) -> dict[str, float]:
 
 
 def _load(recipe: str, settings: Mapping[str, Any], arm: str) -> Loaded:
-    # A kind of data replaces what stands before it.
-    keys = sorted(settings, key=lambda key: key != "data.kind")
-    listed = [f"{key}={json.dumps(settings[key])}" for key in keys]
+    listed = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     try:
         return load([f"config={recipe}", *listed])
     except RecipeError as error:
