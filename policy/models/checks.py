@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from rl.config.keys import one_line
 from rl.data.media.families import FAMILIES, vision_family
 from rl.data.media.minicpmv_config import register_config
 from rl.data.media.names import shortened
@@ -49,7 +50,7 @@ def read_config(directory: Path) -> PretrainedConfig:
                 f"policy.model: {directory} can only be loaded by code of its own ({code}), which "
                 "is never run here; take a model whose type transformers has built in"
             ) from None
-        why = shortened(" ".join(str(error).split()), 200)
+        why = shortened(one_line(error), 200)
         raise ValueError(f"policy.model: {directory}/config.json cannot be used: {why}") from error
 
 

@@ -20,6 +20,7 @@ from transformers import (
 from policy.models import minicpmv, qwen_vl
 from policy.models.checks import read_config
 from rl.config.data import SourceConfig
+from rl.config.keys import one_line
 from rl.config.policy import Part
 from rl.data.media.families import family_name
 from rl.data.media.families import unsampled_token_ids as unsampled_in
@@ -81,7 +82,7 @@ def open_visual_inputs(directory: Path, data: SourceConfig) -> VisualInputs | No
     try:
         return None if inputs is None else inputs(directory, MediaStore(data))
     except OSError as error:
-        why = shortened(" ".join(str(error).split()), 200)
+        why = shortened(one_line(error), 200)
         raise ValueError(
             f"policy.model: {directory} does not say how its model sees: {why}; copy "
             "preprocessor_config.json there, from the model that it was made from"

@@ -29,6 +29,7 @@ from policy.models.family import model_family
 from policy.models.kernels import attention_implementation, fuse_layers
 from policy.models.stages import let_learn
 from policy.models.trainable import refuse_untrainable
+from rl.config.keys import one_line
 from rl.config.policy import Part, PolicyConfig
 from rl.data.media.names import shortened
 from rl.run.files import read_json
@@ -252,7 +253,7 @@ def merged_copy(adapter: Path, cache_dir: Path) -> Path:
         # PEFT says by any of these that the adapter does not fit, or is of a kind without weights
         # to merge, such as a tuned prompt.
         except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
-            why = shortened(" ".join(str(error).split()), 200)
+            why = shortened(one_line(error), 200)
             raise ValueError(
                 f"policy.model: the adapter {adapter} cannot be merged into its base {base}: "
                 f"{why}; merge it where it was trained, and name the result"

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from policy.models.checks import stored_tensors
 from policy.models.family import model_family
+from rl.config.keys import one_line
 from rl.data.media.names import shortened
 
 # Settings that change logits after the output layer, which logprobs.py applies alone.
@@ -82,7 +83,7 @@ def _refuse_other_weights(directory: Path, config: PretrainedConfig) -> None:
         TypeError,
         ValueError,
     ) as error:
-        why = shortened(" ".join(repr(error).split()), 200)
+        why = shortened(one_line(repr(error)), 200)
         raise ValueError(
             f"policy.model: no {config.model_type} can be made by {directory}/config.json: {why}; "
             "take this file from where the model was published"

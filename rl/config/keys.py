@@ -83,6 +83,11 @@ def matching_keys(keys: Sequence[Key], word: str) -> list[Key]:
     return matching or [key for key in keys if last[key] in close]
 
 
+def one_line(said: object) -> str:
+    """What a library says, which may go over many lines, as a part of an error of one line."""
+    return " ".join(str(said).split())
+
+
 def problems(
     error: ValidationError, origins: Mapping[str, str], model: type[BaseModel]
 ) -> list[str]:

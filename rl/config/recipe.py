@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from rl.config.keys import RecipeError, problems
+from rl.config.keys import RecipeError, one_line, problems
 from rl.config.run import Config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -124,9 +124,10 @@ def load(arguments: Sequence[str]) -> Loaded:
     if scale_name == "auto":
         of_scale = _resolved(_joined(scale))
         if "gpus" in (resources := of_scale.get("resources", {})):
+            name_of_scale, gpus = Path(scale[-1].name).stem, resources["gpus"]
             model = str(of_scale.get("policy", {}).get("model", ""))
-            notes = _notes_of_auto(Path(scale[-1].name).stem, resources["gpus"], model)
-            auto_scale = Path(scale[-1].name).stem if resources["gpus"] else None
+            notes = _notes_of_auto(name_of_scale, gpus, model)
+            auto_scale = name_of_scale if gpus else None
     # What a scale has under `defaults` goes beneath the first layer that a person wrote.
     below = next((n for n, layer in enumerate(layers) if not layer.is_shipped), len(layers))
     layers[below:below] = _defaults(layers, scale)
@@ -343,7 +344,7 @@ def read_tree(path: Path) -> DictConfig:
     try:
         tree = OmegaConf.load(path)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not readable YAML: {_one_line(error)}") from None
+        raise RecipeError(f"{path} is not readable YAML: {one_line(error)}") from None
     if not isinstance(tree, DictConfig):
         raise RecipeError(f"{path} must hold keys and values, got a {type(tree).__name__}")
     return tree
@@ -398,7 +399,7 @@ def _resolved(whole: DictConfig) -> dict[str, Any]:
         # Interpolations such as ${steps} may point into other layers.
         tree = OmegaConf.to_container(whole, resolve=True)
     except (OmegaConfBaseException, TypeError) as error:
-        raise RecipeError(f"cannot put the recipe together: {_one_line(error)}") from None
+        raise RecipeError(f"cannot put the recipe together: {one_line(error)}") from None
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
@@ -418,7 +419,7 @@ def _lay_over(joined: DictConfig, layer: Layer) -> None:
     try:
         joined.merge_with(layer.tree)
     except (OmegaConfBaseException, TypeError) as error:
-        what = _clash(dotted_leaves(joined), dotted_leaves(layer.tree)) or _one_line(error)
+        what = _clash(dotted_leaves(joined), dotted_leaves(layer.tree)) or one_line(error)
         raise RecipeError(f"{what} ({layer.name})") from None
 
 
@@ -433,10 +434,6 @@ def _clash(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
             if isinstance(value, list) and key in mappings:
                 return f"{key}: {rule} {value!r:.60}"
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _differences(

@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub import metadata_load
 
+from rl.config.keys import one_line
 from rl.data.media.names import shortened
 
 ENDINGS = {
@@ -184,7 +185,7 @@ def _described_in_readme(directory: Path) -> dict[str, Mapping[str, Any]]:
     try:
         card = metadata_load(readme) if readme.is_file() else None
     except Exception as error:
-        why = shortened(" ".join(str(error).split()), 200)
+        why = shortened(one_line(error), 200)
         raise ValueError(f"the head of {readme} is not readable YAML: {why}") from error
     listed = (card or {}).get("configs") or []
     return {str(config["config_name"]): config for config in listed if config.get("data_files")}

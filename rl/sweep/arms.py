@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
-from rl.config.keys import RecipeError, problems
+from rl.config.keys import RecipeError, one_line, problems
 from rl.config.recipe import (
     Loaded,
     Origin,
@@ -142,7 +142,7 @@ def load_sweep(arguments: Sequence[str]) -> Sweep:
     try:
         stored = OmegaConf.to_container(read_tree(path), resolve=True)
     except OmegaConfBaseException as error:
-        raise RecipeError(f"{path} cannot be resolved: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path} cannot be resolved: {one_line(error)}") from None
     given = OmegaConf.to_container(overrides)
     assert isinstance(stored, dict) and isinstance(given, dict)
     root = Path(str(given.pop("run", f"runs/{path.stem}"))).absolute()
