@@ -35,9 +35,12 @@ Reply = dict[str, Any] | int
 
 
 class Server:
-    """Answers each request as `reply(body)` says: a completion, or a status. Keeps the requests."""
+    """Answers each request as `reply(body)` says: a completion, or a status. Keeps the requests.
 
-    def __init__(self, reply: Callable[[dict[str, Any]], Reply]) -> None:
+    port 0: any free one.
+    """
+
+    def __init__(self, reply: Callable[[dict[str, Any]], Reply], port: int = 0) -> None:
         self.asked: list[dict[str, Any]] = []
         self.models: list[dict[str, Any]] = [{"id": "./exported", "max_model_len": 128}]
         server = self
@@ -66,9 +69,10 @@ class Server:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        self.port = self._http.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         poll = (0.01,)
         threading.Thread(target=self._http.serve_forever, args=poll, daemon=True).start()
 
