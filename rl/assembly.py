@@ -50,7 +50,7 @@ from rl.system.memory_estimate import BYTES, count_parameters
 from rl.system.node_checks import NodeModel, NodeNeeds, bundle_nodes, check_nodes
 from rl.system.placement import divide_workers
 from rl.system.supervision import Supervisor
-from rollout.chat import ChatTemplate, leave_out_oversized
+from rollout.chat import ChatTemplate, leave_out_unaskable
 from rollout.engines.pool import EnginePool
 from rollout.engines.worker import WorkerSettings
 from rollout.prompts.stream import PromptStream
@@ -162,7 +162,7 @@ def open_chat(
     refuse_longer_than_model(model, config.rollout.max_model_length)
     chat = ChatTemplate(str(model), config.policy.think_tags)
     notes = tuple(chat.check_policy(config.modes))
-    leave_out_oversized(config, stream, chat, media_token_counter(config, model, chat))
+    leave_out_unaskable(config, stream, chat, media_token_counter(config, model, chat))
     return chat, notes
 
 

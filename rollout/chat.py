@@ -47,6 +47,10 @@ DAYS = (datetime(2001, 2, 3), datetime(2002, 3, 4))
 SHOWN_IDS = 5
 
 
+class UnaskablePrompt(ValueError):
+    """One prompt that the policy cannot be asked, while others can."""
+
+
 class ChatTemplate:
     def __init__(self, path: str, tags: ThinkTags = THINK_TAGS) -> None:
         """Load the tokenizer of a model directory; tags: around the model's reasoning.
@@ -70,6 +74,10 @@ class ChatTemplate:
         rows = config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
         vocabulary = self._tokenizer.get_vocab() if rows else {}
         self._without_embedding = {n: token for token, n in vocabulary.items() if n >= rows}
+        self._not_text: set[str] = set(self._without_embedding.values())
+        """What a prompt's text must not write, though some of it may stand for a medium."""
+        if self._family is not None:
+            self._not_text |= {*self._family.markers.values(), *self._family.reserved}
         opening, closing = re.escape(tags.open), re.escape(tags.close)
         self._opened = re.compile(rf"{opening}\s*\Z")
         self._closed = re.compile(rf"(?:{opening}\s*)?{closing}\s*\Z")
@@ -220,7 +228,7 @@ class ChatTemplate:
         if not tokens.long or not tokens.short:
             # It would be one prompt for two modes: whoever learns not to choose reasoning there
             # also learns to break it off where it was asked for.
-            raise ValueError(
+            raise UnaskablePrompt(
                 f"a policy cannot be asked to choose where one prompt begins with the other: "
                 f"{self._path} puts {ends[0]!r} behind what both have when it reasons, and "
                 f"{ends[1]!r} when it answers at once; both must go on, with different tokens"
@@ -229,7 +237,7 @@ class ChatTemplate:
         allowed = (tags.open, tags.open + tags.close)
         for end, whole in zip(ends, allowed, strict=True):
             if not whole.endswith("".join(end.split())):
-                raise ValueError(
+                raise UnaskablePrompt(
                     f"a policy cannot be asked to choose where its prompts differ before "
                     f"{tags.open}: {self._path} puts {shortened(end, 200)!r} behind what both "
                     "begin with; set chat_template_kwargs so that they are equal up to there"
@@ -242,13 +250,13 @@ class ChatTemplate:
         """Return the prompt's tokens up to where sampling starts; ends as the module says.
 
         variables: of the chat template, beside the switch. Each medium is one marker of its family.
-        Raises ValueError if the template refuses the messages, and for markers that do not match
-        the prompt's media.
+        Raises ValueError if the template refuses the messages, and UnaskablePrompt for markers that
+        do not match the prompt's media and for words that stand for something else in this policy.
         """
         if thinking == "auto":
             shared, tokens = self._parted(prompt, variables)
             if tokens != self.choice_tokens(variables):
-                raise ValueError(
+                raise UnaskablePrompt(
                     f"prompt {prompt.id} goes on with other tokens than others do where the policy "
                     f"chooses, {tokens} and not {self.choice_tokens(variables)}; remove it"
                 )
@@ -257,7 +265,7 @@ class ChatTemplate:
         if self._family is None:
             ids = self.token_ids(text)
             if unknown := [i for i in ids if i in self._without_embedding]:
-                raise ValueError(
+                raise UnaskablePrompt(
                     f"prompt {prompt.id} writes {self._without_embedding[unknown[0]]}, for which "
                     f"{self._path} has no embedding; remove it from the text"
                 )
@@ -268,13 +276,13 @@ class ChatTemplate:
         kind_of = {marker: kind for kind, marker in self._family.markers.items()}
         written = [kind_of[marker] for marker in pieces[1::2]]
         if written != (shown := [medium.kind for medium in prompt.media]):
-            raise ValueError(
+            raise UnaskablePrompt(
                 f"prompt {prompt.id} as the chat template writes it has markers for {written}, and "
                 f"its media are {shown}; its messages need one image or video part for each, and "
                 f"no text of theirs may write {' or '.join(kind_of)}"
             )
         if taken := [t for t in self._family.reserved if any(t in text for text in pieces[::2])]:
-            raise ValueError(
+            raise UnaskablePrompt(
                 f"the text of prompt {prompt.id} must not write {', '.join(taken)}, which "
                 f"{self._path} takes for parts of an image; escape or remove it"
             )
@@ -312,11 +320,20 @@ class ChatTemplate:
         """Return the prompt's length in tokens where that is more than `limit`, else None.
 
         Quick for most prompts: a text has no more tokens than UTF-8 bytes, so one whose bytes
-        fit need not be tokenised. Media count as their markers.
+        fit need not be tokenised. Media count as their markers. Raises what `prompt_token_ids`
+        raises.
         """
         text = self._render(prompt, bool(thinking), variables)
-        if not prompt.media and len(text.encode()) <= limit:
-            return None
+        fits = not prompt.media and len(text.encode()) <= limit
+        if fits and not any(word in text for word in self._not_text):
+            if thinking != "auto":
+                return None
+            # A template may look at the messages, and end this prompt as it ends no other.
+            choice = self.choice_tokens(variables)
+            reasons, answers = (self.raw_text(end) for end in (choice.long, choice.short))
+            other = self._render(prompt, False, variables)
+            if text.endswith(reasons) and text.removesuffix(reasons) + answers == other:
+                return None
         length = len(self.prompt_token_ids(prompt, thinking, variables))
         return length if length > limit else None
 
@@ -376,13 +393,13 @@ class ChatTemplate:
         )
 
 
-def leave_out_oversized(
+def leave_out_unaskable(
     config: Config,
     stream: PromptStream,
     chat: ChatTemplate,
     media_tokens: Callable[[Prompt], int],
 ) -> None:
-    """Leave out prompts that leave too little room for their response in the engine.
+    """Leave out prompts that the policy cannot be asked, or with too little room for a response.
 
     Looks at the held-out prompts and at every training prompt (a sample where they are endless),
     each in every mode in which it can be asked. media_tokens: what a prompt's media add to the
@@ -400,27 +417,37 @@ def leave_out_oversized(
     prompts = candidates()
     while True:
         too_long: dict[str, dict[str, int]] = defaultdict(dict)
+        reasons: dict[str, str] = {}
         for prompt, pin in prompts:
             seen = media_tokens(prompt)
             for name in config.modes if pin is None else (pin,):
                 mode = config.modes[name]
                 room, variables = limit - mode.max_tokens - seen, mode.chat_template_kwargs
-                length = chat.length_above(prompt, mode.thinking, room, variables)
+                try:
+                    length = chat.length_above(prompt, mode.thinking, room, variables)
+                except UnaskablePrompt as error:
+                    reasons[prompt.id] = shortened(f"unaskable: {error}")
+                    continue
                 if length is not None:
                     too_long[name][prompt.id] = length + seen
-        if not too_long:
+                    reasons[prompt.id] = (
+                        f"too_long: {length + seen} prompt tokens + modes.{name}.max_tokens "
+                        f"{mode.max_tokens} > rollout.max_model_length {limit}"
+                    )
+        if not reasons:
             return
-        reasons = {
-            prompt_id: f"too_long: {length} prompt tokens + modes.{name}.max_tokens "
-            f"{config.modes[name].max_tokens} > rollout.max_model_length {limit}"
-            for name, lengths in too_long.items()
-            for prompt_id, length in lengths.items()
-        }
         try:
-            if config.data.too_long == "refuse":
+            if too_long and config.data.too_long == "refuse":
                 raise ValueError("data.too_long=refuse")
             stream.leave_out(reasons)
         except ValueError as error:
+            if not too_long:
+                raise ValueError(
+                    shortened(
+                        f"{len(reasons)} prompts cannot be asked ({error}), such as this one: "
+                        f"{next(iter(reasons.values()))}"
+                    )
+                ) from error
             name, lengths = next(iter(too_long.items()))
             ids = ", ".join(list(lengths)[:SHOWN_IDS])
             raise ValueError(

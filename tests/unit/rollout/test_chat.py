@@ -10,7 +10,7 @@ from rl.config.rollout import ModeConfig
 from rl.data.media.minicpmv import IMAGE_MARKER, VIDEO_MARKER
 from rl.data.media.names import MediaFile
 from rl.loop.stages import Prompt, split_response
-from rollout.chat import ChatTemplate, leave_out_oversized
+from rollout.chat import ChatTemplate, UnaskablePrompt, leave_out_unaskable
 from rollout.prompts.stream import PromptStream
 from tests import bpe_policy
 from tests.fakes import config
@@ -365,11 +365,11 @@ def test_prompts_that_leave_no_room_are_counted_and_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"too long for mode long: up to 18 prompt tokens"
     ) as caught:
-        leave_out_oversized(cfg, stream, chat, no_media)
+        leave_out_unaskable(cfg, stream, chat, no_media)
     assert "chain_sum/heldout/1, chain_sum/heldout/3, chain_sum/train/" in str(caught.value)
     assert "heldout/0" not in str(caught.value)
     fits = config(rollout__max_model_length=34, data__settings={"lengths": [3, 6]})
-    leave_out_oversized(fits, PromptStream.open(fits), chat, no_media)
+    leave_out_unaskable(fits, PromptStream.open(fits), chat, no_media)
 
 
 def test_rows_that_leave_no_room_are_left_out_and_named_or_refused(tmp_path, monkeypatch):
@@ -382,7 +382,7 @@ def test_rows_that_leave_no_room_are_left_out_and_named_or_refused(tmp_path, mon
     data = {"kind": "dataset", "path": str(path), "heldout_share": 0.3}
     settings = config(data=data, rollout__max_model_length=48, eval__prompts=40)
     stream = PromptStream.open(settings)
-    leave_out_oversized(settings, stream, chat, no_media)
+    leave_out_unaskable(settings, stream, chat, no_media)
     left = {int(row.id.rpartition("/")[2]) for row in stream.quarantined}
     assert left == set(range(0, 40, 4))
     assert {row.reason.partition(":")[0] for row in stream.quarantined} == {"too_long"}
@@ -390,14 +390,14 @@ def test_rows_that_leave_no_room_are_left_out_and_named_or_refused(tmp_path, mon
     assert len(kept) == 30 and not {int(p.id.rpartition("/")[2]) for p in kept} & left
     # The same rows go from a fresh stream, so a resumed run asks the same prompts.
     again = PromptStream.open(settings)
-    leave_out_oversized(settings, again, chat, no_media)
+    leave_out_unaskable(settings, again, chat, no_media)
     assert [again.prompts(step) for step in range(9)] == [stream.prompts(step) for step in range(9)]
     refused = config(data=data | {"too_long": "refuse"}, rollout__max_model_length=48)
     with pytest.raises(ValueError, match="prompts are too long for mode"):
-        leave_out_oversized(refused, PromptStream.open(refused), chat, no_media)
+        leave_out_unaskable(refused, PromptStream.open(refused), chat, no_media)
     none = config(data=data, rollout__max_model_length=36)
     with pytest.raises(ValueError, match=r"too long for mode .*rows: no train row is left"):
-        leave_out_oversized(none, PromptStream.open(none), chat, lambda prompt: 30)
+        leave_out_unaskable(none, PromptStream.open(none), chat, lambda prompt: 30)
 
 
 IMAGE, VIDEO = MediaFile("image", "/a.png"), MediaFile("video", "/b.mp4")
@@ -467,6 +467,28 @@ def test_a_policy_of_text_refuses_media(tmp_path):
         chat.prompt_token_ids(shown([{"type": "image"}], IMAGE), thinking=False)
 
 
+def test_rows_that_write_a_marker_are_left_out_and_named_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    chat, path = seeing_chat(tmp_path), tmp_path / "rows.jsonl"
+    words = [(IMAGE_MARKER, "<slice>", "plain", "good")[n % 4] for n in range(24)]
+    rows = [{"question": f"What is {word} {n}?", "answer": "1"} for n, word in enumerate(words)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"kind": "dataset", "path": str(path), "heldout_share": 0.3}
+    settings = config(data=data, rollout__max_model_length=999, eval__prompts=24)
+    stream = PromptStream.open(settings)
+    leave_out_unaskable(settings, stream, chat, no_media)
+    left = {int(row.id.rpartition("/")[2]): row.reason for row in stream.quarantined}
+    assert sorted(left) == [n for n in range(24) if n % 4 < 2]
+    assert all(reason.startswith("unaskable: ") for reason in left.values())
+    # None of the others is refused once engines run.
+    for prompt in (*stream.checked(), *stream.heldout(24)):
+        assert chat.prompt_token_ids(prompt, thinking=False)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[::4]))
+    none = PromptStream.open(settings)
+    with pytest.raises(ValueError, match=r"prompts cannot be asked .*has markers for \['image'\]"):
+        leave_out_unaskable(settings, none, chat, no_media)
+
+
 def test_no_token_of_a_medium_may_be_sampled(tmp_path):
     chat = seeing_chat(tmp_path)
     names = "<unk> <image> </image> <slice> </slice> <image_id> </image_id>".split()
@@ -477,9 +499,9 @@ def test_what_media_take_counts_against_the_engines_length(tmp_path):
     chat = open_chat(tmp_path, QWEN3)
     settings = config(rollout__max_model_length=64)
     stream = PromptStream.open(settings)
-    leave_out_oversized(settings, stream, chat, no_media)
+    leave_out_unaskable(settings, stream, chat, no_media)
     with pytest.raises(ValueError, match="too long for mode"):
-        leave_out_oversized(settings, stream, chat, lambda prompt: 60)
+        leave_out_unaskable(settings, stream, chat, lambda prompt: 60)
 
 
 # A mode in which the policy chooses.
@@ -514,6 +536,19 @@ def test_what_follows_a_choice_has_the_tokens_of_the_mode_that_was_chosen(tmp_pa
     assert kinds.long[0] != kinds.short[0]
     assert chat.raw_text(kinds.long) == "\n"
     assert chat.raw_text(kinds.short) == "\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize("ending", ["<think>", "<think>\\n\\n\\n"])
+def test_a_prompt_that_leaves_another_choice_is_known_before_it_is_asked(tmp_path, ending):
+    """Also one that is short enough not to be tokenised."""
+    quick = f"{{%- elif 'quickly' in messages[0].content -%}}{{{{ '{ending}' }}}}"
+    plain = "{%- if not enable_thinking -%}" + EMPTY
+    last = "{%- else -%}{{ '<think>\\n' }}{%- endif -%}{%- endif -%}"
+    chat = open_choosing(tmp_path, TURNS + plain + quick + last)
+    assert chat.length_above(ASKED, "auto", 400) is None
+    asked = Prompt("p/2", ({"role": "user", "content": "quickly: 2+2?"},), "4")
+    with pytest.raises(UnaskablePrompt, match=r"other tokens|one prompt begins with the other"):
+        chat.length_above(asked, "auto", 400)
 
 
 def test_a_switch_that_is_two_tags_is_a_choice_between_them(tmp_path):
