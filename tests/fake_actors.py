@@ -33,7 +33,8 @@ class Method:
 class FakeActor:
     """An engine that can die at any moment; what was asked of it fails then, as Ray has it.
 
-    `held` keeps answers to requests back, and `is_stopped` everything.
+    `held` keeps answers to requests back while it is not set, `may_start` that of the start, and
+    `is_stopped` everything.
     """
 
     def __init__(self, index: int, log: list[tuple[int, str]]) -> None:
@@ -42,6 +43,8 @@ class FakeActor:
         self.version = -1
         self.held = asyncio.Event()
         self.held.set()
+        self.may_start = asyncio.Event()
+        self.may_start.set()
         self.is_stopped = False
         self.dies_in: str | None = None
         self.process = process_of(os.getpid())
@@ -74,6 +77,7 @@ class FakeActor:
         return Method(answer)
 
     async def _start(self) -> int:
+        await self.may_start.wait()
         return 100
 
     async def _watch(self) -> None:
@@ -88,6 +92,8 @@ class FakeActor:
         return RolloutGroup(request, tuple(trajectory(versions=versions) for _ in range(request.n)))
 
     async def _pause(self) -> None: ...
+
+    async def _sleep(self) -> None: ...
 
     async def _resume(self, version: int) -> None:
         self.version = version

@@ -131,6 +131,9 @@ class EnginePool:
         """Set, and replaced, whenever an engine changes its state."""
         self._was_proven = False
         """Whether any weights have been proven."""
+        self._may_start = asyncio.Event()
+        """Set unless the learner has the memory of the GPUs that it shares with the engines."""
+        self._may_start.set()
         self._is_waiting = False
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -319,13 +322,20 @@ class EnginePool:
 
     async def sleep(self) -> None:
         """Engines that share the learner's GPUs give their memory up until the next publish."""
-        self._receivers = self._in_state("serving")
+        self._may_start.clear()
+        # One that is being loaded would take the memory that the update needs, and cannot be told
+        # to give it up before it has started.
+        while self._in_state("starting"):
+            await self._supervisor.until(self._changed.wait())
+        self._receivers = self._in_state("joining", "serving", "leaving")
         # An engine that is lost holds no memory either, and the publish goes to those that are
         # left.
         with suppress(EngineLost):
             await self._each("sleep")
 
     async def pause(self) -> None:
+        # The update is over: engines that were lost may come back, and this may wait for them.
+        self._may_start.set()
         loaded = partial(self._in_state, "joining", "serving", "leaving")
         if not loaded():
             await self._until(lambda: bool(loaded()), 1)
@@ -460,6 +470,7 @@ class EnginePool:
     async def _let_join(self, index: int) -> None:
         """Start the engine of this index and have it given the weights."""
         assert self._spawner is not None
+        await self._may_start.wait()
         engine = _Engine(index, f"{self._name} {index}", self._spawner.spawn(index), "starting")
         self._engines[index : index + 1] = [engine]
         seconds, setting = self._start

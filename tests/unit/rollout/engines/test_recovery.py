@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -165,6 +166,45 @@ def test_a_replacement_without_the_right_weights_ends_the_run(monkeypatch):
             found.actors[1].die()
             with pytest.raises(RuntimeError, match=r"b\.weight"):
                 await found.pool._supervisor.until(asyncio.Event().wait())
+
+    run(body())
+
+
+def test_no_engine_is_loaded_or_awake_in_an_update_that_needs_its_memory(monkeypatch):
+    async def body() -> None:
+        hold = lambda actor: actor.may_start.clear()  # noqa: E731
+        async with engines(monkeypatch, num=3, prepare=hold) as found:
+            found.pool.admit = AsyncMock()
+            found.actors[2].die()
+            await until(lambda: len(found.actors) == 4)
+            asleep = asyncio.create_task(found.pool.sleep())
+            await asyncio.sleep(0.05)
+            assert not asleep.done()
+            found.actors[3].may_start.set()
+            await asleep
+            calls = [index for index, name in found.log if name == "sleep"]
+            assert sorted(calls) == [0, 1, 2]
+            # In the update: this one is replaced after it.
+            found.actors[1].die()
+            await until(lambda: found.kinds()[-1] == ("lost", "engine 1"))
+            await asyncio.sleep(0.05)
+            assert len(found.actors) == 4
+            await publish(FakeLearner(), found.pool, 5, CanaryCheck.of(config()))
+            assert found.actors[0].version == found.actors[3].version == 5
+            await until(lambda: len(found.actors) == 5)
+
+    run(body())
+
+
+def test_a_publish_waits_for_the_only_engine_where_it_was_lost_in_the_update(monkeypatch):
+    async def body() -> None:
+        async with engines(monkeypatch, num=1) as found:
+            found.pool.admit = AsyncMock()
+            await found.pool.sleep()
+            found.actors[0].die()
+            await until(lambda: found.kinds() == [("lost", "engine 0")])
+            await publish(FakeLearner(), found.pool, 5, CanaryCheck.of(config()))
+            assert found.actors[1].version == 5
 
     run(body())
 
