@@ -122,6 +122,9 @@ class FakeEngine:
     async def pause(self) -> None:
         self.paused = True
 
+    async def pause_joining(self) -> int:
+        return 0
+
     async def resume(self, version: int) -> None:
         self.paused = self.asleep = False
         self.version = version

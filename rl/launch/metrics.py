@@ -122,8 +122,10 @@ def _choice_metrics(
     metrics = {f"rollout/{mode}/pairs": 1 - len(free) / len(groups)}
     gaps = []
     for scored, of_group in zip(groups, choices, strict=True):
-        # All choices of a kind have one credit, and those of both differ by what the kinds do.
-        by_kind = dict(zip(scored.group.choices, of_group, strict=True))
+        # All choices of a kind have one credit, but for those without a score, and those of both
+        # differ by what the kinds do.
+        credits = zip(scored.group.choices, of_group, scored.scores, strict=True)
+        by_kind = {kind: credit for kind, credit, score in credits if score.reward is not None}
         if True in by_kind and False in by_kind:
             gaps.append((by_kind[True] or 0.0) - (by_kind[False] or 0.0))
     metrics |= _mean(f"rollout/{mode}/gap", gaps)

@@ -58,7 +58,9 @@ class GroupFilter:
         """The standard deviation that the filter of RLPR goes by; None where it does not apply."""
         by_probability = any(s.route and s.route.name == PROBABILITY for s in scores)
         applies = mode in self._reasoning and by_probability and not self._is_unscored(scores)
-        known = [score.parts["accuracy"] for score in scores if score.reward is not None]
+        # A reward may stand without its accuracy: where that failed and weighs nothing.
+        rewarded = (score.parts for score in scores if score.reward is not None)
+        known = [parts["accuracy"] for parts in rewarded if "accuracy" in parts]
         # One that is not finite would stay in the running mean for good.
         if not applies or len(known) < 2 or not all(map(math.isfinite, known)):
             return None

@@ -99,7 +99,8 @@ class Command(Generic[K]):
             else:
                 raise
             return 2
-        except KeyboardInterrupt:
+        # A run cancels itself at the second Ctrl-C, and nobody else cancels what a command does.
+        except (KeyboardInterrupt, asyncio.CancelledError):
             advice = "goes on" if self.goes_on else "begins again"
             print(f"stopped; the same command {advice}", file=sys.stderr)
             return 130

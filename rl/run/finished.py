@@ -63,8 +63,11 @@ class FinishedGroups:
             return None
         asked = request(len(record["dropped"]))
         # A prompt is not stored but drawn again. Where the data have changed meanwhile it is
-        # another one, to which the stored answers are none.
-        if record["prompt"] != asked.prompt.id or record["tokens"] != list(asked.prompt_token_ids):
+        # another one, to which the stored answers are none; where the number of steps has, what was
+        # left to the policy may now be forced, or the other way round (of which older records know
+        # nothing).
+        drawn = (asked.prompt.id, list(asked.prompt_token_ids), asked.is_pair)
+        if drawn != (record["prompt"], record["tokens"], record.get("is_pair", asked.is_pair)):
             return None
         finished = from_record(record, asked)
         self._held[step, place] = finished
@@ -165,6 +168,7 @@ def to_record(finished: FinishedPlace) -> Record:
         "place": finished.place,
         "prompt": group.request.prompt.id,
         "tokens": list(group.request.prompt_token_ids),
+        "is_pair": group.request.is_pair,
         "dropped": list(finished.dropped),
         "spreads": list(finished.spreads),
         "learnt": dict(finished.learnt),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
 
 from rl.loop.interfaces import WorkerFailed
 from rl.system.vitals import VITALS
@@ -20,6 +20,8 @@ MAX_CALLS_IN_FLIGHT = 10_000
 """Calls that an asynchronous actor takes up at once; it queues them better than Ray could."""
 BLAME_S = 5.0
 """How long a failed call waits for the failures of other actors, to name the one at fault."""
+DEATHS = (RayActorError, ObjectLostError, NodeDiedError)
+"""What Ray says where an actor died, and where its answer was lost with its node."""
 
 
 class ActorDied(WorkerFailed):
@@ -151,17 +153,16 @@ async def call(
     try:
         with waiting:
             if await _missing([answer], deadline_s, last_sign):
-                ray.cancel(reference)
                 raise TimeoutError(f"{who} did not finish {method} within {deadline_s:g} s{hint}")
             return answer.result()
-    # First, because it is a RayActorError too where the method itself met a dead actor.
+    # First, because it is one of the deaths too where the method itself met a dead actor.
     except RayTaskError as error:
         # Ray's own message is the whole remote traceback, which stays visible as the cause.
         raise error.cause from error
-    except RayActorError as error:
+    except DEATHS as error:
         raise ActorDied(f"{who}: its process died: {in_a_line(error)}", who) from error
     finally:
-        answer.cancel()
+        _give_up(reference, answer)
 
 
 async def call_all(
@@ -193,11 +194,11 @@ async def call_all(
         errors = {i: e for i, a in enumerate(answers) if a.done() and (e := a.exception())}
         if errors:
             # An actor that died is blamed before one that failed, which may follow from it.
-            # A RayTaskError is a RayActorError too where the method itself met a dead actor.
+            # A RayTaskError is one of the deaths too where the method itself met a dead actor.
             dead = [
                 index
                 for index, error in errors.items()
-                if isinstance(error, RayActorError) and not isinstance(error, RayTaskError)
+                if isinstance(error, DEATHS) and not isinstance(error, RayTaskError)
             ]
             index = min(dead or errors)
             error = errors[index]
@@ -216,10 +217,19 @@ async def call_all(
         return [answer.result() for answer in answers]
     finally:
         for reference, answer in zip(references, answers, strict=True):
-            # Also when the caller itself is cancelled: nobody is left to take these answers.
-            if not answer.done():
-                ray.cancel(reference)
-                answer.cancel()
+            _give_up(reference, answer)
+
+
+def _give_up(reference: Any, answer: asyncio.Future) -> None:
+    """Cancel what has not been answered: late, or of no use to a caller who is cancelled himself.
+
+    Otherwise the actor would go on, and an engine sample to the end what nobody takes.
+    """
+    if not answer.done():
+        # At the end of a run Ray may be gone by now, and what it ran with it.
+        if ray.is_initialized():
+            ray.cancel(reference)
+        answer.cancel()
 
 
 async def _missing(

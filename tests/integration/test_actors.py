@@ -20,12 +20,13 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 @ray.remote(num_cpus=0, max_concurrency=4)
 class Worker:
     def __init__(self) -> None:
-        self.cancelled = 0
+        self.begun = self.cancelled = 0
 
     async def double(self, number: int) -> int:
         return 2 * number
 
     async def sleep(self, seconds: float) -> None:
+        self.begun += 1
         try:
             await asyncio.sleep(seconds)
         except asyncio.CancelledError:
@@ -34,6 +35,9 @@ class Worker:
 
     async def num_cancelled(self) -> int:
         return self.cancelled
+
+    async def num_begun(self) -> int:
+        return self.begun
 
     async def fail(self) -> None:
         raise GenerationFailed("empty", "no tokens")
@@ -81,6 +85,20 @@ def test_what_is_late_is_named_and_cancelled(workers: list) -> None:
             await call_all(workers, "sleep", 60, deadline_s=0.2, who="worker")
         async with asyncio.timeout(30):
             while await asyncio.gather(*(w.num_cancelled.remote() for w in workers)) != [1, 2]:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(body())
+
+
+def test_what_nobody_waits_for_any_more_is_cancelled(workers: list) -> None:
+    async def body() -> None:
+        asked = call(workers[0], "sleep", 60, deadline_s=60, who="worker 0")
+        asker = asyncio.create_task(asked)
+        async with asyncio.timeout(30):
+            while not await workers[0].num_begun.remote():
+                await asyncio.sleep(0.05)
+            asker.cancel()
+            while not await workers[0].num_cancelled.remote():
                 await asyncio.sleep(0.05)
 
     asyncio.run(body())

@@ -161,3 +161,19 @@ def test_a_first_token_of_neither_kind_is_no_part_of_the_gap_between_the_kinds()
     step_result = result(one, choices=((0.3, 0.1, -0.4),), prices={"auto": 0.0})
     metrics = step_metrics(step_result, cfg, Progress())
     assert metrics["rollout/auto/gap"] == pytest.approx(0.2)
+
+
+def test_a_response_without_a_score_says_nothing_of_the_gap_between_the_kinds():
+    """Its choice has no credit, where the others of its kind have one."""
+    cfg = config(modes={"auto": {"share": 1.0, "thinking": "auto", "max_tokens": 16}})
+    one = scored("auto", [5] * 4, [1.0, None, 0.0, 0.0])
+    kinds = (True, True, False, False)
+    trajectories = tuple(
+        replace(t, choice=Choice(kind, 1))
+        for t, kind in zip(one.group.trajectories, kinds, strict=True)
+    )
+    one = replace(one, group=replace(one.group, trajectories=trajectories))
+    credits = (0.6, 0.0, -0.4, -0.4)
+    step_result = result(one, choices=(credits,), prices={"auto": 0.0})
+    metrics = step_metrics(step_result, cfg, Progress())
+    assert metrics["rollout/auto/gap"] == pytest.approx(1.0)

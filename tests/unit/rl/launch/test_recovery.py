@@ -16,6 +16,7 @@ import rich.console
 import rl.assembly
 from rl.config.recipe import Difference, Origin
 from rl.launch import memory_growth, run_state, training
+from rl.launch.stopping import Stop
 from rl.loop.interfaces import LearnerLost, WorkerFailed
 from rl.loop.loop import StepResult
 from rl.loop.stages import BatchUpdate, Prompt, TrainBatch, WeightProof
@@ -23,6 +24,7 @@ from rl.run.files import FULL_DISK
 from rl.run.jsonl import read_records
 from tests.fakes import FakeEngine, FakeLearner, FakePrompts, FakeScorer, config
 from tests.full_disk import full_disk
+from tests.unit.rl.launch.test_stopping import settings, train
 
 
 class MortalLearner(FakeLearner):
@@ -203,3 +205,16 @@ def test_ranks_that_have_grown_start_anew_after_a_checkpoint_and_no_step_is_made
         ("lost", None),
         ("discarded", 0),
     ]
+
+
+def test_an_engine_that_was_joining_as_a_publish_began_need_not_wait_for_the_next(tmp_path):
+    """Without it there may be too few engines for any step, and so for any publish."""
+    asked = []
+
+    class Joining(FakeEngine):
+        async def pause_joining(self) -> int:
+            asked.append(len(self.requests))
+            return 0
+
+    asyncio.run(train(settings(tmp_path, steps=1), Stop(60), Joining()))
+    assert asked == [0]

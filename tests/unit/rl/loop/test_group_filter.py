@@ -54,6 +54,15 @@ def test_a_group_of_too_little_spread_is_dropped_and_still_counted():
     assert group_filter.threshold(12) == pytest.approx(0.5 * (0.99 * 0.3 + 0.01 * mean))
 
 
+def test_a_reward_without_its_accuracy_is_no_part_of_the_spread():
+    """Where accuracy weighs nothing, a response that it failed for is rewarded all the same."""
+    group_filter, known = warmed_up(), group(0.3, 0.6)
+    unknown = Score(0.0, {"format": 0.0}, PROBABILISTIC)
+    assert spreads_of(group_filter, [*known, unknown], known) == [statistics.stdev([0.3, 0.6])] * 2
+    assert reason(group_filter, [*known, unknown]) is None
+    assert spreads_of(group_filter, [known[0], unknown]) == [None]
+
+
 def test_responses_that_are_all_malformed_are_a_group_without_spread():
     assert reason(warmed_up(), group(0.0, 0.0, 0.0)) == "low_spread"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import subprocess
 import sys
@@ -141,6 +142,8 @@ def test_ctrl_c_says_whether_the_command_goes_on(capsys):
         "stopped; the same command goes on\n",
     )
     assert ended(capsys, KeyboardInterrupt()) == (130, "stopped; the same command begins again\n")
+    # With which a run ends itself at the second one.
+    assert ended(capsys, asyncio.CancelledError(), goes_on=True)[0] == 130
 
 
 def explained(capsys: pytest.CaptureFixture[str], argument: str) -> str:

@@ -119,6 +119,15 @@ def test_an_answer_to_a_row_that_changed_meanwhile_is_not_used(tmp_path):
     assert FinishedGroups(tmp_path, 2).take(3, 1, lambda attempt: other) is None
 
 
+def test_responses_that_were_forced_are_none_of_a_group_that_chooses_by_now(tmp_path):
+    """Which groups are pairs depends on the number of steps, which may change."""
+    store = FinishedGroups(tmp_path, 2)
+    asyncio.run(store.add(finished()))
+    pair = dataclasses.replace(request(), is_pair=True)
+    assert FinishedGroups(tmp_path, 2).take(3, 1, lambda attempt: pair) is None
+    assert kept(tmp_path, 2) is not None
+
+
 def test_groups_of_steps_that_are_made_again_are_forgotten(tmp_path):
     for step in (2, 4):
         FinishedGroups(tmp_path, step).close()

@@ -72,7 +72,6 @@ async def engines(
 
     monkeypatch.setattr(pool_module, "kill_actor", lambda actor: actor.die())
     monkeypatch.setattr("rl.system.actors.kill_actor", lambda actor: actor.die())
-    monkeypatch.setattr("rl.system.actors.ray", type("Ray", (), {"cancel": lambda *_: None}))
     monkeypatch.setattr(supervision, "end_processes", end_processes)
     monkeypatch.setattr(pool_module, "end_processes", end_processes)
     monkeypatch.setattr(pool_module, "GROW_S", 0.01)
