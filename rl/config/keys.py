@@ -17,6 +17,25 @@ TYPES |= {"string": "text", "path": "path"}
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least"}
 BOUNDS |= {"exclusiveMaximum": "below", "maximum": "at most"}
 Schema = Mapping[str, Any]
+SIMILAR = 0.75
+"""How similar a name must be to be what was meant, from 0 to 1."""
+SHOWN_KEYS = 3
+# What other systems call a key, by its last part.
+ELSEWHERE = {
+    "lr": ("policy.optimizer.learning_rate",),
+    **dict.fromkeys(
+        ("n", "num_generations", "n_samples_per_prompt", "samples_per_prompt", "num_samples"),
+        ("rollout.group_size",),
+    ),
+    **dict.fromkeys(("batch_size", "train_batch_size"), ("rollout.prompts_per_step",)),
+    **dict.fromkeys(
+        ("max_new_tokens", "max_response_length", "max_completion_length"),
+        ("modes.NAME.max_tokens",),
+    ),
+    **dict.fromkeys(("save_every", "save_steps", "save_freq"), ("checkpoint.every",)),
+    **dict.fromkeys(("eval_steps", "test_freq"), ("eval.every",)),
+    **dict.fromkeys(("epsilon", "clip_ratio"), ("algorithm.clip_low", "algorithm.clip_high")),
+}
 
 
 class RecipeError(ValueError):
@@ -116,8 +135,14 @@ def problems(
         elif finding["type"] == "missing" and isinstance(finding["loc"][-1], int):
             lines.append(f"{key}: a value is missing from the list, got {got}{where}")
         elif finding["type"] == "missing":
+            # Of what a person names himself, such as modes, a wrong name makes another one.
+            parent, _, name = key.rpartition(".")[0].rpartition(".")
+            inside = [k.removeprefix(f"{parent}.") for k in origins if k.startswith(f"{parent}.")]
+            others = {k.partition(".")[0] for k in inside} - {name}
+            meant = difflib.get_close_matches(name, others, 1, SIMILAR)
             lines.append(
                 f"{key}: is required; set it in the recipe, by a scale=NAME, or as {key}=VALUE"
+                + (f", or did you mean {parent}.{meant[0]}?" if meant else "")
             )
         elif finding["type"] == "value_error":
             # Our own messages, which say what was got. One about several keys names them itself.
@@ -129,19 +154,22 @@ def problems(
 
 
 def nearest(key: str, keys: Sequence[str]) -> str:
-    """Return `did you mean KEY?` with the most similar key, or an empty string.
-
-    A key whose last part is right but whose section is missing or wrong counts as near.
-    """
-    last = key.rpartition(".")[2]
-    same_name = [valid for valid in keys if valid.rpartition(".")[2] == last and valid != last]
-    # Any similarity will do among keys of the same name, whose sections alone differ.
-    close = difflib.get_close_matches(key, same_name, n=1, cutoff=0.0)
-    close = close or difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
-    if not close:
-        by_last = {valid.rpartition(".")[2]: valid for valid in keys}
-        close = [by_last[name] for name in difflib.get_close_matches(last, list(by_last), n=1)]
-    return f"did you mean {close[0]}?" if close else ""
+    """Return `did you mean KEY?` with the keys that may be meant, or an empty string."""
+    section, _, last = key.rpartition(".")
+    # Not the section itself that the key was looked for in.
+    valid = [each for each in keys if not f"{key}.".startswith(f"{each}.")]
+    names = {each: each.rpartition(".")[2] for each in valid}
+    beside = {name: each for each, name in names.items() if each.rpartition(".")[0] == section}
+    # Of equal names the one that is least deep.
+    anywhere = {names[each]: each for each in sorted(valid, key=lambda k: -k.count("."))}
+    slips = [beside[name] for name in difflib.get_close_matches(last, beside, 1, SIMILAR)]
+    # A slip of the pen in a section; a word of other systems; the right name in a wrong section, or
+    # without one; a slip of the pen outside all sections, and anywhere.
+    close = slips if section else []
+    close = close or [each for each in ELSEWHERE.get(last, ()) if each in names]
+    close = close or [each for each, name in names.items() if name == last] or slips
+    close = close or [anywhere[n] for n in difflib.get_close_matches(last, anywhere, 1, SIMILAR)]
+    return f"did you mean {' or '.join(close[:SHOWN_KEYS])}?" if close else ""
 
 
 def named_as(pattern: str, dotted: str) -> str:

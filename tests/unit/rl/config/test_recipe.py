@@ -276,13 +276,30 @@ def test_one_line_per_problem_with_key_value_layer_and_nearest_key():
     ("argument", "nearest"),
     [
         ("group_size=16", "rollout.group_size"),
-        ("rollout.learning_rate=1", "policy.optimizer.learning_rate"),
         ("modes.long.temprature=1", "modes.long.temperature"),
+        ("modes.long.shares=1", "modes.long.share"),
         ("stepz=4", "steps"),
+        ("reward.weight.format=1", "reward.weights"),
+        # All keys of the name, where the section is missing or wrong.
+        (
+            "rollout.learning_rate=1",
+            "policy.optimizer.learning_rate or align.dpo.optimizer.learning_rate",
+        ),
+        ("temperature=1", "modes.NAME.temperature or eval.temperature or align.temperature"),
+        # The names of other systems.
+        ("policy.lr=1", "policy.optimizer.learning_rate"),
+        ("rollout.n=8", "rollout.group_size"),
+        ("policy.batch_size=8", "rollout.prompts_per_step"),
     ],
 )
 def test_unknown_keys_name_the_nearest(argument, nearest):
     assert f"did you mean {nearest}?" in refused(HYBRID, argument)
+
+
+def test_a_key_that_is_like_no_other_names_those_of_its_section():
+    said = refused(HYBRID, "algorithm.kl=0.1")
+    assert "algorithm.kl: no such key" in said and "did you mean" not in said
+    assert "the valid ones here are aggregation, clip_high, clip_low" in said
 
 
 @pytest.mark.parametrize(
@@ -294,6 +311,7 @@ def test_unknown_keys_name_the_nearest(argument, nearest):
         ("seed=${nope}", "Interpolation key 'nope' not found"),
         ("modes.long.share=0.7", "modes.*.share must sum to 1, got 1.2 (short 0.5 + long 0.7)"),
         ("modes.mid.share=0", "modes.mid.thinking: is required"),
+        ("modes.shrot.share=0", "modes.shrot.thinking=VALUE, or did you mean modes.short?"),
         ("policy.optimizer.betas=[0.9]", "policy.optimizer.betas.1: a value is missing"),
         ("rollout=5", "rollout: must be a valid dictionary"),
         ("scale=node_8gpus", "did you mean node_8gpu.yaml?"),
@@ -305,6 +323,11 @@ def test_unknown_keys_name_the_nearest(argument, nearest):
 )
 def test_bad_arguments_say_what_is_wrong(argument, message):
     assert message in refused(HYBRID, argument)
+
+
+def test_a_template_needs_no_quotes_of_yaml():
+    for template in ("{{question}}", "{{question}} Answer: in a box.", "Q: {{question}} # {{a}}"):
+        assert load([HYBRID, f"data.template={template}"]).config.data.template == template
 
 
 def test_recipes_that_cannot_be_found_or_read():
