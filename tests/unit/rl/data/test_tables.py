@@ -125,7 +125,11 @@ def test_the_same_rows_in_every_format(tmp_path, name, content):
         ("cut.jsonl.gz", CUT_SHORT, r"cut\.jsonl\.gz cannot be read"),
         ("not.jsonl.gz", as_lines(ROWS), r"not\.jsonl\.gz cannot be read"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        ("a.jsonl", gzip.compress(as_lines(ROWS), mtime=0), r"a\.jsonl .* by gzip; put \.gz behind"),
+        (
+            "a.jsonl",
+            gzip.compress(as_lines(ROWS), mtime=0),
+            r"a\.jsonl .* by gzip; put \.gz behind",
+        ),
         ("a.csv", parquet_bytes(ROWS), r"a\.csv .* it is a parquet file"),
         ("a.csv", b"PK\3\4 and more", "zip archive or a spreadsheet; unpack it"),
         ("a.json", b"<!DOCTYPE html>", "a web page"),
