@@ -8,6 +8,7 @@ Order matters: everything that can refuse bad input comes before Ray, and Ray be
 
 import asyncio
 import dataclasses
+import importlib.util
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, closing, nullcontext
@@ -116,9 +117,12 @@ class TrainingServices(SamplingServices):
 def gather_inputs(config: Config, is_trained: bool = True) -> RunInputs:
     """Load model directory, templates and prompts; raises ValueError for input that cannot run.
 
-    is_trained: whether the policy learns; one that only answers may be of more kinds.
+    is_trained: whether the policy learns; one that only answers may be of more kinds, and logs to
+    nobody.
     """
     refuse_missing_gpus(config)
+    if is_trained:
+        refuse_missing_wandb(config)
     stream = open_prompts(config)
     preference_model = find_preference_model(config.reward, stream)
     # After a weight update vLLM on CPU keeps the old output layer of a model whose embeddings are
@@ -143,6 +147,15 @@ def refuse_missing_gpus(config: Config) -> None:
         raise ValueError(
             f"resources.gpus asks for {gpus} GPUs, this machine shows {visible}; take a smaller "
             "scale=, or join a Ray cluster with resources.ray_address=auto"
+        )
+
+
+def refuse_missing_wandb(config: Config) -> None:
+    project = config.log.wandb_project
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"log.wandb_project={project} needs the wandb package, which is not installed; "
+            "install hybrid-rl[wandb], or leave log.wandb_project out"
         )
 
 

@@ -24,7 +24,7 @@ def key_of(config: Config) -> str:
         "model": policy.model.rpartition("Qwen3-")[2],
         "lora": 0 if policy.lora is None else policy.lora.rank,
         "logits": policy.logprob_chunk_tokens,
-        "row": config.rollout.max_model_length,
+        "row": config.rank_row_tokens,
         "gradients_wait": gradients_wait,
     }
     return json.dumps(parts)

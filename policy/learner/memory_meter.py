@@ -19,6 +19,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from policy.learner.logprobs import LogprobModel
+from policy.learner.sequence_parallel import refuse_unshareable
 from policy.models.checks import read_config
 from policy.models.family import model_family
 from policy.models.loading import DTYPES, make_trainable
@@ -108,9 +109,12 @@ def meter_model(directory: Path, config: Config) -> ModelSize:
     """The size of the model of a directory, by its config.json, and what its updates take.
 
     No weights are read. An architecture whose forward needs values has no peaks. Raises ValueError
-    for a configuration that cannot be used, and for parts to train that the model does not have.
+    for a configuration that cannot be used, for parts to train that the model does not have, and
+    for ranks that cannot share its attention.
     """
     model_config, policy = read_config(directory), config.policy
+    if policy.sequence_parallel > 1:
+        refuse_unshareable(model_config, policy.sequence_parallel)
     family = model_family(model_config.model_type)
     attention = ATTENTION[config.resources.gpus > 0]
     with torch.device("meta"):
@@ -122,7 +126,7 @@ def meter_model(directory: Path, config: Config) -> ModelSize:
     learner.train()
     # A tied output layer is one parameter of both.
     parameters = list(learner.parameters())
-    row = config.rollout.max_model_length
+    row = config.rank_row_tokens
     sizes = {row, max(row, policy.micro_batch_tokens)}
     if config.resources.gpus:
         # For what fits on which GPU.
@@ -155,8 +159,8 @@ def meter_update(
 ) -> UpdatePeak:
     """Run a micro-batch of `tokens` forward and backward on the meta device.
 
-    decoder: the layers of the learner's language model. row: the longest row. All tokens are in the
-    loss, which takes the most.
+    decoder: the layers of the learner's language model. row: what a rank has of the longest row.
+    All tokens are in the loss, which takes the most.
     """
     rows = max(1, tokens // row)
     batch = torch.empty(rows, tokens // rows, dtype=torch.long, device="meta")

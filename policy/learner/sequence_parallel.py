@@ -74,7 +74,7 @@ def share_sequences(model_config: PretrainedConfig, size: int, rank: int) -> Seq
     To be called by all ranks once, when DeepSpeed runs. Raises ValueError for a model whose
     attention cannot be shared by so many.
     """
-    _refuse_unshareable(model_config, size)
+    refuse_unshareable(model_config, size)
     ranks = range(torch.distributed.get_world_size())
     # Every rank must take part in making each group, also of those that it is not in.
     groups = [torch.distributed.new_group(ranks[start:][:size]) for start in ranks[::size]]
@@ -86,7 +86,8 @@ def share_sequences(model_config: PretrainedConfig, size: int, rank: int) -> Seq
     return SequenceShare(group, size, rank % size)
 
 
-def _refuse_unshareable(model_config: PretrainedConfig, size: int) -> None:
+def refuse_unshareable(model_config: PretrainedConfig, size: int) -> None:
+    """Raise ValueError for a model whose attention so many ranks cannot share."""
     text = model_config.get_text_config()
     key = f"policy.sequence_parallel={size}"
     if family_name(model_config.model_type) is not None:

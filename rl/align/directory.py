@@ -27,10 +27,9 @@ from rl.run.files import write_text
 NAME = "align"
 OF_A_RUN = ("policy.ranks", "policy.zero_stage")
 MAY_DIFFER = (
-    # Of what a run may change on a resume, these two decide the figures of a pass: how the gate's
-    # responses are sampled, and the pass itself.
-    # A DPO stage goes on with the ranks that it began with.
-    *(key for key in MAY_DIFFER_ON_RESUME if key not in (*OF_A_RUN, "align", "eval")),
+    # Of what a run may change on a resume, its own settings decide the figures of a pass, and a DPO
+    # stage goes on with the ranks that it began with.
+    *(key for key in MAY_DIFFER_ON_RESUME if key not in (*OF_A_RUN, "align")),
     # These three change no figure of an iteration.
     *("align.enabled", "align.iterations", "align.dpo.checkpoint_every"),
 )

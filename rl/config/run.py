@@ -380,6 +380,12 @@ class Config(Section):
         return max(1, int(resources.rank_cpus + idle / ranks))
 
     @property
+    def rank_row_tokens(self) -> int:
+        """The most tokens of one row on a learner rank, whatever policy.micro_batch_tokens says."""
+        # Ranks that share rows have a stretch of each, all of the same length.
+        return math.ceil(self.rollout.max_model_length / self.policy.sequence_parallel)
+
+    @property
     def transport(self) -> Literal["host", "nccl", "ipc"]:
         if self.sync.transport != "auto":
             return self.sync.transport

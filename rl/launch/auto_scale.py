@@ -37,9 +37,11 @@ BATCH, UTILIZATION, MODEL = (
 MODELS = tuple(f"Qwen/Qwen3-{size}" for size in ("8B", "4B", "1.7B", "0.6B"))
 # What a person may change to make a run fit, from what costs least to what costs most.
 FEWER_LOGITS = ("policy.logprob_chunk_tokens=512",)
+SHARED_ROWS = ("policy.sequence_parallel={ranks}",)
 OFFLOAD = ("policy.deepspeed.zero_optimization.offload_optimizer.device=cpu",)
 ADAPTER = ("policy.lora.rank=32", "policy.optimizer.learning_rate=1e-5")
-REMEDIES = (FEWER_LOGITS, OFFLOAD, ADAPTER, OFFLOAD + FEWER_LOGITS, ADAPTER + FEWER_LOGITS)
+ALONE = (FEWER_LOGITS, SHARED_ROWS, OFFLOAD, ADAPTER)
+REMEDIES = (*ALONE, OFFLOAD + FEWER_LOGITS, ADAPTER + FEWER_LOGITS)
 
 
 def plan_memory(config: Config) -> MemoryPlan | None:
@@ -97,7 +99,7 @@ def choose_scale(
             return replace(loaded, notes=(note, *notes, *loaded.notes))
         refused = refused or planned
     assert refused is not None
-    least = max(refused.phases(refused.row_tokens).values()) / GIB
+    least = max(refused.phases(refused.config.rank_row_tokens).values()) / GIB
     raise RecipeError(
         f"{named}, and {model} does not fit: a GPU holds {least:.1f} GiB at the least in training, "
         f"and what its engine needs to sample. {_advice(settings, refused, card, plan)}. Name the "
@@ -130,11 +132,12 @@ def _advice(
     """What would fit, in words: settings, and the size of a model."""
     told: list[str] = []
     enough: list[set[str]] = []
-    stage = planned.config.policy.effective_zero_stage
+    policy = planned.config.policy
     for changes in REMEDIES:
         # From stage 2 on gradients are offloaded too.
-        needs_stage = OFFLOAD[0] in changes and stage < 2
+        needs_stage = OFFLOAD[0] in changes and policy.effective_zero_stage < 2
         remedy = ("policy.zero_stage=2", *changes) if needs_stage else changes
+        remedy = [change.format(ranks=policy.ranks) for change in remedy]
         # More of what is enough already is no advice.
         if any(known <= set(remedy) for known in enough):
             continue
@@ -156,7 +159,10 @@ def _advice(
     if (share := next(fitting, None)) is not None:
         told.append(f"a {MODEL} of about {whole * share / 1e9:.1f} billion parameters")
     if not told:
-        return "Neither adapters, offload nor a smaller model would; take more or larger GPUs"
+        return (
+            "Neither adapters, offload, rows that all ranks share nor a smaller model would; take "
+            "more or larger GPUs"
+        )
     return f"What would fit: {'; or '.join(told)}"
 
 

@@ -31,6 +31,7 @@ from rl.assembly import (
     open_chat,
     open_prompts,
     refuse_missing_gpus,
+    refuse_missing_wandb,
 )
 from rl.config.recipe import dump, visible_gpu_bytes
 from rl.config.run import Config
@@ -115,6 +116,8 @@ async def preflight(config: Config, notes: Sequence[str] = ()) -> Preflight:
             at, name = f"reward.preference.model={preference.model}", preference.model
             with report.looking(at), _elsewhere(report, name, here):
                 find_preference_model(config.reward, stream)
+    with report.looking("log"):
+        refuse_missing_wandb(config)
     with report.looking(f"run={config.run}"):
         _check_directory(config)
     if (address := config.resources.ray_address) is not None:

@@ -30,8 +30,9 @@ from rl.run.finished import forget_groups
 from rl.run.jsonl import read_records, write_records
 
 MAY_DIFFER_ON_RESUME = (
-    # How far the run goes, and what is measured, kept and shown of it.
-    *("run", "resume", "steps", "log", "eval", "checkpoint", "resources", "sync", "align"),
+    # How far the run goes, and what is kept and shown of it. When it is measured, but not how: the
+    # accuracy before training was, and the gain would be the difference of two measures.
+    *("run", "resume", "steps", "log", "eval.every", "checkpoint", "resources", "sync", "align"),
     # What ends a run, not what it computes until then.
     "guard",
     # What becomes of a fault.
@@ -210,13 +211,23 @@ class RunDirectory(OwnedDirectory):
                 f"{self.root} already holds a run and resume is never; name another with run=PATH, "
                 "or continue it with resume=auto"
             )
+        stored = self.stored_config()
+        advice = (
+            "Start this one under another run=NAME, or give the old values to continue "
+            f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)"
+        )
+        if config.eval != stored.eval:
+            advice += (
+                ". What was measured before training is compared with the end, so both have the "
+                f"same eval; `python -m rl.evaluate run={self.root} eval.temperature=0`, say, "
+                "measures a checkpoint otherwise"
+            )
         self.refuse_other_settings(
-            self.stored_config().model_dump(mode="json"),
+            stored.model_dump(mode="json"),
             config.model_dump(mode="json"),
             MAY_DIFFER_ON_RESUME,
             content="holds a run of another config",
-            advice="Start this one under another run=NAME, or give the old values to continue "
-            f"(only {', '.join(MAY_DIFFER_ON_RESUME)} may change on a resume)",
+            advice=advice,
         )
 
     def has_begun(self) -> bool:

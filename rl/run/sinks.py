@@ -1,12 +1,12 @@
 """Where metrics go: always metrics.jsonl, then TensorBoard and Weights & Biases if asked for."""
 
 import importlib
-import importlib.util
 import math
 import secrets
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rl.config.run import LogConfig
 from rl.loop.interfaces import MetricSink
@@ -29,16 +29,16 @@ class Sinks:
         note: Callable[[str], None],
         more: Sequence[MetricSink] = (),
     ) -> None:
-        """Open what `log` asks for beside `more`; raises ValueError where it cannot be had."""
+        """Open what `log` asks for beside `more`."""
         self._note = note
         self._jsonl = JsonlSink(directory.metrics_path)
         self._sinks: list[MetricSink] = []
         if log.tensorboard:
             # What comes after the last step of metrics.jsonl is taken as not yet made.
             next_step = max(read_metrics(directory.metrics_path), default=-1) + 1
-            self._sinks.append(TensorBoardSink(directory.root / "tensorboard", next_step))
+            self._open(TensorBoardSink, directory.root / "tensorboard", next_step)
         if log.wandb_project is not None:
-            self._sinks.append(WandbSink(log.wandb_project, directory))
+            self._open(WandbSink, log.wandb_project, directory)
         self._sinks += more
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -49,6 +49,13 @@ class Sinks:
         self._each("not closed", lambda sink: sink.close())
         self._sinks = []
         self._jsonl.close()
+
+    def _open(self, kind: Callable[..., MetricSink], *arguments: Any) -> None:
+        try:
+            self._sinks.append(kind(*arguments))
+        # As below. A learner that is lost opens them again, hours after the start.
+        except Exception as error:
+            self._note(f"{kind.__name__} cannot be opened and is left out: {error!r}")
 
     def _each(self, consequence: str, action: Callable[[MetricSink], None]) -> None:
         for sink in list(self._sinks):
@@ -132,11 +139,6 @@ class WandbSink:
     """Weights & Biases; a resumed run goes on in the same W&B run."""
 
     def __init__(self, project: str, directory: RunDirectory) -> None:
-        if importlib.util.find_spec("wandb") is None:
-            raise ValueError(
-                f"log.wandb_project={project} needs the wandb package, which is not installed; "
-                "install hybrid-rl[wandb], or leave log.wandb_project out"
-            )
         wandb = importlib.import_module("wandb")
         identity = directory.root / "wandb_id.txt"
         if not identity.exists():

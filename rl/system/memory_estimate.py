@@ -238,11 +238,6 @@ class MemoryPlan:
         return rank_memory(self.config.policy, self.size.parameters, self.size.trained)
 
     @property
-    def row_tokens(self) -> int:
-        """The longest row, which a micro-batch has room for whatever micro_batch_tokens says."""
-        return self.config.rollout.max_model_length
-
-    @property
     def num_bytes(self) -> int:
         return BYTES[self.config.policy.dtype]
 
@@ -298,7 +293,7 @@ class MemoryPlan:
         card: bytes of the GPU, of which an engine that is awake beside the rank takes its share;
         None leaves the engine out.
         """
-        peak = self.size.peak(max(tokens, self.row_tokens))
+        peak = self.size.peak(max(tokens, self.config.rank_row_tokens))
         vocabulary = self.size.vocabulary or 0
         made = peak.total if peak else logits_bytes(self.config.policy, vocabulary)
         of_rank, of_engine = self.publish_buffers
@@ -332,7 +327,7 @@ class MemoryPlan:
 
         Where both compete for the same memory, micro-batches stay as they are set.
         """
-        wanted = max(self.config.policy.micro_batch_tokens, self.row_tokens)
+        wanted = max(self.config.policy.micro_batch_tokens, self.config.rank_row_tokens)
         resources = self.config.resources
         budget = card - self.publish_buffers[1]
         if resources.colocate:
@@ -362,15 +357,16 @@ class MemoryPlan:
 
     @property
     def _one_response(self) -> float:
-        return (self.cached_token or 0) * self.row_tokens
+        return (self.cached_token or 0) * self.config.rollout.max_model_length
 
     def _largest_batch(self, room: float, most: int) -> int | None:
         """The most tokens of a micro-batch, up to `most`, with which every phase has room."""
-        sizes = [self.row_tokens, *range(MICRO_BATCH_UNIT, most + 1, MICRO_BATCH_UNIT)]
+        least = self.config.rank_row_tokens
+        sizes = [least, *range(MICRO_BATCH_UNIT, most + 1, MICRO_BATCH_UNIT)]
         fitting = [
             tokens
             for tokens in sizes
-            if tokens >= self.row_tokens and max(self.phases(tokens).values()) <= room
+            if tokens >= least and max(self.phases(tokens).values()) <= room
         ]
         return max(fitting, default=None)
 
@@ -389,7 +385,7 @@ def describe_memory(plan: MemoryPlan, card: float | None = None) -> str:
     card: bytes of this machine's GPUs; None tells of each common size.
     """
     size, policy = plan.size, plan.config.policy
-    rank, tokens = plan.rank, max(policy.micro_batch_tokens, plan.row_tokens)
+    rank, tokens = plan.rank, max(policy.micro_batch_tokens, plan.config.rank_row_tokens)
     trained = "" if size.trained is None else f", {size.trained:,} of them trained"
     parts = {"weights": rank.weights, "gradients": rank.gradients, "optimizer": rank.optimizer}
     if rank.buffers:
@@ -424,7 +420,8 @@ def describe_memory(plan: MemoryPlan, card: float | None = None) -> str:
         if buffers := plan.publish_buffers[1]:
             engine["publish buffers"] = buffers
     if plan.cached_token:
-        engine[f"a response of {plan.row_tokens:,} tokens"] = plan.cached_token * plan.row_tokens
+        longest = plan.config.rollout.max_model_length
+        engine[f"a response of {longest:,} tokens"] = plan.cached_token * longest
     lines.append(f"  each engine GPU or process: {_listed(engine)}; the rest is KV cache")
     if plan.config.resources.colocate:
         shares = "sleeps while the learner updates" if plan.config.engines_sleep else "stays awake"

@@ -116,6 +116,13 @@ def test_what_fits_on_a_gpu_is_asked_of_more_micro_batches(tmp_path):
     assert sorted(wide.peaks) == [128, 4096, 16384, 65536]
 
 
+def test_of_rows_that_ranks_share_a_stretch_is_metered_where_the_attention_can_be_shared(tmp_path):
+    policy = {"micro_batch_tokens": 16, "ranks": 6}
+    assert sorted(metered(tmp_path, **policy, sequence_parallel=2).peaks) == [64]
+    with pytest.raises(ValueError, match="has 8, and 4 of keys and values; take a divisor of both"):
+        metered(tmp_path, **policy, sequence_parallel=3)
+
+
 def test_gradients_that_wait_for_the_end_of_a_backward_are_counted(tmp_path):
     """At stage 1 DeepSpeed adds the bfloat16 gradients of a micro-batch up when it is over."""
     waiting, taken = metered(tmp_path, zero_stage=1), metered(tmp_path, zero_stage=2)

@@ -1,5 +1,6 @@
 """What a run is given before Ray starts, of models with chat templates of other kinds."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ def test_what_cannot_be_trained_can_be_asked(policy):
     assert gather_inputs(plain, is_trained=False).model == policy
     with pytest.raises(ValueError, match="is quantised"):
         gather_inputs(plain)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_run_that_logs_to_wandb_is_refused_before_anything_where_the_package_is_missing(policy):
+    changes = {"policy__model": str(policy), "rollout__max_model_length": 128}
+    logged = config(**changes, log={"wandb_project": "mine"})
+    with pytest.raises(ValueError, match=r"log\.wandb_project=mine needs the wandb package"):
+        gather_inputs(logged)
+    # An evaluation of its policy logs to nobody.
+    assert gather_inputs(logged, is_trained=False).model == policy
 
 
 @pytest.mark.parametrize("kind", ["classifier", "judge"])

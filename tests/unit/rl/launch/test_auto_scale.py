@@ -9,8 +9,9 @@ import pytest
 
 from rl.config.keys import RecipeError
 from rl.config.recipe import load
+from rl.config.run import Config
 from rl.launch.auto_scale import BATCH, UTILIZATION, choose_scale
-from rl.system.memory_estimate import CARDS
+from rl.system.memory_estimate import CARDS, MemoryPlan, ModelSize, UpdatePeak
 from rl.system.resident import GIB
 from tests.metered_models import FILE, key_of, meter_again, metered_plan
 
@@ -90,6 +91,24 @@ def test_a_named_model_that_does_not_fit_is_refused_with_what_would(
         assert choose_scale([*settings, *words], scale, gpus, card * GIB, metered_plan)
 
 
+def test_rows_that_are_too_long_for_a_rank_are_shared_where_a_person_says_so():
+    def plan(config: Config) -> MemoryPlan:
+        # Half a mebibyte a token: 50 GiB for a whole row, 12.5 for what a rank has of it.
+        peaks = {
+            tokens: UpdatePeak(2**19 * tokens, GIB, 2**19 * tokens) for tokens in (1024, 2**17)
+        }
+        return MemoryPlan(config, ModelSize(2**33, 1000, 2**16, trained=2**33, peaks=peaks))
+
+    settings = [HYBRID, "policy.model=Qwen/Qwen3-8B", "rollout.max_model_length=102400"]
+    with pytest.raises(RecipeError, match=r"What would fit: policy\.sequence_parallel=4; or "):
+        choose_scale(settings, "node_8gpu", 8, 79.1 * GIB, plan)
+    loaded = choose_scale(
+        [*settings, "policy.sequence_parallel=4"], "node_8gpu", 8, 79.1 * GIB, plan
+    )
+    # A rank has 25,600 tokens of a row, more than the scale's micro-batch.
+    assert loaded.config.policy.micro_batch_tokens == 16384
+
+
 def test_what_a_person_sets_stays_and_is_noted_where_it_is_too_much():
     settings = [HYBRID, f"{UTILIZATION}=0.75", f"{BATCH}=8192", "scale=auto"]
     loaded = choose_scale(settings, "one_gpu", 1, 79.1 * GIB, metered_plan)
@@ -113,6 +132,8 @@ def test_the_kept_figures_are_the_meters(monkeypatch, tmp_path, key):
     settings += [f"policy.zero_stage={1 if wanted['gradients_wait'] else 2}"]
     settings += [f"policy.logprob_chunk_tokens={wanted['logits']}"]
     settings += [f"rollout.max_model_length={wanted['row']}"]
+    # What ranks that share rows have of one may be less than the recipe's modes need.
+    settings += ["modes.short.max_tokens=64", "modes.long.max_tokens=64"]
     if wanted["lora"]:
         settings.append(f"policy.lora.rank={wanted['lora']}")
     config = load(settings).config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -118,6 +119,13 @@ def test_a_row_that_is_too_long_for_the_policy_is_among_those_left_out(capsys):
         (["rollout.max_model_length=4097"], ["4097 exceeds the 4096 positions"]),
         (["modes.long.max_tokens=3000", "rollout.max_model_length=3010"], ["too long for mode"]),
         (["reward.plugins.mine.file=no.py"], ["no.py is no file"]),
+        pytest.param(
+            ["log.wandb_project=mine"],
+            ["log: log.wandb_project=mine needs the wandb package"],
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("wandb") is not None, reason="wandb is installed"
+            ),
+        ),
         (["run=mine.yaml/run"], ["run=mine.yaml/run: ", "cannot be written"]),
     ],
 )

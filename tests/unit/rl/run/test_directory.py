@@ -86,12 +86,26 @@ def test_another_config_is_refused_and_the_differing_keys_are_named(tmp_path):
     run = started(tmp_path)
     before = run.config_path.read_text()
     with pytest.raises(ValueError, match="run=NAME") as error:
-        open_once(tmp_path, seed=3, policy__optimizer__learning_rate=1e-5, eval__prompts=8)
+        open_once(tmp_path, seed=3, policy__optimizer__learning_rate=1e-5, checkpoint__every=3)
     assert "seed was 0, is 3; policy.optimizer.learning_rate was 1e-06, is 1e-05." in str(
         error.value
     )
-    assert "eval.prompts was" not in str(error.value)
+    assert "checkpoint.every was" not in str(error.value) and "rl.evaluate" not in str(error.value)
     assert run.config_path.read_text() == before
+
+
+def test_how_a_run_is_measured_stays_and_when_may_change(tmp_path):
+    """What was measured before training would be compared with another measure after it."""
+    started(tmp_path, eval__temperature=1.0, eval__every=5)
+    open_once(tmp_path, eval__temperature=1.0, eval__every=2)
+    with pytest.raises(
+        ValueError, match=r"python -m rl\.evaluate run=.* eval\.temperature=0"
+    ) as error:
+        open_once(tmp_path, eval__temperature=0, eval__prompts=8, eval__top_p=0.9)
+    assert (
+        "eval.prompts was 256, is 8; eval.temperature was 1.0, is 0.0; eval.top_p was 1.0"
+        in str(error.value)
+    )
 
 
 def test_resume_never_refuses_a_run_that_exists(tmp_path):

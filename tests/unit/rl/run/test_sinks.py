@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import math
 
@@ -91,7 +90,21 @@ def test_tensorboard_shows_the_steps_that_a_resume_makes_again_once(tmp_path):
     assert tensorboard_scalars(tmp_path, "reward/mean") == [(1, 0.25), (2, 0.25), (3, 0.75)]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_wandb_that_is_not_installed_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"log\.wandb_project=mine needs the wandb package"):
-        Sinks(LogConfig(tensorboard=False, wandb_project="mine"), RunDirectory(tmp_path), print)
+def test_a_sink_that_cannot_be_opened_is_reported_and_left_out(tmp_path, monkeypatch):
+    def refuse(project, directory):
+        raise ConnectionError(f"not logged in to {project}")
+
+    refuse.__name__ = "WandbSink"
+    monkeypatch.setattr("rl.run.sinks.WandbSink", refuse)
+    # A file where TensorBoard's directory should be.
+    (tmp_path / "tensorboard").write_text("")
+    notes = []
+    sinks = Sinks(LogConfig(wandb_project="mine"), RunDirectory(tmp_path), notes.append)
+    sinks.write(1, {"a": 1.0})
+    sinks.close()
+    assert [note.partition(": ")[0] for note in notes] == [
+        "TensorBoardSink cannot be opened and is left out",
+        "WandbSink cannot be opened and is left out",
+    ]
+    assert notes[1].endswith(": ConnectionError('not logged in to mine')")
+    assert read_metrics(tmp_path / "metrics.jsonl") == {1: {"a": 1.0}}

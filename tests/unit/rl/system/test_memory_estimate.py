@@ -181,6 +181,27 @@ def test_what_the_engine_lacks_at_the_least_does_not_fit():
     assert shared().fit(17.1 * GIB).micro_batch_tokens == 1024
 
 
+def test_ranks_that_share_rows_hold_a_stretch_of_each_and_engines_whole_responses():
+    def ranks(sequence_parallel: int) -> MemoryPlan:
+        policy = {"dtype": "bfloat16", "micro_batch_tokens": 1024, "ranks": 4}
+        return shared(
+            policy=policy | {"sequence_parallel": sequence_parallel},
+            rollout__max_model_length=4095,
+            rollout__workers=4,
+            resources={"gpus": 4, "colocate": True},
+        )
+
+    whole, stretch = ranks(1), ranks(4)
+    assert (whole.config.rank_row_tokens, stretch.config.rank_row_tokens) == (4095, 1024)
+    more = HALF.peak(4095).total - HALF.peak(1024).total
+    assert whole.phases(1024)["update"] - stretch.phases(1024)["update"] == more
+    assert "with micro-batches of 1,024 tokens" in describe_memory(stretch)
+    assert whole.least_engine == stretch.least_engine
+    # The update of a whole row takes 15.5 GiB, of a stretch 12.5.
+    assert whole.fit(15 * GIB) is None
+    assert stretch.fit(15 * GIB).micro_batch_tokens == 3072
+
+
 def test_a_rank_and_an_engine_on_gpus_of_their_own_do_not_compete():
     plan = shared(
         resources={"gpus": 2},
