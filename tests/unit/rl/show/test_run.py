@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+import rl.show.run as page_of_run
 from rl.run.directory import RunDirectory
 from rl.run.jsonl import write_records
 from rl.run.ledger import write_step
@@ -38,6 +39,17 @@ def progress(directory, **content):
     latest.mkdir(parents=True)
     (latest / "progress.json").write_text(json.dumps(content))
     (latest.parent / "latest").symlink_to(latest.name)
+
+
+@pytest.fixture
+def real_pictures():
+    """For tests that are about them; twelve a page take a second."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    if "real_pictures" not in request.fixturenames:
+        monkeypatch.setattr(page_of_run, "picture_of", lambda panel, course: b"<svg/>")
 
 
 @pytest.fixture
@@ -94,6 +106,7 @@ def test_a_run_that_nobody_holds_was_stopped_or_is_finished(run):
     assert "goes on from" not in line_of(document)
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_run_without_a_step_says_what_is_to_come(tmp_path):
     run = RunDirectory(tmp_path / "run")
     with run.open(config()):
@@ -152,6 +165,7 @@ def test_a_mixture_stands_beside_its_mode_by_source(run):
     assert table[2][:4] == ["long, video", "25.0% ± 6.0", "50.0% ± 2.0", "+25.0"]
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_the_curves_are_embedded_under_their_headings(run):
     page, document = shown(run)
     assert list(page.learning) == ["Reward", "Accuracy", "Response tokens"]
@@ -162,6 +176,7 @@ def test_the_curves_are_embedded_under_their_headings(run):
     assert all(image["src"].startswith("data:image/svg+xml;base64,") for image in images)
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_mode_that_chooses_stands_beside_the_others_with_what_it_chose(run):
     chosen = {"rollout/auto/groups": 2, "rollout/auto/reasons": 0.375, "choice/reasons": 0.4}
     chosen |= {"choice/entropy": 0.6, "reward/auto/accuracy": 0.5}
@@ -185,6 +200,7 @@ def test_a_mode_that_chooses_stands_beside_the_others_with_what_it_chose(run):
     ]
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_page_is_drawn_anew_only_after_a_step(run):
     first, again = shown(run)[0], shown(run)[0]
     assert again.learning is first.learning
