@@ -74,8 +74,10 @@ class Preflight:
         except NotMade:
             self.notes.append(f"{at}: is made when the run starts, which takes minutes")
         except ValueError as error:
-            # Several looks at one directory may end at the same fault.
-            if (problem := f"{at}: {error}") not in self.problems:
+            # Some errors name the setting first themselves. Several looks at one directory may end
+            # at the same fault.
+            problem = str(error) if str(error).startswith(at) else f"{at}: {error}"
+            if problem not in self.problems:
                 self.problems.append(problem)
 
 

@@ -115,13 +115,15 @@ def test_a_row_that_is_too_long_for_the_policy_is_among_those_left_out(capsys):
         (["data.path=nothing.jsonl"], ["data.path=nothing.jsonl: ", "does not exist"]),
         (["data.columns.reference=solution"], ["rows.jsonl", "data.columns.reference=solution"]),
         (["policy.model=./nowhere"], ["policy.model=./nowhere: ", "no such directory"]),
+        # The setting is named once.
+        (["policy.model=some/name"], ["error: policy.model=some/name is no directory here"]),
         (["policy.model=some/name"], ["policy.model=DIRECTORY", "Cannot reach the Hub"]),
         (["rollout.max_model_length=4097"], ["4097 exceeds the 4096 positions"]),
         (["modes.long.max_tokens=3000", "rollout.max_model_length=3010"], ["too long for mode"]),
         (["reward.plugins.mine.file=no.py"], ["no.py is no file"]),
         pytest.param(
             ["log.wandb_project=mine"],
-            ["log: log.wandb_project=mine needs the wandb package"],
+            ["error: log.wandb_project=mine needs the wandb package"],
             marks=pytest.mark.skipif(
                 importlib.util.find_spec("wandb") is not None, reason="wandb is installed"
             ),
