@@ -99,8 +99,10 @@ _NOT_ALONE = re.compile(
     r"(?i)(?:[\w^_{\\([]|\b(?:before|after|since|than|over|under|about|around|to|from"
     r"|in|by|and)\s?)$"
 )
+# A mark of exclamation in front of a new sentence is a cry, and elsewhere a factorial.
 _GOES_ON = re.compile(
-    rf"\s?(?:{_SIGN}|[\^_}}\\(=])|\w|\s?[^\s.,;]{{1,20}} (?:an?|per|each|every)\s"
+    rf"\s?(?:{_SIGN}|[\^_}}\\(='′″]|!(?!\s+[A-Z]))|\w"
+    r"|\s?[^\s.,;]{1,20} (?:an?|per|each|every)\s"
 )
 _BEHIND = re.compile(r"\s?[A-Za-z°%][^\s,;()]{0,20}(\s(?:per )?[a-z]{2,16})?")
 _ASKED_TYPES = tuple(
@@ -278,7 +280,7 @@ def _main_clause(text: str) -> str:
 
 def _values(clause: str, asked: Question) -> Iterator[Reading]:
     """What a clause may say its value is; itself at least."""
-    text = re.sub(r"[.。]$|(?<= [0-9]{2})!$", "", clause.strip())
+    text = re.sub(r"[.。]$|(?<=[a-z]{3})!$", "", clause.strip())
     if not text:
         return
     yield (text,)

@@ -109,8 +109,7 @@ def number_literal(text: str) -> NumberLiteral | None:
     if text.endswith("}"):
         # 3\text{ thousand} is 3000, and 3\text{ squared} is no number.
         text = " ".join(INNER_TEXT.sub(r" \1", text).split())
-    # 101! is a cry: nobody means so large a factorial. 5! is one.
-    text = re.sub(r"(?<=[0-9]{3})!$", "", _UNIT.sub("", text).strip())
+    text = _UNIT.sub("", text).strip()
     if match := re.fullmatch(r"([0-9]{1,2})\s?!", text):
         return NumberLiteral(Fraction(factorial(int(match[1]))), is_fraction=False)
     if approximate := _APPROXIMATELY.match(text):

@@ -122,6 +122,32 @@ def test_what_only_leads_to_a_number_leaves_it_alone(answer):
 
 
 @pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [
+        ("4", r"\boxed{4!}", 0.0),
+        ("4", "We get 4!", 0.0),
+        ("24", r"\boxed{4!}", 1.0),
+        ("240", r"\boxed{240!}", 0.0),
+        ("24", "There are 24! ways.", 0.0),
+        ("240", "Answer: 240!", 1.0),
+        ("24", "So we get 24!", 1.0),
+        ("24", "The answer is 24! Great.", 1.0),
+        ("24", "It is 24 apples!", 1.0),
+        ("240!", "Answer: 240!", 1.0),
+        ("k!", r"\boxed{k}", 0.0),
+        ("k", r"\boxed{k!}", 0.0),
+        ("k!", r"\boxed{k!}", 1.0),
+        ("f'", "f", 0.0),
+        ("[y]", "y", 0.0),
+        ("60", r"\boxed{60'}", 0.0),
+        ("60", "The answer is '60'.", 1.0),
+    ],
+)
+def test_marks_behind_numbers_and_letters_are_mathematics(reference, answer, expected):
+    assert verify(reference, answer) == expected
+
+
+@pytest.mark.parametrize(
     ("reference", "answer", "question"),
     [
         ("EXIT", 'The sign reads "EXIT".', "What does the sign read?"),
