@@ -56,22 +56,22 @@ class Kind:
 
 ROUTES: dict[str, Kind] = {
     # Order matters: the first kind that claims a reference takes it.
-    "yes_no": Kind(3, is_yes_no, equal_yes_no),
-    "choice": Kind(3, is_letters, equal_choices, is_choice),
-    "quantity": Kind(3, is_quantity, equal_quantities, is_measured, takes_option=True),
-    "number": Kind(4, _if_read(number_literal), equal_numbers, takes_option=True),
-    "date": Kind(4, is_date, equal_dates, takes_option=True),
-    "matrix": Kind(3, _if_read(read_matrix), equal_matrices),
-    "interval": Kind(3, _if_read(read_intervals), equal_intervals, claims_interval, takes_or=True),
-    "set": Kind(3, sequences.is_set, sequences.equal_sets, sequences.claims_set, takes_or=True),
-    "tuple": Kind(3, sequences.is_tuple, sequences.equal_tuples, takes_or=True),
+    "yes_no": Kind(4, is_yes_no, equal_yes_no),
+    "choice": Kind(4, is_letters, equal_choices, is_choice),
+    "quantity": Kind(4, is_quantity, equal_quantities, is_measured, takes_option=True),
+    "number": Kind(5, _if_read(number_literal), equal_numbers, takes_option=True),
+    "date": Kind(5, is_date, equal_dates, takes_option=True),
+    "matrix": Kind(4, _if_read(read_matrix), equal_matrices),
+    "interval": Kind(4, _if_read(read_intervals), equal_intervals, claims_interval, takes_or=True),
+    "set": Kind(4, sequences.is_set, sequences.equal_sets, sequences.claims_set, takes_or=True),
+    "tuple": Kind(4, sequences.is_tuple, sequences.equal_tuples, takes_or=True),
     "unordered_list": Kind(
-        3, sequences.is_items, sequences.equal_unordered, sequences.claims_unordered, takes_or=True
+        4, sequences.is_items, sequences.equal_unordered, sequences.claims_unordered, takes_or=True
     ),
-    "list": Kind(3, sequences.is_items, sequences.equal_lists, sequences.is_list),
-    "expression": Kind(4, is_expression, equal_expressions, takes_option=True),
-    "cell": Kind(3, is_text, equal_cells, _never),
+    "list": Kind(4, sequences.is_items, sequences.equal_lists, sequences.is_list),
+    "expression": Kind(5, is_expression, equal_expressions, takes_option=True),
+    "cell": Kind(4, is_text, equal_cells, _never),
     **{name: Kind(1, is_gradable, claims=_never, grade=grade) for name, grade in GRADED.items()},
-    "text": Kind(5, is_text, equal_texts, is_short_text, takes_option=True),
+    "text": Kind(6, is_text, equal_texts, is_short_text, takes_option=True),
     NATURAL: Kind(1, lambda reference, question: True),
 }

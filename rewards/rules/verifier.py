@@ -33,6 +33,8 @@ UNVERIFIABLE = "unverifiable"
 # Only a text with one of these is searched for an answer; any other reference is one, all of it.
 _MARKER = re.compile(r"(?i)\\f?box|<answer>|answer|答案|\*\*|(?:^|\n)A:")
 _OR = re.compile(r"(?i)\bor\b|或者?")
+# "We get 12!" is a cry where it is prose: nobody means so large a factorial. 5! is one.
+_CRY = re.compile(r"(?:(?<=[0-9]{3})|(?<=\s[0-9]{2}))!$")
 
 
 class NotScorable(ValueError):
@@ -195,6 +197,8 @@ def _any_reading(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> boo
         phrases = (" ".join(words[:size]).strip(".,;$") for size in (3, 2, 1))
         units = [phrase for phrase in phrases if phrase and read_unit(plain(phrase))]
         texts += [f"{candidate.text} {unit}" for unit in units[:1]]
+    if candidate.how != "box":
+        texts.append(_CRY.sub("", candidate.text))
     is_open = False
     stated = (values for text in texts for values in readings(text, ask.question))
     # Bounded, since each reading may take sympy some milliseconds.

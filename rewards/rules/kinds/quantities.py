@@ -222,7 +222,9 @@ def _with_unit(number: NumberLiteral, text: str) -> Quantity | None:
     # A known unit wins over a noun of the same spelling.
     if unit := read_unit(text):
         return Quantity(number, unit)
-    noun = " ".join(plain(text).split()).removesuffix(" of them")
+    noun = " ".join(re.sub(r"^\((.*)\)$", r"\1", plain(text)).split()).removesuffix(" of them")
+    # Units of a figure that has no measure are no things.
+    noun = re.sub(r"^(?:square|cubic|sq\.?|cu\.?) (?=units?$)", "", noun)
     head, _, last = noun.rpartition(" ")
     # "12 km left" is a length.
     if last in _FILLERS and (unit := read_unit(head)):

@@ -41,6 +41,7 @@ _UNDETERMINED = re.compile(
 )
 # World War I is World War One, and the First World War.
 _NUMERALS = {word: str(number) for word, number in {**SMALL, **ORDINALS, **ROMAN}.items()}
+_MARKS = re.compile(r"[!'’′″\[\]]")
 _SHORT_WORDS = {"mt": "mount", "st": "saint", "ft": "fort"}
 _ASKS_PERSON = pattern_of("persons")
 _TITLES = re.compile(rf"(?i)^{any_of('titles')}\s+(?=\w)")
@@ -70,9 +71,12 @@ def is_chemical(reference: str, question: str) -> bool:
 
 
 def equal_texts(reference: str, answer: str, ask: Ask) -> bool:
-    if len(answer) > 2 * len(reference) + MAX_TEXT_CHARACTERS:
-        return False
     wanted, given = plain_words(reference), plain_words(answer)
+    is_long = len(answer) > 2 * len(reference) + MAX_TEXT_CHARACTERS
+    # Beside a letter marks are mathematics: neither n! nor x' nor [x] is the letter.
+    marks = [_MARKS.findall(plain(text)) for text in (reference, answer)]
+    if is_long or (len(wanted) == 1 and marks[0] != marks[1]):
+        return False
     formulas = _formula(reference), _formula(answer)
     if _is_formula(formulas[0]) and formulas[0].casefold() == formulas[1].casefold():
         # The case of a formula carries its meaning; so does the charge of an ion.

@@ -88,11 +88,22 @@ _NUMBER = re.compile(
     r"|(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?\d+|\s\d+/\d+)?"
     rf"(?:{TIMES_TEN})?)(?:\s?(?:%|percent\b|{SCALE}))?"
 )
+# The signs of mathematics, except for ∴ and ≈.
+_SIGN = r"[<>|*/+±×÷¬\u2200-\u2233\u2235-\u2247\u2249-\u22ff\u2a00-\u2aff-]"
+# What makes a number behind it another one, or a bound: \sqrt 7, log 7, ≥ 7, the square root of 7.
+_OPERATOR = re.compile(
+    rf"(?:\\(?!{any_of('neutral_commands')})[a-zA-Z]+|{_SIGN}"
+    rf"|(?i:{any_of('operators')}(?:\s?\}})?(?: of(?: the)?)?))[\s${{}}]*$"
+)
 _NOT_ALONE = re.compile(
-    r"(?i)(?:[\w^_{\\([]|[<>|*/+-]\s?|\b(?:before|after|since|than|over|under|about|around|to|from"
+    r"(?i)(?:[\w^_{\\([]|\b(?:before|after|since|than|over|under|about|around|to|from"
     r"|in|by|and)\s?)$"
 )
-_GOES_ON = re.compile(r"\s?[\^_}\\(*/+<>=|-]|\w|\s?[^\s.,;]{1,20} (?:an?|per|each|every)\s")
+# A mark of exclamation in front of a new sentence is a cry, and elsewhere a factorial.
+_GOES_ON = re.compile(
+    rf"\s?(?:{_SIGN}|[\^_}}\\(='′″]|!(?!\s+[A-Z]))|\w"
+    r"|\s?[^\s.,;]{1,20} (?:an?|per|each|every)\s"
+)
 _BEHIND = re.compile(r"\s?[A-Za-z°%][^\s,;()]{0,20}(\s(?:per )?[a-z]{2,16})?")
 _ASKED_TYPES = tuple(
     (re.compile(rf"(?i)\b{asks}\b"), re.compile(value, re.IGNORECASE))
@@ -269,7 +280,7 @@ def _main_clause(text: str) -> str:
 
 def _values(clause: str, asked: Question) -> Iterator[Reading]:
     """What a clause may say its value is; itself at least."""
-    text = re.sub(r"[.。]$|(?<= [0-9]{2})!$", "", clause.strip())
+    text = re.sub(r"[.。]$|(?<=[a-z]{3})!$", "", clause.strip())
     if not text:
         return
     yield (text,)
@@ -369,7 +380,7 @@ def _only_number(text: str, asked: Question) -> Iterator[str]:
         return
     before, behind = text[: numbers[0].start()], text[numbers[0].end() :]
     # "48 pages a day" is no number of pages.
-    if _NOT_ALONE.search(before) or _GOES_ON.match(behind):
+    if _NOT_ALONE.search(before) or _OPERATOR.search(before) or _GOES_ON.match(behind):
         return
     number, words = numbers[0].group().strip(), _BEHIND.match(behind)
     yield number + (words.group() if words else "")
@@ -399,6 +410,9 @@ def _beside_question(clause: str, asked: Question) -> str:
         end -= 1
     value = " ".join(words[start:end]).strip(" ,:—")
     before, after = words[:start], words[end:]
+    # "log 7" is not 7, though the question has a logarithm too.
+    if value[:1].isdigit() and _OPERATOR.search(" ".join(before)):
+        return ""
     if not value or not asked.stems:
         return value
     last, following = (word[0].casefold() if word else "" for word in (before[-1:], after[:1]))

@@ -70,10 +70,8 @@ _FRACTION = re.compile(
 )
 _CHANCE = re.compile(r"([0-9]{1,9}) (?:in|out of) ([0-9]{1,9})")
 _PERCENT_WORDS = re.compile(r"(?i)百分之(.{1,24})|(.{1,60}?)\s?(?:percent|per cent)")
-_UNIT = re.compile(
-    r"(?: of them|\s?(?:\^\s?\{?\\circ\}?|°|\\(?:text|mathrm)\s?\{\s?[A-Za-z ]{1,20}\}))$"
-)
-"""A unit set apart as text, or degrees: the number in front of it is the answer."""
+_UNIT = re.compile(r"(?: of them|\s?(?:\^\s?\{?\\circ\}?|°))$")
+"""What says nothing of the number in front of it."""
 _APPROXIMATELY = re.compile(r"(?i)(?:\\approx|≈|~|approximately|approx\.?|约)\s{0,3}(?=[0-9.$-])")
 _YEAR = re.compile(r"(?i)(?:(?:in\s)?(?:(?:the\s)?year\s)?|公元)([12][0-9]{3})(?:\s?年)?")
 _POWER_OF_TEN = re.compile(r"10\s?\^\s?\{?([+-]?[0-9]{1,3})\}?")
@@ -109,9 +107,9 @@ def number_literal(text: str) -> NumberLiteral | None:
     """
     text = plain_value(text)
     if text.endswith("}"):
-        text = INNER_TEXT.sub(lambda inner: inner[1] if "percent" in inner[1] else inner[0], text)
-    # 101! is a cry: nobody means so large a factorial. 5! is one.
-    text = re.sub(r"(?<=[0-9]{3})!$", "", _UNIT.sub("", text).strip())
+        # 3\text{ thousand} is 3000, and 3\text{ squared} is no number.
+        text = " ".join(INNER_TEXT.sub(r" \1", text).split())
+    text = _UNIT.sub("", text).strip()
     if match := re.fullmatch(r"([0-9]{1,2})\s?!", text):
         return NumberLiteral(Fraction(factorial(int(match[1]))), is_fraction=False)
     if approximate := _APPROXIMATELY.match(text):

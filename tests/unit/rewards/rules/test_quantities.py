@@ -135,6 +135,28 @@ def test_the_question_may_state_the_unit(reference, answer, question, accuracy):
     assert verify(reference, answer, question=question) == accuracy
 
 
+@pytest.mark.parametrize(
+    ("reference", "answer", "question", "accuracy"),
+    [
+        ("3000", r"3\text{ thousand}", "", 1.0),
+        ("8", r"8\text{ ducks}", "", 1.0),
+        ("8", r"8\text{ pairs}", "", 1.0),
+        ("8", r"8\ \text{(units)}", "", 1.0),
+        ("8", r"8\text{ sq. units}", "Find the area.", 1.0),
+        ("8", r"8\text{ pairs}", "How many shoes are there?", 0.0),
+        ("8", r"8\text{ m}", "How many kilometers long is it?", 0.0),
+        *(
+            ("8", rf"8\text{{{words}}}", "", 0.0)
+            for words in (" thousand", " dozen", " squared", " factorial", " ninths", " is wrong")
+        ),
+        ("8", r"8\mathrm{x}", "", 0.0),
+        ("8", r"8\mathrm{k}", "", 0.0),
+    ],
+)
+def test_words_set_as_text_say_what_they_say_elsewhere(reference, answer, question, accuracy):
+    assert verify(reference, rf"\boxed{{{answer}}}", question=question) == accuracy
+
+
 def test_percentages_stay_numbers_and_units_make_quantities():
     assert route_of("50%") == "number"
     assert route_of("50 km") == "quantity"

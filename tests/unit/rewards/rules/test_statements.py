@@ -97,6 +97,57 @@ def test_hedges_denials_and_words_to_the_grader_score_zero(answer):
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        *(r"\boxed{\sqrt 9}", r"\boxed{\log 9}", r"\boxed{\pm 9}", r"\boxed{n \neq 9}"),
+        *(r"\boxed{n \geq 9}", r"\boxed{\Gamma 9}", r"\boxed{\text{mod } 9}", r"\boxed{- 9}"),
+        *("Answer: ln 9", "n ≥ 9", "±9", "∛9", "It is −9.", "We get minus 9."),
+        *("The result is the square root of 9.", "9 ≤ n", "9√n", "It exceeds 9."),
+    ],
+)
+@pytest.mark.parametrize("question", ["", "What is the square root, the log or the bound?"])
+def test_what_an_operator_or_a_relation_makes_of_a_number_is_another_value(answer, question):
+    assert verify("9", answer, question=question) == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(r"\boxed{\Rightarrow 9}", r"\boxed{\quad 9}", r"\boxed{\approx 9}", r"\boxed{\large 9}"),
+        *("∴ 9", "We get → 9", "A total of 9.", "There are 9 cubes.", "There are 9 roots."),
+    ],
+)
+def test_what_only_leads_to_a_number_leaves_it_alone(answer):
+    assert verify("9", answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "expected"),
+    [
+        ("4", r"\boxed{4!}", 0.0),
+        ("4", "We get 4!", 0.0),
+        ("24", r"\boxed{4!}", 1.0),
+        ("240", r"\boxed{240!}", 0.0),
+        ("24", "There are 24! ways.", 0.0),
+        ("240", "Answer: 240!", 1.0),
+        ("24", "So we get 24!", 1.0),
+        ("24", "The answer is 24! Great.", 1.0),
+        ("24", "It is 24 apples!", 1.0),
+        ("240!", "Answer: 240!", 1.0),
+        ("k!", r"\boxed{k}", 0.0),
+        ("k", r"\boxed{k!}", 0.0),
+        ("k!", r"\boxed{k!}", 1.0),
+        ("f'", "f", 0.0),
+        ("[y]", "y", 0.0),
+        ("60", r"\boxed{60'}", 0.0),
+        ("60", "The answer is '60'.", 1.0),
+    ],
+)
+def test_marks_behind_numbers_and_letters_are_mathematics(reference, answer, expected):
+    assert verify(reference, answer) == expected
+
+
+@pytest.mark.parametrize(
     ("reference", "answer", "question"),
     [
         ("EXIT", 'The sign reads "EXIT".', "What does the sign read?"),

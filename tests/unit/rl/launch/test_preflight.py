@@ -71,7 +71,7 @@ def test_a_dry_run_says_what_is_trained_on_and_shows_a_prompt_of_each_mode(capsy
     lines = said.splitlines()
     count = int(lines[0].removeprefix("  rows: ").removesuffix(" to train on"))
     assert 180 < count < 200
-    assert lines[1] == f"    reward: {count} number/4"
+    assert lines[1] == f"    reward: {count} number/5"
     pinned = count - int(lines[2].split()[1])
     assert f"mode: {count - pinned} drawn (short 0.3, long 0.7), {pinned} short" in lines[2]
     assert lines[3].startswith(f"  held out: {min(32, 200 - count)} ")
