@@ -13,6 +13,7 @@ from rewards.rules.reading.wording import pattern_of
 
 _IN_BRACKETS = re.compile(r"^\(\s?([$€£¥]?\s?[0-9][0-9,.]*)\s?\)\s?(%?)$")
 _REDUCED = pattern_of("reduced")
+_ASKS_WHAT_PERCENT = pattern_of("asks_percent")
 _RATIO = re.compile(r"^([0-9]{1,9})\s?(?::|\bto\b)\s?([0-9]{1,9})$")
 _BASED = re.compile(
     r"0[bB](?P<binary>[01]{1,64})|0[xX](?P<hexa>[0-9A-Fa-f]{1,32})"
@@ -42,6 +43,9 @@ def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     wanted, given = number_literal(reference), number_literal(answer)
     if wanted is None or wanted.is_percent:
         return equal_quantities(reference, answer, ask) is True
+    # To "what percent?" 10 means 10%, so 1000% is not 10.
+    if given and given.is_percent and _ASKS_WHAT_PERCENT.search(ask.question):
+        return equal_counts(reference, answer, ask.question)
     # 3:2 is 3/2 to a question for a ratio.
     if wanted.is_fraction and given is None and ASKS_RATIO.search(ask.question):
         given = number_literal(_RATIO.sub(r"\1/\2", plain(answer)))

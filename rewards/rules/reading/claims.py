@@ -139,8 +139,17 @@ _SAID = re.compile(r"(?is)\b(?:is|are|was|were)\b.*[0-9]")
 _PARENTHESIS = re.compile(r"([^()]{1,120}?)\s?[(（]([^()]{1,80})[)）]")
 _EQUALS = re.compile(r"=|\\approx(?![a-z])|≈|\\equiv(?![a-z])")
 _HALF_PAIR = re.compile(r"\$$|^\$(?![0-9])")
+# What has a name in geometry, in statistics or in words, with its index and its argument: an angle,
+# a length, an arc, an area. Nothing is computed in it.
+_LABEL = (
+    r"(?:(?:\\(?:text|math(?:rm|bf|it|bb|cal)|operatorname)\s?\{[^{}=0-9]{1,40}\}"
+    r"|\\(?:overline|over(?:right|leftright)?arrow|wide(?:hat|tilde)|vec|bar|hat"
+    r"|(?:overset|stackrel)\s?\{\\(?:frown|arc)\})\s?\{[A-Za-z]{1,4}\}|\|[A-Za-z]{1,4}\|"
+    r"|(?:(?:\\(?:m?angle|triangle|odot)(?![a-z])|[∠△⊙])\s?(?:[0-9]|[A-Za-z]{1,4}(?![A-Za-z])))"
+    r"|[A-Za-z]{1,16}(?![A-Za-z]))(?:_\s?(?:\w|\{[^{}=]{1,20}\}))?(?:\s?\([^()=]{1,20}\))?'?)"
+)
 _NAME = re.compile(
-    r"\$?(?:[A-Za-z]{1,16} ?){1,3}(?:\([^()]{1,8}\))?|\\[a-z]+"
+    rf"\$?{_LABEL}(?:\s?{_LABEL}){{0,3}}|\\[a-z]+"
     r"|(?:[-−](?=[A-Za-z]\s?[-+*/^]))?[A-Za-z](?:\s?[-+*/^]\s?\(?[A-Za-z]\)?){0,6}"
 )
 _WORKING = re.compile(
@@ -314,7 +323,9 @@ def _sides(text: str, asked: Question) -> Iterator[Reading]:
         yield tuple(parts)
     if not 1 < len(parts) <= 6 or not all(parts):
         return
-    if _NAME.fullmatch(parts[0]) or _WORKING.fullmatch(plain(parts[0])):
+    # "Not x = 12" gives x no value.
+    is_named = _NAME.fullmatch(parts[0]) and not _CHANGES.search(parts[0])
+    if is_named or _WORKING.fullmatch(plain(parts[0])):
         # The working may stay undone on the way, but no other number may.
         others = (part for part in parts[:-1] if _BARE_NUMBER.fullmatch(part))
         yield (*others, parts[-1])
