@@ -16,6 +16,7 @@ _REDUCED = pattern_of("reduced")
 _FIGURE = re.compile(
     r"(?:\\(?:m?angle|triangle|overline|widehat)(?![a-z])|[∠△])\s?\{?\s?([A-Z]{1,4}|[0-9])\}?\s?="
 )
+_BRACED = re.compile(r"^\{([^{},]{1,40})\}$")
 _ASKS_WHAT_PERCENT = pattern_of("asks_percent")
 _RATIO = re.compile(r"^([0-9]{1,9})\s?(?::|\bto\b)\s?([0-9]{1,9})$")
 _BASED = re.compile(
@@ -43,6 +44,8 @@ def equal_members(reference: str, answer: str, ask: Ask) -> bool | None:
 
 def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     """Compare a number with a number, in its base, or with what it counts or measures."""
+    # {12} may be a set to other references, and is a group of TeX beside a number.
+    answer = _BRACED.sub(r"\1", plain(answer))
     wanted, given = number_literal(reference), number_literal(answer)
     if wanted is None or wanted.is_percent:
         return equal_quantities(reference, answer, ask) is True
