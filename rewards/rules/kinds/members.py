@@ -13,6 +13,10 @@ from rewards.rules.reading.wording import pattern_of
 
 _IN_BRACKETS = re.compile(r"^\(\s?([$€£¥]?\s?[0-9][0-9,.]*)\s?\)\s?(%?)$")
 _REDUCED = pattern_of("reduced")
+_FIGURE = re.compile(
+    r"(?:\\(?:m?angle|triangle|overline|widehat)(?![a-z])|[∠△])\s?\{?\s?([A-Z]{1,4}|[0-9])\}?\s?="
+)
+_BRACED = re.compile(r"^\{([^{},]{1,40})\}$")
 _ASKS_WHAT_PERCENT = pattern_of("asks_percent")
 _RATIO = re.compile(r"^([0-9]{1,9})\s?(?::|\bto\b)\s?([0-9]{1,9})$")
 _BASED = re.compile(
@@ -40,6 +44,8 @@ def equal_members(reference: str, answer: str, ask: Ask) -> bool | None:
 
 def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     """Compare a number with a number, in its base, or with what it counts or measures."""
+    # {12} may be a set to other references, and is a group of TeX beside a number.
+    answer = _BRACED.sub(r"\1", plain(answer))
     wanted, given = number_literal(reference), number_literal(answer)
     if wanted is None or wanted.is_percent:
         return equal_quantities(reference, answer, ask) is True
@@ -68,8 +74,12 @@ def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
 
 
 def names_differ(reference: str, answer: str) -> bool:
-    """Whether both are set equal to a letter, and to different ones."""
+    """Whether both are set equal to a letter, or to a figure, and to different ones."""
     names = named_value(reference)[0], named_value(answer)[0]
+    figures = [_FIGURE.search(plain(text)) for text in (reference, answer)]
+    if figures[0] and figures[1]:
+        # The angle ABC is CBA.
+        return sorted(figures[0][1]) != sorted(figures[1][1])
     return len(names[0]) == len(names[1]) == 1 and names[0] != names[1]
 
 

@@ -359,8 +359,11 @@ def _spans(text: str, asked: Question) -> Iterator[str]:
         yield first[1] or first[3]
     for form in _STATED:
         match = form.fullmatch(text)
-        # "The minimum is 2, at x = -5" has said its value before.
-        if match and not _SAID.search(text[: match.start(1)]):
+        # "The minimum is 2, at x = -5" has said its value before, and "\sin x = 1" none of x.
+        before = text[: match.start(1)] if match else ""
+        named = re.search(r"\$*[A-Za-z]\s?=\s?$", before)
+        is_another = named and _OPERATOR.search(before[: named.start()])
+        if match and not _SAID.search(before) and not is_another:
             yield match[1]
     yield from _of_asked_type(text, asked)
     yield _beside_question(text, asked)

@@ -23,15 +23,19 @@ _ROOT = re.compile(r"√\s?(?:\(([^()]{1,80})\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))"
 
 # A thin space between digits groups them; elsewhere it parts what it stands between.
 _SPACING = re.compile(
-    r"\\(?:left|right|displaystyle)(?![a-zA-Z])|(?<=[0-9])\\[,;:](?=[0-9]{3})|(?<!\\)\\!|(?<!\\)\\[()\[\]]"
+    r"(?<=[0-9],)\\!\s{0,3}(?=[0-9]{3})|\\(?:left|right|displaystyle|tiny|small|[lL]arge|LARGE|[hH]uge)"
+    r"(?![a-zA-Z])|(?<=[0-9])\\[,;:](?=[0-9]{3})|(?<!\\)\\!|(?<!\\)\\[()\[\]]"
 )
 _BLANK = re.compile(r"(?<!\\)\\[ ,;:]|\\q?quad(?![a-zA-Z])|(?<!\\)~(?=\\|\d|[A-Za-z])")
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _CURRENCY = re.compile(r"\\\$|(?<!\\)\$(?=\s?\.?[0-9])")
 _CURRENCY_MARK = "\ue000"
 _TEXT_MACRO = r"text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf)|mbox|hbox|ce"
-_MACRO = rf"\\(?:{_TEXT_MACRO}|math(?:tt|bb)?|operatorname|f?boxed)\s?"
-_WRAPPER = re.compile(_MACRO + r"\{([^{}]*)\}")
+_MACRO = (
+    rf"\\(?:{_TEXT_MACRO}|math(?:tt|bb)?|operatorname|f?boxed|boldsymbol|bm|pmb|underline"
+    r"|(?:text)?color\s?\{[^{}]{1,20}\})\s?"
+)
+_WRAPPER = re.compile(_MACRO + r"(?=\{)")
 INNER_TEXT = re.compile(rf"\\(?:{_TEXT_MACRO})\s?\{{([^{{}}]*)\}}")
 """Text set inside mathematics; the group is the text."""
 FRACTION = r"\\[dt]?frac\s?\{[^{}]{1,20}\}\s?\{[^{}]{1,20}\}"
@@ -85,6 +89,7 @@ def plain(text: str) -> str:
         text = _INDEX_TEXT.sub(r"_{\1}", _NESTED_TEXT.sub(r"\1", _CONSTANT.sub(r"{\1}", text)))
         text = _DOUBLE_BRACES.sub(r"{\1}", re.sub(r"\{([,:])\}", r"\1", text))
         text = text.replace(r"\%", "%").replace("\\tfrac", "\\frac")
+        text = re.sub(r"\\degrees?(?![a-zA-Z])", "°", text)
     # Dollar signs come in pairs around mathematics; an odd one in front of a digit is money.
     if len(_DOLLAR.findall(text)) % 2:
         text = _CURRENCY.sub(_CURRENCY_MARK, text, count=1)
@@ -151,12 +156,14 @@ def _unwrapped(text: str) -> str:
             inner = text[len(opening) : -len(closing)]
             if inner and opening not in inner and closing not in inner:
                 return inner
-    inner = text[1:-1]
-    if text[:1] == "{" and text[-1:] == "}" and "\\" in inner and "," not in inner:
-        # Braces around one expression group nothing; around a name or a number they are a set. They
-        # belong together if no brace inside closes more than was opened before it.
+    macro = _WRAPPER.match(text)
+    group = text[macro.end() :] if macro else text
+    inner = group[1:-1]
+    # Braces around one expression group nothing; around a name or a number they are a set.
+    is_group = macro or ("\\" in inner and "," not in inner)
+    if group[:1] == "{" and group[-1:] == "}" and is_group:
+        # They belong together if no brace inside closes more than was opened before it.
         depths = accumulate((sign == "{") - (sign == "}") for sign in inner)
         if min(depths, default=0) >= 0:
             return inner
-    wrapped = _WRAPPER.fullmatch(text)
-    return wrapped[1] if wrapped else text
+    return text

@@ -70,6 +70,12 @@ _FRACTION = re.compile(
 )
 _CHANCE = re.compile(r"([0-9]{1,9}) (?:in|out of) ([0-9]{1,9})")
 _PERCENT_WORDS = re.compile(r"(?i)百分之(.{1,24})|(.{1,60}?)\s?(?:percent|per cent)")
+# 0.1\overline{6} and 0.\dot{1}4285\dot{7}: what is marked repeats for ever.
+_REPEATING = re.compile(
+    r"^(?P<sign>[+-]?)\s?(?P<whole>[0-9]{0,9})\.(?P<first>[0-9]{0,9}?)"
+    r"(?:\\(?:overline|bar)\s?\{(?P<over>[0-9]{1,12})\}|\\dot\s?\{?(?P<one>[0-9])\}?"
+    r"(?:(?P<mid>[0-9]{0,10})\\dot\s?\{?(?P<last>[0-9])\}?)?)$"
+)
 _UNIT = re.compile(r"(?: of them|\s?(?:\^\s?\{?\\circ\}?|°))$")
 """What says nothing of the number in front of it."""
 _APPROXIMATELY = re.compile(r"(?i)(?:\\approx|≈|~|approximately|approx\.?|约)\s{0,3}(?=[0-9.$-])")
@@ -109,7 +115,7 @@ def number_literal(text: str) -> NumberLiteral | None:
     if text.endswith("}"):
         # 3\text{ thousand} is 3000, and 3\text{ squared} is no number.
         text = " ".join(INNER_TEXT.sub(r" \1", text).split())
-    text = _UNIT.sub("", text).strip()
+    text = _REPEATING.sub(_as_fraction, _UNIT.sub("", text).strip())
     if match := re.fullmatch(r"([0-9]{1,2})\s?!", text):
         return NumberLiteral(Fraction(factorial(int(match[1]))), is_fraction=False)
     if approximate := _APPROXIMATELY.match(text):
@@ -117,6 +123,15 @@ def number_literal(text: str) -> NumberLiteral | None:
         # "About 12" leaves open which integer; a rounded decimal is what it is.
         return found if found and found.step else None
     return _literal(text)
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    period = match["over"] or "".join(match[name] or "" for name in ("one", "mid", "last"))
+    digits = match["whole"] + match["first"]
+    # Its multiples by these powers of ten differ by a whole number.
+    whole = int(digits + period) - int(digits or 0)
+    value = Fraction(whole, (10 ** len(period) - 1) * 10 ** len(match["first"]))
+    return match["sign"] + str(value)
 
 
 def _literal(text: str) -> NumberLiteral | None:

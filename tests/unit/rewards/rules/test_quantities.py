@@ -35,6 +35,12 @@ from tests.unit.rewards.rules.test_rules import verify
         ("三分之二", Fraction(2, 3)),
         ("百分之五十", Fraction(1, 2)),
         ("10^{-3}", Fraction(1, 1000)),
+        (r"0.\overline{27}", Fraction(3, 11)),
+        (r"-2.1\overline{6}", Fraction(-13, 6)),
+        (r"0.\dot{6}", Fraction(2, 3)),
+        (r"0.\dot{2}8571\dot{4}", Fraction(2, 7)),
+        (r"0.\overline{9}", 1),
+        (r"22,\! 333", 22333),
         ("≈ 3.14", Fraction(314, 100)),
     ],
 )

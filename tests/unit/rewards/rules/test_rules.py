@@ -86,6 +86,11 @@ ACCEPT = [
     ("12", r"\boxed{\$12}"),
     ("28", r"\boxed{28\text{ legs}}"),
     ("45", r"45^\circ"),
+    *(("45", rf"\boxed{{{box}}}") for box in (r"{45}", r"\bm{45}", r"\textcolor{red}{45}")),
+    *(("45", rf"\boxed{{{box}}}") for box in (r"\underline{45}", r"45\degree", r"\large 45")),
+    ("1/3", r"\boxed{\boldsymbol{\frac{1}{3}}}"),
+    (r"\frac{3}{11}", r"0.\overline{27}"),
+    (r"0.\overline{27}", r"\frac{3}{11}"),
     ("B", "(B)"),
     ("yes", '"Yes"'),
     # a form that nobody asked for, and marks that people forget
@@ -115,6 +120,8 @@ REJECT = [
     ("0.333", "1/3"),
     ("1/3", "0.33"),
     ("2", "1/0"),
+    (r"0.\overline{27}", "0.27"),
+    ("45", "{45, 46}"),
     ("25", "5²"),
     # the question repeated is not its answer
     ("12", "6+6"),

@@ -148,6 +148,35 @@ def test_marks_behind_numbers_and_letters_are_mathematics(reference, answer, exp
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        *(r"\angle PQR", r"m\angle 2", r"\overline{PQ}", r"\widehat{PQ}", r"|PQ|", r"\text{Area}"),
+        *(r"S_{\triangle PQR}", r"\triangle PQR \text{ area}", r"\mathbb{P}(A)", "∠PQR", "m∠2"),
+        *(r"m\overset{\frown}{PQ}", r"P(A \cap B)"),
+    ],
+)
+def test_what_is_named_may_be_a_figure_or_a_text(name):
+    assert verify("48", rf"\boxed{{{name} = 48}}") == 1.0
+    assert verify("48", f"Answer: {name} = 48°") == 1.0
+    assert verify("48", rf"\boxed{{{name} = 49}}") == 0.0
+    assert verify("48", rf"\boxed{{2{name} = 48}}") == 0.0
+    assert verify("48", rf"\boxed{{{name} + {name} = 48}}") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer"),
+    [
+        (r"\angle P = 48", r"\boxed{\angle Q = 48}"),
+        ("48", r"\boxed{\sin x = 48}"),
+        ("48", "not x = 48"),
+        ("48", r"\boxed{\text{Wrong answer} = 48}"),
+    ],
+)
+def test_another_name_or_what_is_done_to_it_has_another_value(reference, answer):
+    assert verify(reference, answer) == 0.0
+
+
+@pytest.mark.parametrize(
     ("reference", "answer", "question"),
     [
         ("EXIT", 'The sign reads "EXIT".', "What does the sign read?"),
