@@ -132,10 +132,12 @@ def _same_equation(wanted: Any, given: Any) -> bool:
     ratios = []
     for point in _POINTS:
         above, below = _values_at(point, symbols, left, right)
-        if not below or not above.is_number or not below.is_number:
+        if not above.is_number or not below.is_number:
             return False
-        ratios.append(above / below)
-    near = 1e-20 * abs(ratios[0])
+        # A point that solves both says nothing of the factor between them.
+        if above or below:
+            ratios.append(above / below if below else sympy.nan)
+    near = 1e-20 * abs(ratios[0]) if len(ratios) > 1 else 0
     return bool(near) and all(abs(ratio - ratios[0]) <= near for ratio in ratios)
 
 

@@ -49,8 +49,9 @@ def equal_numbers(reference: str, answer: str, ask: Ask) -> bool:
     wanted, given = number_literal(reference), number_literal(answer)
     if wanted is None or wanted.is_percent:
         return equal_quantities(reference, answer, ask) is True
-    # To "what percent?" 10 means 10%, so 1000% is not 10.
-    if given and given.is_percent and _ASKS_WHAT_PERCENT.search(ask.question):
+    # To "what percent?" 10 means 10%, so 1000% is not 10. A part of 1 may be meant as such.
+    is_asked = abs(wanted.value) > 1 and _ASKS_WHAT_PERCENT.search(ask.question)
+    if given and given.is_percent and is_asked:
         return equal_counts(reference, answer, ask.question)
     # 3:2 is 3/2 to a question for a ratio.
     if wanted.is_fraction and given is None and ASKS_RATIO.search(ask.question):

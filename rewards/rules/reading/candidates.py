@@ -70,8 +70,10 @@ _GAP = r"[ \t]{0,8}(?:\r?\n[ \t]{0,8}){0,2}"
 # The label of a statement; what it states runs to the end of the line or to the next label.
 _LABEL = re.compile(
     rf"(?im)(?<![\"“'‘「])\banswer(?:\*\*)?\s?(?:is)?\s?[:：](?:\*\*)?{_GAP}"
-    rf"|[【\[]答案[】\]]\s?[:：]?{_GAP}|答案(?:\*\*)?\s?(?:(?:应该?)?[是为]\s?[:：]?|[:：])(?:\*\*)?{_GAP}"
-    r"|故选\s?[:：]?|(?<=[，。；\s])选择?[:：]?\s?(?=[(（]?[A-H](?![a-zA-Z]))"
+    rf"|[【\[]答案[】\]]\s?[:：]?{_GAP}"
+    rf"|(?:答案|正确选项)(?:\*\*)?\s?(?:(?:应该?)?[是为]\s?[:：]?|[:：])(?:\*\*)?{_GAP}"
+    r"|故选\s?[:：]?|(?:(?<=[，。；\s])|(?<=答案)|(?<=(?<!不)应)|(?<=[本此]题)|(?<=因此)|(?<=所以))"
+    r"选择?[:：]?\s?(?=[(（]?[A-H](?![a-zA-Z]))"
     r"|\b(?:the|final|my|correct|right) (?:(?:final|correct|right|best) )?(?:answer|option|choice)"
     r"(?: to (?:the|this) (?:question|problem|exercise))? (?:is|would be|must be)\s"
     r"(?!(?:correct|right|wrong|in|on)\b)|\bthe answer's\s|\bans\s?[:：.]\s?"

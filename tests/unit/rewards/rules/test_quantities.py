@@ -136,6 +136,7 @@ def test_wrong_or_missing_units(reference, answer):
         ("60", "60 km/h", "What is the speed in km/h?", 1.0),
         ("40", r"\boxed{40\%}", "What percentage of 5 is 2?", 1.0),
         ("40", r"\boxed{4000\%}", "What percentage of 5 is 2?", 0.0),
+        ("0.14", r"\boxed{14\%}", "What percentage of 50 is 7?", 1.0),
         ("40", "4000%", "占百分之几？", 0.0),
         ("0.4", "40%", "What is 20 percent of 2?", 1.0),
         ("60", "60 m/s", "What is the speed in km/h?", 0.0),

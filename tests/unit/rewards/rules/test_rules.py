@@ -68,6 +68,9 @@ ACCEPT = [
     (r"\frac{\pi}{2}", "pi/2"),
     ("sqrt(2)", r"\sqrt{2}"),
     ("y = 2x + 1", "1 + 2x"),
+    # One of the points at which equations are compared solves these.
+    ("3x - 2y + 1 = 0", "3x - 2y = -1"),
+    ("3x - 2y + 1 = 0", r"y = \frac{3x + 1}{2}"),
     ("(1, 2)", "(1,2)"),
     ("x < 5", "x<5"),
     ("2^{10}", "1024"),
@@ -101,6 +104,7 @@ ACCEPT = [
     ("2024-01-02", "2024-01-02"),
 ]
 REJECT = [
+    ("3x - 2y + 1 = 0", "3x - 2y = 1"),
     (r"2 \times 2 \times 3", "12"),
     (r"\frac{\pi}{4}", r"\boxed{\int_0^1 \sqrt{1-x^2} dx}"),
     (r"\frac{\pi^2}{6}", r"\sum_{n=1}^{\infty}\frac{1}{n^2}"),
