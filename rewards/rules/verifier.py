@@ -6,7 +6,7 @@ cannot settle is left to sympy and pint, in a killable worker. Loads without tor
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice, zip_longest
 
@@ -33,6 +33,11 @@ UNVERIFIABLE = "unverifiable"
 # Only a text with one of these is searched for an answer; any other reference is one, all of it.
 _MARKER = re.compile(r"(?i)\\f?box|<answer>|answer|答案|\*\*|(?:^|\n)A:")
 _OR = re.compile(r"(?i)\bor\b|或者?")
+_EITHER = re.compile(
+    r"(?i),?\s*(?:\\(?:text|mathrm|mbox)\s?\{\s*or\s*\}|\bor\b|或者?)(?:,?\s*equivalently\b,?)?\s*"
+)
+MAX_WAYS = 3
+"""Ways to write one value that a claim may give."""
 # "We get 12!" is a cry where it is prose: nobody means so large a factorial. 5! is one.
 _CRY = re.compile(r"(?:(?<=[0-9]{3})|(?<=\s[0-9]{2}))!$")
 
@@ -167,22 +172,39 @@ def _compared(
         return 0.0, "differs"
     if candidate is None or not text.strip():
         return 0.0, "no answer is claimed"
-    # What makes a claim no answer is the same for all kinds.
-    refusals = {
-        "what is claimed is too long for an answer": len(text) > MAX_RULE_CHARACTERS,
-        "talks to the grader": not candidate.is_marked and talks_to_grader(text),
-        "leaves open which of several it means": hedges(unhedged, wanted),
-        "letter and text name different options": contradicts_option(text, ask.question),
-        "names another letter": names_differ(wanted, text),
-        f"{UNVERIFIABLE}: a number too large to evaluate": is_too_large(text),
-    }
-    if why := next((why for why, is_so in refusals.items() if is_so), ""):
-        return 0.0, why
+    is_open = hedges(unhedged, wanted)
     try:
-        verdict = _any_reading(kind, wanted, candidate, ask)
+        # What is left open may be no more than how to write what is right.
+        is_right = (
+            is_open and not is_too_large(text) and _all_are_right(kind, wanted, candidate, ask)
+        )
+        # What makes a claim no answer is the same for all kinds.
+        refusals = {
+            "what is claimed is too long for an answer": len(text) > MAX_RULE_CHARACTERS,
+            "talks to the grader": not candidate.is_marked and talks_to_grader(text),
+            "leaves open which of several it means": is_open and not is_right,
+            "letter and text name different options": contradicts_option(text, ask.question),
+            "names another letter": names_differ(wanted, text),
+            f"{UNVERIFIABLE}: a number too large to evaluate": is_too_large(text),
+        }
+        if why := next((why for why, is_so in refusals.items() if is_so), ""):
+            return 0.0, why
+        verdict = is_right or _any_reading(kind, wanted, candidate, ask)
     except UnparsedReference as error:
         raise NotScorable(str(error)) from error
     return (None, "") if verdict is None else (float(verdict), "" if verdict else "differs")
+
+
+def _all_are_right(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> bool:
+    """Whether a claim leaves only open how to write what is right: 3/2, or equivalently 1.5."""
+    parts = [part.strip(" ,.;") for part in _EITHER.split(candidate.text)]
+    # Each by itself has to be right, so nothing is gained by a guess.
+    return 1 < len(parts) <= MAX_WAYS and all(
+        part
+        and not hedges(part, wanted)
+        and _any_reading(kind, wanted, replace(candidate, text=part), ask)
+        for part in parts
+    )
 
 
 def _any_reading(kind: Kind, wanted: str, candidate: Candidate, ask: Ask) -> bool | None:

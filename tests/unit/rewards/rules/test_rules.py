@@ -61,6 +61,11 @@ ACCEPT = [
     ("12", "6+6=12"),
     ("12", "Answer: $x = 12$"),
     ("12", r"\boxed{12}. I repeat: \boxed{12.0}"),
+    # What is left open is how to write it.
+    ("3/2", "**Answer:** 3/2 or 1.5"),
+    (r"\frac{1}{4}", r"$\boxed{\frac14}$, or equivalently, 0.25"),
+    (r"\frac{1}{4}", r"$\boxed{\frac{1}{4}}$ or $25\%$."),
+    (r"\frac{1}{4}", r"\boxed{\frac{1}{4} \text{ or } 0.25}"),
     (r"\boxed{12}", "12"),
     # expressions
     (r"2\sqrt{3}", r"\sqrt{12}"),
@@ -105,6 +110,9 @@ ACCEPT = [
 ]
 REJECT = [
     ("3x - 2y + 1 = 0", "3x - 2y = 1"),
+    ("3/2", "**Answer:** 3/2 or 2"),
+    ("3/2", "1.5 or 3/2 or 1 or 2"),
+    (r"\frac{1}{4}", r"$\boxed{\frac14}$, or equivalently, 0.5"),
     (r"2 \times 2 \times 3", "12"),
     (r"\frac{\pi}{4}", r"\boxed{\int_0^1 \sqrt{1-x^2} dx}"),
     (r"\frac{\pi^2}{6}", r"\sum_{n=1}^{\infty}\frac{1}{n^2}"),
