@@ -163,6 +163,16 @@ async def _restart_learner(
             lost = error
 
 
+async def _publish_first(loop: TrainingLoop, services: TrainingServices) -> None:
+    """Give the engines the weights to begin with, and let those that join later have theirs."""
+    engine = services.engine
+    await publish(services.learner, engine, loop.version, loop.canary)
+    engine.admit = partial(loop.admit, engine)
+    # One that was joining when the publish had begun has been asked to wait for the next one, which
+    # may never come: too few engines may serve without it.
+    await loop.admit(engine)
+
+
 async def _train_from(
     checkpoint: Checkpoint | None,
     inputs: RunInputs,
@@ -177,17 +187,9 @@ async def _train_from(
     engine, scorer, learner = services.engine, services.scorer, services.learner
     console.phase("publishing and proving the first weights")
     finished = FinishedGroups(directory.finished_path, done)
-    loop = TrainingLoop(
-        config,
-        Parts(inputs.stream, inputs.encode, engine, scorer, learner),
-        done,
-        finished=finished,
-    )
-    await publish(learner, engine, done, loop.canary)
-    engine.admit = partial(loop.admit, engine)
-    # One that was joining when the publish had begun has been asked to wait for the next one, which
-    # may never come: too few engines may serve without it.
-    await loop.admit(engine)
+    parts = Parts(inputs.stream, inputs.encode, engine, scorer, learner)
+    loop = TrainingLoop(config, parts, done, finished=finished)
+    await _publish_first(loop, services)
 
     async def heldout() -> dict[str, ModeResult]:
         console.phase(f"evaluating {len(inputs.heldout)} held-out prompts per mode")
