@@ -313,16 +313,14 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfi
             # Not PyYAML alone, which reads 1e-6 as a text.
             tree = OmegaConf.from_dotlist([argument])
         except yaml.YAMLError:
-            if "{{" in value:
-                # A template, in which YAML would see a mapping within a mapping.
-                tree = OmegaConf.create()
-                OmegaConf.update(tree, key, value)
-                _lay_over(overrides, Layer(COMMAND_LINE, tree))
-                continue
-            raise RecipeError(
-                f"{key}: cannot read the value {value!r} as YAML; quote it, and leave a space "
-                "after each colon of a mapping"
-            ) from None
+            if "{{" not in value:
+                raise RecipeError(
+                    f"{key}: cannot read the value {value!r} as YAML; quote it, and leave a space "
+                    "after each colon of a mapping"
+                ) from None
+            # A template, in which YAML would see a mapping within a mapping.
+            tree = OmegaConf.create()
+            OmegaConf.update(tree, key, value)
         if key in LOADER_KEYS:
             directives[key] = tree[key]
         else:

@@ -70,13 +70,18 @@ def is_chemical(reference: str, question: str) -> bool:
     return bool(_FORMULA.fullmatch(_formula(reference)) and _ASKS_FORMULA.search(question))
 
 
-def equal_texts(reference: str, answer: str, ask: Ask) -> bool:
-    wanted, given = plain_words(reference), plain_words(answer)
-    is_long = len(answer) > 2 * len(reference) + MAX_TEXT_CHARACTERS
+def _letter_has_other_marks(reference: str, answer: str) -> bool:
     # Beside a letter marks are mathematics: neither n! nor x' nor [x] is the letter.
-    marks = [_MARKS.findall(plain(text)) for text in (reference, answer)]
-    if is_long or (len(wanted) == 1 and marks[0] != marks[1]):
+    return len(plain_words(reference)) == 1 and (
+        _MARKS.findall(plain(reference)) != _MARKS.findall(plain(answer))
+    )
+
+
+def equal_texts(reference: str, answer: str, ask: Ask) -> bool:
+    is_long = len(answer) > 2 * len(reference) + MAX_TEXT_CHARACTERS
+    if is_long or _letter_has_other_marks(reference, answer):
         return False
+    wanted, given = plain_words(reference), plain_words(answer)
     formulas = _formula(reference), _formula(answer)
     if _is_formula(formulas[0]) and formulas[0].casefold() == formulas[1].casefold():
         # The case of a formula carries its meaning; so does the charge of an ion.

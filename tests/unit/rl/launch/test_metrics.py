@@ -34,6 +34,14 @@ def scored(mode, lengths, rewards, versions=(0, 0), finish_reason="stop"):
     return ScoredGroup(RolloutGroup(request, trajectories), scores)
 
 
+def with_choices(one, *choices):
+    """The group with these choices, one a trajectory."""
+    trajectories = tuple(
+        replace(t, choice=choice) for t, choice in zip(one.group.trajectories, choices, strict=True)
+    )
+    return replace(one, group=replace(one.group, trajectories=trajectories))
+
+
 def result(*groups, step=3, advantages=None, dropped=None, choices=None, prices=None):
     return StepResult(
         step=step,
@@ -123,11 +131,8 @@ def test_what_was_chosen_is_told_of_free_groups_by_difficulty_and_source():
         one = scored("auto", [5] * len(kinds), [1.0] * len(kinds))
         prompt = Prompt(name, (), "12", difficulty=difficulty)
         request = replace(one.group.request, prompt=prompt, is_pair=is_pair)
-        trajectories = tuple(
-            replace(t, choice=Choice(kind, 1))
-            for t, kind in zip(one.group.trajectories, kinds, strict=True)
-        )
-        return replace(one, group=replace(one.group, request=request, trajectories=trajectories))
+        one = replace(one, group=replace(one.group, request=request))
+        return with_choices(one, *(Choice(kind, 1) for kind in kinds))
 
     groups = [
         chosen("sums/1", 2.0, [False, False]),
@@ -153,11 +158,7 @@ def test_what_was_chosen_is_told_of_free_groups_by_difficulty_and_source():
 def test_a_first_token_of_neither_kind_is_no_part_of_the_gap_between_the_kinds():
     cfg = config(modes={"auto": {"share": 1.0, "thinking": "auto", "max_tokens": 16}})
     one = scored("auto", [5] * 3, [1.0, 1.0, 0.0])
-    choices = (Choice(True, 1), Choice(False, 1), Choice(True, 0, is_kept=False))
-    trajectories = tuple(
-        replace(t, choice=choice) for t, choice in zip(one.group.trajectories, choices, strict=True)
-    )
-    one = replace(one, group=replace(one.group, trajectories=trajectories))
+    one = with_choices(one, Choice(True, 1), Choice(False, 1), Choice(True, 0, is_kept=False))
     step_result = result(one, choices=((0.3, 0.1, -0.4),), prices={"auto": 0.0})
     metrics = step_metrics(step_result, cfg, Progress())
     assert metrics["rollout/auto/gap"] == pytest.approx(0.2)
@@ -167,12 +168,7 @@ def test_a_response_without_a_score_says_nothing_of_the_gap_between_the_kinds():
     """Its choice has no credit, where the others of its kind have one."""
     cfg = config(modes={"auto": {"share": 1.0, "thinking": "auto", "max_tokens": 16}})
     one = scored("auto", [5] * 4, [1.0, None, 0.0, 0.0])
-    kinds = (True, True, False, False)
-    trajectories = tuple(
-        replace(t, choice=Choice(kind, 1))
-        for t, kind in zip(one.group.trajectories, kinds, strict=True)
-    )
-    one = replace(one, group=replace(one.group, trajectories=trajectories))
+    one = with_choices(one, *(Choice(kind, 1) for kind in (True, True, False, False)))
     credits = (0.6, 0.0, -0.4, -0.4)
     step_result = result(one, choices=(credits,), prices={"auto": 0.0})
     metrics = step_metrics(step_result, cfg, Progress())
